@@ -1,0 +1,12 @@
+//! nodeagent: pods from files or an API server, made real on this node. See ARCHITECTURE.md for the map.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod image;
+pub mod model;
+pub mod pod;
+pub mod runtime;
+pub mod source;
