@@ -1,3 +1,8 @@
 //! A pod's life: what should be, what is, and the steps between. Knows model, runtime, image and netplug.
 
+pub mod backoff;
+pub mod observed;
+pub mod plan;
+pub mod recorder;
+pub mod status;
 pub mod store;
