@@ -384,3 +384,7 @@ fn is_init(pod: &ValidPod, name: &str) -> bool {
 pub fn between(a: Timestamp, b: Timestamp) -> Duration {
     Duration::try_from(b.duration_since(a)).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
