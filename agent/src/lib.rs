@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod image;
+pub mod machine;
 pub mod model;
 pub mod pod;
 pub mod runtime;
