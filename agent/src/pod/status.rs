@@ -230,3 +230,7 @@ fn terminated(attempt: &Attempt) -> Option<k8s::ContainerState> {
         ..Default::default()
     })
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;
