@@ -215,9 +215,10 @@ pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: bool) ->
     Request::new(RouteNetlinkMessage::SetLink(builder.build()), 0)
 }
 
-/// A veth pair, both ends up: the host's in the bridge, the pod's in its namespace from the start.
+/// A veth pair: the host's end up and in the bridge, the pod's in its namespace from the start. The pod's can't be made up at once:
+/// a veth opens only when it has its peer, and the pod's is made first.
 pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac) -> Request {
-    let peer = LinkUnspec::new_with_name(POD_LINK).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns).up();
+    let peer = LinkUnspec::new_with_name(POD_LINK).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
     let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
         .mtu(mtu)
@@ -245,14 +246,19 @@ pub(crate) fn enslave(index: u32, bridge: u32, mtu: u32) -> Request {
     Request::new(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// The pod's loopback, up.
-pub(crate) fn loopback_up() -> Request {
-    Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build()), 0)
+/// A link, up.
+pub(crate) fn up(index: u32) -> Request {
+    Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build()), 0)
 }
 
-/// A pod's interface that exists: MAC, MTU, up.
+/// The pod's loopback, up.
+pub(crate) fn loopback_up() -> Request {
+    up(LOOPBACK_INDEX)
+}
+
+/// A pod's interface that exists: MAC, MTU.
 pub(crate) fn set_pod_link(index: u32, mac: Mac, mtu: u32) -> Request {
-    let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).mtu(mtu).up().build();
+    let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).mtu(mtu).build();
     Request::new(RouteNetlinkMessage::SetLink(message), 0)
 }
 

@@ -113,6 +113,7 @@ impl Engine {
             let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
             requests.push(links::set_pod_link(index, mac, self.bridge.mtu));
         }
+        requests.push(links::up(index));
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
         for ip in &lease.ips {

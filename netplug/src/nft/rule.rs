@@ -4,7 +4,6 @@
 use super::wire::Attrs;
 
 const LIST_ELEM: u16 = 1;
-const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 
 /// 16-byte register 1, which is also the 4-byte registers 8 to 11.
@@ -189,8 +188,12 @@ impl Rule {
         self.expression("immediate", |data| {
             data.u32(1, 0).nest(2, |value| {
                 value.nest(DATA_VERDICT, |attrs| match verdict {
-                    Verdict::Drop => drop(attrs.u32(1, 0)),
-                    Verdict::Jump(chain) => drop(attrs.u32(1, -3i32 as u32).str(2, chain)),
+                    Verdict::Drop => {
+                        attrs.u32(1, 0);
+                    }
+                    Verdict::Jump(chain) => {
+                        attrs.u32(1, -3i32 as u32).str(2, chain);
+                    }
                 });
             });
         })
@@ -202,8 +205,8 @@ impl Rule {
         })
         .expression("bitwise", |data| {
             data.u32(1, R1).u32(2, R1).u32(3, 4);
-            data.nest(4, |value| drop(value.bytes(DATA_VALUE, &STATUS_DNAT.to_ne_bytes())));
-            data.nest(5, |value| drop(value.bytes(DATA_VALUE, &[0; 4])));
+            data.data(4, &STATUS_DNAT.to_ne_bytes());
+            data.data(5, &[0; 4]);
         })
     }
 
@@ -221,7 +224,7 @@ impl Rule {
 
     fn compare(self, operator: u32, value: &[u8]) -> Rule {
         self.expression("cmp", |data| {
-            data.u32(1, R1).u32(2, operator).nest(3, |data| drop(data.bytes(DATA_VALUE, value)));
+            data.u32(1, R1).u32(2, operator).data(3, value);
         })
     }
 

@@ -172,7 +172,9 @@ impl Table {
         let mut chain = self.attrs();
         chain.str(3, name);
         if let Some((kind, hook, priority)) = base {
-            chain.str(7, kind).nest(4, |attrs| drop(attrs.u32(1, hook).u32(2, priority as u32)));
+            chain.str(7, kind).nest(4, |attrs| {
+                attrs.u32(1, hook).u32(2, priority as u32);
+            });
         }
         batch.add(Op::NewChain, NLM_F_CREATE, &chain);
     }
@@ -259,9 +261,9 @@ pub(crate) struct Element {
 impl Element {
     fn write(&self, list: &mut Attrs, op: Op) {
         list.nest(1, |element| {
-            element.nest(1, |key| drop(key.bytes(1, &self.key)));
+            element.data(1, &self.key);
             if let Some(value) = self.value.as_ref().filter(|_| op == Op::NewElements) {
-                element.nest(2, |data| drop(data.bytes(1, value)));
+                element.data(2, value);
             }
             if self.flags != 0 {
                 element.u32(3, self.flags);

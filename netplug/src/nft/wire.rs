@@ -9,6 +9,7 @@ pub(crate) const NLM_F_CREATE: u16 = 0x400;
 pub(crate) const NLM_F_APPEND: u16 = 0x800;
 
 const NLA_F_NESTED: u16 = 0x8000;
+const DATA_VALUE: u16 = 1;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -61,6 +62,15 @@ impl Attrs {
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
         self.0[start + 2..start + 4].copy_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         self
+    }
+}
+
+impl Attrs {
+    /// NFTA_DATA_VALUE within `kind`: how keys, values and operands travel.
+    pub(crate) fn data(&mut self, kind: u16, value: &[u8]) -> &mut Attrs {
+        self.nest(kind, |data| {
+            data.bytes(DATA_VALUE, value);
+        })
     }
 }
 
