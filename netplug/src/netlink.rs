@@ -96,6 +96,9 @@ impl Wire {
 
     /// Sends route requests in one packet. The outcome has one entry a request, in order.
     pub(crate) fn route(&mut self, socket: impl AsFd, requests: Vec<Request>) -> Result<Vec<Outcome>, Refused> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
         let first = sequence(requests.len());
         let mut outcomes: Vec<Outcome> = requests.iter().map(|_| Outcome::default()).collect();
         let packet = encode(requests, first);

@@ -165,6 +165,15 @@ impl Engine {
         Error::all(errors)
     }
 
+    /// Puts back what somebody deleted by hand: the bridge, its settings, its ports, the table.
+    pub(crate) fn repair(&mut self) -> Result<(), Error> {
+        self.bridge = Bridge::up(&mut self.wire, &self.route, &self.settings, self.leases.len())?;
+        let astray = self.ports_astray()?;
+        let mut errors: Vec<Error> = astray.iter().filter_map(|lease| self.mend(lease).err()).collect();
+        errors.extend(self.render().err());
+        Error::all(errors)
+    }
+
     fn destroy_table(&mut self) -> Result<(), Error> {
         self.table.destroy(&mut self.wire, &self.nft).doing(|| format!("remove the nftables table inet {}", self.settings.table))
     }
@@ -221,7 +230,13 @@ impl Engine {
         inside: pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
-        let (host_if, index) = self.pair(wanted, lease, &inside)?;
+        let (host_if, index) = match self.pair(wanted, lease, &inside) {
+            Err(_) if self.bridge_is_gone()? => {
+                self.repair()?;
+                self.pair(wanted, lease, &inside)?
+            }
+            pair => pair?,
+        };
         if host_if != lease.host_if {
             self.rename(&lease.uid, &host_if)?;
         }

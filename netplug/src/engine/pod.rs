@@ -2,7 +2,7 @@
 //! if it isn't, so attaching twice is the same as once.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -90,7 +90,7 @@ impl Engine {
     /// The pair of the pod: the one that is there, put right, or a new one. The host's end's name, and the pod's end's index.
     pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<(String, u32), Error> {
         if let (Some(link), Some(host_if)) = (&inside.link, &inside.host_if) {
-            self.mend(lease, host_if)?;
+            self.mend(&Lease { host_if: host_if.clone(), ..lease.clone() })?;
             return Ok((host_if.clone(), link.index));
         }
         if inside.link.is_some() {
@@ -158,7 +158,8 @@ impl Engine {
     }
 
     /// Puts a host end that exists back in order.
-    fn mend(&mut self, lease: &Lease, host_if: &str) -> Result<(), Error> {
+    pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
+        let host_if = lease.host_if.as_str();
         let Some(link) = bridge::find(&mut self.wire, &self.route, host_if)? else { return Ok(()) };
         let isolated = self.settings.isolation == Isolation::Pods;
         let requests = vec![
@@ -178,6 +179,21 @@ impl Engine {
         };
         let veth = |link: &Link| link.kind == Some(InfoKind::Veth) && link.peer == Some(pod.index);
         Ok(Link::all(&messages).find(veth))
+    }
+
+    pub(super) fn bridge_is_gone(&mut self) -> Result<bool, Error> {
+        let found = bridge::find(&mut self.wire, &self.route, &self.settings.bridge)?;
+        Ok(found.is_none_or(|link| link.index != self.bridge.index))
+    }
+
+    /// The pods whose link is there, but not in the bridge, or not up.
+    pub(super) fn ports_astray(&mut self) -> Result<Vec<Lease>, Error> {
+        let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
+        let astray = |lease: &&Lease| {
+            links.get(&lease.host_if).is_some_and(|link| link.bridge != Some(self.bridge.index) || !link.up)
+        };
+        Ok(self.leases.values().filter(astray).cloned().collect())
     }
 
     /// The links in the bridge.
