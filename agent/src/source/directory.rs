@@ -52,7 +52,11 @@ pub async fn watch_with(
 ) -> Result<(), WatchError> {
     let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| WatchError::Inotify(e.into()))?;
     let queue = Arc::new(queue);
-    let ready = AsyncFd::register(queue.clone()).map_err(|e| WatchError::Inotify(e.into_parts().1))?;
+    #[expect(
+        deprecated,
+        reason = "the new way is unsafe, for types that give another descriptor each time: an OwnedFd never does"
+    )]
+    let ready = AsyncFd::new(queue.clone()).map_err(WatchError::Inotify)?;
     let mut watcher = Watcher::new(queue, roots, defaults);
 
     let mut told = vec![Event::Init];
