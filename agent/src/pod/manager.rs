@@ -1,6 +1,7 @@
 //! Which pods there are: takes what the sources say, keeps one worker a pod, adopts what an agent before this one left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::mpsc;
@@ -47,6 +48,10 @@ pub struct Manager {
     /// What the sources want, by UID.
     wanted: HashMap<PodUid, ValidPod>,
     adopted: HashMap<PodUid, Adopted>,
+    /// Files that are wrong now.
+    faults: HashSet<PathBuf>,
+    /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on.
+    in_doubt: HashSet<PodUid>,
     draining: bool,
 }
 
@@ -54,7 +59,7 @@ impl Manager {
     /// Finds what an agent before this one left; its pods go on as soon as the sources name them.
     pub async fn new(node: Arc<Node>) -> Self {
         let adopted = node.runtime.adopt().await.into_iter().map(|a| (a.uid.clone(), a)).collect();
-        Self { node, workers: JoinSet::new(), running: HashMap::new(), wanted: HashMap::new(), adopted, draining: false }
+        Self { node, workers: JoinSet::new(), running: HashMap::new(), wanted: HashMap::new(), adopted, faults: HashSet::new(), in_doubt: HashSet::new(), draining: false }
     }
 
     /// Until the sources and the API have hung up, or all pods are drained.
@@ -93,8 +98,15 @@ impl Manager {
                     self.node.recorder.node(Level::Warning, "InvalidManifest", &error.to_string());
                 }
                 tracing::warn!(file = %file.display(), "the manifest is not as it should be: its last good version runs on");
+                self.faults.insert(file);
             }
             source::Event::Mended { file } => {
+                self.faults.remove(&file);
+                if self.faults.is_empty() {
+                    for uid in std::mem::take(&mut self.in_doubt) {
+                        self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+                    }
+                }
                 self.node.recorder.node(Level::Normal, "ManifestMended", &format!("{} is as it should be again", file.display()));
             }
         }
@@ -103,6 +115,7 @@ impl Manager {
     fn apply(&mut self, pod: ValidPod) {
         let uid = pod.uid().clone();
         let edited = self.wanted.insert(uid.clone(), pod.clone()).is_some_and(|old| old.object() != pod.object());
+        self.in_doubt.remove(&uid);
         if self.draining {
             return;
         }
@@ -175,7 +188,11 @@ impl Manager {
                 Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
                 Err(_) => Worker::salvage(self.node.clone(), pod, live.clone()),
             };
-            let _ = commands.send(Command::End { grace: None, then: Then::Gone });
+            if self.faults.is_empty() {
+                let _ = commands.send(Command::End { grace: None, then: Then::Gone });
+            } else {
+                self.in_doubt.insert(orphan.uid.clone());
+            }
             self.spawn(orphan.uid, worker, live, commands, inbox);
         }
         self.node.retain(self.running.keys());

@@ -1,6 +1,7 @@
 //! One pod's task: observes, plans, acts. All decisions are `plan`'s; here is the I/O. Actions run side by side as futures of this
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,8 +74,10 @@ pub struct Worker {
     sandbox: Option<Sandbox>,
     events: Option<broadcast::Receiver<Event>>,
     /// Images that its containers use: not to be collected.
-    images: std::collections::BTreeMap<String, (image::Image, image::Pin)>,
+    images: BTreeMap<String, (image::Image, image::Pin)>,
     outcomes: FuturesUnordered<BoxFuture<'static, Outcome>>,
+    /// Exits of containers whose start isn't answered yet, by ID.
+    early: HashMap<String, Exit>,
     start_time: Timestamp,
     deletion: Option<(Timestamp, i64)>,
     removal_delay: Duration,
@@ -90,11 +93,12 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None },
+            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None },
             sandbox: None,
             events: None,
-            images: Default::default(),
+            images: BTreeMap::new(),
             outcomes: FuturesUnordered::new(),
+            early: HashMap::new(),
             start_time: Timestamp::now(),
             deletion: None,
             removal_delay: Duration::ZERO,
@@ -171,6 +175,7 @@ impl Worker {
                 biased;
                 Some(outcome) = self.outcomes.next(), if !self.outcomes.is_empty() => self.absorb(outcome),
                 event = next_event(&mut self.events) => self.event(event).await,
+                () = holder_gone(self.sandbox.as_ref()) => self.holder_ended().await,
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     // The agent stops; the pod goes on without it.
@@ -250,7 +255,7 @@ impl Worker {
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None };
+        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None };
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
@@ -271,6 +276,8 @@ impl Worker {
     fn exited(&mut self, id: &str, exit: Exit) {
         let Some(name) = self.observed.containers.iter().find(|(_, c)| c.last.as_ref().is_some_and(|a| a.id == id)).map(|(n, _)| n.clone())
         else {
+            // It ended before the answer to its start was taken.
+            self.early.insert(id.to_owned(), exit);
             return;
         };
         let finish = self.finish(id, &name, exit);
@@ -629,7 +636,7 @@ impl Worker {
     /// An exit that came before the start's answer was taken.
     fn catch_up(&mut self, name: &str) {
         let Some(id) = self.observed.containers.get(name).and_then(Container::running).map(|a| a.id.clone()) else { return };
-        if let Some(exit) = self.sandbox.as_ref().and_then(|s| s.holder.exit_of(&id)) {
+        if let Some(exit) = self.early.remove(&id) {
             self.exited(&id, exit);
         }
     }
@@ -717,6 +724,14 @@ async fn next_event(events: &mut Option<broadcast::Receiver<Event>>) -> Option<E
             // Treated as a broken connection: everything is asked anew.
             Err(broadcast::error::RecvError::Closed | broadcast::error::RecvError::Lagged(_)) => return None,
         }
+    }
+}
+
+/// Never, without a holder.
+async fn holder_gone(sandbox: Option<&Sandbox>) {
+    match sandbox {
+        Some(sandbox) => sandbox.holder.gone().await,
+        None => std::future::pending().await,
     }
 }
 
