@@ -57,7 +57,8 @@ fn build(package: &Path, target: &str, target_dir: &Path) -> Result<(), Box<dyn 
     // nothing but the agent's words is not worth a page of relocations for each pod.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static");
     // What the outer cargo (or clippy, or a coverage tool) set for the agent isn't meant for these.
-    for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "CLIPPY_ARGS"] {
+    for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "CLIPPY_ARGS"]
+    {
         cargo.env_remove(name);
     }
     let status = cargo.status()?;

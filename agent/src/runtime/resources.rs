@@ -133,6 +133,9 @@ fn scaled(quantity: &Quantity, per: i128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
+/// One, in billionths.
+pub const UNIT: i128 = 1_000_000_000;
+
 /// CPU in thousandths of one.
 pub fn millis(quantity: &Quantity) -> u64 {
     scaled(quantity, 1_000_000)
@@ -294,7 +297,10 @@ mod tests {
     #[rstest]
     #[case("containers: [{name: a}]", Qos::BestEffort)]
     #[case("containers: [{name: a, resources: {limits: {cpu: '1', memory: 1Gi}}}]", Qos::Guaranteed)]
-    #[case("containers: [{name: a, resources: {limits: {cpu: '1', memory: 1Gi}, requests: {cpu: 1000m, memory: 1024Mi}}}]", Qos::Guaranteed)]
+    #[case(
+        "containers: [{name: a, resources: {limits: {cpu: '1', memory: 1Gi}, requests: {cpu: 1000m, memory: 1024Mi}}}]",
+        Qos::Guaranteed
+    )]
     #[case("containers: [{name: a, resources: {limits: {cpu: '1', memory: 1Gi}, requests: {cpu: 10m}}}]", Qos::Burstable)]
     #[case("containers: [{name: a, resources: {limits: {memory: 1Gi}}}]", Qos::Burstable)]
     #[case("containers: [{name: a, resources: {limits: {cpu: '1', memory: 1Gi}}}, {name: b}]", Qos::Burstable)]

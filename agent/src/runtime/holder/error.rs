@@ -106,7 +106,9 @@ fn hint(fault: &Fault) -> Option<&'static str> {
     Some(match (fault.stage, Errno::from_raw(fault.errno)) {
         (Stage::Exec, Errno::ENOENT) => "is it in the image, with its interpreter or dynamic loader? else set `command`",
         (Stage::Exec, Errno::EACCES) => "is it executable for this user?",
-        (Stage::Exec, Errno::ENOEXEC) => "is it a program of this machine's architecture, or a script with `#!` on its first line?",
+        (Stage::Exec, Errno::ENOEXEC) => {
+            "is it a program of this machine's architecture, or a script with `#!` on its first line?"
+        }
         (Stage::Fork, Errno::EAGAIN) => "the PID limit of the pod, of the node or of the user is reached",
         (Stage::Namespace, Errno::ENOSPC) => "see /proc/sys/user/max_*_namespaces",
         (Stage::Namespace, Errno::EPERM) => "the agent must be root, with CAP_SYS_ADMIN",

@@ -17,7 +17,6 @@ use std::time::Duration;
 use podholder::protocol::{
     Call, Event, Exit, HolderState, Message, PACKET_LIMIT, Process, Recipe, Reply, Request, SandboxRecipe, Step,
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
@@ -148,7 +147,8 @@ impl Holder {
     /// Connects to a holder that another life of the agent started.
     pub async fn connect(path: &Path) -> Result<(Self, HolderState), CallError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(io::Error::from)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(io::Error::from)?;
         let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
         rustix::net::connect(&socket, &address).map_err(io::Error::from)?;
         let pid = rustix::net::sockopt::socket_peercred(&socket).map_err(io::Error::from)?.pid;
@@ -161,9 +161,9 @@ impl Holder {
     fn over(socket: OwnedFd, pid: Pid, parent: Parent) -> Result<Self, CallError> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let (tell_gone, gone) = watch::channel(false);
-        tokio::spawn(wait_for_death(AsyncFd::with_interest(pidfd, Interest::READABLE)?, parent, tell_gone));
+        tokio::spawn(wait_for_death(AsyncFd::register_with_interest(pidfd, Interest::READABLE)?, parent, tell_gone));
         let waiting = Mutex::new(Waiting { calls: Some(HashMap::new()), execs: HashMap::new() });
-        let socket = AsyncFd::new(socket)?;
+        let socket = AsyncFd::register(socket)?;
         let shared =
             Arc::new(Shared { socket, pid, next_call: AtomicU64::new(1), waiting, events: broadcast::channel(EVENTS).0, gone });
         let reader = Arc::new(AbortOnDrop(tokio::spawn(read_all(shared.clone()))));
@@ -406,7 +406,9 @@ async fn read_all(shared: Arc<Shared>) {
         });
         match received.await {
             Ok(Some((Ok(message), fds))) => shared.deliver(message, fds),
-            Ok(Some((Err(error), _))) => tracing::warn!(holder = shared.pid.as_raw_nonzero(), "a message that isn't one: {error}"),
+            Ok(Some((Err(error), _))) => {
+                tracing::warn!(holder = shared.pid.as_raw_nonzero(), "a message that isn't one: {error}")
+            }
             Ok(None) => break,
             Err(error) => {
                 tracing::warn!(holder = shared.pid.as_raw_nonzero(), "reading from a holder: {error}");
@@ -435,12 +437,6 @@ async fn wait_for_death(pidfd: AsyncFd<OwnedFd>, parent: Parent, tell: watch::Se
         let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
     let _ = tell.send(true);
-}
-
-/// Whether a process has ended, without waiting.
-pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
 }
 
 fn name(request: &Request) -> &'static str {
