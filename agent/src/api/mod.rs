@@ -1,1 +1,31 @@
-//! api
+//! The local API: Kubernetes' own paths and types over HTTP/1.1, so that kubectl and this program's own command line need nothing
+//! else. Knows the agent only as a [`Node`](crate::pod::node::Node). Streaming (WebSocket, SPDY) is written over any byte stream,
+//! for the kubelet API as well.
+
+pub mod cri;
+mod discovery;
+mod events;
+pub mod human;
+mod images;
+mod list;
+mod logs;
+mod nodes;
+mod pods;
+pub mod portforward;
+mod query;
+pub mod remote;
+mod reply;
+mod route;
+mod select;
+mod server;
+pub mod spdy;
+pub mod table;
+pub mod tls;
+mod watch;
+pub mod websocket;
+
+pub use reply::{ApiError, Body, Response};
+pub use server::{Options, Server};
+
+/// The group of what Kubernetes lacks.
+pub const GROUP: &str = "nodeagent.dev";

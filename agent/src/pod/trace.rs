@@ -52,6 +52,11 @@ impl Trace {
         });
     }
 
+    /// The same, as the holder's protocol has them.
+    pub fn protocol_steps(&self, container: Option<&str>, begun: Instant, steps: &[podholder::protocol::Step]) {
+        self.steps(container, begun, steps.iter().map(|s| (s.name.clone(), Duration::from_micros(s.micros))));
+    }
+
     /// What the pod waits for now.
     pub fn waits_for(&self, what: Option<String>) {
         self.with(|inner| inner.explanation.waiting_for = what);

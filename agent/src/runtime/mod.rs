@@ -5,6 +5,7 @@ pub mod cgroup;
 mod devices;
 mod error;
 mod files;
+mod history;
 pub mod holder;
 pub mod inspect;
 mod paths;

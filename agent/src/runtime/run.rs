@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Container;
 use oci_spec::image::ImageConfiguration;
-use podholder::protocol::{HolderState, IdMaps, Step};
+use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Step};
 use rustix::fs::{Mode, OFlags};
 
 use super::cgroup::plan::Limits;
@@ -266,8 +266,8 @@ impl Runtime {
         started.map_err(|cause| place.error(cause))
     }
 
-    async fn start(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<Started, Cause> {
-        let mut clock = Clock::start();
+    /// The recipe of a container, and the cgroup that it names.
+    fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
         let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
         let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
         let group = sandbox.group.child(id);
@@ -288,6 +288,36 @@ impl Runtime {
             seccomp: &|need| self.filters.get(need),
             note,
         })?;
+        Ok((recipe, group))
+    }
+
+    /// One more process for a running container: as its first one, but for the command and the terminal. With the cgroups to join.
+    pub fn exec_process(
+        &self,
+        sandbox: &Sandbox,
+        input: StartInput<'_>,
+        id: &str,
+        argv: Vec<String>,
+        tty: bool,
+    ) -> Result<(Process, Vec<PathBuf>), Error> {
+        let place = Place::container(input.pod, &input.container.name);
+        let (recipe, _) = self.recipe(sandbox, input, id).map_err(|cause| place.error(cause))?;
+        let mut process = Process { argv, tty, stdin: false, ..recipe.process };
+        if tty && !process.env.iter().any(|v| v.starts_with("TERM=")) {
+            process.env.push("TERM=xterm".into());
+        }
+        Ok((process, recipe.cgroups))
+    }
+
+    /// Notes a running pod's new spec for the agent's next life.
+    pub fn save_pod(&self, pod: &ValidPod) -> Result<(), Error> {
+        record::write(&self.settings.pod_json(pod.uid()), pod).map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    async fn start(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<Started, Cause> {
+        let mut clock = Clock::start();
+        let (pod, container, attempt) = (input.pod, input.container, input.attempt);
+        let (recipe, group) = self.recipe(sandbox, input, id)?;
         clock.step("recipe");
         self.make_container_dirs(pod, container, attempt)?;
         clock.step("folders");

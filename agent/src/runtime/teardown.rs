@@ -51,6 +51,26 @@ impl Runtime {
         finish(sandbox.map_or_else(|| Place::pod(uid), |s| Place::pod(&s.pod)), errors)
     }
 
+    /// Ends a pod's processes and frees its namespaces, cgroups and containers' file systems. Volumes and logs stay: the pod has
+    /// completed, or gets a new sandbox.
+    pub async fn remove_sandbox(&self, uid: &PodUid, sandbox: Option<&Sandbox>) -> Result<(), Error> {
+        let mut errors: Vec<Cause> = Vec::new();
+        self.end_processes(uid, sandbox, &mut errors).await;
+        for group in self.cgroups.find_pods(uid.as_str()) {
+            errors.extend(group.remove().await.err().map(Cause::from));
+        }
+        errors.extend(delete(self.settings.pod_lib(uid).join("containers")).await.err());
+        if errors.is_empty() {
+            errors.extend(delete(self.settings.pod_run(uid)).await.err());
+        }
+        finish(sandbox.map_or_else(|| Place::pod(uid), |s| Place::pod(&s.pod)), errors)
+    }
+
+    /// Whether there is something of an earlier sandbox: after a reboot, or after a crash between two steps.
+    pub fn has_leftovers(&self, uid: &PodUid) -> bool {
+        self.settings.pod_lib(uid).join("containers").exists() || self.settings.pod_run(uid).exists()
+    }
+
     /// The holder ends its containers itself, so that their last output is in the log; whoever is left then is killed.
     async fn end_processes(&self, uid: &PodUid, sandbox: Option<&Sandbox>, errors: &mut Vec<Cause>) {
         let holder = match sandbox {

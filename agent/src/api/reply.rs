@@ -1,0 +1,154 @@
+//! Answers: JSON objects, streams of bytes, and errors as Kubernetes' `Status`.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::StatusCode;
+use hyper::body::Frame;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::pod::node::NodeError;
+
+/// Body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// An answer.
+pub type Response = hyper::Response<Body>;
+
+/// Chunks that a slow client may be behind by before its producer waits.
+const BACKLOG: usize = 8;
+
+/// A refusal that becomes a `Status` object.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    code: u16,
+    reason: &'static str,
+    message: Cow<'static, str>,
+    details: Option<Value>,
+}
+
+impl ApiError {
+    fn new(code: u16, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, reason, message: message.into(), details: None }
+    }
+    /// 400.
+    pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(400, "BadRequest", message)
+    }
+    /// 404, of an object.
+    pub fn not_found(resource: &str, name: &str) -> Self {
+        Self {
+            details: Some(json!({ "name": name, "kind": resource })),
+            ..Self::new(404, "NotFound", format!("{resource} \"{name}\" not found"))
+        }
+    }
+    /// 404, of a path.
+    pub fn no_such_path() -> Self {
+        Self::new(404, "NotFound", "the server could not find the requested resource")
+    }
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    }
+    /// 409.
+    pub fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(409, "Conflict", message)
+    }
+    /// 410: list again.
+    pub fn expired(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(410, "Expired", message)
+    }
+    /// 413.
+    pub fn too_large(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(413, "RequestEntityTooLarge", message)
+    }
+    /// 500.
+    pub fn internal(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(500, "InternalError", message)
+    }
+    /// The HTTP status.
+    pub fn code(&self) -> u16 {
+        self.code
+    }
+    /// As a `Status` object.
+    pub fn status(&self) -> Value {
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code,
+        });
+        if let Some(details) = &self.details {
+            status["details"] = details.clone();
+        }
+        status
+    }
+    /// As an answer.
+    pub fn into_response(self) -> Response {
+        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json(&self.status());
+        *response.status_mut() = code;
+        response
+    }
+}
+
+impl From<NodeError> for ApiError {
+    fn from(error: NodeError) -> Self {
+        let message = error.to_string();
+        match error {
+            NodeError::NotFound(_) => Self::new(404, "NotFound", message),
+            NodeError::Invalid(_) => Self::bad_request(message),
+            NodeError::Conflict(_) => Self::conflict(message),
+            NodeError::Command { .. } | NodeError::Internal(_) => Self::internal(message),
+        }
+    }
+}
+
+/// An object as JSON.
+pub fn json<T: Serialize + ?Sized>(object: &T) -> Response {
+    match serde_json::to_vec(object) {
+        Ok(bytes) => whole("application/json", bytes),
+        Err(error) => {
+            let mut response = whole("text/plain", format!("serialize the answer: {error}"));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        }
+    }
+}
+
+/// A body that is there as a whole.
+pub fn whole(content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    with_type(content_type, Full::new(body.into()).boxed_unsync())
+}
+
+/// A body that comes bit by bit from whoever has the sender. The producer ends when the sender's `closed()` says so.
+pub fn streamed(content_type: &'static str) -> (mpsc::Sender<Bytes>, Response) {
+    let (sender, mut receiver) = mpsc::channel(BACKLOG);
+    let chunks = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+    let body = StreamBody::new(chunks.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
+    (sender, with_type(content_type, body))
+}
+
+fn with_type(content_type: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// `Status` of success, as DELETE answers.
+pub fn success(details: Value) -> Response {
+    json(&json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details }))
+}
+
+/// Adds a warning that kubectl prints (RFC 9111, code 299).
+pub fn warn(response: &mut Response, text: &str) {
+    let quoted: String = text.chars().filter(|c| !c.is_control()).flat_map(|c| ['"', '\\'].contains(&c).then_some('\\').into_iter().chain([c])).collect();
+    if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+        response.headers_mut().append("warning", value);
+    }
+}

@@ -1,0 +1,209 @@
+//! From a method and a path to what answers it. One table, top to bottom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, HeaderMap};
+use hyper::{Method, Request};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node as NodeObject, Pod};
+use serde_json::{Value, json};
+
+use super::list::{Form, Selection, Served, list};
+use super::nodes::Image;
+use super::query::{Plus, Query, decode};
+use super::server::Shared;
+use super::watch::watch;
+use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply};
+use crate::model::PodUid;
+use crate::pod::node::Node;
+
+/// The largest body of a request, but for an image's archive.
+const BODY_LIMIT: usize = 64 * 1024;
+/// In which a body must have come.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// A request, its path and query taken apart.
+pub struct Call {
+    /// What all requests share.
+    pub shared: Arc<Shared>,
+    /// The query.
+    pub query: Query,
+    /// All else.
+    pub request: Request<Incoming>,
+}
+
+impl Call {
+    /// The agent.
+    pub fn node(&self) -> &Arc<dyn Node> {
+        &self.shared.node
+    }
+    /// Reads a small body.
+    pub async fn body(&mut self) -> Result<bytes::Bytes, ApiError> {
+        let whole = Limited::new(self.request.body_mut(), BODY_LIMIT).collect();
+        match tokio::time::timeout(BODY_TIME, whole).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                Err(ApiError::too_large(format!("the body is over {BODY_LIMIT} bytes")))
+            }
+            Ok(Err(error)) => Err(ApiError::bad_request(format!("read the body: {error}"))),
+            Err(_) => Err(ApiError::bad_request(format!("the body did not come within {} s", BODY_TIME.as_secs()))),
+        }
+    }
+    fn form(&self) -> Form {
+        Form::parse(accept(self.request.headers()), &self.query)
+    }
+}
+
+fn accept(headers: &HeaderMap) -> &str {
+    headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Answers a request, whatever comes.
+pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let path: Vec<String> = request.uri().path().split('/').filter(|p| !p.is_empty()).map(|p| decode(p, Plus::Itself)).collect();
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let call = Call { shared, query, request };
+    dispatch(call, &path).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn dispatch(call: Call, path: &[&str]) -> Result<Response, ApiError> {
+    let get = matches!(*call.request.method(), Method::GET | Method::HEAD);
+    match path {
+        ["api", "v1", rest @ ..] => core(call, rest).await,
+        ["apis", GROUP, "v1", rest @ ..] => custom(call, rest).await,
+        _ if !get => Err(ApiError::method_not_allowed()),
+        ["healthz" | "livez" | "readyz"] => Ok(reply::whole("text/plain", "ok")),
+        _ => discovery::answer(accept(call.request.headers()), path),
+    }
+}
+
+/// `/api/v1/…`.
+async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
+    match path {
+        [] => discovery::answer(accept(call.request.headers()), &["api", "v1"]),
+        ["pods"] => collection::<Pod>(&call, None).await,
+        ["events"] => collection::<Event>(&call, None).await,
+        ["nodes"] => collection::<NodeObject>(&call, None).await,
+        ["namespaces"] => collection::<Namespace>(&call, None).await,
+        ["nodes", name] => object::<NodeObject>(&call, None, name).await,
+        ["namespaces", name] => object::<Namespace>(&call, None, name).await,
+        ["namespaces", namespace, "pods"] => collection::<Pod>(&call, Some(namespace)).await,
+        ["namespaces", namespace, "events"] => collection::<Event>(&call, Some(namespace)).await,
+        ["namespaces", namespace, "events", name] => object::<Event>(&call, Some(namespace), name).await,
+        ["namespaces", namespace, "pods", name] => pod(call, namespace, name).await,
+        ["namespaces", namespace, "pods", name, subresource] => {
+            let target = Target::find(call.node(), namespace, name)?;
+            let method = call.request.method().clone();
+            match (*subresource, method) {
+                ("log", Method::GET) => logs::answer(&call, &target.pod),
+                ("exec", Method::GET | Method::POST) => remote::exec(call, &target).await,
+                ("attach", Method::GET | Method::POST) => remote::attach(call, &target).await,
+                ("portforward", Method::GET | Method::POST) => portforward::answer(call, &target).await,
+                ("status", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
+                ("log" | "exec" | "attach" | "portforward" | "status", _) => Err(ApiError::method_not_allowed()),
+                _ => Err(ApiError::no_such_path()),
+            }
+        }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// `/apis/nodeagent.dev/v1/…`: what Kubernetes lacks.
+async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
+    match (path, call.request.method().clone()) {
+        ([], Method::GET) => discovery::answer(accept(call.request.headers()), &["apis", GROUP, "v1"]),
+        (["images"], Method::GET) => collection::<Image>(&call, None).await,
+        (["images", act], _) if images::ACTS.contains(act) => images::answer(&mut call, act).await,
+        (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
+        (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
+        (["namespaces", namespace, "pods", name, act], method) => {
+            let target = Target::find(call.node(), namespace, name)?;
+            match (*act, method) {
+                ("inspect", Method::GET) => Ok(reply::json(&call.node().inspect(&target.uid).await?)),
+                ("explain", Method::GET) => Ok(reply::json(&call.node().explain(&target.uid).await?)),
+                ("stop", Method::POST) => {
+                    call.node().stop(&target.uid).await?;
+                    Ok(reply::success(json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))
+                }
+                _ => Err(ApiError::no_such_path()),
+            }
+        }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// A pod that a path names.
+pub struct Target {
+    /// Its state when the request came.
+    pub pod: Arc<Pod>,
+    /// Its identity.
+    pub uid: PodUid,
+}
+
+impl Target {
+    fn find(node: &Arc<dyn Node>, namespace: &str, name: &str) -> Result<Self, ApiError> {
+        let pod = node.store().pod_named(namespace, name).ok_or_else(|| ApiError::not_found("pods", name))?;
+        let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
+        Ok(Self { pod, uid })
+    }
+}
+
+async fn collection<T: Served>(call: &Call, namespace: Option<&str>) -> Result<Response, ApiError> {
+    if *call.request.method() != Method::GET {
+        return Err(ApiError::method_not_allowed());
+    }
+    if call.query.flag("watch") {
+        return watch::<T>(call.node(), call.shared.oldest, namespace, &call.query, call.form()).await;
+    }
+    list::<T>(&**call.node(), namespace, &call.query, call.form()).await
+}
+
+async fn object<T: Served>(call: &Call, namespace: Option<&str>, name: &str) -> Result<Response, ApiError> {
+    if *call.request.method() != Method::GET {
+        return Err(ApiError::method_not_allowed());
+    }
+    let by_name = Query::parse(&format!("fieldSelector=metadata.name%3D{}", super::query::encode(name)));
+    let selection = Selection::parse::<T>(namespace, &by_name)?;
+    let snapshot = T::snapshot(&**call.node()).await?;
+    let found = snapshot.objects.iter().find(|object| selection.matches(&***object));
+    let found = found.ok_or_else(|| ApiError::not_found(T::RESOURCE, name))?;
+    Ok(reply::json(&call.form().object(&**found, true)))
+}
+
+async fn pod(mut call: Call, namespace: &str, name: &str) -> Result<Response, ApiError> {
+    let target = Target::find(call.node(), namespace, name)?;
+    match *call.request.method() {
+        Method::GET => Ok(reply::json(&call.form().object(&*target.pod, true))),
+        Method::DELETE => delete(&mut call, &target).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn delete(call: &mut Call, target: &Target) -> Result<Response, ApiError> {
+    let body = call.body().await?;
+    let options: Value = match body.is_empty() {
+        true => Value::Null,
+        false => serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("DeleteOptions: {error}")))?,
+    };
+    let grace = match options.get("gracePeriodSeconds").and_then(Value::as_i64) {
+        Some(seconds) => Some(seconds),
+        None => call.query.number("gracePeriodSeconds")?,
+    };
+    if grace.is_some_and(|seconds| seconds < 0) {
+        return Err(ApiError::bad_request("gracePeriodSeconds: must be 0 or more"));
+    }
+    if options["preconditions"]["uid"].as_str().is_some_and(|wanted| wanted != target.uid.as_str()) {
+        return Err(ApiError::conflict(format!("Precondition failed: the pod's UID is {}", target.uid)));
+    }
+    let dry_run = call.query.get("dryRun") == Some("All") || options["dryRun"].as_array().is_some_and(|v| !v.is_empty());
+    let deletion = if dry_run { crate::pod::node::Deletion::default() } else { call.node().delete(&target.uid, grace).await? };
+    let pod = call.node().store().pod(&target.uid).unwrap_or_else(|| target.pod.clone());
+    let mut response = reply::json(&*pod);
+    if let Some(warning) = deletion.warning {
+        reply::warn(&mut response, &warning);
+    }
+    Ok(response)
+}

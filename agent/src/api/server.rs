@@ -1,0 +1,199 @@
+//! Listening: the unix socket, and with TLS a loopback port. Bounds what a client can hold: connections, headers, time.
+
+use std::convert::Infallible;
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::{route, tls};
+use crate::pod::node::Node;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 512;
+/// In which a request's headers must have come.
+const HEADER_TIME: Duration = Duration::from_secs(20);
+/// In which a TLS handshake must be done.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Bytes of headers.
+const HEADER_LIMIT: usize = 64 * 1024;
+
+/// Where to listen, and what to keep where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The unix socket: mode 0660.
+    pub socket: PathBuf,
+    /// The group that may use it beside root.
+    pub group: Option<u32>,
+    /// A loopback address for TLS.
+    pub listen: Option<SocketAddr>,
+    /// Keeps the certificates, 0600.
+    pub certificates: PathBuf,
+    /// Archives of `image load` lie here while they are loaded.
+    pub spool: PathBuf,
+}
+
+/// What all requests share.
+pub struct Shared {
+    /// The agent.
+    pub node: Arc<dyn Node>,
+    /// Versions of the store below this are of an earlier life.
+    pub oldest: u64,
+    /// For archives.
+    pub spool: PathBuf,
+}
+
+/// Why the API can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket.
+    #[error("listen on {}: {source}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The port.
+    #[error("listen on {address}: {source}")]
+    Port {
+        /// Its address.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Anyone on the network could try.
+    #[error("listen on {0}: only loopback addresses are served; use 127.0.0.1 or [::1], and a tunnel from elsewhere")]
+    NotLoopback(SocketAddr),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+}
+
+/// The API, bound and ready to be served.
+pub struct Server {
+    shared: Arc<Shared>,
+    unix: UnixListener,
+    socket: PathBuf,
+    tcp: Option<(TcpListener, TlsAcceptor)>,
+}
+
+impl Server {
+    /// Binds the sockets. Takes the unix socket over from an agent that is gone: whoever calls holds the root's lock.
+    pub async fn bind(node: Arc<dyn Node>, options: &Options) -> Result<Self, ServeError> {
+        let unix = bind_unix(options).map_err(|source| ServeError::Socket { path: options.socket.clone(), source })?;
+        let tcp = match options.listen {
+            Some(address) if !address.ip().is_loopback() => return Err(ServeError::NotLoopback(address)),
+            Some(address) => {
+                let acceptor = tls::acceptor(&options.certificates)?;
+                let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Port { address, source })?;
+                Some((listener, acceptor))
+            }
+            None => None,
+        };
+        let oldest = node.store().pods().version;
+        let shared = Arc::new(Shared { node, oldest, spool: options.spool.clone() });
+        Ok(Self { shared, unix, socket: options.socket.clone(), tcp })
+    }
+
+    /// The TLS port's address.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Serves until told to stop. Connections that live then end with the runtime.
+    pub async fn serve(self, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            // The slot comes first: when all are taken, clients wait in the kernel's backlog.
+            let slot = tokio::select! {
+                slot = slots.clone().acquire_owned() => slot,
+                () = stop.cancelled() => break,
+            };
+            let shared = self.shared.clone();
+            tokio::select! {
+                accepted = self.unix.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        tokio::spawn(async move {
+                            connection(shared, stream).await;
+                            drop(slot);
+                        });
+                    }
+                    Err(error) => pause(&error).await,
+                },
+                accepted = accept_tcp(self.tcp.as_ref()) => match accepted {
+                    Ok((stream, acceptor)) => {
+                        tokio::spawn(async move {
+                            // A failed handshake is the client's affair; so is one that never ends.
+                            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
+                                connection(shared, stream).await;
+                            }
+                            drop(slot);
+                        });
+                    }
+                    Err(error) => pause(&error).await,
+                },
+                () = stop.cancelled() => break,
+            }
+        }
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+fn bind_unix(options: &Options) -> io::Result<UnixListener> {
+    if let Some(folder) = options.socket.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // Made under another name and renamed once its mode is right: nobody finds it open too wide or not listening.
+    let fresh = options.socket.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, Permissions::from_mode(0o660))?;
+    if options.group.is_some() {
+        chown(&fresh, None, options.group)?;
+    }
+    fs::rename(&fresh, &options.socket)?;
+    Ok(listener)
+}
+
+async fn accept_tcp(tcp: Option<&(TcpListener, TlsAcceptor)>) -> io::Result<(tokio::net::TcpStream, TlsAcceptor)> {
+    let Some((listener, acceptor)) = tcp else { return std::future::pending().await };
+    let (stream, _) = listener.accept().await?;
+    // Keystrokes of an exec: no waiting for more.
+    let _ = stream.set_nodelay(true);
+    Ok((stream, acceptor.clone()))
+}
+
+/// Out of descriptors: accept would fail again at once.
+async fn pause(error: &io::Error) {
+    tracing::warn!("accept a connection of the API: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(route::answer(shared, request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(HEADER_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!("a connection of the API ended: {error}");
+    }
+}
