@@ -35,7 +35,7 @@ struct Record {
 
 /// Durable: written, synced, renamed. Writing the same again costs a read.
 pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
-    let folder = runtime.pod_lib(completed.pod.uid());
+    let folder = runtime.settings().pod_lib(completed.pod.uid());
     let record = Record {
         pod: Pod::clone(completed.pod.object()),
         start_time: completed.start_time,
@@ -56,7 +56,7 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
 
 /// Nothing, when the pod never completed or the record can't be read: then it runs.
 pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
-    let bytes = std::fs::read(runtime.pod_lib(uid).join(FILE)).ok()?;
+    let bytes = std::fs::read(runtime.settings().pod_lib(uid).join(FILE)).ok()?;
     let record: Record = serde_json::from_slice(&bytes).ok()?;
     Some(Completed { pod: ValidPod::trusted(record.pod, Origin::Stdin), start_time: record.start_time, attempts: record.attempts })
 }

@@ -1,33 +1,35 @@
 //! The running agent as the API knows it: [`node::Node`] over the workers, the runtime and the image store.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{self as k8s, Pod};
-use podholder::protocol::{Event, Fault, Request, Stage};
+use podholder::protocol::{Event, Fault, Process, Stage};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc};
 
 use super::manager::Order;
+use super::image_api::ImageApi;
 use super::node::{
-    self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Images, ImageSummary, Inspection,
-    NodeError, PullPhase, PullProgress, Reclaimed, Stdio,
+    self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
+    InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
 use super::Node;
-use crate::image;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{CallError, Holder, Sandbox};
+use crate::runtime::recipe::env::NoObjects;
+use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::{Sandbox, StartInput, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
     node: Arc<Node>,
+    images: ImageApi,
     orders: mpsc::UnboundedSender<Order>,
     object: Box<dyn Fn() -> k8s::Node + Send + Sync>,
     check: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
@@ -41,7 +43,7 @@ impl Handle {
         object: impl Fn() -> k8s::Node + Send + Sync + 'static,
         check: impl Fn() -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
-        Self { node, orders, object: Box::new(object), check: Box::new(check) }
+        Self { images: ImageApi::new(node.clone()), node, orders, object: Box::new(object), check: Box::new(check) }
     }
 
     fn live(&self, uid: &PodUid) -> Result<Live, NodeError> {
@@ -67,6 +69,36 @@ impl Handle {
         Ok(ValidPod::trusted(Pod::clone(&object), crate::model::Origin::Stdin))
     }
 
+    fn exec_process(
+        &self,
+        sandbox: &Sandbox,
+        pod: &ValidPod,
+        request: &ExecRequest,
+        attempt: &Attempt,
+        tty: bool,
+    ) -> Result<(Process, Vec<PathBuf>), NodeError> {
+        let internal = |message: String| NodeError::Internal(message);
+        let container = pod.all_containers().find(|c| c.name == request.container);
+        let container = container.ok_or_else(|| NodeError::NotFound(format!("container {} not found", request.container)))?;
+        let gone = || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
+        let image = self.node.images.resolve(&attempt.note.image_id).or_else(|| self.node.images.resolve(&attempt.note.image));
+        let image = image.ok_or_else(gone)?;
+        let volumes = self.node.runtime.prepare_volumes(pod).map_err(|e| internal(e.to_string()))?;
+        let input = StartInput {
+            pod,
+            container,
+            attempt: attempt.number,
+            image: &image.config,
+            layers: &image.layers,
+            pod_ips: &self.live(pod.uid())?.ips,
+            volumes: &volumes,
+            objects: &NoObjects,
+            note: serde_json::Value::Null,
+        };
+        let made = self.node.runtime.exec_process(sandbox, input, &attempt.id, request.argv.clone(), tty);
+        made.map_err(|e| internal(e.to_string()))
+    }
+
     fn order(&self, order: Order) -> Result<(), NodeError> {
         self.orders.send(order).map_err(|_| NodeError::Internal("the agent is stopping".into()))
     }
@@ -82,7 +114,7 @@ impl node::Node for Handle {
     }
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
-        self.node.runtime.log_dir(pod, container)
+        self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
     }
 
     fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess> {
@@ -101,25 +133,23 @@ impl node::Node for Handle {
                     true
                 }
             };
-            let (mut process, cgroups) = self
-                .node
-                .runtime
-                .exec_process(&pod, &request.container, &attempt.id, request.argv.clone(), tty)
-                .map_err(|e| NodeError::Internal(e.to_string()))?;
-            process.tty_size = size.map(|s| (s.rows, s.columns));
+            let mut process = self.exec_process(&sandbox, &pod, &request, &attempt, tty)?;
+            process.0.tty_size = size.map(|s| (s.rows, s.columns));
             let holder = sandbox.holder.clone();
             // Subscribed before the start, so that no exit can be missed.
             let events = holder.events();
-            let (exec, pid, terminal) =
-                holder.exec(&attempt.id, process, cgroups, fds).await.map_err(|e| exec_error(&request.container, &request.argv, e))?;
-            let killer = holder.clone();
+            let started = holder
+                .exec(&attempt.id, process.0, process.1, fds)
+                .await
+                .map_err(|e| exec_error(&request.container, &request.argv, &e))?;
+            let (exec, killer) = (started.exec, holder.clone());
             Ok(ExecProcess {
-                pid,
-                terminal,
+                pid: started.pid,
+                terminal: started.terminal,
                 exit: exec_exit(events, exec).boxed(),
                 kill: Box::new(move || {
                     let holder = killer.clone();
-                    tokio::spawn(async move { holder.call(Request::KillExec { exec }, Vec::new()).await });
+                    tokio::spawn(async move { holder.kill_exec(exec).await });
                 }),
             })
         }
@@ -139,18 +169,14 @@ impl node::Node for Handle {
                 pipe.map(Some).map_err(|e| NodeError::Internal(format!("making a pipe: {e}")))
             };
             let (stdout, stderr) = (pipe(request.stdout)?, pipe(request.stderr && !terminal)?);
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for (read, write) in [stdout, stderr].into_iter().map(Option::unzip) {
-                ours.push(read);
-                theirs.extend(write);
-            }
+            let ((stdout, their_stdout), (stderr, their_stderr)) = (stdout.unzip(), stderr.unzip());
+            let streams = AttachStreams { stdin: request.stdin, stdout: their_stdout, stderr: their_stderr };
             let stdin = sandbox
                 .holder
-                .attach(&attempt.id, request.stdin, request.stdout, request.stderr && !terminal, theirs)
+                .attach(&attempt.id, streams)
                 .await
                 .map_err(|e| NodeError::Internal(e.to_string()))?;
-            let stderr = ours.pop().flatten();
-            Ok(Attached { stdin, stdout: ours.pop().flatten(), stderr, terminal })
+            Ok(Attached { stdin, stdout, stderr, terminal })
         }
         .boxed()
     }
@@ -194,8 +220,8 @@ impl node::Node for Handle {
             let live = self.live(uid)?;
             let pod = self.pod(uid)?;
             let sandbox = self.sandbox(uid)?;
-            let runtime = self.node.runtime.clone();
-            let inspected = tokio::task::spawn_blocking(move || runtime.inspect(&pod, &sandbox, &live.attempts, &live.ips)).await;
+            let node = self.node.clone();
+            let inspected = tokio::task::spawn_blocking(move || inspection(&node, &pod, &sandbox, &live)).await;
             inspected.map_err(|e| NodeError::Internal(e.to_string()))
         }
         .boxed()
@@ -206,7 +232,7 @@ impl node::Node for Handle {
     }
 
     fn images(&self) -> &dyn Images {
-        self
+        &self.images
     }
 
     fn check(&self) -> Answer<'_, Vec<Check>> {
@@ -232,7 +258,7 @@ async fn exec_exit(mut events: broadcast::Receiver<Event>, exec: u64) -> Result<
     }
 }
 
-fn exec_error(container: &str, argv: &[String], error: CallError) -> NodeError {
+fn exec_error(container: &str, argv: &[String], error: &CallError) -> NodeError {
     let message = format!("container {container}: {error}");
     match error.fault() {
         Some(Fault { stage: Stage::Exec, errno, .. }) => {
@@ -244,91 +270,63 @@ fn exec_error(container: &str, argv: &[String], error: CallError) -> NodeError {
     }
 }
 
-// Images.
-
-impl Handle {
-    fn summary(image: &image::Image, uses: &HashMap<String, usize>) -> ImageSummary {
-        ImageSummary {
-            id: image.id.clone(),
-            tags: image.names.clone(),
-            digests: image.repo_digests.clone(),
-            size: image.size,
-            created: image.created.clone(),
-            pinned: image.pinned,
-            in_use: uses.get(&image.id).copied().unwrap_or(0),
-        }
-    }
-}
-
-fn image_error(error: &image::Error) -> NodeError {
-    let message = error.to_string();
-    match error {
-        image::Error::NotFound { .. } => NodeError::NotFound(message),
-        image::Error::InvalidName { .. } => NodeError::Invalid(message),
-        image::Error::InUse { .. } => NodeError::Conflict(message),
-        _ => NodeError::Internal(message),
-    }
-}
-
-impl Images for Handle {
-    fn list(&self) -> Answer<'_, Vec<ImageSummary>> {
-        async move {
-            let uses = self.node.images.uses();
-            Ok(self.node.images.list().iter().map(|i| Self::summary(i, &uses)).collect())
-        }
-        .boxed()
-    }
-
-    fn inspect<'a>(&'a self, image: &'a str) -> Answer<'a, serde_json::Value> {
-        async move { self.node.images.inspect(image).map_err(|e| image_error(&e)) }.boxed()
-    }
-
-    fn pull<'a>(&'a self, image: &'a str, progress: mpsc::Sender<PullProgress>) -> Answer<'a, ImageSummary> {
-        async move {
-            let tell = move |p: image::Progress| {
-                // A slow reader loses steps, never the pull its speed.
-                let _ = progress.try_send(pull_progress(p));
-            };
-            let image = self.node.images.ensure(image, image::PullPolicy::Always, &[], &tell).await.map_err(|e| image_error(&e))?;
-            Ok(Self::summary(&image, &self.node.images.uses()))
-        }
-        .boxed()
-    }
-
-    fn load<'a>(&'a self, archive: &'a Path) -> Answer<'a, Vec<ImageSummary>> {
-        async move {
-            let images = self.node.images.load(archive, &|_| ()).await.map_err(|e| image_error(&e))?;
-            let uses = self.node.images.uses();
-            Ok(images.iter().map(|i| Self::summary(i, &uses)).collect())
-        }
-        .boxed()
-    }
-
-    fn remove<'a>(&'a self, image: &'a str) -> Answer<'a, Reclaimed> {
-        async move { self.node.images.remove(image).await.map(reclaimed).map_err(|e| image_error(&e)) }.boxed()
-    }
-
-    fn prune(&self) -> Answer<'_, Reclaimed> {
-        async move { self.node.images.prune().await.map(reclaimed).map_err(|e| image_error(&e)) }.boxed()
-    }
-}
-
-fn reclaimed(freed: image::Freed) -> Reclaimed {
-    Reclaimed { removed: freed.images, bytes: freed.bytes }
-}
-
-fn pull_progress(p: image::Progress) -> PullProgress {
-    let phase = match p.phase {
-        image::Phase::Downloading => PullPhase::Downloading,
-        image::Phase::Unpacking => PullPhase::Unpacking,
-        image::Phase::Complete => PullPhase::Complete,
-        image::Phase::Exists => PullPhase::Exists,
-    };
-    PullProgress { blob: p.digest, phase, done: p.done, total: p.total }
-}
-
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handle").field("node", &self.node).finish_non_exhaustive()
     }
+}
+
+fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> Inspection {
+    let holder = sandbox.holder.pid();
+    Inspection {
+        uid: pod.uid().to_string(),
+        ips: live.ips.iter().map(IpAddr::to_string).collect(),
+        holder: HolderInfo { pid: holder, pss: kernel::pss(holder) },
+        namespaces: kernel::namespaces(holder).into_iter().filter(|(kind, _)| ["net", "ipc", "uts", "user"].contains(&kind.as_str())).collect(),
+        cgroups: sandbox.group.dirs(),
+        containers: pod
+            .all_containers()
+            .filter_map(|c| live.attempts.iter().find(|(name, _)| *name == c.name))
+            .map(|(name, attempt)| inspect_container(node, pod, sandbox, name, attempt))
+            .collect(),
+    }
+}
+
+fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
+    let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
+    let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
+    InspectedContainer {
+        name: name.to_owned(),
+        id: attempt.id.clone(),
+        attempt: attempt.number,
+        state: attempt.finish.as_ref().map_or_else(|| "running".into(), |f| format!("exited ({})", f.code)),
+        namespaces: seen.namespaces.into_iter().collect(),
+        processes: seen
+            .processes
+            .into_iter()
+            .map(|p| InspectedProcess {
+                pid: p.host_pid,
+                container_pid: p.container_pids.last().copied().unwrap_or(p.host_pid),
+                command: p.command,
+            })
+            .collect(),
+        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),
+        cgroups: sandbox.group.child(&attempt.id).dirs(),
+        rootfs: InspectedRootfs {
+            lower: image.map(|i| i.layers.iter().rev().cloned().collect()).unwrap_or_default(),
+            upper: node.runtime.settings().container_dir(pod.uid(), name, attempt.number).join("upper"),
+        },
+    }
+}
+
+/// A line of mountinfo: <https://docs.kernel.org/filesystems/proc.html> section 3.5.
+fn inspect_mount(line: &str) -> Option<InspectedMount> {
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let mut right = right.split(' ');
+    let kind = right.next()?.to_owned();
+    let device = right.next().unwrap_or_default();
+    let root = *left.get(3)?;
+    let source = if root == "/" { device.to_owned() } else { root.to_owned() };
+    Some(InspectedMount { target: (*left.get(4)?).to_owned(), kind, source, options: (*left.get(5)?).to_owned() })
 }

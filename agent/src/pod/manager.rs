@@ -154,9 +154,9 @@ impl Manager {
                     "SandboxChanged",
                     &format!("Pod sandbox changed, it will be killed and re-created: {error}"),
                 );
-                Worker::salvage(node, pod, live.clone())
+                Worker::begin(node, pod, live.clone())
             }
-            None => Worker::new(node, pod, live.clone()),
+            None => Worker::begin(node, pod, live.clone()),
         };
         self.spawn(uid, worker, live, commands, inbox);
     }
@@ -181,21 +181,40 @@ impl Manager {
     fn forget_unwanted(&mut self) {
         let orphans: Vec<_> = self.adopted.drain().map(|(_, a)| a).filter(|a| !self.wanted.contains_key(&a.uid)).collect();
         for orphan in orphans {
-            let pod = orphan.pod.unwrap_or_else(|| ValidPod::unnamed(&orphan.uid, Origin::Stdin));
+            let Some(pod) = orphan.pod else {
+                self.clear(orphan.uid);
+                continue;
+            };
+            let doubt = matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path));
             let live = LiveRef::default();
             let (commands, inbox) = mpsc::unbounded_channel();
             let worker = match orphan.sandbox {
                 Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
-                Err(_) => Worker::salvage(self.node.clone(), pod, live.clone()),
+                Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
             };
-            if self.faults.is_empty() {
+            if !doubt {
                 let _ = commands.send(Command::End { grace: None, then: Then::Gone });
             } else {
                 self.in_doubt.insert(orphan.uid.clone());
             }
             self.spawn(orphan.uid, worker, live, commands, inbox);
         }
+        for uid in self.node.runtime.leftovers() {
+            if !self.wanted.contains_key(&uid) && !self.running.contains_key(&uid) {
+                self.clear(uid);
+            }
+        }
         self.node.retain(self.running.keys());
+    }
+
+    /// Removes what is left of a pod that nobody knows any more.
+    fn clear(&self, uid: PodUid) {
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            if let Err(error) = node.runtime.remove_pod(&uid, None).await {
+                tracing::warn!(%uid, %error, "what is left of a pod could not be cleared away; the next start of the agent tries again");
+            }
+        });
     }
 
     fn order(&mut self, order: Order) {

@@ -17,6 +17,7 @@ use crate::runtime::{Runtime, Sandbox};
 pub mod backoff;
 pub mod completed;
 pub mod handle;
+mod image_api;
 pub mod manager;
 pub mod node;
 pub mod observed;
@@ -169,11 +170,6 @@ impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-/// Kubernetes' word for why an image isn't to be had.
-fn image_error(error: &image::Error) -> &'static str {
-    error.reason()
 }
 
 /// What the agent keeps with a sandbox, in the holder: the memory of an agent that comes after.

@@ -20,10 +20,13 @@ use super::plan::{self, Action, plan};
 use super::recorder::Level;
 use super::status;
 use super::trace::Trace;
-use super::{Node, image_error};
+use super::{Node, SandboxNote};
 use crate::image;
-use crate::model::{PodUid, ValidPod, change, qos};
-use crate::runtime::{self, Adopted, Sandbox, StartInput};
+use crate::model::{ValidPod, change};
+use crate::runtime::recipe::env::NoObjects;
+use crate::runtime::recipe::process::stop_signal;
+use crate::runtime::resources::Qos;
+use crate::runtime::{self, Sandbox, StartInput};
 use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 
 /// What a worker can be told.
@@ -86,8 +89,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A pod that nobody has begun with.
-    pub fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
+    fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
         let mut worker = Self {
             node,
@@ -105,7 +107,16 @@ impl Worker {
             live,
             trace,
         };
+        worker
+    }
+
+    /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.
+    pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
+        let mut worker = Self::new(node, pod, live);
         worker.recall();
+        if worker.node.runtime.has_leftovers(worker.pod.uid()) {
+            worker.remove_sandbox();
+        }
         worker
     }
 
@@ -114,8 +125,9 @@ impl Worker {
         let mut worker = Self::new(node, pod, live);
         let generation = state.created_at;
         let since = timestamp(generation);
-        let ips = runtime::ips(&state.note);
-        worker.start_time = runtime::start_time(&state.note).unwrap_or(since);
+        let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
+        let ips = note.ips;
+        worker.start_time = note.start_time.unwrap_or(since);
         worker.events = Some(sandbox.holder.events());
         worker.observed.sandbox = SandboxState::Ready { generation, ips, since };
         worker.sandbox = Some(sandbox);
@@ -127,7 +139,7 @@ impl Worker {
 
     fn adopt_container(&mut self, state: &ContainerState, generation: u64) {
         let note: Note = serde_json::from_value(state.note.clone()).unwrap_or_default();
-        let finish = state.exit.map(|exit| self.finish(&state.id, &state.name, exit));
+        let finish = state.exit.map(|exit| self.finish(&state.id, &state.name, state.attempt, exit));
         let container = self.observed.containers.entry(state.name.clone()).or_default();
         container.previous = container.last.take();
         container.last = Some(Attempt {
@@ -280,7 +292,8 @@ impl Worker {
             self.early.insert(id.to_owned(), exit);
             return;
         };
-        let finish = self.finish(id, &name, exit);
+        let number = self.observed.containers.get(&name).and_then(|c| c.last.as_ref()).map_or(0, |a| a.number);
+        let finish = self.finish(id, &name, number, exit);
         if let Some(container) = self.observed.containers.get_mut(&name) {
             container.stopping = None;
             if let Some(attempt) = &mut container.last {
@@ -289,8 +302,8 @@ impl Worker {
         }
     }
 
-    fn finish(&self, id: &str, name: &str, exit: Exit) -> Finish {
-        let oom = exit.code == 137 && self.node.runtime.oom_killed(&self.pod, id);
+    fn finish(&self, id: &str, name: &str, number: u32, exit: Exit) -> Finish {
+        let oom = exit.code == 137 && self.sandbox.as_ref().is_some_and(|s| self.node.runtime.oom_killed(s, id));
         let reason = match exit.code {
             _ if oom => "OOMKilled",
             0 => "Completed",
@@ -301,7 +314,7 @@ impl Worker {
             signal: exit.signal,
             at: timestamp(exit.finished_at),
             reason: reason.into(),
-            message: self.node.runtime.termination_message(&self.pod, name, exit.code),
+            message: self.node.runtime.termination_message(&self.pod, name, number, exit.code),
         }
     }
 
@@ -313,15 +326,12 @@ impl Worker {
         if matches!(self.observed.sandbox, SandboxState::Removing) {
             return;
         }
-        if let Some((again, state)) = self.node.runtime.reconnect(&sandbox).await {
-            self.events = Some(again.holder.events());
-            for container in &state.containers {
-                if let Some(exit) = container.exit {
-                    self.exited(&container.id, exit);
-                }
+        if !sandbox.holder.is_gone() {
+            // The connection alone broke, or events came too fast: the holder is asked for all it knows.
+            if let Ok(again) = self.node.runtime.adopt_pod(&self.pod).await {
+                self.take_state(again);
+                return;
             }
-            self.sandbox = Some(again);
-            return;
         }
         let now = Timestamp::now();
         for container in self.observed.containers.values_mut() {
@@ -343,6 +353,16 @@ impl Worker {
             "The pod's holder ended unexpectedly: its containers were ended, and the pod sandbox will be re-created.",
         );
         self.remove_sandbox();
+    }
+
+    fn take_state(&mut self, (sandbox, state): (Sandbox, HolderState)) {
+        self.events = Some(sandbox.holder.events());
+        self.sandbox = Some(sandbox);
+        for container in &state.containers {
+            if let Some(exit) = container.exit {
+                self.exited(&container.id, exit);
+            }
+        }
     }
 
     // What is done.
@@ -427,7 +447,7 @@ impl Worker {
             image: container.image.clone().unwrap_or_default(),
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            stop_signal: runtime::stop_signal(&container, &image.config),
+            stop_signal: stop_signal(&container, &image.config),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -436,19 +456,24 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
+            let volumes = match node.runtime.prepare_volumes(&pod) {
+                Ok(volumes) => volumes,
+                Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
+            };
             let input = StartInput {
                 pod: &pod,
                 container: &container,
-                image: &image.config,
-                image_id: &image.id,
-                layers: &image.layers,
                 attempt: number,
-                ips: &ips,
+                image: &image.config,
+                layers: &image.layers,
+                pod_ips: &ips,
+                volumes: &volumes,
+                objects: &NoObjects,
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
             let result = node.runtime.start_container(&sandbox, input).await;
             if let Ok(started) = &result {
-                trace.steps(Some(&name), begun, started.steps.iter().map(|s| (s.name.clone(), Duration::from_micros(s.micros))));
+                trace.protocol_steps(Some(&name), begun, &started.steps);
             }
             Outcome::Started { name, note, number, result }
         }));
@@ -481,9 +506,10 @@ impl Worker {
         let Some(attempt) = container.running().cloned() else { return };
         container.stopping = Some(Stopping { kill_at: Timestamp::now(), killed: true });
         let Some(sandbox) = self.sandbox.clone() else { return };
-        let (node, pod, name) = (self.node.clone(), self.pod.clone(), name.to_owned());
+        let (node, name) = (self.node.clone(), name.to_owned());
         self.outcomes.push(Box::pin(async move {
-            let result = node.runtime.kill_container(&pod, &sandbox, &attempt.id).await.map_err(|e| e.to_string());
+            let killed = tokio::task::spawn_blocking(move || node.runtime.kill_container(&sandbox, &attempt.id)).await;
+            let result = killed.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
             Outcome::Told { name, result }
         }));
     }
@@ -509,7 +535,7 @@ impl Worker {
             Ok((sandbox, ips)) => {
                 let since = Timestamp::now();
                 self.events = Some(sandbox.holder.events());
-                self.observed.sandbox = SandboxState::Ready { generation: sandbox.created_at, ips, since };
+                self.observed.sandbox = SandboxState::Ready { generation: generation(since), ips, since };
                 self.sandbox = Some(sandbox);
                 self.removal_delay = Duration::ZERO;
             }
@@ -558,7 +584,7 @@ impl Worker {
             }
             Err(error) => {
                 let message = error.to_string();
-                let reason = image_error(&error);
+                let reason = error.reason();
                 self.say(Some(name), Level::Warning, "Failed", &format!("Failed to pull image \"{reference}\": {message}"));
                 let container = self.observed.containers.entry(name.to_owned()).or_default();
                 let delay = match &container.image {
@@ -610,12 +636,13 @@ impl Worker {
             Err(error) => error,
         };
         let message = error.to_string();
-        match error.exit_code() {
+        match error.reason() {
             // The command couldn't be executed: a run that ended at once.
-            Some(code) => {
+            "StartError" => {
+                let code = error.exit_code();
                 container.previous = container.last.take();
                 container.last = Some(Attempt {
-                    id: error.container_id().unwrap_or_default().to_owned(),
+                    id: String::new(),
                     number,
                     generation,
                     note,
@@ -625,9 +652,9 @@ impl Worker {
                 });
             }
             // It couldn't even be tried.
-            None => {
+            reason => {
                 let retry_at = now.checked_add(backoff.initial).unwrap_or(Timestamp::MAX);
-                container.refused = Some(Refused { reason: error.reason(), message: message.clone(), retry_at });
+                container.refused = Some(Refused { reason, message: message.clone(), retry_at });
             }
         }
         self.say(Some(name), Level::Warning, "Failed", &format!("Error: {message}"));
@@ -645,7 +672,11 @@ impl Worker {
         let Some(sandbox) = self.sandbox.clone() else { return };
         let (node, pod, id, name, number) = (self.node.clone(), self.pod.clone(), old.id.clone(), name.to_owned(), old.number);
         self.outcomes.push(Box::pin(async move {
-            let result = node.runtime.forget_container(&pod, &sandbox, &name, &id, number).await.map_err(|e| e.to_string());
+            node.runtime.trim_logs(&pod, &name, number.saturating_add(KEPT));
+            let mut result = node.runtime.remove_container(&sandbox, &name, number, &id).await.map_err(|e| e.to_string());
+            if let (Ok(()), false) = (&result, id.is_empty()) {
+                result = sandbox.holder.forget(&id).await.map_err(|e| e.to_string());
+            }
             Outcome::Told { name, result }
         }));
     }
@@ -666,7 +697,7 @@ impl Worker {
             host_ips: &self.node.host_ips,
             start_time: self.start_time,
             now: Timestamp::now(),
-            qos: qos::class(self.pod.spec()).as_str(),
+            qos: Qos::of(self.pod.spec()).as_str(),
         };
         let mut object = k8s::Pod::clone(self.pod.object());
         object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
@@ -697,17 +728,20 @@ impl Worker {
     }
 }
 
-/// What a pod of this name was adopted with.
-pub fn adopted_uid(adopted: &Adopted) -> &PodUid {
-    &adopted.uid
-}
-
 fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
     match container.image_pull_policy.as_deref() {
         Some("Always") => image::PullPolicy::Always,
         Some("Never") => image::PullPolicy::Never,
         _ => image::PullPolicy::IfNotPresent,
     }
+}
+
+/// Attempts of which the log is kept: the present one, the one before.
+const KEPT: u32 = 2;
+
+/// A sandbox's number: when it was made.
+fn generation(since: Timestamp) -> u64 {
+    u64::try_from(since.as_nanosecond()).unwrap_or(0)
 }
 
 /// Unix time in nanoseconds.

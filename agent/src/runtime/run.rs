@@ -231,6 +231,11 @@ impl Runtime {
         adopted
     }
 
+    /// Connects to a pod's holder anew.
+    pub async fn adopt_pod(&self, pod: &ValidPod) -> Result<(Sandbox, HolderState), Error> {
+        self.connect(pod.clone()).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
     async fn adopt_one(&self, uid: PodUid) -> Adopted {
         let record = record::read(&self.settings.pod_json(&uid));
         let pod = record.as_ref().ok().cloned();

@@ -180,6 +180,11 @@ impl Holder {
         self.shared.events.subscribe()
     }
 
+    /// Whether the process has ended.
+    pub fn is_gone(&self) -> bool {
+        *self.shared.gone.borrow()
+    }
+
     /// Returns when the holder is dead: its containers are, or will be at once.
     pub async fn gone(&self) {
         let mut gone = self.shared.gone.clone();
