@@ -413,3 +413,11 @@ pub fn kill(pid: i32) {
     let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::PidfdFlags::empty()).unwrap();
     sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).unwrap();
 }
+
+impl Connection {
+    /// Bytes that a `Call` can't hold.
+    pub fn raw(&mut self, body: &[u8], id: u64) -> Result<(Reply, Vec<OwnedFd>), Fault> {
+        wire::send(self.socket.as_fd(), body, &[]).unwrap();
+        self.answer(id)
+    }
+}
