@@ -161,9 +161,9 @@ impl Holder {
     fn over(socket: OwnedFd, pid: Pid, parent: Parent) -> Result<Self, CallError> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let (tell_gone, gone) = watch::channel(false);
-        tokio::spawn(wait_for_death(AsyncFd::register_with_interest(pidfd, Interest::READABLE)?, parent, tell_gone));
+        tokio::spawn(wait_for_death(registered(pidfd, Interest::READABLE)?, parent, tell_gone));
         let waiting = Mutex::new(Waiting { calls: Some(HashMap::new()), execs: HashMap::new() });
-        let socket = AsyncFd::register(socket)?;
+        let socket = registered(socket, Interest::READABLE | Interest::WRITABLE)?;
         let shared =
             Arc::new(Shared { socket, pid, next_call: AtomicU64::new(1), waiting, events: broadcast::channel(EVENTS).0, gone });
         let reader = Arc::new(AbortOnDrop(tokio::spawn(read_all(shared.clone()))));
@@ -442,6 +442,12 @@ async fn wait_for_death(pidfd: AsyncFd<OwnedFd>, parent: Parent, tell: watch::Se
         let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
     let _ = tell.send(true);
+}
+
+/// Tells tokio's epoll of a descriptor.
+#[expect(deprecated, reason = "its successor is unsafe, for types that may lie about their descriptor; an OwnedFd can't")]
+fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
 }
 
 fn name(request: &Request) -> &'static str {

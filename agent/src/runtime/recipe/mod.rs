@@ -17,6 +17,7 @@ use podholder::protocol::{Device, LogFile, PidNamespace, Process, Recipe, Rootfs
 use self::env::Objects;
 use super::error::ConfigError;
 use super::resources::{Qos, Totals, oom_score_adj};
+use super::seccomp::Filter;
 use super::settings::Settings;
 use super::volumes::VolumeRoot;
 use crate::model::ValidPod;
@@ -47,8 +48,8 @@ pub struct ContainerInput<'a> {
     pub cgroups: Vec<PathBuf>,
     /// The machine's device nodes, for a privileged container.
     pub host_devices: Vec<Device>,
-    /// base64 of a BPF program, by the capabilities that the container will have; empty: none.
-    pub seccomp: &'a dyn Fn(&SeccompNeed<'_>) -> Result<String, ConfigError>,
+    /// Makes the filter, by the capabilities that the container will have.
+    pub seccomp: &'a dyn Fn(&SeccompNeed<'_>) -> Result<Filter, ConfigError>,
     /// The agent's own.
     pub note: serde_json::Value,
 }
@@ -116,6 +117,7 @@ fn first_process(input: &ContainerInput<'_>, own_env: &[(String, String)]) -> Re
     let image = input.image.config().as_ref();
     let context = container.security_context.as_ref();
     let capabilities = capabilities::of(context, settings.capabilities)?;
+    let filter = seccomp(input, capabilities.bounding)?;
     let tty = container.tty == Some(true);
     Ok(Process {
         argv: process::argv(container, image, own_env)?,
@@ -125,8 +127,8 @@ fn first_process(input: &ContainerInput<'_>, own_env: &[(String, String)]) -> Re
         umask: 0,
         capabilities,
         no_new_privs: process::no_new_privs(context),
-        seccomp: seccomp(input, capabilities.bounding)?,
-        seccomp_flags: 0,
+        seccomp: filter.program,
+        seccomp_flags: filter.flags,
         rlimits: Vec::new(),
         oom_score_adj: Some(oom_score(input)),
         apparmor: None,
@@ -176,9 +178,9 @@ fn oom_score(input: &ContainerInput<'_>) -> i32 {
     oom_score_adj(Qos::of(spec), critical, request, input.settings.allocatable.memory)
 }
 
-fn seccomp(input: &ContainerInput<'_>, capabilities: u64) -> Result<String, ConfigError> {
+fn seccomp(input: &ContainerInput<'_>, capabilities: u64) -> Result<Filter, ConfigError> {
     if input.privileged() {
-        return Ok(String::new());
+        return Ok(Filter::default());
     }
     let own = input.container.security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref());
     let profile = own.or_else(|| input.pod.spec().security_context.as_ref()?.seccomp_profile.as_ref());
@@ -189,7 +191,7 @@ fn seccomp(input: &ContainerInput<'_>, capabilities: u64) -> Result<String, Conf
         }
         Some(("RuntimeDefault", _)) => (input.seccomp)(&SeccompNeed::Default { capabilities }),
         None if input.settings.seccomp_default => (input.seccomp)(&SeccompNeed::Default { capabilities }),
-        _ => Ok(String::new()),
+        _ => Ok(Filter::default()),
     }
 }
 
