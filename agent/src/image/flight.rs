@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::TryRecvError};
 
 use super::progress::{Listener, Progress};
 
@@ -49,6 +49,14 @@ impl<K: Hash + Eq + Clone, T: Clone + Send + Sync + 'static> Flights<K, T> {
                 outcome = &mut outcome => break outcome,
             }
         };
+        // The last steps were reported in the poll that ended the work.
+        loop {
+            match progress.try_recv() {
+                Ok(step) => listener(step),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
         drop(work);
         self.leave(&key);
         outcome

@@ -202,23 +202,26 @@ impl<R: Read> Entries<R> {
         let bad = |what: &str, error: io::Error| TarError::Format(format!("a header's {what}: {error}"));
         let path = pax.sparse.name.clone().or(pax.path).or(long_path).unwrap_or_else(|| header.path_bytes().into_owned());
         let kind = kind(header.entry_type().as_byte(), &path)?;
-        let stored = pax.size.map_or_else(|| header.entry_size(), Ok).map_err(|error| bad("size", error))?;
+        let stored = pax
+            .size
+            .map_or_else(|| unless_empty(&header.as_old().size, || header.entry_size()), Ok)
+            .map_err(|error| bad("size", error))?;
         // Only files have data; some writers put the target's size on a hard link.
         let size = if kind == Kind::File { stored } else { 0 };
         let sparse = self.sparse(header, &pax.sparse, size)?;
-        let device = |number: io::Result<Option<u32>>| number.map(Option::unwrap_or_default);
-        let is_device = matches!(kind, Kind::Char | Kind::Block);
+        let old = header.as_old();
         Ok(Entry {
             link: pax.link.or(long_link).or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default(),
-            mode: header.mode().map_err(|error| bad("mode", error))? & 0o7777,
-            uid: pax.uid.map_or_else(|| header.uid(), Ok).map_err(|error| bad("uid", error))?,
-            gid: pax.gid.map_or_else(|| header.gid(), Ok).map_err(|error| bad("gid", error))?,
-            mtime: pax.mtime.unwrap_or((header.mtime().map_err(|error| bad("mtime", error))? as i64, 0)),
-            device: if is_device {
-                let major = device(header.device_major()).map_err(|error| bad("device", error))?;
-                (major, device(header.device_minor()).map_err(|error| bad("device", error))?)
-            } else {
-                (0, 0)
+            mode: unless_empty(&old.mode, || header.mode()).map_err(|error| bad("mode", error))? & 0o7777,
+            uid: pax.uid.map_or_else(|| unless_empty(&old.uid, || header.uid()), Ok).map_err(|error| bad("uid", error))?,
+            gid: pax.gid.map_or_else(|| unless_empty(&old.gid, || header.gid()), Ok).map_err(|error| bad("gid", error))?,
+            mtime: match pax.mtime {
+                Some(mtime) => mtime,
+                None => (unless_empty(&old.mtime, || header.mtime()).map_err(|error| bad("mtime", error))? as i64, 0),
+            },
+            device: match kind {
+                Kind::Char | Kind::Block => device(header).map_err(|error| bad("device", error))?,
+                _ => (0, 0),
             },
             xattrs: pax.xattrs,
             size: self.left,
@@ -330,6 +333,21 @@ fn kind(byte: u8, path: &[u8]) -> Result<Kind, TarError> {
             return Err(TarError::Format(format!("entry {path:?} has the type {:?}, which no image has", char::from(other))));
         }
     })
+}
+
+/// A field that was left empty is zero, as GNU's and Go's readers have it.
+fn unless_empty<T: Default>(field: &[u8], number: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::default()) } else { number() }
+}
+
+fn device(header: &Header) -> io::Result<(u32, u32)> {
+    let (major, minor) = match (header.as_ustar(), header.as_gnu()) {
+        (Some(ustar), _) => (&ustar.dev_major, &ustar.dev_minor),
+        (None, Some(gnu)) => (&gnu.dev_major, &gnu.dev_minor),
+        (None, None) => return Ok((0, 0)),
+    };
+    let number = |number: io::Result<Option<u32>>| number.map(Option::unwrap_or_default);
+    Ok((unless_empty(major, || number(header.device_major()))?, unless_empty(minor, || number(header.device_minor()))?))
 }
 
 /// A long name ends at its NUL.

@@ -382,11 +382,7 @@ impl Unpacker<'_> {
         match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // A link to itself, perhaps by another path: removing it first would lose it.
             Ok(here) if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) => return Ok(()),
-            Ok(here) => {
-                self.replace(parent, path, name)?;
-                // What was replaced may have been the directory with the target in it.
-                drop(here);
-            }
+            Ok(_) => self.replace(parent, path, name)?,
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(fault(errno)),
         }
@@ -394,10 +390,10 @@ impl Unpacker<'_> {
     }
 
     fn special(&mut self, parent: BorrowedFd<'_>, path: &[u8], name: &[u8], entry: &Entry) -> Result<(), Fault> {
-        match self.make_special(parent, path, name, entry) {
+        match self.make_special(parent, name, entry) {
             Err(Errno::EXIST) => {
                 self.replace(parent, path, name)?;
-                self.make_special(parent, path, name, entry)
+                self.make_special(parent, name, entry)
             }
             other => other,
         }
@@ -419,7 +415,7 @@ impl Unpacker<'_> {
         rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fault)
     }
 
-    fn make_special(&mut self, parent: BorrowedFd<'_>, path: &[u8], name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
+    fn make_special(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
         let kind = match entry.kind {
             Kind::Symlink => {
                 if entry.link.is_empty() || entry.link.len() > PATH_LIMIT {
@@ -431,7 +427,6 @@ impl Unpacker<'_> {
             Kind::Block => FileType::BlockDevice,
             _ => FileType::Fifo,
         };
-        let _ = path;
         let device = rustix::fs::makedev(entry.device.0, entry.device.1);
         rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)
     }
