@@ -560,3 +560,7 @@ fn split(clean: &[u8]) -> Option<(&[u8], &[u8])> {
         None => Some((b"", clean)),
     }
 }
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;
