@@ -39,7 +39,11 @@ fn pods_reach_each_other_and_the_world_and_leave_nothing() {
 /// take another way through the kernel.
 fn set_br_netfilter(lab: &Lab, value: &'static str) {
     let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
-    lab.node.run(move || if path.exists() { std::fs::write(path, value).unwrap() });
+    lab.node.run(move || {
+        if path.exists() {
+            std::fs::write(path, value).unwrap()
+        }
+    });
 }
 
 #[rstest]
