@@ -9,7 +9,10 @@ use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{AfSpecInet, AfSpecUnspec, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
+    },
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -215,16 +218,15 @@ pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: bool) ->
     Request::new(RouteNetlinkMessage::SetLink(builder.build()), 0)
 }
 
-/// A veth pair: the host's end up and in the bridge, the pod's in its namespace from the start. The pod's can't be made up at once:
-/// a veth opens only when it has its peer, and the pod's is made first.
+/// A veth pair: the host's end in the bridge, the pod's in its namespace from the start. Both are still down: a veth opens only
+/// when it has its peer, and what [`set_port`] and [`quiet`] set must be set before.
 pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac) -> Request {
     let peer = LinkUnspec::new_with_name(POD_LINK).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
     let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
         .mtu(mtu)
         .controller(bridge)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-        .up();
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
     Request::new(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
@@ -232,7 +234,7 @@ pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac
 /// where br_netfilter is on), and with isolation none goes straight to another isolated port.
 pub(crate) fn set_port(name: &str, alias: &str, isolated: bool) -> Request {
     let port = LinkMessageBuilder::<LinkBridgePort>::default()
-        .set_port_kind(netlink_packet_route::link::InfoPortKind::Bridge)
+        .set_port_kind(InfoPortKind::Bridge)
         .name(name)
         .alias(alias)
         .hairpin(true)
@@ -240,9 +242,24 @@ pub(crate) fn set_port(name: &str, alias: &str, isolated: bool) -> Request {
     Request::new(RouteNetlinkMessage::NewLink(port.build()), 0)
 }
 
-/// Puts an existing host end back into the bridge, up, with the MTU.
+/// A link without an IPv6 address of the kernel's making. A port of a bridge has no use for one, nor has a pod without IPv6,
+/// and to announce it the kernel would send half a dozen packets, each to every port: that made a pod's start cost more the more
+/// pods there were.
+pub(crate) fn quiet(name: &str) -> Request {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let message = LinkUnspec::new_with_name(name)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    Request::new(RouteNetlinkMessage::SetLink(message.build()), 0)
+}
+
+/// A link by name, up.
+pub(crate) fn up_by_name(name: &str) -> Request {
+    Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_name(name).up().build()), 0)
+}
+
+/// Puts an existing host end back into the bridge, with the MTU.
 pub(crate) fn enslave(index: u32, bridge: u32, mtu: u32) -> Request {
-    let message = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).up().build();
+    let message = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).build();
     Request::new(RouteNetlinkMessage::SetLink(message), 0)
 }
 

@@ -41,7 +41,7 @@ pub struct Settings {
     pub masquerade_except: Vec<Cidr>,
     /// How long an address rests between two pods.
     pub reuse_after: Duration,
-    /// Whether pods may talk to each other other than by published ports.
+    /// Whether pods may talk to each other.
     pub isolation: Isolation,
 }
 
@@ -82,7 +82,7 @@ pub enum Isolation {
     /// They do.
     #[default]
     Off,
-    /// They don't, save by ports that a pod publishes on the host.
+    /// They don't, nor by ports that a pod publishes on the host: those are for the host and the world.
     Pods,
 }
 

@@ -1,7 +1,7 @@
 //! The host's side: the bridge with the gateways' addresses, forwarding, and whether the host's own routes leave room for it.
 //! A bridge is made, found again by its alias, or adopted if somebody made an equal one; anything else is not touched.
 
-use std::{collections::HashSet, fs, io, net::IpAddr};
+use std::{collections::HashSet, fs, io, net::IpAddr, path::Path};
 
 use netlink_packet_route::link::InfoKind;
 use netlink_sys::Socket;
@@ -22,6 +22,8 @@ const ETHERNET_MTU: u32 = 1500;
 pub(crate) struct Bridge {
     pub index: u32,
     pub mtu: u32,
+    /// Whether the kernel has IPv6 at all (`ipv6.disable=1`): it would refuse its settings.
+    pub ipv6: bool,
 }
 
 impl Bridge {
@@ -54,7 +56,7 @@ impl Bridge {
             // A pod could otherwise announce itself as the host's router (CVE-2020-10749).
             sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
         }
-        Ok(Bridge { index, mtu })
+        Ok(Bridge { index, mtu, ipv6: Path::new("/proc/sys/net/ipv6").exists() })
     }
 
     /// Removes the bridge if it was made here.

@@ -15,7 +15,7 @@ use crate::{
     error::{Doing, Error, Refused},
     lease::{Lease, check_uid},
     links::{self, Address, Link, POD_LINK},
-    netlink::Outcome,
+    netlink::{Outcome, Request},
     settings::{Isolation, Port, Settings},
 };
 
@@ -113,6 +113,9 @@ impl Engine {
             let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
             requests.push(links::set_pod_link(index, mac, self.bridge.mtu));
         }
+        if self.bridge.ipv6 && !self.settings.has(false) {
+            requests.push(links::quiet(POD_LINK));
+        }
         requests.push(links::up(index));
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
@@ -134,23 +137,32 @@ impl Engine {
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let requests = vec![
-                links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac),
-                links::set_port(&name, &port_alias(&lease.pod), self.settings.isolation == Isolation::Pods),
-            ];
-            let mut outcomes = self.wire.route(&self.route, requests).doing(|| action(&name))?.into_iter();
+            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, wanted.netns.as_raw_fd(), mac);
+            let mut outcomes =
+                self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
                 Some(refused) if refused.errno == Errno::EXIST.raw_os_error() && self.exists(&name)? => continue,
                 Some(refused) => return Err(refused).doing(|| action(&name)),
                 None => {}
             }
-            if let Some(refused) = outcomes.next().and_then(Outcome::refusal) {
+            if let Some(refused) = outcomes.find_map(Outcome::refusal) {
                 self.delete_links(&HashSet::from([name.clone()]))?;
                 return Err(refused).doing(|| format!("make {name} a port of bridge {bridge}"));
             }
             return Ok(name);
         }
         Err(Errno::EXIST).doing(|| action(&lease.host_if))
+    }
+
+    /// `first`, then what makes a veth's host end a port that is up.
+    fn port_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
+        let isolated = self.settings.isolation == Isolation::Pods;
+        let mut requests = vec![first, links::set_port(host_if, &port_alias(&lease.pod), isolated)];
+        if self.bridge.ipv6 {
+            requests.push(links::quiet(host_if));
+        }
+        requests.push(links::up_by_name(host_if));
+        requests
     }
 
     fn exists(&mut self, name: &str) -> Result<bool, Error> {
@@ -161,11 +173,8 @@ impl Engine {
     pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
         let host_if = lease.host_if.as_str();
         let Some(link) = bridge::find(&mut self.wire, &self.route, host_if)? else { return Ok(()) };
-        let isolated = self.settings.isolation == Isolation::Pods;
-        let requests = vec![
-            links::enslave(link.index, self.bridge.index, self.bridge.mtu),
-            links::set_port(host_if, &port_alias(&lease.pod), isolated),
-        ];
+        let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
+        let requests = self.port_requests(enslave, host_if, lease);
         bridge::all(&mut self.wire, &self.route, requests, || format!("put {host_if} of pod {} in order", lease.pod))
     }
 
@@ -190,9 +199,8 @@ impl Engine {
     pub(super) fn ports_astray(&mut self) -> Result<Vec<Lease>, Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
-        let astray = |lease: &&Lease| {
-            links.get(&lease.host_if).is_some_and(|link| link.bridge != Some(self.bridge.index) || !link.up)
-        };
+        let astray =
+            |lease: &&Lease| links.get(&lease.host_if).is_some_and(|link| link.bridge != Some(self.bridge.index) || !link.up);
         Ok(self.leases.values().filter(astray).cloned().collect())
     }
 

@@ -155,11 +155,6 @@ impl Rule {
         self.status_dnat().compare(CMP_NEQ, &[0; 4])
     }
 
-    /// `ct status ! dnat`
-    pub(crate) fn not_redirected(self) -> Rule {
-        self.status_dnat().compare(CMP_EQ, &[0; 4])
-    }
-
     /// `dnat ip to meta l4proto . th dport map @map`
     pub(crate) fn redirect_by_port(self, family: Family, map: &str) -> Rule {
         self.meta(META_L4PROTO, R1)

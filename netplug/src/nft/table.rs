@@ -194,7 +194,7 @@ impl Table {
             rules.push(Rule::new("ports", "of any host address").family(family).redirect_by_port(family, &any));
         }
         if self.isolation == Isolation::Pods {
-            let rule = Rule::new("forward", "pods are isolated").from_link(bridge).to_link(bridge).not_redirected();
+            let rule = Rule::new("forward", "pods are isolated").from_link(bridge).to_link(bridge);
             rules.push(rule.then(Verdict::Drop));
         }
         let loopback = Rule::new("postrouting", "host ports from the host's loopback").to_link(bridge).family(Family::V4);

@@ -96,7 +96,7 @@ impl Netns {
             use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None) // protocol 0 is NETLINK_ROUTE
-            .unwrap()
+                .unwrap()
         })
     }
 
