@@ -1,9 +1,15 @@
 //! The API server's own rules for a pod, in its own words and field paths, each with its line and column. All errors are told, not
 //! the first alone. Knows no file and does no I/O.
 
+mod container;
+mod env;
 pub mod names;
 mod pod;
+mod probe;
 mod report;
+mod resources;
+mod security;
+mod volume;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -11,8 +17,8 @@ use super::error::Problem;
 use super::load::Defaults;
 use super::path::Path;
 use super::yaml::Node;
-pub(super) use pod::volume_sources;
 pub use report::Report;
+pub(super) use volume::sources as volume_sources;
 
 /// Checks a pod that has its defaults against the text that it came from.
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {

@@ -1,9 +1,10 @@
-//! Metadata, the spec's own fields, and the volumes.
+//! Metadata, and the spec's own fields.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Pod, PodDNSConfig, PodSpec, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::names;
 use super::report::{Report, Unique};
+use super::{container, names, resources, security, volume};
 use crate::model::path::Path;
 
 pub(super) fn metadata(report: &mut Report<'_>, pod: &Pod) {
@@ -26,7 +27,7 @@ pub(super) fn metadata(report: &mut Report<'_>, pod: &Pod) {
     annotations(report, &at.child("annotations"), meta);
 }
 
-fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
+fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &ObjectMeta) {
     const LIMIT: usize = 256 * 1024;
     let mut total = 0;
     for (key, value) in meta.annotations.iter().flatten() {
@@ -39,86 +40,171 @@ fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &k8s_openapi::apima
 }
 
 pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
-    let mut volumes = Unique::default();
-    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
-        self::volume(report, &at.child("volumes").index(i), volume, &mut volumes);
-    }
-    if spec.containers.is_empty() {
-        report.required(&at.child("containers"), "");
-    }
-    let mut seen = Unique::default();
-    for (i, c) in spec.init_containers.iter().flatten().enumerate() {
-        container(report, &at.child("initContainers").index(i), c, &mut seen, &volumes);
-    }
-    for (i, c) in spec.containers.iter().enumerate() {
-        container(report, &at.child("containers").index(i), c, &mut seen, &volumes);
-    }
+    volume::all(report, &at.child("volumes"), spec.volumes.as_deref().unwrap_or_default());
+    container::all(report, at, &container::context(spec));
     report.one_of(&at.child("restartPolicy"), spec.restart_policy.as_deref(), &["Always", "OnFailure", "Never"]);
-    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
-    report.one_of(&at.child("dnsPolicy"), spec.dns_policy.as_deref(), &policies);
     report.not_negative(&at.child("terminationGracePeriodSeconds"), spec.termination_grace_period_seconds);
+    if let Some(seconds) = spec.active_deadline_seconds.filter(|s| !(1..=i64::from(i32::MAX)).contains(s)) {
+        report.invalid(&at.child("activeDeadlineSeconds"), &seconds, "must be between 1 and 2147483647, inclusive");
+    }
+    if let Some(sc) = &spec.security_context {
+        security::of_pod(report, &at.child("securityContext"), sc, spec);
+    }
+    if let Some(resources) = &spec.resources {
+        resources::of_pod(report, &at.child("resources"), resources, spec);
+    }
+    for (name, amount) in spec.overhead.iter().flatten() {
+        resources::quantity(report, &at.child("overhead").key(name), &amount.0);
+    }
+    namespaces(report, at, spec);
+    names(report, at, spec);
+    dns(report, at, spec);
+    placement(report, at, spec);
 }
 
-fn container<'a>(report: &mut Report<'_>, at: &Path<'_>, c: &'a Container, seen: &mut Unique<'a>, volumes: &Unique<'_>) {
-    report.name(&at.child("name"), &c.name, names::dns_label);
-    if !c.name.is_empty() {
-        seen.check(report, &at.child("name"), &c.name);
+/// Which of the host's namespaces the pod shares, and which can't go together.
+fn namespaces(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    if spec.host_pid == Some(true) && spec.share_process_namespace == Some(true) {
+        let wrong = "ShareProcessNamespace and HostPID cannot both be enabled";
+        report.invalid(&at.child("shareProcessNamespace"), &true, wrong);
     }
-    if c.image.as_deref().unwrap_or_default().is_empty() {
-        report.required(&at.child("image"), "");
+    if spec.host_users == Some(false) {
+        let shared = [("hostNetwork", spec.host_network), ("hostIPC", spec.host_ipc), ("hostPID", spec.host_pid)];
+        for (name, _) in shared.into_iter().filter(|(_, on)| *on == Some(true)) {
+            report.forbidden(&at.child(name), "when `hostUsers` is false");
+        }
     }
-    for (i, mount) in c.volume_mounts.iter().flatten().enumerate() {
-        let list = at.child("volumeMounts");
+    match spec.os.as_ref().map(|os| os.name.as_str()) {
+        Some("") => report.required(&at.child("os").child("name"), ""),
+        Some("windows") => report.invalid(&at.child("os").child("name"), "windows", "this node runs linux"),
+        name => report.one_of(&at.child("os").child("name"), name, &["linux", "windows"]),
+    }
+}
+
+fn names(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    let given = |name: &Option<String>| name.clone().filter(|n| !n.is_empty());
+    if let Some(name) = given(&spec.hostname) {
+        report.each_invalid(&at.child("hostname"), &name, names::dns_label(&name));
+    }
+    if let Some(name) = given(&spec.subdomain) {
+        report.each_invalid(&at.child("subdomain"), &name, names::dns_label(&name));
+    }
+    if let Some(name) = given(&spec.hostname_override) {
+        let at = at.child("hostnameOverride");
+        report.each_invalid(&at, &name, names::dns_subdomain(&name));
+        if name.len() > 64 {
+            report.say(&at, "Too long: may not be more than 64 bytes");
+        }
+        if spec.set_hostname_as_fqdn == Some(true) {
+            report.forbidden(&at, "setHostnameAsFQDN and hostnameOverride are mutually exclusive");
+        }
+        if spec.host_network == Some(true) {
+            report.forbidden(&at, "hostNetwork and hostnameOverride are mutually exclusive");
+        }
+    }
+    if let Some(name) = given(&spec.service_account_name) {
+        report.each_invalid(&at.child("serviceAccountName"), &name, names::dns_subdomain(&name));
+    }
+    for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
+        let list = at.child("hostAliases");
         let at = list.index(i);
-        if !volumes.has(&mount.name) {
-            report.not_found(&at.child("name"), &mount.name);
+        report.ip(&at.child("ip"), &alias.ip);
+        for (i, name) in alias.hostnames.iter().flatten().enumerate() {
+            report.each_invalid(&at.child("hostnames").index(i), name, names::dns_subdomain(name));
         }
     }
 }
 
-fn volume<'a>(report: &mut Report<'_>, at: &Path<'_>, volume: &'a Volume, seen: &mut Unique<'a>) {
-    report.name(&at.child("name"), &volume.name, names::dns_label);
-    if !volume.name.is_empty() {
-        seen.check(report, &at.child("name"), &volume.name);
+fn dns(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    let policy = spec.dns_policy.as_deref();
+    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+    report.one_of(&at.child("dnsPolicy"), policy, &policies);
+    let config = spec.dns_config.as_ref();
+    if policy == Some("None") && config.is_none_or(|c| c.nameservers.as_ref().is_none_or(Vec::is_empty)) {
+        let wrong = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        report.required(&at.child("dnsConfig").child("nameservers"), wrong);
     }
-    for more in volume_sources(volume).iter().skip(1) {
-        report.forbidden(&at.child(more), "may not specify more than 1 volume type");
+    if let Some(config) = config {
+        dns_config(report, &at.child("dnsConfig"), config);
     }
 }
 
-/// The names of the sources that a volume has.
-pub(in crate::model) fn volume_sources(v: &Volume) -> Vec<&'static str> {
-    let sources: [(&'static str, bool); 30] = [
-        ("awsElasticBlockStore", v.aws_elastic_block_store.is_some()),
-        ("azureDisk", v.azure_disk.is_some()),
-        ("azureFile", v.azure_file.is_some()),
-        ("cephfs", v.cephfs.is_some()),
-        ("cinder", v.cinder.is_some()),
-        ("configMap", v.config_map.is_some()),
-        ("csi", v.csi.is_some()),
-        ("downwardAPI", v.downward_api.is_some()),
-        ("emptyDir", v.empty_dir.is_some()),
-        ("ephemeral", v.ephemeral.is_some()),
-        ("fc", v.fc.is_some()),
-        ("flexVolume", v.flex_volume.is_some()),
-        ("flocker", v.flocker.is_some()),
-        ("gcePersistentDisk", v.gce_persistent_disk.is_some()),
-        ("gitRepo", v.git_repo.is_some()),
-        ("glusterfs", v.glusterfs.is_some()),
-        ("hostPath", v.host_path.is_some()),
-        ("image", v.image.is_some()),
-        ("iscsi", v.iscsi.is_some()),
-        ("nfs", v.nfs.is_some()),
-        ("persistentVolumeClaim", v.persistent_volume_claim.is_some()),
-        ("photonPersistentDisk", v.photon_persistent_disk.is_some()),
-        ("portworxVolume", v.portworx_volume.is_some()),
-        ("projected", v.projected.is_some()),
-        ("quobyte", v.quobyte.is_some()),
-        ("rbd", v.rbd.is_some()),
-        ("scaleIO", v.scale_io.is_some()),
-        ("secret", v.secret.is_some()),
-        ("storageos", v.storageos.is_some()),
-        ("vsphereVolume", v.vsphere_volume.is_some()),
-    ];
-    sources.into_iter().filter(|(_, is_some)| *is_some).map(|(name, _)| name).collect()
+fn dns_config(report: &mut Report<'_>, at: &Path<'_>, config: &PodDNSConfig) {
+    const SERVERS: usize = 3;
+    const SEARCHES: usize = 32;
+    const SEARCH_CHARACTERS: usize = 2048;
+    let list = at.child("nameservers");
+    let servers = config.nameservers.as_deref().unwrap_or_default();
+    if servers.len() > SERVERS {
+        report.say(&list, format!("Invalid value: {servers:?}: must not have more than {SERVERS} nameservers"));
+    }
+    for (i, server) in servers.iter().enumerate() {
+        report.ip(&list.index(i), server);
+    }
+    let list = at.child("searches");
+    let searches = config.searches.as_deref().unwrap_or_default();
+    if searches.len() > SEARCHES {
+        report.say(&list, format!("Invalid value: […]: must not have more than {SEARCHES} search paths"));
+    }
+    if searches.join(" ").len() > SEARCH_CHARACTERS {
+        let wrong = format!("must not have more than {SEARCH_CHARACTERS} characters (including spaces) in the search list");
+        report.say(&list, format!("Invalid value: […]: {wrong}"));
+    }
+    for (i, search) in searches.iter().enumerate().filter(|(_, s)| s.as_str() != ".") {
+        // A final dot is fine, and so are underscores, as resolvers have it.
+        let plain = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
+        report.each_invalid(&list.index(i), search, names::dns_subdomain(plain.trim_matches('-')));
+    }
+    for (i, option) in config.options.iter().flatten().enumerate() {
+        if option.name.as_deref().unwrap_or_default().is_empty() {
+            report.required(&at.child("options").index(i), "must not be empty");
+        }
+    }
+}
+
+/// What a scheduler would look at. A file's pod has its node; the syntax is checked all the same.
+fn placement(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    let selector = at.child("nodeSelector");
+    for (key, value) in spec.node_selector.iter().flatten() {
+        report.each_invalid(&selector, key, names::qualified_name(key));
+        report.each_invalid(&selector, value, names::label_value(value));
+    }
+    for (i, t) in spec.tolerations.iter().flatten().enumerate() {
+        toleration(report, &at.child("tolerations").index(i), t);
+    }
+    for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
+        let wrong = names::qualified_name(&gate.condition_type);
+        report.each_invalid(&at.child("readinessGates").index(i).child("conditionType"), &gate.condition_type, wrong);
+    }
+    let mut seen = Unique::default();
+    for (i, claim) in spec.resource_claims.iter().flatten().enumerate() {
+        let list = at.child("resourceClaims");
+        let at = list.index(i);
+        report.name(&at.child("name"), &claim.name, names::dns_label);
+        seen.check(report, &at.child("name"), &claim.name);
+    }
+    report.one_of(&at.child("preemptionPolicy"), spec.preemption_policy.as_deref(), &["Never", "PreemptLowerPriority"]);
+}
+
+fn toleration(report: &mut Report<'_>, at: &Path<'_>, t: &Toleration) {
+    let key = t.key.as_deref().unwrap_or_default();
+    let operator = t.operator.as_deref().unwrap_or_default();
+    if !key.is_empty() {
+        report.each_invalid(&at.child("key"), key, names::qualified_name(key));
+    } else if operator != "Exists" {
+        report.invalid(
+            &at.child("operator"),
+            operator,
+            "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+        );
+    }
+    report.one_of(&at.child("operator"), Some(operator), &["", "Equal", "Exists", "Gt", "Lt"]);
+    if operator == "Exists" && t.value.as_deref().is_some_and(|v| !v.is_empty()) {
+        report.invalid(&at.child("operator"), operator, "value must be empty when `operator` is 'Exists'");
+    }
+    let effect = t.effect.as_deref().unwrap_or_default();
+    report.one_of(&at.child("effect"), Some(effect), &["", "NoExecute", "NoSchedule", "PreferNoSchedule"]);
+    if t.toleration_seconds.is_some() && effect != "NoExecute" {
+        report.invalid(&at.child("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
+    }
 }

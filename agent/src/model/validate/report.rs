@@ -112,6 +112,53 @@ impl<'n> Report<'n> {
         }
     }
 
+    /// A path that must stay below the place that it starts from.
+    pub fn descending(&mut self, path: &Path<'_>, value: &str) {
+        if value.starts_with('/') {
+            self.invalid(path, value, "must be a relative path");
+        }
+        self.no_backsteps(path, value);
+    }
+
+    /// As [`Self::descending`], for a name that becomes a file of a volume whose own files begin with `..`.
+    pub fn file_name(&mut self, path: &Path<'_>, value: &str) {
+        if value.is_empty() {
+            return self.required(path, "");
+        }
+        self.descending(path, value);
+        if value.starts_with("..") && !value.split('/').any(|part| part == "..") {
+            self.invalid(path, value, "must not start with '..'");
+        }
+    }
+
+    /// A path that must not go up.
+    pub fn no_backsteps(&mut self, path: &Path<'_>, value: &str) {
+        if value.split('/').any(|part| part == "..") {
+            self.invalid(path, value, "must not contain '..'");
+        }
+    }
+
+    /// An IP address.
+    pub fn ip(&mut self, path: &Path<'_>, value: &str) {
+        if value.parse::<std::net::IpAddr>().is_err() {
+            self.invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        }
+    }
+
+    /// The permission bits of a file.
+    pub fn mode(&mut self, path: &Path<'_>, value: Option<i32>) {
+        if let Some(mode) = value.filter(|m| !(0..=0o777).contains(m)) {
+            self.invalid(path, &mode, "must be a number between 0 and 0777 (octal), both inclusive");
+        }
+    }
+
+    /// A user's or group's number.
+    pub fn id(&mut self, path: &Path<'_>, value: Option<i64>) {
+        if let Some(id) = value.filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
+            self.invalid(path, &id, "must be between 0 and 2147483647, inclusive");
+        }
+    }
+
     /// A number that can't be below zero.
     pub fn not_negative(&mut self, path: &Path<'_>, value: Option<i64>) {
         if let Some(value) = value.filter(|v| *v < 0) {
@@ -133,6 +180,18 @@ impl<'a> Unique<'a> {
         } else {
             self.0.insert(value);
         }
+    }
+
+    /// As [`Self::check`], in the other words that the API server has for it.
+    pub fn check_unique(&mut self, report: &mut Report<'_>, path: &Path<'_>, value: &'a str) {
+        if !self.0.insert(value.into()) {
+            report.invalid(path, value, "must be unique");
+        }
+    }
+
+    /// Remembers a value.
+    pub fn insert(&mut self, value: &'a str) {
+        self.0.insert(value.into());
     }
 
     /// Whether a value was seen.

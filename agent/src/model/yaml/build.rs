@@ -34,10 +34,12 @@ pub(super) fn documents(text: &str) -> Parsed {
 
 fn syntax(text: &str, marker: Marker, info: &str) -> Problem {
     let at = position(marker);
-    let line = text.lines().nth(at.line.saturating_sub(1)).unwrap_or_default();
-    if line.trim_start_matches(' ').starts_with('\t') {
-        let column = line.chars().take_while(|c| *c == ' ').count() + 1;
-        return Problem::text(Position { column, ..at }, "a tab can't indent in YAML: use spaces");
+    // The scanner may see the tab only as what follows the line before.
+    for (line, number) in text.lines().skip(at.line - 1).zip(at.line..).take(2) {
+        if line.trim_start_matches(' ').starts_with('\t') {
+            let column = line.chars().take_while(|c| *c == ' ').count() + 1;
+            return Problem::text(Position { line: number, column }, "a tab can't indent in YAML: use spaces");
+        }
     }
     Problem::text(at, format!("this is no YAML: {info}"))
 }
