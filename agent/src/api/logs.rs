@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +11,10 @@ use bytes::{Bytes, BytesMut};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, mpsc};
 
 use super::cri::{self, Renderer, Wanted};
+use super::descriptor::Descriptor;
 use super::query::Query;
 use super::route::Call;
 use super::{ApiError, Response, reply};
@@ -250,7 +249,7 @@ impl Reader {
 
 /// Waits for more output, or for the end of the attempt.
 struct Follow {
-    inotify: AsyncFd<OwnedFd>,
+    inotify: Descriptor,
     changes: broadcast::Receiver<Change<Pod>>,
     node: Arc<dyn Node>,
     uid: PodUid,
@@ -265,7 +264,7 @@ impl Follow {
         let events = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
         inotify::add_watch(&inotify, &source.folder, events).map_err(|error| failed(&error))?;
         Ok(Self {
-            inotify: AsyncFd::register(inotify).map_err(|error| failed(&error))?,
+            inotify: Descriptor::new(inotify).map_err(|error| failed(&error))?,
             changes: node.store().pods().changes,
             node: node.clone(),
             uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
@@ -276,19 +275,16 @@ impl Follow {
 
     /// Returns when there may be more. False: the attempt has ended, and all of its output is in the files.
     async fn more(&mut self, sender: &mpsc::Sender<Bytes>) -> Result<bool, Stopped> {
+        let mut events = [0; 4096];
         loop {
             if self.ended() {
                 return Ok(false);
             }
             tokio::select! {
-                ready = self.inotify.readable() => {
-                    let mut ready = ready?;
-                    // What happened doesn't matter, only that something did.
-                    match rustix::io::read(ready.get_inner(), &mut [0_u8; 4096]) {
-                        Ok(_) => return Ok(true),
-                        Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                        Err(error) => return Err(Stopped::Failed(error.into())),
-                    }
+                // What happened doesn't matter, only that something did.
+                read = self.inotify.read(&mut events) => {
+                    read?;
+                    return Ok(true);
                 }
                 change = self.changes.recv() => match change {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}

@@ -3,6 +3,7 @@
 //! for the kubelet API as well.
 
 pub mod cri;
+pub mod descriptor;
 mod discovery;
 mod events;
 pub mod human;

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::descriptor::Descriptor;
 use super::logs::container;
 use super::query::Query;
 use super::route::{Call, Target};
@@ -297,7 +296,7 @@ async fn resize(mut sizes: mpsc::Receiver<TerminalSize>, terminal: Option<Arc<De
     while let Some(TerminalSize { rows, columns }) = sizes.recv().await {
         if let Some(terminal) = &terminal {
             let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-            let _ = tcsetwinsize(terminal.0.get_ref(), size);
+            let _ = tcsetwinsize(terminal.get_ref(), size);
         }
     }
 }
@@ -329,51 +328,4 @@ fn exit_status(code: i32) -> Value {
         "message": format!("command terminated with non-zero exit code: exit status {code}"),
         "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
     })
-}
-
-/// A pipe's end or a terminal's master, never blocking.
-#[derive(Debug)]
-struct Descriptor(AsyncFd<OwnedFd>);
-
-impl Descriptor {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        ioctl_fionbio(&fd, true)?;
-        AsyncFd::register(fd).map(Self)
-    }
-
-    /// 0: end of file. Of a terminal also when its last process closed it.
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            // Reads first and waits only if there is nothing: what is there is always found, even by one poll.
-            match rustix::io::read(self.0.get_ref(), &mut *buffer) {
-                Ok(length) => return Ok(length),
-                Err(Errno::IO) => return Ok(0),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let mut ready = self.0.readable().await?;
-                    match rustix::io::read(self.0.get_ref(), &mut *buffer) {
-                        Err(Errno::AGAIN) => ready.clear_ready(),
-                        Ok(length) => return Ok(length),
-                        Err(Errno::IO) => return Ok(0),
-                        Err(Errno::INTR) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let mut ready = self.0.writable().await?;
-            match rustix::io::write(self.0.get_ref(), bytes) {
-                Ok(length) => bytes = &bytes[length..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
 }
