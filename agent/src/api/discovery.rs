@@ -22,8 +22,24 @@ const READ: &[&str] = &["get", "list", "watch"];
 const STREAM: &[&str] = &["create", "get"];
 
 const CORE: &[Resource] = &[
-    Resource { name: "events", singular: "event", kind: "Event", namespaced: true, verbs: READ, short: &["ev"], subresources: &[] },
-    Resource { name: "namespaces", singular: "namespace", kind: "Namespace", namespaced: false, verbs: READ, short: &["ns"], subresources: &[] },
+    Resource {
+        name: "events",
+        singular: "event",
+        kind: "Event",
+        namespaced: true,
+        verbs: READ,
+        short: &["ev"],
+        subresources: &[],
+    },
+    Resource {
+        name: "namespaces",
+        singular: "namespace",
+        kind: "Namespace",
+        namespaced: false,
+        verbs: READ,
+        short: &["ns"],
+        subresources: &[],
+    },
     Resource { name: "nodes", singular: "node", kind: "Node", namespaced: false, verbs: READ, short: &["no"], subresources: &[] },
     Resource {
         name: "pods",
@@ -42,8 +58,15 @@ const CORE: &[Resource] = &[
     },
 ];
 
-const OWN: &[Resource] =
-    &[Resource { name: "images", singular: "image", kind: "Image", namespaced: false, verbs: READ, short: &["img"], subresources: &[] }];
+const OWN: &[Resource] = &[Resource {
+    name: "images",
+    singular: "image",
+    kind: "Image",
+    namespaced: false,
+    verbs: READ,
+    short: &["img"],
+    subresources: &[],
+}];
 
 /// Answers a GET.
 pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
@@ -62,7 +85,9 @@ pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
             json!({ "swagger": "2.0", "info": { "title": "nodeagent", "version": "v1" }, "paths": {}, "definitions": {} })
         }
         ["openapi", "v3"] => json!({ "paths": {} }),
-        [] => json!({ "paths": ["/api", "/api/v1", "/apis", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] }),
+        [] => {
+            json!({ "paths": ["/api", "/api/v1", "/apis", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] })
+        }
         _ => return Err(ApiError::no_such_path()),
     };
     Ok(reply::json(&body))
@@ -87,9 +112,7 @@ fn resource_list(group_version: &str, resources: &[Resource]) -> Value {
         let main = json!({
             "name": r.name, "singularName": r.singular, "namespaced": r.namespaced, "kind": r.kind, "verbs": r.verbs, "shortNames": r.short,
         });
-        let sub = |(name, kind, verbs): &(&str, &str, &[&str])| {
-            json!({ "name": format!("{}/{name}", r.name), "singularName": "", "namespaced": r.namespaced, "kind": kind, "verbs": verbs })
-        };
+        let sub = |(name, kind, verbs): &(&str, &str, &[&str])| json!({ "name": format!("{}/{name}", r.name), "singularName": "", "namespaced": r.namespaced, "kind": kind, "verbs": verbs });
         [main].into_iter().chain(r.subresources.iter().map(sub)).collect::<Vec<_>>()
     };
     let all: Vec<Value> = resources.iter().flat_map(one).collect();

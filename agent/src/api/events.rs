@@ -123,11 +123,9 @@ impl Seen {
         let first = event.first_timestamp.as_ref().map(|t| t.0).or(at);
         let last = event.last_timestamp.as_ref().map(|t| t.0).or(first);
         match &event.series {
-            Some(series) => Self {
-                first,
-                last: series.last_observed_time.as_ref().map(|t| t.0).or(last),
-                count: series.count.unwrap_or(1),
-            },
+            Some(series) => {
+                Self { first, last: series.last_observed_time.as_ref().map(|t| t.0).or(last), count: series.count.unwrap_or(1) }
+            }
             None => Self { first, last, count: event.count.filter(|c| *c > 0).unwrap_or(1) },
         }
     }
@@ -148,8 +146,16 @@ mod tests {
         .unwrap();
         let cells = event.cells("2026-01-01T01:00:00Z".parse().unwrap());
         let expected = json!([
-            "60s", "Warning", "BackOff", "pod/web", "spec.containers{app}", "nodeagent, edge-1",
-            "Back-off restarting failed container", "60m", 4, "web.1"
+            "60s",
+            "Warning",
+            "BackOff",
+            "pod/web",
+            "spec.containers{app}",
+            "nodeagent, edge-1",
+            "Back-off restarting failed container",
+            "60m",
+            4,
+            "web.1"
         ]);
         assert_eq!(Value::Array(cells), expected);
     }

@@ -228,7 +228,10 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", true)]
+    #[case(
+        "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+        true
+    )]
     #[case("application/json", false)]
     #[case("", false)]
     #[case("*/*", false)]

@@ -3,6 +3,7 @@
 //! for the kubelet API as well.
 
 pub mod cri;
+pub mod descriptor;
 mod discovery;
 mod events;
 pub mod human;
@@ -11,14 +12,14 @@ mod list;
 mod logs;
 mod nodes;
 mod pods;
-pub mod portforward;
+//pub mod portforward;
 mod query;
 pub mod remote;
 mod reply;
 mod route;
 mod select;
 mod server;
-pub mod spdy;
+//pub mod spdy;
 pub mod table;
 pub mod tls;
 mod watch;

@@ -136,7 +136,8 @@ fn namespace(name: String, created: Option<Time>) -> Namespace {
     namespace.metadata.labels = Some([("kubernetes.io/metadata.name".to_owned(), name.clone())].into());
     namespace.metadata.name = Some(name);
     namespace.metadata.creation_timestamp = created;
-    namespace.status = Some(k8s_openapi::api::core::v1::NamespaceStatus { phase: Some("Active".to_owned()), ..Default::default() });
+    namespace.status =
+        Some(k8s_openapi::api::core::v1::NamespaceStatus { phase: Some("Active".to_owned()), ..Default::default() });
     namespace
 }
 

@@ -17,7 +17,8 @@ impl Query {
     }
     /// The first value of that name; an empty one counts as none.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.all(name).next().filter(|value| !value.is_empty())
+        let first = self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        first.filter(|value| !value.is_empty())
     }
     /// All values of that name.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {

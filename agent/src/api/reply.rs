@@ -147,7 +147,11 @@ pub fn success(details: Value) -> Response {
 
 /// Adds a warning that kubectl prints (RFC 9111, code 299).
 pub fn warn(response: &mut Response, text: &str) {
-    let quoted: String = text.chars().filter(|c| !c.is_control()).flat_map(|c| ['"', '\\'].contains(&c).then_some('\\').into_iter().chain([c])).collect();
+    let quoted: String = text
+        .chars()
+        .filter(|c| !c.is_control())
+        .flat_map(|c| ['"', '\\'].contains(&c).then_some('\\').into_iter().chain([c]))
+        .collect();
     if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
         response.headers_mut().append("warning", value);
     }

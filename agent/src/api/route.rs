@@ -15,7 +15,7 @@ use super::nodes::Image;
 use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
-use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply};
+use super::{ApiError, GROUP, Response, discovery, images, logs, remote, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 
@@ -101,7 +101,7 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 ("log", Method::GET) => logs::answer(&call, &target.pod),
                 ("exec", Method::GET | Method::POST) => remote::exec(call, &target).await,
                 ("attach", Method::GET | Method::POST) => remote::attach(call, &target).await,
-                ("portforward", Method::GET | Method::POST) => portforward::answer(call, &target).await,
+                //PF
                 ("status", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
                 ("log" | "exec" | "attach" | "portforward" | "status", _) => Err(ApiError::method_not_allowed()),
                 _ => Err(ApiError::no_such_path()),

@@ -50,7 +50,11 @@ fn split_outside_parentheses(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn requirement(text: &str) -> Result<(String, Test), ApiError> {
-    let wrong = || ApiError::bad_request(format!("unable to parse requirement: {text:?}: write key, !key, key=value, key!=value, key in (a,b) or key notin (a,b)"));
+    let wrong = || {
+        ApiError::bad_request(format!(
+            "unable to parse requirement: {text:?}: write key, !key, key=value, key!=value, key in (a,b) or key notin (a,b)"
+        ))
+    };
     let one = |value: &str| vec![value.trim().to_owned()];
     let number = |value: &str| value.trim().parse::<i64>().map_err(|_| wrong());
     let (key, test) = if let Some(key) = text.strip_prefix('!') {
@@ -95,10 +99,14 @@ impl Fields {
         let term = |text: &str| {
             let parts = [("!=", Equality::Different), ("==", Equality::Equal), ("=", Equality::Equal)];
             let found = parts.iter().find_map(|(sign, how)| text.split_once(sign).map(|(field, value)| (field, *how, value)));
-            let (field, how, value) =
-                found.ok_or_else(|| ApiError::bad_request(format!("invalid field selector: {text:?}: write field=value or field!=value")))?;
+            let (field, how, value) = found.ok_or_else(|| {
+                ApiError::bad_request(format!("invalid field selector: {text:?}: write field=value or field!=value"))
+            })?;
             if !known.contains(&field) {
-                return Err(ApiError::bad_request(format!("field label not supported: {field}; supported: {}", known.join(", "))));
+                return Err(ApiError::bad_request(format!(
+                    "field label not supported: {field}; supported: {}",
+                    known.join(", ")
+                )));
             }
             Ok((field.to_owned(), how, value.replace("\\,", ",").replace("\\=", "=")))
         };
@@ -106,7 +114,10 @@ impl Fields {
     }
     /// The one name that is selected, if one is.
     pub fn name(&self) -> Option<&str> {
-        self.0.iter().find(|(name, how, _)| name == "metadata.name" && *how == Equality::Equal).map(|(_, _, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(name, how, _)| name == "metadata.name" && *how == Equality::Equal)
+            .map(|(_, _, value)| value.as_str())
     }
     /// Whether the object fits of which `field` tells the fields.
     pub fn matches(&self, field: impl Fn(&str) -> String) -> bool {

@@ -191,7 +191,10 @@ mod tests {
     fn wide_with_namespace_and_labels() {
         let look = Look { wide: true, namespaces: true, labels: true, ..Look::default() };
         let printed = Printer::new(look).print(&table(&[("web", json!(0))]));
-        assert_eq!(printed, "NAMESPACE   NAME   RESTARTS   IP         LABELS\ndefault     web    0          10.1.0.2   app=web\n");
+        assert_eq!(
+            printed,
+            "NAMESPACE   NAME   RESTARTS   IP         LABELS\ndefault     web    0          10.1.0.2   app=web\n"
+        );
     }
 
     #[test]

@@ -37,7 +37,15 @@ pub async fn watch<T: Served>(
 
     let snapshot = T::snapshot(&**node).await?;
     let (sender, response) = reply::streamed("application/json");
-    let mut watcher = Watcher::<T> { sender, form, selection, known: HashSet::new(), version: snapshot.version, headed: false, of: PhantomData };
+    let mut watcher = Watcher::<T> {
+        sender,
+        form,
+        selection,
+        known: HashSet::new(),
+        version: snapshot.version,
+        headed: false,
+        of: PhantomData,
+    };
     if initial || asked == 0 {
         tokio::spawn(async move {
             for object in snapshot.objects {

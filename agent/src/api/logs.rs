@@ -1,0 +1,312 @@
+//! `pods/log`: a container's files in order, across rotations, then whatever is written next. Woken by inotify and by the pod's
+//! state, never by a timer.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::sync::{broadcast, mpsc};
+
+use super::cri::{self, Renderer, Wanted};
+use super::descriptor::Descriptor;
+use super::query::Query;
+use super::route::Call;
+use super::{ApiError, Response, reply};
+use crate::model::PodUid;
+use crate::pod::node::Node;
+use crate::pod::store::Change;
+
+/// Bytes read at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// Answers a request for a log.
+pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
+    let container = container(pod, call.query.get("container"))?;
+    let source = Source::find(&**call.node(), pod, container, call.query.flag("previous"))?;
+    let wanted = wanted(&call.query)?;
+    let tail: Option<i64> = call.query.number("tailLines")?;
+    if tail.is_some_and(|lines| lines < 0) {
+        return Err(ApiError::bad_request("tailLines: must be 0 or more"));
+    }
+    let (sender, response) = reply::streamed("text/plain");
+    // Subscribed before the first byte is read: no end of the container goes unnoticed.
+    let follow = call.query.flag("follow").then(|| Follow::new(call.node(), pod, container, &source)).transpose()?;
+    let mut reader = Reader { source, renderer: Renderer::new(wanted), sender, open: None };
+    tokio::spawn(async move {
+        let done = reader.run(tail.map(i64::unsigned_abs), follow).await;
+        if let Err(Stopped::Failed(error)) = done {
+            let _ = reader
+                .sender
+                .send(format!("nodeagent: read the log in {}: {error}\n", reader.source.folder.display()).into())
+                .await;
+        }
+    });
+    Ok(response)
+}
+
+fn wanted(query: &Query) -> Result<Wanted, ApiError> {
+    let since = match (query.number::<i64>("sinceSeconds")?, query.get("sinceTime")) {
+        (Some(_), Some(_)) => return Err(ApiError::bad_request("at most one of sinceTime or sinceSeconds may be specified")),
+        (Some(seconds), None) if seconds < 1 => return Err(ApiError::bad_request("sinceSeconds: must be greater than 0")),
+        (Some(seconds), None) => Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
+        (None, Some(text)) => Some(
+            text.parse()
+                .map_err(|error| ApiError::bad_request(format!("sinceTime: {text:?}: {error}; write 2026-01-31T12:00:00Z")))?,
+        ),
+        (None, None) => None,
+    };
+    let limit: Option<u64> = query.number("limitBytes")?;
+    if limit == Some(0) {
+        return Err(ApiError::bad_request("limitBytes: must be greater than 0"));
+    }
+    Ok(Wanted { timestamps: query.flag("timestamps"), since, limit })
+}
+
+/// The container that is meant: the one that is named, or the only one.
+pub fn container<'a>(pod: &'a Pod, asked: Option<&str>) -> Result<&'a str, ApiError> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let spec = pod.spec.as_ref().ok_or_else(|| ApiError::internal(format!("pod {name} has no spec")))?;
+    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let names = || all().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+    match (asked, &spec.containers[..]) {
+        (Some(asked), _) => {
+            let found = all().find(|c| c.name == asked).map(|c| c.name.as_str());
+            found.ok_or_else(|| {
+                ApiError::bad_request(format!("container {asked} is not valid for pod {name}; choose one of: [{}]", names()))
+            })
+        }
+        (None, [only]) => Ok(&only.name),
+        (None, _) => {
+            Err(ApiError::bad_request(format!("a container name must be specified for pod {name}, choose one of: [{}]", names())))
+        }
+    }
+}
+
+fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    all.into_iter().find(|s| s.name == container)
+}
+
+/// The files of one attempt.
+struct Source {
+    folder: PathBuf,
+    attempt: u32,
+}
+
+impl Source {
+    fn find(node: &dyn Node, pod: &Pod, container: &str, previous: bool) -> Result<Self, ApiError> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let folder = node.log_dir(pod, container);
+        let attempts = attempts(&folder);
+        let waiting = status(pod, container).and_then(|s| s.state.as_ref()).and_then(|s| s.waiting.as_ref());
+        // While a container waits for its next start, the last one to have run is the previous one.
+        let attempt = match (previous, waiting) {
+            (false, _) | (true, Some(_)) => attempts.last(),
+            (true, None) => attempts.iter().rev().nth(1),
+        };
+        if let Some(attempt) = attempt {
+            return Ok(Self { folder, attempt: *attempt });
+        }
+        Err(ApiError::bad_request(match waiting.and_then(|w| w.reason.as_deref()) {
+            _ if previous => format!("previous terminated container \"{container}\" in pod \"{name}\" not found"),
+            Some(reason) => format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"),
+            None => format!("container \"{container}\" in pod \"{name}\" is not available: it has not started yet"),
+        }))
+    }
+
+    /// The attempt's files, oldest first: `N.log.DATE` (dates sort), then `N.log`.
+    fn files(&self) -> Vec<PathBuf> {
+        let current = format!("{}.log", self.attempt);
+        let rotated = format!("{current}.");
+        let mut old: Vec<String> =
+            names(&self.folder).filter(|name| name.starts_with(&rotated) && !name.ends_with(".tmp")).collect();
+        old.sort();
+        old.push(current);
+        old.into_iter().map(|name| self.folder.join(name)).collect()
+    }
+
+    fn open(&self) -> io::Result<Vec<File>> {
+        let mut files = Vec::new();
+        for path in self.files() {
+            match File::open(path) {
+                Ok(file) => files.push(file),
+                // Rotated or removed just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// The attempts that have a log, in order.
+fn attempts(folder: &Path) -> Vec<u32> {
+    let mut all: Vec<u32> = names(folder).filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Why reading came to an end before the files did.
+enum Stopped {
+    /// The client went away or has as many bytes as it wanted.
+    Enough,
+    /// A file can't be read.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+struct Reader {
+    source: Source,
+    renderer: Renderer,
+    sender: mpsc::Sender<Bytes>,
+    /// The file that is being read.
+    open: Option<File>,
+}
+
+impl Reader {
+    async fn run(&mut self, tail: Option<u64>, follow: Option<Follow>) -> Result<(), Stopped> {
+        let mut files = self.source.open()?;
+        if let Some(lines) = tail {
+            let (index, offset) = cri::tail(&files, lines)?;
+            files.drain(..index);
+            if let Some(first) = files.first_mut() {
+                first.seek(SeekFrom::Start(offset))?;
+            }
+        }
+        for file in files {
+            self.open = Some(file);
+            self.read_to_end().await?;
+        }
+        let Some(mut follow) = follow else { return Ok(()) };
+        while follow.more(&self.sender).await? {
+            self.catch_up().await?;
+        }
+        self.catch_up().await
+    }
+
+    /// Reads what has been written, over any number of rotations since.
+    async fn catch_up(&mut self) -> Result<(), Stopped> {
+        loop {
+            let files = self.source.open()?;
+            // The list came before this reading: if our file was rotated by then, nothing is added to it after.
+            self.read_to_end().await?;
+            let Some(next) = self.following(files)? else { return Ok(()) };
+            self.open = Some(next);
+        }
+    }
+
+    /// The file after ours; if ours is no more, the oldest one.
+    fn following(&self, files: Vec<File>) -> io::Result<Option<File>> {
+        let Some(open) = &self.open else { return Ok(files.into_iter().next()) };
+        let ours = open.metadata()?;
+        let mut position = None;
+        for (index, file) in files.iter().enumerate() {
+            let other = file.metadata()?;
+            if (other.dev(), other.ino()) == (ours.dev(), ours.ino()) {
+                position = Some(index);
+            }
+        }
+        Ok(files.into_iter().nth(position.map_or(0, |index| index + 1)))
+    }
+
+    async fn read_to_end(&mut self) -> Result<(), Stopped> {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            // From the page cache, where a log that was just written is: quicker than a hop to another thread.
+            let Some(file) = &mut self.open else { return Ok(()) };
+            let length = file.read(&mut chunk)?;
+            if length == 0 {
+                return Ok(());
+            }
+            let mut out = BytesMut::with_capacity(length);
+            let more = self.renderer.feed(&chunk[..length], &mut out);
+            if !out.is_empty() {
+                self.sender.send(out.freeze()).await.map_err(|_| Stopped::Enough)?;
+            }
+            if !more {
+                return Err(Stopped::Enough);
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+}
+
+/// Waits for more output, or for the end of the attempt.
+struct Follow {
+    inotify: Descriptor,
+    changes: broadcast::Receiver<Change<Pod>>,
+    node: Arc<dyn Node>,
+    uid: PodUid,
+    container: String,
+    attempt: u32,
+}
+
+impl Follow {
+    fn new(node: &Arc<dyn Node>, pod: &Pod, container: &str, source: &Source) -> Result<Self, ApiError> {
+        let failed = |error: &dyn std::fmt::Display| ApiError::internal(format!("watch {}: {error}", source.folder.display()));
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|error| failed(&error))?;
+        let events = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
+        inotify::add_watch(&inotify, &source.folder, events).map_err(|error| failed(&error))?;
+        Ok(Self {
+            inotify: Descriptor::new(inotify).map_err(|error| failed(&error))?,
+            changes: node.store().pods().changes,
+            node: node.clone(),
+            uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
+            container: container.to_owned(),
+            attempt: source.attempt,
+        })
+    }
+
+    /// Returns when there may be more. False: the attempt has ended, and all of its output is in the files.
+    async fn more(&mut self, sender: &mpsc::Sender<Bytes>) -> Result<bool, Stopped> {
+        let mut events = [0; 4096];
+        loop {
+            if self.ended() {
+                return Ok(false);
+            }
+            tokio::select! {
+                // What happened doesn't matter, only that something did.
+                read = self.inotify.read(&mut events) => {
+                    read?;
+                    return Ok(true);
+                }
+                change = self.changes.recv() => match change {
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return Ok(false),
+                },
+                () = sender.closed() => return Err(Stopped::Enough),
+            }
+        }
+    }
+
+    fn ended(&self) -> bool {
+        self.node.store().pod(&self.uid).is_none_or(|pod| has_ended(status(&pod, &self.container), self.attempt))
+    }
+}
+
+/// Whether the status says that this attempt is over. A status that lags behind says nothing.
+fn has_ended(status: Option<&ContainerStatus>, attempt: u32) -> bool {
+    let Some(status) = status else { return false };
+    let count = u32::try_from(status.restart_count).unwrap_or(0);
+    let state = status.state.as_ref();
+    let terminated = state.is_some_and(|s| s.terminated.is_some());
+    let waits_again =
+        state.is_some_and(|s| s.waiting.is_some()) && status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
+    count > attempt || (count == attempt && (terminated || waits_again))
+}
