@@ -23,6 +23,7 @@ Usage: demo COMMAND
   stamp                               prints the time in nanoseconds, then sleeps
   exit N                              ends with status N
   echo TEXT...   cat   env   id   ps   mounts   addresses   tty
+  namespace KIND                      its number, of mnt, pid, net ...
   read FILE      write FILE TEXT      append FILE TEXT    list DIRECTORY    own FILE
   mount-tmpfs DIRECTORY               mounts a tmpfs there (needs CAP_SYS_ADMIN)
   hostname [NAME]                     prints or sets it (setting needs CAP_SYS_ADMIN)

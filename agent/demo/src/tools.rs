@@ -31,6 +31,7 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "ps" => lines(&facts::processes()),
         "mounts" => lines(&facts::mounts()),
         "addresses" => lines(&facts::addresses()),
+        "namespace" => say(&facts::namespace(argument(words, 0, "KIND")?)),
         "tty" => say(if std::io::stdin().is_terminal() { "a terminal" } else { "not a terminal" }),
         "read" => read(argument(words, 0, "FILE")?),
         "write" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().truncate(true)),
