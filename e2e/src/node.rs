@@ -132,6 +132,11 @@ impl NodeBox {
         self.inside.as_ref().expect("set until drop")
     }
 
+    /// The box's PID 1, in the machine's PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.isolated().pid()
+    }
+
     /// The host that is wired to this node.
     pub fn outside(&self) -> &Outside {
         self.outside.as_ref().expect("set until drop")
