@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! let node = e2e::NodeBox::start();
-//! node.apply("web.yaml", &e2e::pod("web", &[("web", "serve")]));
+//! node.put(&e2e::pod("web").runs("web", "serve"));
 //! node.pod("web").becomes("Running");
 //! ```
 #![forbid(unsafe_code)]
@@ -28,7 +28,7 @@ pub use paths::{binary, workspace};
 pub use pod::{Container, Pod};
 pub use registry::{REGISTRY, registries_conf, start as start_registry, storage};
 pub use snapshot::Snapshot;
-pub use yaml::{container, pod};
+pub use yaml::{DEMO, Manifest, SHARED, pod};
 
 /// Waits until the condition holds; fails with the text if it never does.
 #[macro_export]

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::namespaces::child_of;
-use crate::{Isolated, Output, Outside, Pod, Running, Snapshot, command, eventually, paths, registry, run, snapshot};
+use crate::{Isolated, Manifest, Output, Outside, Pod, Running, Snapshot, command, eventually, paths, registry, run, snapshot};
 
 /// What a node is made with.
 #[derive(Debug, Default)]
@@ -260,6 +260,13 @@ impl NodeBox {
         std::fs::rename(&draft, &target).expect("the folder can be written");
     }
 
+    /// Puts a pod into the folder, in a file of its name.
+    #[track_caller]
+    pub fn put(&self, manifest: &Manifest) -> Pod<'_> {
+        self.apply(&format!("{}.yaml", manifest.name()), &manifest.yaml());
+        Pod::named(self, manifest.name().to_string())
+    }
+
     /// Copies a folder of the repository's manifests, such as `quickstart`.
     #[track_caller]
     pub fn apply_folder(&self, name: &str) {
@@ -280,8 +287,8 @@ impl NodeBox {
     // --- questions ---
 
     /// A pod: `web` or `namespace/web`.
-    pub fn pod<'a>(&'a self, name: &'a str) -> Pod<'a> {
-        Pod::new(self, name)
+    pub fn pod(&self, name: &str) -> Pod<'_> {
+        Pod::named(self, name.to_string())
     }
 
     /// What `curl` gets on the node.

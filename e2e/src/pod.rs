@@ -5,22 +5,30 @@ use serde_json::Value;
 use crate::{NodeBox, Output, Running, eventually};
 
 /// `NAMESPACE/NAME` on a node.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Pod<'a> {
     node: &'a NodeBox,
-    namespace: &'a str,
-    name: &'a str,
+    namespace: String,
+    name: String,
 }
 
 impl<'a> Pod<'a> {
-    pub(crate) fn new(node: &'a NodeBox, name: &'a str) -> Self {
-        let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    pub(crate) fn named(node: &'a NodeBox, name: String) -> Self {
+        let (namespace, name) = match name.split_once('/') {
+            Some((namespace, name)) => (namespace.to_string(), name.to_string()),
+            None => ("default".into(), name),
+        };
         Self { node, namespace, name }
+    }
+
+    /// The words of a client command about this pod.
+    fn words<'b>(&'b self, verb: &[&'b str], more: &[&'b str]) -> Vec<&'b str> {
+        [verb, &[&self.name, "-n", &self.namespace], more].concat()
     }
 
     /// The object as `get -o json` shows it, unless there is no such pod.
     pub fn get(&self) -> Option<Value> {
-        let output = self.node.run(&["get", "pod", self.name, "-n", self.namespace, "-o", "json"]);
+        let output = self.node.run(&self.words(&["get", "pod"], &["-o", "json"]));
         if output.code != 0 {
             assert!(output.all().contains("not found"), "{output}");
             return None;
@@ -75,15 +83,20 @@ impl<'a> Pod<'a> {
     }
 
     /// One of its containers.
-    pub fn container(&self, name: &'a str) -> Container<'a> {
-        Container { pod: *self, name }
+    pub fn container(&self, name: &str) -> Container<'a> {
+        Container { pod: self.clone(), name: name.into() }
+    }
+
+    /// A client command about it: `VERB NAME -n NAMESPACE`, then more words.
+    pub fn run(&self, verb: &[&str], more: &[&str]) -> Output {
+        self.node.run(&self.words(verb, more))
     }
 
     /// `REASON MESSAGE` of each event about it.
     pub fn events(&self) -> Vec<String> {
-        let output = self.node.run(&["get", "events", "-n", self.namespace, "-o", "json"]).ok();
+        let output = self.node.run(&["get", "events", "-n", &self.namespace, "-o", "json"]).ok();
         let list: Value = serde_json::from_str(&output).unwrap_or_else(|e| panic!("{e}: {output}"));
-        let about = |event: &&Value| event["involvedObject"]["name"] == self.name;
+        let about = |event: &&Value| event["involvedObject"]["name"] == self.name.as_str();
         let line = |event: &Value| {
             format!("{} {}", event["reason"].as_str().unwrap_or_default(), event["message"].as_str().unwrap_or_default())
         };
@@ -102,10 +115,10 @@ impl<'a> Pod<'a> {
 }
 
 /// A container of a pod on a node.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Container<'a> {
     pod: Pod<'a>,
-    name: &'a str,
+    name: String,
 }
 
 impl Container<'_> {
@@ -113,7 +126,7 @@ impl Container<'_> {
     pub fn status(&self, pod: &Value) -> Value {
         let lists = ["containerStatuses", "initContainerStatuses"];
         let all = lists.iter().flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
-        all.into_iter().find(|status| status["name"] == self.name).cloned().unwrap_or(Value::Null)
+        all.into_iter().find(|status| status["name"] == self.name.as_str()).cloned().unwrap_or(Value::Null)
     }
 
     /// Waits for a status that the question finds right.
@@ -177,7 +190,7 @@ impl Container<'_> {
 
     /// `exec` without a terminal.
     pub fn exec(&self, words: &[&str]) -> Output {
-        self.pod.node.run(&[&["exec", self.pod.name, "-n", self.pod.namespace, "-c", self.name, "--"], words].concat())
+        self.pod.run(&["exec"], &[&["-c", &self.name, "--"], words].concat())
     }
 
     /// A command of the demo program, which must succeed; its output without the last line break.
@@ -190,22 +203,21 @@ impl Container<'_> {
     /// `logs` with these flags.
     #[track_caller]
     pub fn logs(&self, flags: &[&str]) -> String {
-        let words = [&["logs", self.pod.name, "-n", self.pod.namespace, "-c", self.name], flags].concat();
-        self.pod.node.run(&words).ok()
+        self.pod.run(&["logs"], &[&["-c", &self.name], flags].concat()).ok()
     }
 
     /// Waits until its log has this text.
     #[track_caller]
     pub fn logged(&self, text: &str) -> String {
         eventually(&format!("container {} logged {text:?}", self.name), || {
-            let output = self.pod.node.run(&["logs", self.pod.name, "-n", self.pod.namespace, "-c", self.name]);
+            let output = self.pod.run(&["logs"], &["-c", &self.name]);
             if output.code == 0 && output.stdout.contains(text) { Ok(output.stdout) } else { Err(output.to_string()) }
         })
     }
 
-    /// `logs -f`, running beside the test.
-    pub fn follow(&self) -> Running {
-        let words = ["logs", self.pod.name, "-n", self.pod.namespace, "-c", self.name, "-f"];
+    /// `logs -f` with more flags, running beside the test.
+    pub fn follow(&self, flags: &[&str]) -> Running {
+        let words = self.pod.words(&["logs"], &[&["-f", "-c", &self.name], flags].concat());
         Running::start(&mut self.pod.node.client(&words))
     }
 

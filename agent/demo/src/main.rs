@@ -32,6 +32,7 @@ Usage: demo COMMAND
   kill PID [SIGNAL]                   sends a signal
   fork N                              makes N children that end at once and are left to PID 1
   spam BYTES                          writes numbered lines of 100 bytes
+  line BYTES                          writes one line of that length
 ";
 
 fn main() -> ExitCode {

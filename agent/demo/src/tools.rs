@@ -45,6 +45,7 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "kill" => send(argument(words, 0, "PID")?, words.get(1).copied().unwrap_or("SIGTERM")),
         "fork" => orphans(argument(words, 0, "a number")?),
         "orphan" => on("fork", again(&["exit", "0"])).map(drop),
+        "line" => line(argument(words, 0, "BYTES")?),
         "spam" => spam(argument(words, 0, "BYTES")?),
         other => Err(format!("no command {other:?}; see demo help")),
     }
@@ -170,6 +171,12 @@ fn orphans(number: &str) -> Result<(), String> {
 /// This program once more.
 fn again(words: &[&str]) -> std::io::Result<std::process::Child> {
     std::process::Command::new("/proc/self/exe").args(words).spawn()
+}
+
+/// One line of that many bytes.
+fn line(bytes: &str) -> Result<(), String> {
+    let length: usize = bytes.parse().map_err(|e| format!("{bytes}: {e}"))?;
+    say(&"y".repeat(length.saturating_sub(1)))
 }
 
 /// Lines of 100 bytes that carry their number, so that a lost or doubled one shows.

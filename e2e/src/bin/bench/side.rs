@@ -22,9 +22,9 @@ pub trait Side {
 /// `pods` pods, each with `containers` containers that print when they began.
 pub fn yaml(pods: usize, containers: usize) -> String {
     let one = |number: usize| {
-        let words: Vec<String> = (0..containers).map(|index| format!("c{index}")).collect();
-        let all: Vec<(&str, &str)> = words.iter().map(|name| (name.as_str(), "stamp")).collect();
-        e2e::pod(&format!("bench-{number}"), &all).replace("    args:", "    imagePullPolicy: Never\n    args:")
+        let pod = e2e::pod(&format!("bench-{number}"));
+        let container = |pod: e2e::Manifest, index| pod.runs_with(&format!("c{index}"), "stamp", "imagePullPolicy: Never");
+        (0..containers).fold(pod, container).yaml()
     };
     (0..pods).map(one).collect::<Vec<_>>().join("---\n")
 }
