@@ -1,5 +1,6 @@
 //! A pod as the rest of the agent may see it: parsed, defaulted, validated. Knows nobody else.
 
+pub mod change;
 pub mod decode;
 pub mod defaults;
 mod error;

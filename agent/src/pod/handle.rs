@@ -73,13 +73,13 @@ impl Handle {
         &self,
         sandbox: &Sandbox,
         pod: &ValidPod,
-        request: &ExecRequest,
+        (name, argv): (&str, &[String]),
         attempt: &Attempt,
         tty: bool,
     ) -> Result<(Process, Vec<PathBuf>), NodeError> {
         let internal = |message: String| NodeError::Internal(message);
-        let container = pod.all_containers().find(|c| c.name == request.container);
-        let container = container.ok_or_else(|| NodeError::NotFound(format!("container {} not found", request.container)))?;
+        let container = pod.all_containers().find(|c| c.name == name);
+        let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
         let gone = || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
         let image = self.node.images.resolve(&attempt.note.image_id).or_else(|| self.node.images.resolve(&attempt.note.image));
         let image = image.ok_or_else(gone)?;
@@ -95,7 +95,7 @@ impl Handle {
             objects: &NoObjects,
             note: serde_json::Value::Null,
         };
-        let made = self.node.runtime.exec_process(sandbox, input, &attempt.id, request.argv.clone(), tty);
+        let made = self.node.runtime.exec_process(sandbox, input, &attempt.id, argv.to_vec(), tty);
         made.map_err(|e| internal(e.to_string()))
     }
 
@@ -123,7 +123,8 @@ impl node::Node for Handle {
             let pod = self.pod(uid)?;
             let mut fds = Vec::new();
             let mut size = None;
-            let tty = match request.stdio {
+            let ExecRequest { container, argv, stdio } = request;
+            let tty = match stdio {
                 Stdio::Pipes { stdin, stdout, stderr } => {
                     fds.extend([stdin, stdout, stderr]);
                     false
@@ -133,7 +134,7 @@ impl node::Node for Handle {
                     true
                 }
             };
-            let mut process = self.exec_process(&sandbox, &pod, &request, &attempt, tty)?;
+            let mut process = self.exec_process(&sandbox, &pod, (&container, &argv), &attempt, tty)?;
             process.0.tty_size = size.map(|s| (s.rows, s.columns));
             let holder = sandbox.holder.clone();
             // Subscribed before the start, so that no exit can be missed.
@@ -141,11 +142,11 @@ impl node::Node for Handle {
             let started = holder
                 .exec(&attempt.id, process.0, process.1, fds)
                 .await
-                .map_err(|e| exec_error(&request.container, &request.argv, &e))?;
-            let (exec, killer) = (started.exec, holder.clone());
+                .map_err(|e| exec_error(&container, &argv, &e))?;
+            let (exec, killer) = (started.id, holder.clone());
             Ok(ExecProcess {
                 pid: started.pid,
-                terminal: started.terminal,
+                terminal: started.master,
                 exit: exec_exit(events, exec).boxed(),
                 kill: Box::new(move || {
                     let holder = killer.clone();

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use crate::image::{self, Images};
+use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::{Runtime, Sandbox};
 
