@@ -12,7 +12,6 @@ mod error;
 mod flight;
 mod gc;
 mod images;
-mod implicit;
 mod layer;
 mod manifest;
 mod pax;

@@ -560,7 +560,3 @@ fn split(clean: &[u8]) -> Option<(&[u8], &[u8])> {
         None => Some((b"", clean)),
     }
 }
-
-#[cfg(test)]
-#[path = "unpack_tests.rs"]
-mod tests;

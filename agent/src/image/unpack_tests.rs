@@ -119,7 +119,7 @@ impl Box_ {
         assert!(rustix::process::geteuid().is_root(), "these tests need root: they make devices and change owners");
         let base = tempfile::tempdir().unwrap();
         std::fs::write(base.path().join("secret"), SECRET).unwrap();
-        std::fs::set_permissions(base.path().join("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(base.path().join("secret"), PermissionsExt::from_mode(0o600)).unwrap();
         let open = |name: &str| {
             std::fs::create_dir(base.path().join(name)).unwrap();
             rustix::fs::open(base.path().join(name), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
