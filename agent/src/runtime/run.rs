@@ -168,7 +168,7 @@ impl Runtime {
             holders.create(&Limits::default())?;
         }
         self.weigh_burstable()?;
-        recipe.cgroups = holders.joins(DeviceRules::Unlimited);
+        recipe.cgroups = holders.holder_joins();
         clock.step("cgroup");
         let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
         clock.step("holder");

@@ -159,8 +159,18 @@ impl Group {
     /// Where the pod's holder lives. v2 allows no process in a group that hands controllers down; elsewhere the pod's own
     /// group will do, which saves a directory in each hierarchy.
     pub fn for_holder(&self) -> Self {
-        let hands_down = self.layout.unified().is_some_and(|h| plan::subtree_control(&h.controllers).is_some());
-        if hands_down { self.child("holder") } else { self.clone() }
+        if self.hands_down() { self.child("holder") } else { self.clone() }
+    }
+
+    /// What the holder joins. It moves itself, which in v2 takes the lock of all forks of the machine: 6 ms. So where v1 has the
+    /// controllers, it stays out of the unified hierarchy. (Containers are born into theirs, without that lock.)
+    pub fn holder_joins(&self) -> Vec<PathBuf> {
+        let unified = self.layout.unified().map(|h| &h.mount).filter(|_| !self.hands_down());
+        self.dirs().into_iter().filter(|dir| unified.is_none_or(|mount| !dir.starts_with(mount))).collect()
+    }
+
+    fn hands_down(&self) -> bool {
+        self.layout.unified().is_some_and(|h| plan::subtree_control(&h.controllers).is_some())
     }
 
     /// Relative to the hierarchies' mounts, such as `/nodeagent/burstable/pod…`.
@@ -198,9 +208,12 @@ impl Group {
     /// PIDs of all processes, also of the groups below.
     pub fn procs(&self) -> Vec<i32> {
         let mut found = Vec::new();
-        if let Some(census) = self.layout.census() {
-            collect_procs(&census.mount.join(&self.relative), &mut found);
+        // A hybrid machine's holders are only in v1's groups: see `holder_joins`.
+        for hierarchy in self.layout.census().into_iter().chain(self.layout.of(Controller::Pids)) {
+            collect_procs(&hierarchy.mount.join(&self.relative), &mut found);
         }
+        found.sort_unstable();
+        found.dedup();
         found
     }
 
@@ -210,12 +223,22 @@ impl Group {
         let Some(census) = self.layout.census() else { return Ok(()) };
         let dir = census.mount.join(&self.relative);
         match fs::write(dir.join("cgroup.kill"), "1") {
-            Ok(()) => return Ok(()),
+            Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(()),
             // Linux before 5.14, and v1.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                return self.kill_one_by_one(census, &dir);
+            }
             Err(error) => return Err(failed("write", &dir.join("cgroup.kill"), error)),
         }
+        if self.kind == Kind::Inner && !self.hands_down() {
+            // A holder that doesn't answer.
+            self.kill_round();
+        }
+        Ok(())
+    }
+
+    fn kill_one_by_one(&self, census: &layout::Hierarchy, dir: &Path) -> Result<(), CgroupError> {
         let (file, freeze, thaw) = match census.version {
             Version::V1 => ("freezer.state", "FROZEN", "THAWED"),
             Version::V2 => ("cgroup.freeze", "1", "0"),
@@ -224,20 +247,27 @@ impl Group {
         let _ = fs::write(dir.join(file), freeze);
         let mut before = Vec::new();
         for _ in 0..100 {
-            let now = self.procs();
-            for pid in &now {
-                if let Some(pid) = Pid::from_raw(*pid) {
-                    // An error means that it has ended.
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
-                }
-            }
+            let now = self.kill_round();
             if now == before {
                 break;
             }
             before = now;
         }
-        let _ = fs::write(dir.join(file), thaw);
-        Ok(())
+        let thawed = fs::write(dir.join(file), thaw);
+        match thawed {
+            // A frozen group would stay for ever.
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("write", &dir.join(file), error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn kill_round(&self) -> Vec<i32> {
+        let now = self.procs();
+        for pid in now.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            // An error means that it has ended.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        now
     }
 
     /// How many times the kernel killed a process of this group, or of one below, for want of memory.
