@@ -1,1 +1,191 @@
-//! config
+//! Declared settings (command line over configuration file over defaults) to validated [`Settings`]. Every problem of either is told
+//! at once; of the file with line and column. Knows `model` for its YAML, and nobody else.
+
+mod file;
+mod flags;
+mod paths;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::FileError;
+
+pub use file::{ApiSection, BackoffSection, Declared, ImageSection, LogSection, UsernsSection};
+pub use flags::{Flags, LogFormat, LogLevel};
+pub use paths::Paths;
+
+/// Where the configuration file is looked for if the command line names none.
+pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
+
+/// Everything that can be set, checked and with its defaults.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Folders and files of manifests; `-` is standard input.
+    pub manifests: Vec<PathBuf>,
+    /// Where everything lies on this machine.
+    pub paths: Paths,
+    /// The node's name: a DNS subdomain. The host's name unless set.
+    pub node_name: String,
+    /// The cgroup below which all pods are.
+    pub cgroup_parent: String,
+    /// The pods' network.
+    pub network: Network,
+    /// Whether the pods end with the agent.
+    pub on_stop: OnStop,
+    /// How long a container that ends waits before it is started again.
+    pub backoff: Backoff,
+    /// Containers' log files.
+    pub container_logs: ContainerLogs,
+    /// Images.
+    pub images: Images,
+    /// The file that pods with `dnsPolicy: Default` get their name servers from.
+    pub resolv_conf: PathBuf,
+    /// The local API.
+    pub api: Api,
+    /// Host IDs of the pods with `hostUsers: false`.
+    pub userns: Userns,
+    /// A seccomp profile (OCI JSON) for `RuntimeDefault`, instead of the one that is built in.
+    pub seccomp_default: Option<PathBuf>,
+    /// The agent's own log.
+    pub log: Log,
+}
+
+/// The pods' network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The bridge's name: an interface name of at most 15 bytes.
+    pub bridge: String,
+    /// The ranges that pods get their addresses from: one of IPv4, one of IPv6, or both.
+    pub pod_cidrs: Vec<Cidr>,
+    /// The nftables table of this agent's own.
+    pub nft_table: String,
+    /// The MTU of the pods' links; of the way out unless set.
+    pub mtu: Option<u32>,
+}
+
+/// A range of addresses. The address is the range's first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// The first address.
+    pub address: IpAddr,
+    /// How many bits all have in common.
+    pub prefix: u8,
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// What becomes of the pods when the agent is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// They run on, and the next agent takes them over.
+    Keep,
+    /// They end first.
+    Drain,
+}
+
+/// CrashLoopBackOff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// The first wait.
+    pub initial: Duration,
+    /// What the doubling stops at.
+    pub max: Duration,
+    /// A container that ran this long begins at `initial` again.
+    pub reset_after: Duration,
+}
+
+/// Containers' log files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContainerLogs {
+    /// Bytes at which a file is rotated.
+    pub max_size: u64,
+    /// How many files of one container are kept, the present one with them.
+    pub max_files: u32,
+}
+
+/// Images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// Percent of the disk at which unused images are removed.
+    pub gc_high_percent: u8,
+    /// Percent of the disk at which that stops.
+    pub gc_low_percent: u8,
+    /// Images that are pulled at the same time.
+    pub parallel_pulls: usize,
+    /// Mirrors, insecure and blocked registries.
+    pub registries_conf: PathBuf,
+    /// Docker's config.json with credentials and their helpers.
+    pub auth_file: PathBuf,
+}
+
+/// The local API.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Api {
+    /// The group that may use the socket beside root: a name or a number.
+    pub socket_group: Option<String>,
+    /// A loopback address for kubectl, with TLS and client certificates.
+    pub listen: Option<SocketAddr>,
+    /// The CA of client certificates, instead of the agent's own.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Host IDs of the pods with `hostUsers: false`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Userns {
+    /// The first host ID.
+    pub first: u32,
+    /// IDs a pod.
+    pub per_pod: u32,
+    /// Pods that there is room for.
+    pub pods: u32,
+}
+
+/// The agent's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+    /// What is too little to be logged.
+    pub level: LogLevel,
+}
+
+/// What can't be run with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is wrong.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A flag is wrong.
+    #[error("{flag}: {message}")]
+    Flag {
+        /// As it is written: `--node-name`.
+        flag: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// Reads the configuration file, lays the flags over it, fills in the defaults and checks all of it.
+pub fn load(flags: &Flags) -> Result<Settings, Vec<ConfigError>> {
+    let (declared, source) = match file::read(flags.config.as_deref()) {
+        Ok(read) => read,
+        Err(errors) => return Err(errors.into_iter().map(ConfigError::File).collect()),
+    };
+    settings(flags, &declared, &source)
+}
+
+/// As [`load`], from a configuration file's text.
+pub fn load_from(flags: &Flags, name: &std::path::Path, text: &[u8]) -> Result<Settings, Vec<ConfigError>> {
+    match file::parse(name, text) {
+        Ok((declared, source)) => settings(flags, &declared, &source),
+        Err(errors) => Err(errors.into_iter().map(ConfigError::File).collect()),
+    }
+}
+
+mod check;
+use check::settings;

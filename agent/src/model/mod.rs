@@ -1,11 +1,25 @@
 //! A pod as the rest of the agent may see it: parsed, defaulted, validated. Knows nobody else.
 
+pub mod change;
+pub mod decode;
+pub mod defaults;
+mod error;
+mod load;
+mod path;
+pub mod quantity;
+pub mod validate;
+pub mod yaml;
+
 use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+pub use error::{FileError, Position, Problem};
+pub use load::{Defaults, Loaded, Object, load};
+pub use path::Path;
 
 /// `metadata.uid`: a pod's identity. Safe as one path component: 1..=63 characters of `[a-z0-9-]`, checked by validation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,4 +1,200 @@
 //! A pod's life: what should be, what is, and the steps between. Knows model, runtime, image and netplug.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use crate::image::Images;
+use crate::model::{PodUid, ValidPod};
+use crate::runtime::{Runtime, Sandbox};
+
+pub mod backoff;
+pub mod completed;
+pub mod handle;
+mod image_api;
+pub mod manager;
 pub mod node;
+pub mod observed;
+pub mod plan;
+pub mod recorder;
+pub mod status;
 pub mod store;
+pub mod trace;
+pub mod worker;
+
+/// What all workers of a node share.
+pub struct Node {
+    /// The node's name.
+    pub name: String,
+    /// The node's addresses.
+    pub host_ips: Vec<IpAddr>,
+    /// Pods and events.
+    pub store: Arc<store::Store>,
+    /// Writes events.
+    pub recorder: recorder::Recorder,
+    /// Holders, cgroups, files.
+    pub runtime: Arc<Runtime>,
+    /// The pod network.
+    pub network: netplug::Network,
+    /// The image store.
+    pub images: Images,
+    /// Waits between restarts.
+    pub backoff: backoff::Backoff,
+    /// The workers, as the API may see them.
+    pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
+    /// Marks of pods that were told to stay ended; on tmpfs.
+    pub stopped_dir: PathBuf,
+}
+
+impl Node {
+    /// Holder, namespaces and address, in this order. What was made is taken back when a later step fails.
+    async fn create_sandbox(
+        &self,
+        pod: &ValidPod,
+        start_time: Timestamp,
+        trace: &trace::Trace,
+    ) -> Result<(Sandbox, Vec<IpAddr>), String> {
+        let begun = Instant::now();
+        let sandbox = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
+        };
+        trace.protocol_steps(None, begun, &sandbox.steps);
+        match self.wire(pod, &sandbox, start_time, trace).await {
+            Ok(ips) => Ok((sandbox, ips)),
+            Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
+        }
+    }
+
+    async fn take_back(&self, pod: &ValidPod, sandbox: Option<Sandbox>, error: String) -> String {
+        if let Err(left) = self.remove_sandbox(pod, sandbox, false).await {
+            tracing::warn!(%pod, left, "a sandbox that failed could not be cleared away");
+        }
+        error
+    }
+
+    async fn wire(
+        &self,
+        pod: &ValidPod,
+        sandbox: &Sandbox,
+        start_time: Timestamp,
+        trace: &trace::Trace,
+    ) -> Result<Vec<IpAddr>, String> {
+        let ips = if pod.spec().host_network == Some(true) {
+            self.host_ips.clone()
+        } else {
+            let begun = Instant::now();
+            let holder = &sandbox.holder;
+            let (netns, netlink) =
+                futures::try_join!(holder.net_namespace(), holder.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE))
+                    .map_err(|e| e.to_string())?;
+            trace.step("netns", None, begun);
+            let begun = Instant::now();
+            let name = pod.to_string();
+            let attachment = netplug::Attachment {
+                uid: pod.uid().as_str(),
+                pod: &name,
+                netns: std::os::fd::AsFd::as_fd(&netns),
+                netlink,
+                ports: host_ports(pod),
+                fixed: Vec::new(),
+            };
+            let attached = self.network.attach(attachment).await.map_err(|e| e.to_string())?;
+            trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
+            attached.ips
+        };
+        let begun = Instant::now();
+        self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
+        let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time) };
+        sandbox.holder.note(serde_json::to_value(&note).unwrap_or_default()).await.map_err(|e| e.to_string())?;
+        trace.step("files, note", None, begun);
+        Ok(ips)
+    }
+
+    /// Takes a pod's sandbox down; with `all`, its volumes, logs and memory too. Goes on past errors and tells them all.
+    async fn remove_sandbox(&self, pod: &ValidPod, sandbox: Option<Sandbox>, all: bool) -> Result<(), String> {
+        let mut errors = Vec::new();
+        let removed = if all {
+            self.runtime.remove_pod(pod.uid(), sandbox.as_ref()).await
+        } else {
+            self.runtime.remove_sandbox(pod.uid(), sandbox.as_ref()).await
+        };
+        errors.extend(removed.err().map(|e| e.to_string()));
+        // The address is free at once; the links go with the namespace, whose last process has ended.
+        errors.extend(self.network.release_when_netns_dies(pod.uid().as_str()).await.err().map(|e| e.to_string()));
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    /// Frees what the network keeps for pods that aren't there.
+    fn retain<'a>(self: &Arc<Self>, live: impl Iterator<Item = &'a PodUid>) {
+        let live: Vec<String> = live.map(|uid| uid.as_str().to_owned()).collect();
+        let node = self.clone();
+        tokio::spawn(async move {
+            let live: Vec<&str> = live.iter().map(String::as_str).collect();
+            if let Err(error) = node.network.retain(&live).await {
+                tracing::warn!(%error, "addresses of pods that are gone could not be freed");
+            }
+        });
+    }
+
+    fn is_stopped(&self, uid: &PodUid) -> bool {
+        self.stopped_dir.join(uid.as_str()).exists()
+    }
+
+    fn stopped(&self, uid: &PodUid, stopped: bool) {
+        let mark = self.stopped_dir.join(uid.as_str());
+        let done = if stopped {
+            std::fs::create_dir_all(&self.stopped_dir).and_then(|()| std::fs::write(&mark, ""))
+        } else {
+            std::fs::remove_file(&mark).or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        };
+        if let Err(error) = done {
+            tracing::warn!(mark = %mark.display(), %error, "whether the pod is to stay stopped could not be noted");
+        }
+    }
+
+    /// The worker of a pod, as the API sees it.
+    pub fn live(&self, uid: &PodUid) -> Option<worker::Live> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.clone();
+        Some(live.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What the agent keeps with a sandbox, in the holder: the memory of an agent that comes after.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SandboxNote {
+    ips: Vec<IpAddr>,
+    start_time: Option<Timestamp>,
+}
+
+/// The ports of the node that lead to the pod.
+fn host_ports(pod: &ValidPod) -> Vec<netplug::Port> {
+    let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|p| {
+            Some(netplug::Port {
+                host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+                host_port: u16::try_from(p.host_port?).ok()?,
+                container_port: u16::try_from(p.container_port).ok()?,
+                protocol: match p.protocol.as_deref() {
+                    Some("UDP") => netplug::Protocol::Udp,
+                    Some("SCTP") => netplug::Protocol::Sctp,
+                    _ => netplug::Protocol::Tcp,
+                },
+            })
+        })
+        .collect()
+}

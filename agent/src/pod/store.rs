@@ -195,6 +195,11 @@ impl Store {
         inner.events.put(version, key, Arc::new(event));
     }
 
+    /// An event by its names.
+    pub fn event(&self, namespace: &str, name: &str) -> Option<Arc<Event>> {
+        self.read().events.objects.get(&format!("{namespace}/{name}")).cloned()
+    }
+
     /// All events, and what follows.
     pub fn events(&self) -> Snapshot<Event> {
         let inner = self.read();

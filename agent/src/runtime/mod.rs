@@ -1,1 +1,25 @@
-//! runtime
+//! Makes containers: recipes, volumes, cgroups, the seccomp filter, and the client of the pod's holder.
+//! Knows the model and an image's configuration; knows nothing of when or why a container should run.
+
+pub mod cgroup;
+mod devices;
+mod error;
+mod files;
+mod history;
+pub mod holder;
+pub mod inspect;
+mod paths;
+pub mod recipe;
+mod record;
+mod remove;
+pub mod resources;
+mod run;
+pub mod seccomp;
+mod settings;
+mod teardown;
+pub mod volumes;
+
+pub use error::{Cause, ConfigError, Error, Place};
+pub use remove::remove_tree;
+pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
+pub use settings::{Allocatable, Settings, own_capabilities};

@@ -1,1 +1,36 @@
-//! source
+//! Where pods come from: folders and files of manifests, and standard input. Every source tells the same few events.
+
+pub mod directory;
+pub mod folder;
+mod scan;
+
+use std::path::PathBuf;
+
+use crate::model::{FileError, PodUid, ValidPod};
+
+pub use directory::{WatchError, watch};
+
+/// What a source tells, in this order: `Init`, what is there, `InitDone`, then what changes.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// What is there follows.
+    Init,
+    /// This pod shall be, as it is here. One of the same UID is updated.
+    Apply(ValidPod),
+    /// All that is there has been told: a pod that runs and wasn't told may go, unless it is of a file that is at fault.
+    InitDone,
+    /// This pod shall not be any more.
+    Delete(PodUid),
+    /// This file (or folder) is wrong now. What was right in it before goes on.
+    Fault {
+        /// As it was named to us.
+        file: PathBuf,
+        /// All that is wrong with it.
+        errors: Vec<FileError>,
+    },
+    /// The file that was wrong is right, or gone.
+    Mended {
+        /// As it was named to us.
+        file: PathBuf,
+    },
+}

@@ -1,0 +1,52 @@
+# make test: what the tests need (Debian packages), all the builds, all the tests. make help: the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# What only the tests and the benchmark need. The agent itself needs a Linux kernel.
+PACKAGES := busybox-static curl debootstrap docker-registry iproute2 jq nftables procps skopeo util-linux xz-utils zstd \
+	dpkg-dev gcc libc6-dev
+# The other side of `make bench`.
+BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help test packages build images unit e2e bench lint check clean
+
+help: ## This list
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The end-to-end tests (make e2e) join as soon as main() runs the agent; see CHANGELOG.md.
+test: packages ## Unit tests of all crates
+	cargo test -p nodeagent -p podholder -p netplug --lib --no-fail-fast
+
+packages: ## Debian packages that the tests need: only those that aren't there
+	@e2e/packages $(PACKAGES)
+	@command -v kubectl > /dev/null || e2e/packages kubernetes-client
+
+build: ## The agent, its holder, the demo image's program and all tests
+	cargo build --workspace --all-targets
+
+images: packages ## library/{debian,nginx,redis,busybox} from Debian packages, for the tests' registry
+	@e2e/images/build target/e2e
+
+unit: ## Tests that need neither images nor the whole agent
+	cargo test --workspace --exclude e2e
+
+e2e: packages build images ## The end-to-end tests alone
+	cargo test -p e2e --no-fail-fast
+
+bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts
+	@e2e/packages $(BENCH_PACKAGES)
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
+	cargo build --release --workspace
+	target/release/bench $(BENCH)
+
+lint: ## Format, clippy, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	@if command -v cargo-deny > /dev/null; then cargo deny check; else echo 'cargo-deny is not installed: cargo install cargo-deny'; fi
+
+check: lint test ## What a change must pass
+
+clean: ## Everything that was built
+	cargo clean

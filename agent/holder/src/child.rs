@@ -1,0 +1,173 @@
+//! Children of the holder: how one is forked, what it keeps, and how it tells the holder how far it is.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use podholder::protocol::{Fault, Stage, Step};
+use podholder::sys::{self, Fork};
+use podholder::wire;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{OrFault, kernel, refused};
+
+/// What a child says to the holder. End of file after [`Report::Ready`] means that exec happened.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// The start goes on in another child of the holder (its pidfd comes along); this one ends.
+    Moved(i32),
+    /// The terminal: master and slave come along.
+    Terminal,
+    /// All is done but exec.
+    Ready(Vec<Step>),
+    /// It came to nothing.
+    Failed(Fault),
+}
+
+/// A child as the holder sees it.
+pub struct Child {
+    /// In the host's PID namespace.
+    pub pid: i32,
+    /// The same by descriptor.
+    pub pidfd: OwnedFd,
+    /// Where its [`Report`]s arrive.
+    pub status: OwnedFd,
+}
+
+/// What to fork.
+pub struct Spawn<'a> {
+    /// Namespaces to make.
+    pub flags: u64,
+    /// cgroup directories that the child joins.
+    pub cgroups: &'a [PathBuf],
+    /// Its descriptors 0, 1 and 2.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// More that it needs, in the order in which [`Parts::kept`] has them.
+    pub keep: &'a [BorrowedFd<'a>],
+}
+
+/// What a child has.
+pub struct Parts {
+    /// To tell the holder.
+    pub status: Status,
+    /// [`Spawn::keep`].
+    pub kept: Vec<OwnedFd>,
+}
+
+/// The child's side of the conversation.
+pub struct Status(OwnedFd);
+
+impl Status {
+    /// Tells the holder, who may be gone: then this process is about to be killed, so that an error is no news.
+    pub fn send(&self, report: &Report, fds: &[BorrowedFd<'_>]) {
+        if let Ok(body) = wire::encode(report) {
+            let _ = wire::send(self.0.as_fd(), &body, fds);
+        }
+    }
+
+    /// Asks to be killed when the holder dies, and sees that it didn't die before. Again after each change of credentials.
+    pub fn die_with_holder(&self) -> io::Result<()> {
+        sys::die_with_parent(libc::SIGKILL)?;
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if fds[0].revents().contains(PollFlags::HUP) {
+            sys::exit_now(1);
+        }
+        Ok(())
+    }
+
+    /// Waits until the holder says go (a byte) or is gone.
+    pub fn wait_for_holder(&self) -> bool {
+        let mut byte = [0; 1];
+        matches!(rustix::io::read(&self.0, &mut byte), Ok(1))
+    }
+}
+
+/// Forks. `body` runs in the child, which has the descriptors of `spawn` and no others, no signals blocked, is its own session
+/// and dies with the holder.
+pub fn spawn(spawn: &Spawn<'_>, body: impl FnOnce(Parts) -> Result<Infallible, Fault>) -> Result<Child, Fault> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_fault(Stage::Fork, "")?;
+    let cgroups = Cgroups::open(spawn.cgroups)?;
+    match cgroups.fork(spawn.flags)? {
+        Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, status: ours }),
+        Fork::Child => {
+            let status = Status(theirs);
+            let result = enter(&cgroups, &status).and_then(|()| {
+                let mut fds: Vec<BorrowedFd<'_>> = spawn.stdio.to_vec();
+                fds.push(status.0.as_fd());
+                fds.extend(spawn.keep);
+                let mut kept = sys::keep_only(&fds).or_fault(Stage::Fork, "")?.into_iter();
+                let Some(status) = kept.next() else { return Err(refused(Stage::Fork, "", "a descriptor is missing")) };
+                run(Parts { status: Status(status), kept: kept.collect() }, body)
+            });
+            if let Err(fault) = result {
+                status.send(&Report::Failed(fault), &[]);
+            }
+            // The holder's own values lie on this stack: they must not be dropped here.
+            sys::exit_now(1)
+        }
+    }
+}
+
+fn enter(cgroups: &Cgroups<'_>, status: &Status) -> Result<(), Fault> {
+    sys::reset_signals();
+    cgroups.join()?;
+    status.die_with_holder().or_fault(Stage::Fork, "")?;
+    rustix::process::setsid().or_fault(Stage::Fork, "").map(drop)
+}
+
+/// Runs `body` where the old descriptors are closed: `status` of the caller is of no more use, so a fault is told here.
+fn run(parts: Parts, body: impl FnOnce(Parts) -> Result<Infallible, Fault>) -> Result<(), Fault> {
+    let teller = Status(parts.status.0.try_clone().or_fault(Stage::Fork, "")?);
+    let Err(fault) = body(parts);
+    teller.send(&Report::Failed(fault), &[]);
+    sys::exit_now(1)
+}
+
+/// The cgroups that a child joins: the one of v2 by its birth (no lock of the whole machine), those of v1 by itself.
+struct Cgroups<'a> {
+    unified: Option<(OwnedFd, &'a Path)>,
+    others: Vec<&'a Path>,
+}
+
+impl<'a> Cgroups<'a> {
+    fn open(paths: &'a [PathBuf]) -> Result<Self, Fault> {
+        let mut cgroups = Self { unified: None, others: Vec::new() };
+        for path in paths {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).or_fault(Stage::Cgroup, path.display())?;
+            let fs = rustix::fs::fstatfs(&dir).or_fault(Stage::Cgroup, path.display())?;
+            if i64::from(fs.f_type) == libc::CGROUP2_SUPER_MAGIC as i64 && cgroups.unified.is_none() {
+                cgroups.unified = Some((dir, path));
+            } else {
+                cgroups.others.push(path);
+            }
+        }
+        Ok(cgroups)
+    }
+
+    fn fork(&self, flags: u64) -> Result<Fork, Fault> {
+        let Some((dir, path)) = &self.unified else { return sys::clone3(flags, None).or_fault(Stage::Fork, "") };
+        sys::clone3(flags, Some(dir.as_fd())).or_fault(Stage::Cgroup, path.display())
+    }
+
+    fn join(&self) -> Result<(), Fault> {
+        self.others.iter().try_for_each(|path| join_cgroup(path))
+    }
+}
+
+/// Moves this process into a cgroup.
+pub fn join_cgroup(path: &Path) -> Result<(), Fault> {
+    // v1 lets a thread move itself by `tasks` without the lock that stops every fork and exec of the machine; v2 lacks that file.
+    let write = |file: &str| File::options().write(true).open(path.join(file)).and_then(|mut f| io::Write::write_all(&mut f, b"0"));
+    let result = match write("tasks") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => write("cgroup.procs"),
+        result => result,
+    };
+    result.map_err(|e| kernel(Stage::Cgroup, path.display(), e))
+}

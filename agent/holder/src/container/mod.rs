@@ -1,0 +1,185 @@
+//! A container's init: applies a recipe, step by step, and executes the command.
+//!
+//! The order is the story; each function says why its step can't move.
+
+pub mod command;
+pub mod credentials;
+mod devices;
+pub mod limits;
+mod mask;
+mod mounts;
+pub mod paths;
+mod rootfs;
+pub mod terminal;
+pub mod user;
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use podholder::protocol::{Fault, IdMaps, PidNamespace, Process, Recipe, Stage};
+use podholder::sys::{self, Fork, attr, ns};
+use rustix::fs::Mode;
+
+use crate::child::{Parts, Report, Status};
+use crate::clock::Steps;
+use crate::fault::OrFault;
+use paths::Root;
+
+pub use rootfs::mapped_root;
+
+/// What a container is given by its pod.
+pub struct Pod<'a> {
+    /// The maps of its USER namespace, if it has one.
+    pub maps: Option<&'a IdMaps>,
+}
+
+/// The namespaces' descriptors, as [`Parts::kept`] brings them.
+pub struct Namespaces {
+    /// A mount namespace with the pod's /dev/shm as its root.
+    pub shm: OwnedFd,
+    /// The USER namespace.
+    pub user: Option<OwnedFd>,
+}
+
+impl Namespaces {
+    /// In the order in which the holder gave them: shm, then user.
+    pub fn from_kept(kept: Vec<OwnedFd>) -> Option<Self> {
+        let mut kept = kept.into_iter();
+        Some(Self { shm: kept.next()?, user: kept.next() })
+    }
+}
+
+/// The flags of a container's clone3. PID is made later when a USER namespace has to own it.
+pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
+    let own_pid = recipe.pid == PidNamespace::Own && pod.maps.is_none();
+    ns::MNT | if own_pid { ns::PID } else { 0 }
+}
+
+/// The first process of a container, from fork to exec.
+pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, Fault> {
+    let Parts { status, kept } = parts;
+    let Some(namespaces) = Namespaces::from_kept(kept) else {
+        return Err(crate::fault::refused(Stage::Namespace, "", "a descriptor is missing"));
+    };
+    let mut steps = Steps::start();
+    let process = &recipe.process;
+    // Modes are given in full below.
+    rustix::process::umask(Mode::empty());
+    // Both need rights that the USER namespace doesn't give.
+    limits::before_user_namespace(process)?;
+    let label = credentials::Label::open(process)?;
+    let user_ns = namespaces.user.as_ref().map(AsFd::as_fd);
+    // Before propagation is cut, so that a mount which asks for it stays in touch with the host's.
+    let trees = mounts::open_sources(&recipe.mounts, user_ns, namespaces.shm.as_fd())?;
+    steps.done("sources");
+    let status = rootfs_and_user_namespace(recipe, pod, user_ns, status, &mut steps)?;
+    // After the cgroups are joined: they are the roots that it shows.
+    sys::unshare(ns::CGROUP).or_fault(Stage::Namespace, "cgroup")?;
+    let root = rootfs::open(&recipe.rootfs, user_ns.is_some())?;
+    mounts::attach(&root, recipe, pod, trees)?;
+    steps.done("mounts");
+    devices::make(&root, recipe, user_ns.is_some())?;
+    let terminal = process.tty.then(|| terminal::open(&root, process, &status)).transpose()?;
+    if let Some(terminal) = &terminal {
+        terminal::bind_console(&root, terminal)?;
+    }
+    mask::apply(&root, recipe)?;
+    steps.done("devices and masks");
+    rootfs::pivot(&root, &recipe.rootfs)?;
+    steps.done("pivot_root");
+    become_process(process, &root, label, terminal, status, steps)
+}
+
+/// `/` is mounted with the holder's rights; then, where the pod has a USER namespace, this process gives them up for those that
+/// the namespace has. A PID namespace that it shall own can be made only by a child: that one is the holder's child too
+/// (`CLONE_PARENT`) and goes on in this one's place.
+fn rootfs_and_user_namespace(
+    recipe: &Recipe,
+    pod: &Pod<'_>,
+    user_ns: Option<BorrowedFd<'_>>,
+    status: Status,
+    steps: &mut Steps,
+) -> Result<Status, Fault> {
+    rootfs::cut_propagation()?;
+    rootfs::mount(&recipe.rootfs, user_ns, pod.maps)?;
+    steps.done("overlay");
+    let Some(user_ns) = user_ns else { return Ok(status) };
+    sys::setns(user_ns, ns::USER).or_fault(Stage::Namespace, "user")?;
+    sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
+    // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
+    sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
+    if recipe.pid == PidNamespace::Own {
+        match sys::clone3(ns::PARENT | ns::PID, None).or_fault(Stage::Fork, "")? {
+            Fork::Parent { pid, pidfd } => {
+                status.send(&Report::Moved(pid), &[pidfd.as_fd()]);
+                sys::exit_now(0);
+            }
+            Fork::Child => rustix::process::setsid().or_fault(Stage::Fork, "").map(drop)?,
+        }
+    }
+    status.die_with_holder().or_fault(Stage::Namespace, "user")?;
+    steps.done("user namespace");
+    Ok(status)
+}
+
+/// From a process inside the container's namespaces to the command: the same for a container's first process and for an exec.
+pub fn become_process(
+    process: &Process,
+    root: &Root,
+    label: Option<credentials::Label>,
+    terminal: Option<terminal::Terminal>,
+    status: Status,
+    mut steps: Steps,
+) -> Result<Infallible, Fault> {
+    // Its maker's session keyring would be the agent's. Missing in some kernels, and of no use to most programs.
+    let _ = sys::new_session_keyring();
+    let identity = user::look_up(root, &process.user)?;
+    match terminal {
+        Some(terminal) => terminal::take(terminal, identity.uid)?,
+        None => terminal::own_stdio(identity.uid),
+    }
+    limits::apply(process)?;
+    let env = command::environment(process, &identity.home);
+    // While still root: a directory that only root may enter is a valid working directory, as with other runtimes.
+    let entered = command::enter_working_directory(root, &process.cwd);
+    if let Some(label) = label {
+        label.write()?;
+    }
+    let seccomp = credentials::Seccomp::parse(process)?;
+    // Without no_new_privs the filter needs CAP_SYS_ADMIN: now or never.
+    if process.no_new_privs {
+        sys::set_no_new_privs().or_fault(Stage::Credentials, "no_new_privs")?;
+    } else {
+        seccomp.load()?;
+    }
+    credentials::apply(process, &identity)?;
+    status.die_with_holder().or_fault(Stage::Credentials, "")?;
+    if entered.is_err() {
+        // Perhaps only the user may enter it (NFS with root_squash, FUSE).
+        command::enter_working_directory(root, &process.cwd)?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(if process.umask == 0 { 0o022 } else { process.umask }));
+    let path = command::find(process)?;
+    steps.done("process");
+    status.send(&Report::Ready(steps.take()), &[]);
+    // With no_new_privs it comes last, so that the filter need not allow what the steps before it do.
+    if process.no_new_privs {
+        seccomp.load()?;
+    }
+    command::execute(&path, process, &env)
+}
+
+/// Mount attributes of a mount of the recipe.
+fn mount_attributes(mount: &podholder::protocol::Mount) -> u64 {
+    let read_only = mount.read_only || mount.recursive_read_only;
+    [(read_only, attr::RDONLY), (mount.nosuid, attr::NOSUID), (mount.nodev, attr::NODEV), (mount.noexec, attr::NOEXEC)]
+        .iter()
+        .filter(|(set, _)| *set)
+        .fold(0, |all, (_, flag)| all | flag)
+}
+
+/// Where a container's path is on the host while `/` isn't yet its own: for messages.
+fn shown(path: &std::path::Path) -> String {
+    PathBuf::from("/").join(path).display().to_string()
+}

@@ -1,0 +1,207 @@
+//! The recipe's mounts: sources are opened with the host's rights and paths, then attached in order inside the container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use podholder::protocol::{Fault, Mount, PidNamespace, Propagation, Recipe, Source, Stage};
+use podholder::sys::{self, MountAttributes, attr, ns};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::paths::{Kind, Root, file_type, open_beneath};
+use super::{Pod, mount_attributes, shown};
+use crate::fault::{OrFault, kernel, refused};
+
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+
+/// A mount that isn't attached anywhere yet.
+pub struct Tree(OwnedFd);
+
+/// Opens the mounts that come from outside of the container, with their attributes, one entry a mount of the recipe.
+pub fn open_sources(mounts: &[Mount], user_ns: Option<BorrowedFd<'_>>, shm: BorrowedFd<'_>) -> Result<Vec<Option<Tree>>, Fault> {
+    mounts
+        .iter()
+        .map(|mount| match &mount.source {
+            Source::Bind { path, beneath, recursive, idmap } => {
+                let fd = open_bind(path, beneath, *recursive)?;
+                let user_ns = user_ns.filter(|_| *idmap);
+                set_attributes(fd.as_fd(), mount, *recursive, user_ns).or_fault(Stage::Mount, path.join(beneath).display())?;
+                Ok(Some(Tree(fd)))
+            }
+            Source::Shm => {
+                let fd = open_shm(shm).or_fault(Stage::Mount, shown(&mount.target))?;
+                set_attributes(fd.as_fd(), mount, false, None).or_fault(Stage::Mount, shown(&mount.target))?;
+                Ok(Some(Tree(fd)))
+            }
+            _ => Ok(None),
+        })
+        .collect()
+}
+
+fn open_bind(path: &Path, beneath: &Path, recursive: bool) -> Result<OwnedFd, Fault> {
+    let flags = if recursive { CLONE | OpenTreeFlags::AT_RECURSIVE } else { CLONE };
+    if beneath.as_os_str().is_empty() {
+        return open_tree(CWD, path, flags).or_fault(Stage::Mount, path.display());
+    }
+    let base = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Mount, path.display())?;
+    let full = path.join(beneath);
+    let inner = open_beneath(base.as_fd(), beneath, OFlags::PATH).or_fault(Stage::Mount, full.display())?;
+    open_tree(inner, "", flags | OpenTreeFlags::AT_EMPTY_PATH).or_fault(Stage::Mount, full.display())
+}
+
+/// The pod's /dev/shm is the root of a mount namespace of its own: only from inside can it be copied (before Linux 6.15).
+fn open_shm(shm: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    let own = rustix::fs::openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    sys::setns(shm, ns::MNT)?;
+    let tree = open_tree(CWD, "/", CLONE);
+    sys::setns(own.as_fd(), ns::MNT)?;
+    Ok(tree?)
+}
+
+fn set_attributes(fd: BorrowedFd<'_>, mount: &Mount, recursive: bool, user_ns: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+    let propagation = match mount.propagation {
+        Propagation::Private => attr::PRIVATE,
+        Propagation::Slave => attr::SLAVE,
+        Propagation::Shared => attr::SHARED,
+    };
+    let both = MountAttributes { propagation, user_namespace: user_ns, ..MountAttributes::default() };
+    sys::mount_setattr(fd, recursive, both)?;
+    // Only what is asked for is set and nothing cleared: flags that the host's mount has are kept.
+    let set = mount_attributes(mount);
+    if set != 0 {
+        sys::mount_setattr(fd, false, MountAttributes { set, ..MountAttributes::default() })?;
+    }
+    if mount.recursive_read_only {
+        sys::mount_setattr(fd, recursive, MountAttributes { set: attr::RDONLY, ..MountAttributes::default() })?;
+    }
+    Ok(())
+}
+
+/// Attaches all of the recipe's mounts.
+pub fn attach(root: &Root, recipe: &Recipe, pod: &Pod<'_>, trees: Vec<Option<Tree>>) -> Result<(), Fault> {
+    for (mount, tree) in recipe.mounts.iter().zip(trees) {
+        let fd = match (tree, &mount.source) {
+            (Some(Tree(fd)), _) => fd,
+            (None, Source::Cgroup) => {
+                attach_cgroup(root, mount, &recipe.cgroups)?;
+                continue;
+            }
+            (None, source) => new_filesystem(mount, source, recipe.pid, pod)?,
+        };
+        attach_tree(root, &fd, &mount.target)?;
+    }
+    Ok(())
+}
+
+/// Attaches a detached mount at a path of the container, made as what the mount is if it isn't there.
+pub fn attach_tree(root: &Root, fd: impl AsFd, target: &Path) -> Result<(), Fault> {
+    let (kind, _) = file_type(&fd).or_fault(Stage::Mount, shown(target))?;
+    let kind = if kind == FileType::Directory { Kind::Directory } else { Kind::File };
+    let place = root.make(target, kind).or_fault(Stage::Mount, shown(target))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(fd, "", place, "", flags).or_fault(Stage::Mount, shown(target))
+}
+
+fn new_filesystem(mount: &Mount, source: &Source, pid: PidNamespace, pod: &Pod<'_>) -> Result<OwnedFd, Fault> {
+    let gid_5 = pod.maps.is_none_or(|m| m.gids.iter().any(|l| l.inside <= 5 && 5 - l.inside < l.count));
+    let devpts = if gid_5 { "newinstance,ptmxmode=0666,mode=0620,gid=5" } else { "newinstance,ptmxmode=0666,mode=0620" };
+    let (kind, options) = match source {
+        Source::Tmpfs { options } => ("tmpfs", options.as_str()),
+        Source::Proc => ("proc", ""),
+        Source::Sysfs => ("sysfs", ""),
+        Source::Devpts => ("devpts", devpts),
+        Source::Mqueue => ("mqueue", ""),
+        Source::Bind { .. } | Source::Shm | Source::Cgroup => {
+            return Err(refused(Stage::Mount, shown(&mount.target), "not a file system of its own"));
+        }
+    };
+    let made = filesystem(kind, options, mount_attributes(mount), &mount.target);
+    match (made, source) {
+        // A USER namespace may mount the procfs or sysfs of its own PID and NET namespace alone: of the host's it gets a copy.
+        (Err(fault), Source::Proc | Source::Sysfs) if fault.errno == libc::EPERM && pod.maps.is_some() => {
+            let host = match source {
+                Source::Proc if pid == PidNamespace::Host => "/proc",
+                Source::Sysfs => "/sys",
+                _ => return Err(fault),
+            };
+            let tree = open_tree(CWD, host, CLONE | OpenTreeFlags::AT_RECURSIVE).or_fault(Stage::Mount, shown(&mount.target))?;
+            set_attributes(tree.as_fd(), mount, true, None).or_fault(Stage::Mount, shown(&mount.target))?;
+            Ok(tree)
+        }
+        (made, _) => made,
+    }
+}
+
+/// A new file system, not attached yet.
+pub fn filesystem(kind: &str, options: &str, attributes: u64, target: &Path) -> Result<OwnedFd, Fault> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).or_fault(Stage::Mount, shown(target))?;
+    // The kernel's own words are in the context.
+    let fault = |e: rustix::io::Errno| {
+        let mut words = [0; 256];
+        let length = rustix::io::read(&context, &mut words).unwrap_or(0);
+        let mut fault = kernel(Stage::Mount, shown(target), e);
+        fault.detail = String::from_utf8_lossy(&words[..length]).trim_end().to_owned();
+        fault
+    };
+    fsconfig_set_string(&context, "source", kind).map_err(fault)?;
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value).map_err(fault)?,
+            None => fsconfig_set_flag(&context, option).map_err(fault)?,
+        }
+    }
+    fsconfig_create(&context).map_err(fault)?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes as u32);
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(fault)
+}
+
+/// v2: the tree. v1: a tmpfs with a directory for each hierarchy that the container's cgroups belong to.
+fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[PathBuf]) -> Result<(), Fault> {
+    let hierarchies = hierarchies(cgroups).or_fault(Stage::Mount, shown(&mount.target))?;
+    let attributes = mount_attributes(mount);
+    if let [only] = hierarchies.as_slice()
+        && only.is_empty()
+    {
+        return attach_tree(root, filesystem("cgroup2", "", attributes, &mount.target)?, &mount.target);
+    }
+    let holder = filesystem("tmpfs", "mode=755", attributes & !attr::RDONLY, &mount.target)?;
+    attach_tree(root, &holder, &mount.target)?;
+    for controllers in &hierarchies {
+        let (kind, name) = if controllers.is_empty() { ("cgroup2", "unified") } else { ("cgroup", controllers.as_str()) };
+        let place = mount.target.join(name.trim_start_matches("name="));
+        attach_tree(root, filesystem(kind, controllers, attributes, &place)?, &place)?;
+        for alias in controllers.split(',').filter(|c| *c != controllers && !c.contains('=')) {
+            rustix::fs::symlinkat(name, &holder, alias).or_fault(Stage::Mount, shown(&mount.target.join(alias)))?;
+        }
+    }
+    let read_only = MountAttributes { set: attributes, ..MountAttributes::default() };
+    sys::mount_setattr(holder.as_fd(), false, read_only).or_fault(Stage::Mount, shown(&mount.target))
+}
+
+/// The controllers of each directory's hierarchy as mount options name them; empty for v2. From the mount table: super options
+/// of cgroup mounts are `rw`, then the controllers.
+fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<String>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found: Vec<String> = Vec::new();
+    for path in cgroups {
+        let device = rustix::fs::stat(path)?.st_dev;
+        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let line = table.lines().find(|l| l.split(' ').nth(2) == Some(device.as_str()));
+        let Some((_, tail)) = line.and_then(|l| l.split_once(" - ")) else { continue };
+        let fields: Vec<&str> = tail.split(' ').collect();
+        let controllers = match fields[..] {
+            ["cgroup", _, options] => {
+                let not = |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !o.starts_with("release_agent=");
+                options.split(',').filter(not).collect::<Vec<_>>().join(",")
+            }
+            _ => String::new(),
+        };
+        if !found.contains(&controllers) {
+            found.push(controllers);
+        }
+    }
+    Ok(found)
+}

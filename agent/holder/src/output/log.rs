@@ -1,0 +1,150 @@
+//! A log file: appended to, rotated by size, and patient with a disk that is full.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use podholder::protocol::LogFile;
+
+use crate::clock;
+
+/// See the module's page.
+pub struct Log {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    max_size: u64,
+    max_files: usize,
+    /// Oldest first.
+    rotated: VecDeque<PathBuf>,
+    /// Unix time in seconds of the last rotation's name.
+    last_stamp: u64,
+    /// What the disk refused. Never grows: nothing is read while it isn't empty.
+    unwritten: Vec<u8>,
+}
+
+impl Log {
+    pub fn open(log: &LogFile) -> io::Result<Self> {
+        let file = open(&log.path)?;
+        let size = file.metadata()?.len();
+        let max_files = log.max_files.max(2) as usize;
+        let (path, max_size) = (log.path.clone(), log.max_size);
+        Ok(Self { file, path, size, max_size, max_files, rotated: VecDeque::new(), last_stamp: 0, unwritten: Vec::new() })
+    }
+
+    /// Whether the disk refused something: nothing may be appended until [`Log::retry`] says that it was written.
+    pub fn is_blocked(&self) -> bool {
+        !self.unwritten.is_empty()
+    }
+
+    /// Appends whole lines and empties the buffer. What the disk refuses is kept.
+    pub fn append(&mut self, lines: &mut Vec<u8>) {
+        if self.is_blocked() {
+            self.unwritten.append(lines);
+            return;
+        }
+        let written = self.write(lines);
+        if written < lines.len() {
+            self.unwritten = lines.split_off(written);
+        }
+        lines.clear();
+        self.rotate_if_due();
+    }
+
+    /// Writes what was refused. Whether all is written now.
+    pub fn retry(&mut self) -> bool {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        let written = self.write(&unwritten);
+        self.unwritten = unwritten[written..].to_vec();
+        self.rotate_if_due();
+        !self.is_blocked()
+    }
+
+    fn write(&mut self, text: &[u8]) -> usize {
+        let mut done = 0;
+        while done < text.len() {
+            match self.file.write(&text[done..]) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // A full disk, a broken one, a quota: it may pass.
+                Ok(0) | Err(_) => break,
+                Ok(n) => done += n,
+            }
+        }
+        self.size += done as u64;
+        done
+    }
+
+    /// Between two lines only: nothing is unwritten then.
+    fn rotate_if_due(&mut self) {
+        if self.max_size == 0 || self.size < self.max_size || self.is_blocked() {
+            return;
+        }
+        // Two rotations in one second must not have one name: then the later borrows from the future.
+        let stamp = (clock::now() / 1_000_000_000).max(self.last_stamp + 1);
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{}", clock::rotation_stamp(stamp)));
+        let rotated = PathBuf::from(name);
+        if std::fs::rename(&self.path, &rotated).is_err() {
+            // Somebody removed it, or the folder is read-only: go on with the file that is open.
+            return;
+        }
+        match open(&self.path) {
+            Ok(file) => (self.file, self.size, self.last_stamp) = (file, 0, stamp),
+            Err(_) => {
+                let _ = std::fs::rename(&rotated, &self.path);
+                return;
+            }
+        }
+        self.rotated.push_back(rotated);
+        while self.rotated.len() + 1 > self.max_files {
+            if let Some(oldest) = self.rotated.pop_front() {
+                let _ = std::fs::remove_file(oldest);
+            }
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_keeps_the_newest_files_under_kubelet_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 3 }).unwrap();
+        for n in 0..5 {
+            log.append(&mut format!("line number {n}\n").into_bytes());
+        }
+        log.append(&mut b"last\n".to_vec());
+        let mut names: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        let texts: Vec<String> = names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+        assert_eq!(texts, ["last\n", "line number 3\n", "line number 4\n"]);
+        assert_eq!(names[0], path);
+        for name in &names[1..] {
+            let stamp = name.extension().unwrap().to_str().unwrap();
+            assert!(stamp.len() == 15 && stamp.as_bytes()[8] == b'-', "{stamp}");
+        }
+    }
+
+    #[test]
+    fn what_the_disk_refuses_is_kept() {
+        // Every write to /dev/full is refused with ENOSPC.
+        let mut log = Log::open(&LogFile { path: "/dev/full".into(), max_size: 0, max_files: 2 }).unwrap();
+        log.append(&mut b"one\n".to_vec());
+        assert!(log.is_blocked() && !log.retry());
+        log.append(&mut b"two\n".to_vec());
+        let dir = tempfile::tempdir().unwrap();
+        log.file = open(&dir.path().join("log")).unwrap();
+        assert!(log.retry());
+        assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "one\ntwo\n");
+    }
+}

@@ -1,0 +1,242 @@
+//! The pod's namespaces: made once, held for the pod's life, joined by every child.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use podholder::protocol::{Fault, IdMap, PidNamespace, SandboxRecipe, Stage, Step};
+use podholder::sys::{self, ns};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::stdio;
+
+use crate::child::{self, Child, Parts, Report, Spawn, Status};
+use crate::clock::{self, Steps};
+use crate::container::mapped_root;
+use crate::fault::{OrFault, refused};
+
+/// Kubernetes' default size of /dev/shm.
+const SHM_SIZE: u64 = 64 << 20;
+
+/// See the module's page.
+pub struct Sandbox {
+    pub recipe: SandboxRecipe,
+    pub created_at: u64,
+    /// PID 1 of the shared PID namespace.
+    pub pause: Option<Child>,
+    /// The USER namespace.
+    pub user: Option<OwnedFd>,
+    /// A mount namespace with the pod's /dev/shm as its root.
+    pub shm: OwnedFd,
+    own_pid: OwnedFd,
+}
+
+impl Sandbox {
+    /// Makes the namespaces; the process is in them afterwards.
+    pub fn make(mut recipe: SandboxRecipe) -> Result<(Self, Vec<Step>), Fault> {
+        let mut steps = Steps::start();
+        for cgroup in &recipe.cgroups {
+            child::join_cgroup(cgroup)?;
+        }
+        if !recipe.title.is_empty() {
+            // Cosmetics.
+            let _ = sys::set_title(&recipe.title);
+        }
+        let own_pid = open_namespace("/proc/self/ns/pid")?;
+        let mut flags = 0;
+        for (wanted, flag) in [(recipe.net, ns::NET), (recipe.ipc, ns::IPC), (recipe.hostname.is_some(), ns::UTS)] {
+            flags |= if wanted { flag } else { 0 };
+        }
+        let (user, mut pause) = if recipe.user.is_some() { make_with_user(&recipe, flags)? } else { make_without_user(flags)? };
+        steps.done("namespaces");
+        if let Some(name) = &recipe.hostname {
+            rustix::system::sethostname(name.as_bytes()).or_fault(Stage::Namespace, name)?;
+        }
+        if let Some(name) = &recipe.domainname {
+            rustix::system::setdomainname(name.as_bytes()).or_fault(Stage::Namespace, name)?;
+        }
+        write_sysctls(&recipe.sysctls)?;
+        steps.done("hostname and sysctls");
+        let shm = make_shm(&recipe)?;
+        steps.done("shm");
+        if recipe.share_pid && pause.is_none() {
+            pause = Some(spawn_pause(ns::PID | ns::MNT, Rights::Drop)?);
+        }
+        if let Some(pause) = &pause {
+            start_pause(pause)?;
+            steps.done("pause");
+        }
+        recipe.sysctls.clear();
+        let created_at = clock::now();
+        Ok((Self { recipe, created_at, pause, user, shm, own_pid }, steps.take()))
+    }
+
+    /// What every child gets beside its standard descriptors.
+    pub fn namespaces(&self) -> Vec<BorrowedFd<'_>> {
+        [Some(self.shm.as_fd()), self.user.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect()
+    }
+
+    /// Forks a child into a PID namespace: the pod's, or with `of` (a pidfd) that of a running process.
+    pub fn spawn_in_pid(
+        &self,
+        pid: PidNamespace,
+        of: Option<BorrowedFd<'_>>,
+        spawn: &Spawn<'_>,
+        body: impl FnOnce(Parts) -> Result<Infallible, Fault>,
+    ) -> Result<Child, Fault> {
+        let target = match (pid, of, &self.pause) {
+            (_, Some(pidfd), _) => pidfd,
+            (PidNamespace::Pod, None, Some(pause)) => pause.pidfd.as_fd(),
+            (PidNamespace::Pod, None, None) => return Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own")),
+            (PidNamespace::Own | PidNamespace::Host, None, _) => return child::spawn(spawn, body),
+        };
+        // Where children are born is changed and changed back; this process itself never moves.
+        sys::setns(target, ns::PID).or_fault(Stage::Namespace, "pid")?;
+        let child = child::spawn(spawn, body);
+        sys::setns(self.own_pid.as_fd(), ns::PID).or_fault(Stage::Namespace, "pid")?;
+        child
+    }
+}
+
+fn open_namespace(path: &str) -> Result<OwnedFd, Fault> {
+    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Namespace, path)
+}
+
+type UserAndPause = (Option<OwnedFd>, Option<Child>);
+
+fn make_without_user(flags: u64) -> Result<UserAndPause, Fault> {
+    if flags != 0 {
+        sys::unshare(flags).or_fault(Stage::Namespace, "net, ipc, uts")?;
+    }
+    Ok((None, None))
+}
+
+/// A child makes the USER namespace, which then owns the others; this process joins those and stays in the host's USER namespace,
+/// so that it can do for the containers what they may not. With `share_pid` the child stays as pause.
+fn make_with_user(recipe: &SandboxRecipe, flags: u64) -> Result<UserAndPause, Fault> {
+    let shared = if recipe.share_pid { ns::PID | ns::MNT } else { 0 };
+    let maker = spawn_pause(ns::USER | flags | shared, Rights::BecomeMappedRoot)?;
+    let proc = format!("/proc/{}", maker.pid);
+    if let Some(maps) = &recipe.user {
+        for (file, lines) in [("uid_map", &maps.uids), ("gid_map", &maps.gids)] {
+            let path = format!("{proc}/{file}");
+            std::fs::write(&path, map_text(lines)).or_fault(Stage::IdMap, map_text(lines).trim_end())?;
+        }
+    }
+    let user = open_namespace(&format!("{proc}/ns/user"))?;
+    if flags != 0 {
+        sys::setns(maker.pidfd.as_fd(), flags).or_fault(Stage::Namespace, "net, ipc, uts")?;
+    }
+    if recipe.share_pid {
+        return Ok((Some(user), Some(maker)));
+    }
+    // It waits for a word; the end of the conversation ends it.
+    let Child { pidfd, status, .. } = maker;
+    drop(status);
+    reap_blocking(pidfd.as_fd())?;
+    Ok((Some(user), None))
+}
+
+fn map_text(lines: &[IdMap]) -> String {
+    lines.iter().map(|l| format!("{} {} {}\n", l.inside, l.outside, l.count)).collect()
+}
+
+fn reap_blocking(pidfd: BorrowedFd<'_>) -> Result<(), Fault> {
+    rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), rustix::process::WaitIdOptions::EXITED)
+        .or_fault(Stage::Namespace, "")
+        .map(drop)
+}
+
+/// What pause does about its rights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Drop,
+    BecomeMappedRoot,
+}
+
+/// A process that waits for a word of the holder's, then is PID 1 of the pod's containers and reaps what they leave.
+fn spawn_pause(flags: u64, rights: Rights) -> Result<Child, Fault> {
+    let stdio = [stdio::stdin(), stdio::stdout(), stdio::stderr()];
+    let spawn = Spawn { flags, cgroups: &[], stdio, keep: &[] };
+    child::spawn(&spawn, |Parts { status, .. }| {
+        if !status.wait_for_holder() {
+            sys::exit_now(0);
+        }
+        pause(&status, rights)
+    })
+}
+
+fn pause(status: &Status, rights: Rights) -> Result<Infallible, Fault> {
+    // Before the containers come: with CAP_SYS_PTRACE they could look at its root, which must not be the host's.
+    empty_root("mode=555,nr_inodes=1", MountFlags::RDONLY).or_fault(Stage::Namespace, "pause")?;
+    if rights == Rights::BecomeMappedRoot {
+        sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "pause")?;
+    }
+    sys::set_capabilities(0, 0, 0).or_fault(Stage::Namespace, "pause")?;
+    status.die_with_holder().or_fault(Stage::Namespace, "pause")?;
+    sys::set_not_dumpable().or_fault(Stage::Namespace, "pause")?;
+    // Orphans that end are gone without a wait.
+    sys::ignore_signal(libc::SIGCHLD);
+    status.send(&Report::Ready(Vec::new()), &[]);
+    sys::close_from(0).or_fault(Stage::Namespace, "pause")?;
+    loop {
+        sys::pause();
+    }
+}
+
+/// Gives the word and waits for the answer: a few system calls away.
+fn start_pause(pause: &Child) -> Result<(), Fault> {
+    rustix::io::write(&pause.status, b"1").or_fault(Stage::Namespace, "pause")?;
+    rustix::event::poll(&mut [rustix::event::PollFd::new(&pause.status, rustix::event::PollFlags::IN)], None)
+        .or_fault(Stage::Namespace, "pause")?;
+    let packet = podholder::wire::receive(pause.status.as_fd()).or_fault(Stage::Namespace, "pause")?;
+    match packet.map(|p| p.decode()).transpose().or_fault(Stage::Namespace, "pause")? {
+        Some(Report::Ready(_)) => Ok(()),
+        Some(Report::Failed(fault)) => Err(fault),
+        _ => Err(refused(Stage::Namespace, "pause", "it ended")),
+    }
+}
+
+/// The pod's /dev/shm lives in a mount namespace where nothing else is, so that the host sees nothing of it and it pins nothing
+/// of the host's.
+fn make_shm(recipe: &SandboxRecipe) -> Result<OwnedFd, Fault> {
+    let size = if recipe.shm_size == 0 { SHM_SIZE } else { recipe.shm_size };
+    let (uid, gid) = recipe.user.as_ref().map_or((0, 0), mapped_root);
+    let options = format!("mode=1777,size={size},uid={uid},gid={gid}");
+    let own = open_namespace("/proc/self/ns/mnt")?;
+    sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
+    let shm = open_namespace("/proc/self/ns/mnt").and_then(|shm| {
+        empty_root(&options, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC).or_fault(Stage::Mount, "/dev/shm")?;
+        Ok(shm)
+    });
+    // Back in any case: this also sets the root and the working directory back.
+    sys::setns(own.as_fd(), ns::MNT).or_fault(Stage::Namespace, "mnt")?;
+    shm
+}
+
+/// Makes a fresh tmpfs the root of this process's mount namespace, which must be its own.
+fn empty_root(options: &str, flags: MountFlags) -> io::Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let options = std::ffi::CString::new(options)?;
+    mount("tmpfs", "/proc", "tmpfs", flags, Some(options.as_c_str()))?;
+    rustix::process::chdir("/proc")?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+/// Writes the sysctls, which the kernel takes for the namespaces of the writer.
+fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), Fault> {
+    for (name, value) in sysctls {
+        // Slashes where they are used separate, and dots are part of a name; else dots separate (sysctl(8)).
+        let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+        let base = rustix::fs::openat(CWD, "/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Sysctl, name)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(base, Path::new(&path), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .or_fault(Stage::Sysctl, name)?;
+        rustix::io::write(&file, value.as_bytes()).or_fault(Stage::Sysctl, format_args!("{name}={value}"))?;
+    }
+    Ok(())
+}

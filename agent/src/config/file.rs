@@ -1,0 +1,159 @@
+//! The configuration file: a `NodeAgentConfiguration`, as strict as a manifest: an unknown field is an error with its place.
+
+use std::io;
+use std::path::{Path as FilePath, PathBuf};
+
+use serde::Deserialize;
+
+use super::DEFAULT_FILE;
+use super::flags::{LogFormat, LogLevel};
+use crate::model::decode::decode;
+use crate::model::yaml::{self, Node};
+use crate::model::{FileError, Path, Position};
+
+const API_VERSION: &str = "nodeagent.dev/v1";
+const KIND: &str = "NodeAgentConfiguration";
+
+/// What a configuration file says. Nothing in it must be there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Declared {
+    pub(super) api_version: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) manifests: Vec<PathBuf>,
+    pub(super) root: Option<PathBuf>,
+    pub(super) node_name: Option<String>,
+    pub(super) cgroup_parent: Option<String>,
+    pub(super) bridge: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pub(super) pod_cidrs: Vec<String>,
+    pub(super) nft_table: Option<String>,
+    pub(super) mtu: Option<u32>,
+    pub(super) drain_on_stop: Option<bool>,
+    pub(super) crash_loop_back_off: BackoffSection,
+    /// A quantity of bytes.
+    pub(super) container_log_max_size: Option<String>,
+    pub(super) container_log_max_files: Option<u32>,
+    pub(super) images: ImageSection,
+    pub(super) resolv_conf: Option<PathBuf>,
+    pub(super) api: ApiSection,
+    pub(super) user_namespaces: UsernsSection,
+    pub(super) seccomp_default_profile: Option<PathBuf>,
+    pub(super) logging: LogSection,
+}
+
+/// `crashLoopBackOff`; durations are Go's: `10s`, `5m`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BackoffSection {
+    pub(super) initial: Option<String>,
+    pub(super) max: Option<String>,
+    pub(super) reset_after: Option<String>,
+}
+
+/// `images`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageSection {
+    #[serde(rename = "gcHighThresholdPercent")]
+    pub(super) gc_high: Option<u8>,
+    #[serde(rename = "gcLowThresholdPercent")]
+    pub(super) gc_low: Option<u8>,
+    pub(super) max_parallel_pulls: Option<u32>,
+    pub(super) registries_conf: Option<PathBuf>,
+    pub(super) auth_file: Option<PathBuf>,
+}
+
+/// `api`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ApiSection {
+    pub(super) socket_group: Option<String>,
+    pub(super) listen: Option<String>,
+    #[serde(rename = "clientCAFile")]
+    pub(super) client_ca_file: Option<PathBuf>,
+}
+
+/// `userNamespaces`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UsernsSection {
+    #[serde(rename = "firstHostID")]
+    pub(super) first_host_id: Option<u32>,
+    #[serde(rename = "idsPerPod")]
+    pub(super) ids_per_pod: Option<u32>,
+    pub(super) max_pods: Option<u32>,
+}
+
+/// `logging`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LogSection {
+    pub(super) format: Option<LogFormat>,
+    pub(super) level: Option<LogLevel>,
+}
+
+/// Where a setting was read from, for errors.
+#[derive(Debug)]
+pub(super) struct Source {
+    name: PathBuf,
+    root: Node,
+}
+
+impl Source {
+    fn none() -> Self {
+        let at = Position::default();
+        Self { name: DEFAULT_FILE.into(), root: Node { at, value: yaml::Value::Null } }
+    }
+
+    /// An error about a field.
+    pub(super) fn error(&self, path: &Path<'_>, message: String) -> FileError {
+        let Position { line, column } = path.position(&self.root);
+        FileError { file: self.name.clone(), line, column, field: path.to_string(), message }
+    }
+}
+
+/// Reads the file that was named, or the one at its usual place if there is one.
+pub(super) fn read(named: Option<&FilePath>) -> Result<(Declared, Source), Vec<FileError>> {
+    let path = named.unwrap_or(FilePath::new(DEFAULT_FILE));
+    match std::fs::read(path) {
+        Ok(text) => parse(path, &text),
+        Err(e) if named.is_none() && e.kind() == io::ErrorKind::NotFound => Ok((Declared::default(), Source::none())),
+        Err(e) => Err(vec![FileError::whole(path, format!("read the configuration: {e}"))]),
+    }
+}
+
+pub(super) fn parse(name: &FilePath, text: &[u8]) -> Result<(Declared, Source), Vec<FileError>> {
+    let placed =
+        |problems: Vec<crate::model::Problem>| problems.into_iter().map(|p| p.of(name.to_path_buf())).collect::<Vec<_>>();
+    let parsed = yaml::parse(text);
+    let mut documents = parsed.documents.into_iter();
+    let first = documents.next();
+    let mut problems: Vec<_> = first.iter().flat_map(|d| d.problems.clone()).chain(parsed.broken).collect();
+    if let Some(second) = documents.next() {
+        problems.push(crate::model::Problem::text(second.root.at, "the configuration is one document, this is a second"));
+    }
+    if !problems.is_empty() {
+        return Err(placed(problems));
+    }
+    let Some(document) = first else { return Ok((Declared::default(), Source::none())) };
+    let declared: Declared = decode(&document.root).map_err(placed)?;
+    let source = Source { name: name.to_path_buf(), root: document.root };
+    let errors: Vec<FileError> = [
+        must_be(&source, "apiVersion", declared.api_version.as_deref(), API_VERSION),
+        must_be(&source, "kind", declared.kind.as_deref(), KIND),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if errors.is_empty() { Ok((declared, source)) } else { Err(errors) }
+}
+
+fn must_be(source: &Source, field: &str, value: Option<&str>, wanted: &str) -> Option<FileError> {
+    let message = match value {
+        Some(value) if value == wanted => return None,
+        Some(value) => format!("Unsupported value: {value:?}: supported values: {wanted:?}"),
+        None => format!("Required value: {wanted:?}"),
+    };
+    Some(source.error(&Path::ROOT.child(field), message))
+}

@@ -1,0 +1,253 @@
+//! What the API server fills in before anyone sees a pod, so that `get pod -o yaml` shows what it would show there.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, ContainerResizePolicy, EmptyDirVolumeSource, EnvVar, EphemeralContainer, HTTPGetAction,
+    LifecycleHandler, Pod, PodSpec, Probe, ResourceRequirements, Volume,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use ring::digest;
+
+use super::load::Defaults;
+use super::quantity::Quantity;
+
+/// Fills in what is missing. Twice is the same as once.
+pub fn apply(pod: &mut Pod, defaults: &Defaults) {
+    metadata(pod, defaults);
+    pod.status = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.node_name = Some(defaults.node_name.clone()).filter(|n| !n.is_empty()).or(spec.node_name.take());
+        pod_spec(spec);
+    }
+}
+
+fn metadata(pod: &mut Pod, defaults: &Defaults) {
+    let meta = &mut pod.metadata;
+    let namespace = meta.namespace.take().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
+    let name = meta.name.as_deref().unwrap_or_default();
+    if meta.uid.as_deref().is_none_or(str::is_empty) {
+        meta.uid = Some(derived_uid(&namespace, name, &defaults.node_name));
+    }
+    meta.namespace = Some(namespace);
+    // What the server of a manifest that was exported knew; none of it holds here.
+    meta.resource_version = None;
+    meta.generation = None;
+    meta.creation_timestamp = None;
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.managed_fields = None;
+    meta.self_link = None;
+}
+
+/// The same pod file on the same node has the same UID, whenever it is read.
+fn derived_uid(namespace: &str, name: &str, node: &str) -> String {
+    let digest = digest::digest(&digest::SHA256, format!("{namespace}/{name}@{node}").as_bytes());
+    let mut hex: Vec<u8> = digest.as_ref().iter().take(16).flat_map(|b| format!("{b:02x}").into_bytes()).collect();
+    // RFC 9562: version 8 (made by a rule of one's own), variant 10.
+    hex[12] = b'8';
+    hex[16] = b"89ab"[usize::from(hex[16] % 4)];
+    let hex = String::from_utf8_lossy(&hex);
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+fn pod_spec(spec: &mut PodSpec) {
+    set(&mut spec.dns_policy, "ClusterFirst");
+    set(&mut spec.restart_policy, "Always");
+    set(&mut spec.scheduler_name, "default-scheduler");
+    spec.security_context.get_or_insert_default();
+    spec.termination_grace_period_seconds.get_or_insert(30);
+    spec.enable_service_links.get_or_insert(true);
+    spec.volumes.iter_mut().flatten().for_each(volume);
+    let host_network = spec.host_network == Some(true);
+    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        self::container(container);
+        if host_network {
+            container.ports.iter_mut().flatten().for_each(host_port);
+        }
+    }
+    spec.ephemeral_containers.iter_mut().flatten().for_each(ephemeral_container);
+    if let Some(resources) = &mut spec.resources {
+        canonical(resources.limits.as_mut());
+        canonical(resources.requests.as_mut());
+    }
+    canonical(spec.overhead.as_mut());
+}
+
+fn set(field: &mut Option<String>, value: &str) {
+    if field.as_deref().is_none_or(str::is_empty) {
+        *field = Some(value.into());
+    }
+}
+
+fn container(c: &mut Container) {
+    set(&mut c.image_pull_policy, pull_policy(c.image.as_deref()));
+    set(&mut c.termination_message_path, "/dev/termination-log");
+    set(&mut c.termination_message_policy, "File");
+    c.ports.iter_mut().flatten().for_each(|p| set(&mut p.protocol, "TCP"));
+    c.env.iter_mut().flatten().for_each(env);
+    [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe].into_iter().flatten().for_each(probe);
+    if let Some(lifecycle) = &mut c.lifecycle {
+        lifecycle.post_start.iter_mut().chain(&mut lifecycle.pre_stop).for_each(handler);
+    }
+    if let Some(resources) = &mut c.resources {
+        self::resources(resources);
+        resize_policy(&mut c.resize_policy, resources);
+    }
+}
+
+fn ephemeral_container(c: &mut EphemeralContainer) {
+    set(&mut c.image_pull_policy, pull_policy(c.image.as_deref()));
+    set(&mut c.termination_message_path, "/dev/termination-log");
+    set(&mut c.termination_message_policy, "File");
+    c.env.iter_mut().flatten().for_each(env);
+}
+
+/// `Always` for `:latest`, said or meant; `IfNotPresent` for any other tag and for a digest.
+pub fn pull_policy(image: Option<&str>) -> &'static str {
+    let image = image.unwrap_or_default();
+    if image.contains('@') {
+        return "IfNotPresent";
+    }
+    let last = image.rsplit('/').next().unwrap_or(image);
+    match last.split_once(':') {
+        None | Some((_, "latest")) => "Always",
+        Some(_) => "IfNotPresent",
+    }
+}
+
+fn host_port(port: &mut ContainerPort) {
+    if port.host_port.unwrap_or(0) == 0 {
+        port.host_port = Some(port.container_port);
+    }
+}
+
+fn env(env: &mut EnvVar) {
+    let Some(from) = &mut env.value_from else { return };
+    if let Some(field) = &mut from.field_ref {
+        set(&mut field.api_version, "v1");
+    }
+    if let Some(resource) = &mut from.resource_field_ref {
+        divisor(&mut resource.divisor);
+    }
+}
+
+fn divisor(divisor: &mut Option<ApiQuantity>) {
+    canonical_one(divisor.get_or_insert_with(|| ApiQuantity("0".into())));
+}
+
+fn probe(probe: &mut Probe) {
+    let positive = |field: &mut Option<i32>, value| {
+        if field.unwrap_or(0) == 0 {
+            *field = Some(value);
+        }
+    };
+    positive(&mut probe.timeout_seconds, 1);
+    positive(&mut probe.period_seconds, 10);
+    positive(&mut probe.success_threshold, 1);
+    positive(&mut probe.failure_threshold, 3);
+    if let Some(get) = &mut probe.http_get {
+        http_get(get);
+    }
+    if let Some(grpc) = &mut probe.grpc {
+        grpc.service.get_or_insert_default();
+    }
+}
+
+fn handler(handler: &mut LifecycleHandler) {
+    if let Some(get) = &mut handler.http_get {
+        http_get(get);
+    }
+}
+
+fn http_get(get: &mut HTTPGetAction) {
+    set(&mut get.path, "/");
+    set(&mut get.scheme, "HTTP");
+}
+
+/// A limit without a request asks for as much.
+fn resources(resources: &mut ResourceRequirements) {
+    canonical(resources.limits.as_mut());
+    canonical(resources.requests.as_mut());
+    if let Some(limits) = resources.limits.as_ref().filter(|l| !l.is_empty()) {
+        let requests = resources.requests.get_or_insert_default();
+        for (name, limit) in limits {
+            requests.entry(name.clone()).or_insert_with(|| limit.clone());
+        }
+    }
+}
+
+fn resize_policy(policies: &mut Option<Vec<ContainerResizePolicy>>, resources: &ResourceRequirements) {
+    let used = |name: &str| [&resources.limits, &resources.requests].into_iter().flatten().any(|m| m.contains_key(name));
+    for name in ["cpu", "memory"].into_iter().filter(|n| used(n)) {
+        let policies = policies.get_or_insert_default();
+        if !policies.iter().any(|p| p.resource_name == name) {
+            policies.push(ContainerResizePolicy { resource_name: name.into(), restart_policy: "NotRequired".into() });
+        }
+    }
+}
+
+/// The server keeps quantities by value and writes them in their canonical form.
+fn canonical(map: Option<&mut BTreeMap<String, ApiQuantity>>) {
+    map.into_iter().flat_map(BTreeMap::values_mut).for_each(canonical_one);
+}
+
+fn canonical_one(quantity: &mut ApiQuantity) {
+    if let Ok(value) = quantity.0.parse::<Quantity>() {
+        quantity.0 = value.to_string();
+    }
+}
+
+fn volume(v: &mut Volume) {
+    const FILE_MODE: i32 = 0o644;
+    if let Some(source) = &mut v.secret {
+        source.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(source) = &mut v.config_map {
+        source.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(source) = &mut v.host_path {
+        source.type_.get_or_insert_default();
+    }
+    if let Some(source) = &mut v.empty_dir
+        && let Some(limit) = &mut source.size_limit
+    {
+        canonical_one(limit);
+    }
+    if let Some(source) = &mut v.image {
+        set(&mut source.pull_policy, pull_policy(source.reference.as_deref()));
+    }
+    if let Some(source) = &mut v.iscsi {
+        set(&mut source.iscsi_interface, "default");
+    }
+    if let Some(template) = v.ephemeral.as_mut().and_then(|e| e.volume_claim_template.as_mut()) {
+        set(&mut template.spec.volume_mode, "Filesystem");
+    }
+    if let Some(source) = &mut v.downward_api {
+        source.default_mode.get_or_insert(FILE_MODE);
+        downward_items(source.items.as_mut());
+    }
+    if let Some(projected) = &mut v.projected {
+        projected.default_mode.get_or_insert(FILE_MODE);
+        for source in projected.sources.iter_mut().flatten() {
+            downward_items(source.downward_api.as_mut().and_then(|d| d.items.as_mut()));
+            if let Some(token) = &mut source.service_account_token {
+                token.expiration_seconds.get_or_insert(3600);
+            }
+        }
+    }
+    if super::validate::volume_sources(v).is_empty() {
+        v.empty_dir = Some(EmptyDirVolumeSource::default());
+    }
+}
+
+fn downward_items(items: Option<&mut Vec<k8s_openapi::api::core::v1::DownwardAPIVolumeFile>>) {
+    for item in items.into_iter().flatten() {
+        if let Some(field) = &mut item.field_ref {
+            set(&mut field.api_version, "v1");
+        }
+        if let Some(resource) = &mut item.resource_field_ref {
+            divisor(&mut resource.divisor);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A file's bytes to pods that may run: parse, flatten lists, decode, default, validate. Each document stands for itself: a wrong
+//! one is told and left out, the others are taken.
+
+use std::path::Path as FilePath;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::decode::{decode, nearest};
+use super::error::{FileError, Position, Problem};
+use super::path::Path;
+use super::yaml::{self, Entry, Node, Value};
+use super::{Origin, ValidPod, defaults, validate};
+
+/// What a manifest leaves open and the node knows.
+#[derive(Debug, Clone, Default)]
+pub struct Defaults {
+    /// The node's name: part of a pod's derived UID, and `spec.nodeName`.
+    pub node_name: String,
+}
+
+/// What a file came to.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The pods of the documents that are right.
+    pub pods: Vec<ValidPod>,
+    /// What is wrong, in the order of the text.
+    pub errors: Vec<FileError>,
+    /// What is right but perhaps not meant.
+    pub warnings: Vec<FileError>,
+}
+
+/// An object of a manifest, decoded and not yet looked at.
+#[derive(Debug)]
+pub enum Object {
+    /// v1 Pod.
+    Pod(Box<Pod>),
+}
+
+/// Errors that are told of one file: of more, the first ones are enough.
+const ERROR_LIMIT: usize = 100;
+
+/// Reads the manifest of the name `source` (`-` is standard input).
+pub fn load(source: &FilePath, bytes: &[u8], defaults: &Defaults) -> Loaded {
+    let mut loader = Loader { source, defaults, loaded: Loaded::default(), untold: 0 };
+    let parsed = yaml::parse(bytes);
+    for document in parsed.documents {
+        if document.problems.is_empty() {
+            loader.document(&document.root);
+        } else {
+            loader.tell(document.problems);
+        }
+    }
+    loader.tell(parsed.broken);
+    loader.finish()
+}
+
+struct Loader<'a> {
+    source: &'a FilePath,
+    defaults: &'a Defaults,
+    loaded: Loaded,
+    untold: usize,
+}
+
+impl Loader<'_> {
+    fn document(&mut self, root: &Node) {
+        match list_items(root) {
+            Ok(Some((items, kind))) => items.iter().for_each(|item| self.object(item, kind)),
+            Ok(None) => self.object(root, None),
+            Err(problems) => self.tell(problems),
+        }
+    }
+
+    /// `kind` is what an element of a typed list is without saying so.
+    fn object(&mut self, root: &Node, kind: Option<&str>) {
+        match object_of(root, kind) {
+            Ok(Object::Pod(pod)) => self.pod(*pod, root),
+            Err(problems) => self.tell(problems),
+        }
+    }
+
+    fn pod(&mut self, mut pod: Pod, root: &Node) {
+        let warnings = validate::warnings(&pod, root, self.defaults);
+        self.loaded.warnings.extend(warnings.into_iter().map(|w| w.of(self.source.to_path_buf())));
+        defaults::apply(&mut pod, self.defaults);
+        let mut problems = validate::pod(&pod, root);
+        if problems.is_empty() {
+            let origin = self.origin(root.at);
+            self.loaded.pods.push(ValidPod::trusted(pod, origin));
+        } else {
+            problems.sort_by_key(|p| p.at);
+            self.tell(problems);
+        }
+    }
+
+    fn origin(&self, at: Position) -> Origin {
+        if self.source.as_os_str() == "-" {
+            Origin::Stdin
+        } else {
+            Origin::File { path: self.source.to_path_buf(), line: at.line }
+        }
+    }
+
+    fn tell(&mut self, problems: impl IntoIterator<Item = Problem>) {
+        for problem in problems {
+            if self.loaded.errors.len() < ERROR_LIMIT {
+                self.loaded.errors.push(problem.of(self.source.to_path_buf()));
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    fn finish(mut self) -> Loaded {
+        if self.untold > 0 {
+            self.loaded.errors.push(FileError::whole(self.source, format!("and {} more errors", self.untold)));
+        }
+        self.loaded
+    }
+}
+
+/// A list's elements and, where the list's kind says it, their kind.
+type Items<'a> = (&'a [Node], Option<&'static str>);
+
+fn list_items(root: &Node) -> Result<Option<Items<'_>>, Vec<Problem>> {
+    let kind = match root.get("kind").and_then(Node::text) {
+        Some("List") => None,
+        Some("PodList") => Some("Pod"),
+        _ => return Ok(None),
+    };
+    let mut problems = Vec::new();
+    if let Value::Map(entries) = &root.value {
+        problems.extend(entries.iter().filter_map(unknown_in_list));
+    }
+    let items: &[Node] = match root.get("items").map(|n| (&n.value, n.at)) {
+        None | Some((Value::Null, _)) => &[],
+        Some((Value::List(items), _)) => items,
+        Some((other, at)) => {
+            let message = format!("Invalid value: {}: must be a list, not {}", other.shown(), other.kind());
+            problems.push(Problem { at, field: "items".into(), message });
+            &[]
+        }
+    };
+    problems.extend(wrong_version(root, "v1"));
+    if problems.is_empty() { Ok(Some((items, kind))) } else { Err(problems) }
+}
+
+fn unknown_in_list(entry: &Entry) -> Option<Problem> {
+    const KNOWN: [&str; 4] = ["apiVersion", "kind", "metadata", "items"];
+    if KNOWN.contains(&entry.key.as_str()) {
+        return None;
+    }
+    let hint = nearest(&entry.key, &KNOWN).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
+    Some(Problem { at: entry.at, field: entry.key.clone(), message: format!("unknown field{hint}") })
+}
+
+fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
+    if !matches!(root.value, Value::Map(_)) {
+        return Err(vec![Problem::text(root.at, format!("a Kubernetes object is a map, this is {}", root.value.kind()))]);
+    }
+    let path = Path::ROOT.child("kind");
+    let told = |message: String| vec![Problem { at: path.position(root), field: "kind".into(), message }];
+    let kind = match (root.get("kind").map(|n| &n.value), kind) {
+        (Some(Value::Text(kind)), _) => kind.as_str(),
+        (None | Some(Value::Null), Some(kind)) => kind,
+        (None | Some(Value::Null), None) => return Err(told("Required value: such as \"Pod\"".into())),
+        (Some(other), _) => {
+            return Err(told(format!("Invalid value: {}: must be a string, not {}", other.shown(), other.kind())));
+        }
+    };
+    match kind {
+        "Pod" => {
+            let version = if root.get("kind").is_some() { wrong_version(root, "v1") } else { None };
+            let decoded = if version.is_some() { Err(Vec::new()) } else { decode::<Pod>(root) };
+            decoded.map(|pod| Object::Pod(Box::new(pod))).map_err(|more| version.into_iter().chain(more).collect())
+        }
+        "List" | "PodList" => Err(told(format!("Forbidden: a {kind} can't be inside of a list"))),
+        other => {
+            let shown = yaml::shown_text(other);
+            let hint = nearest(other, &["Pod", "List", "PodList"]).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
+            Err(told(format!("Unsupported value: {shown}: supported values: \"Pod\", \"List\"{hint}")))
+        }
+    }
+}
+
+fn wrong_version(root: &Node, wanted: &str) -> Option<Problem> {
+    let message = match root.get("apiVersion").map(|n| &n.value) {
+        Some(Value::Text(version)) if version == wanted => return None,
+        None | Some(Value::Null) => format!("Required value: here it is {wanted:?}"),
+        Some(other) => format!("Unsupported value: {}: supported values: {wanted:?}", other.shown()),
+    };
+    Some(Problem { at: Path::ROOT.child("apiVersion").position(root), field: "apiVersion".into(), message })
+}

@@ -1,0 +1,43 @@
+//! The API server's own rules for a pod, in its own words and field paths, each with its line and column. All errors are told, not
+//! the first alone. Knows no file and does no I/O.
+
+mod container;
+mod env;
+pub mod names;
+mod pod;
+mod probe;
+mod report;
+mod resources;
+mod security;
+mod volume;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::error::Problem;
+use super::load::Defaults;
+use super::path::Path;
+use super::yaml::Node;
+pub use report::Report;
+pub(super) use volume::sources as volume_sources;
+
+/// Checks a pod that has its defaults against the text that it came from.
+pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {
+    let mut report = Report::new(root);
+    pod::metadata(&mut report, pod);
+    match &pod.spec {
+        Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec),
+        None => report.required(&Path::ROOT.child("spec"), ""),
+    }
+    report.finish()
+}
+
+/// What a pod, before its defaults, says that this node won't follow.
+pub fn warnings(pod: &Pod, root: &Node, defaults: &Defaults) -> Vec<Problem> {
+    let mut report = Report::new(root);
+    let asked = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
+    if !asked.is_empty() && !defaults.node_name.is_empty() && asked != defaults.node_name {
+        let message = format!("is {asked:?}, but a file's pod runs on the node that reads it: {:?}", defaults.node_name);
+        report.say(&Path::ROOT.child("spec").child("nodeName"), message);
+    }
+    report.finish()
+}

@@ -1,0 +1,261 @@
+//! Volumes: one source each, and what each kind of source needs.
+
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, KeyToPath, ProjectedVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
+
+use super::env::{self, Target};
+use super::report::{Report, Unique};
+use super::{names, resources};
+use crate::model::path::Path;
+
+/// All volumes of a pod.
+pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume]) {
+    let mut seen = Unique::default();
+    for (i, volume) in volumes.iter().enumerate() {
+        let at = at.index(i);
+        report.name(&at.child("name"), &volume.name, names::dns_label);
+        if !volume.name.is_empty() {
+            seen.check(report, &at.child("name"), &volume.name);
+        }
+        for more in sources(volume).iter().skip(1) {
+            report.forbidden(&at.child(more), "may not specify more than 1 volume type");
+        }
+        source(report, &at, volume);
+    }
+}
+
+fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
+    if let Some(source) = &v.empty_dir {
+        empty_dir(report, &at.child("emptyDir"), source);
+    }
+    if let Some(source) = &v.host_path {
+        host_path(report, &at.child("hostPath"), source);
+    }
+    if let Some(source) = &v.secret {
+        let at = at.child("secret");
+        needed(report, &at.child("secretName"), source.secret_name.as_deref());
+        report.mode(&at.child("defaultMode"), source.default_mode);
+        report.id(&at.child("defaultUser"), source.default_user);
+        items(report, &at.child("items"), source.items.as_deref());
+    }
+    if let Some(source) = &v.config_map {
+        let at = at.child("configMap");
+        needed(report, &at.child("name"), Some(&source.name));
+        report.mode(&at.child("defaultMode"), source.default_mode);
+        report.id(&at.child("defaultUser"), source.default_user);
+        items(report, &at.child("items"), source.items.as_deref());
+    }
+    if let Some(source) = &v.downward_api {
+        let at = at.child("downwardAPI");
+        report.mode(&at.child("defaultMode"), source.default_mode);
+        downward_items(report, &at.child("items"), source.items.as_deref());
+    }
+    if let Some(source) = &v.projected {
+        projected(report, &at.child("projected"), source);
+    }
+    if let Some(source) = &v.persistent_volume_claim {
+        needed(report, &at.child("persistentVolumeClaim").child("claimName"), Some(&source.claim_name));
+    }
+    if let Some(source) = &v.ephemeral
+        && source.volume_claim_template.is_none()
+    {
+        report.required(&at.child("ephemeral").child("volumeClaimTemplate"), "");
+    }
+    if let Some(source) = &v.image {
+        let at = at.child("image");
+        needed(report, &at.child("reference"), source.reference.as_deref());
+        report.one_of(&at.child("pullPolicy"), source.pull_policy.as_deref(), &["Always", "IfNotPresent", "Never"]);
+    }
+    if let Some(source) = &v.nfs {
+        let at = at.child("nfs");
+        needed(report, &at.child("server"), Some(&source.server));
+        needed(report, &at.child("path"), Some(&source.path));
+        if !source.path.is_empty() && !source.path.starts_with('/') {
+            report.invalid(&at.child("path"), &source.path, "must be an absolute path");
+        }
+    }
+    if let Some(source) = &v.iscsi {
+        iscsi(report, &at.child("iscsi"), source);
+    }
+    if let Some(source) = &v.csi {
+        needed(report, &at.child("csi").child("driver"), Some(&source.driver));
+    }
+    if let Some(source) = &v.git_repo {
+        needed(report, &at.child("gitRepo").child("repository"), Some(&source.repository));
+    }
+}
+
+fn needed(report: &mut Report<'_>, at: &Path<'_>, value: Option<&str>) {
+    if value.unwrap_or_default().is_empty() {
+        report.required(at, "");
+    }
+}
+
+fn empty_dir(report: &mut Report<'_>, at: &Path<'_>, source: &EmptyDirVolumeSource) {
+    if let Some(limit) = &source.size_limit {
+        resources::quantity(report, &at.child("sizeLimit"), &limit.0);
+    }
+    let medium = source.medium.as_deref().unwrap_or_default();
+    let huge = medium.strip_prefix("HugePages-").is_some_and(|s| s.parse::<crate::model::quantity::Quantity>().is_ok());
+    if !huge {
+        report.one_of(&at.child("medium"), Some(medium), &["", "Memory", "HugePages"]);
+    }
+    if let Some(mode) = source.mode.filter(|m| !(0..=0o1777).contains(m)) {
+        report.invalid(&at.child("mode"), &mode, "must be a number between 0 and 01777 (octal), both inclusive");
+    }
+}
+
+fn host_path(report: &mut Report<'_>, at: &Path<'_>, source: &HostPathVolumeSource) {
+    needed(report, &at.child("path"), Some(&source.path));
+    report.no_backsteps(&at.child("path"), &source.path);
+    let known = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    report.one_of(&at.child("type"), source.type_.as_deref(), &known);
+}
+
+fn items(report: &mut Report<'_>, at: &Path<'_>, items: Option<&[KeyToPath]>) {
+    for (i, item) in items.unwrap_or_default().iter().enumerate() {
+        let at = at.index(i);
+        needed(report, &at.child("key"), Some(&item.key));
+        report.file_name(&at.child("path"), &item.path);
+        report.mode(&at.child("mode"), item.mode);
+        report.id(&at.child("user"), item.user);
+    }
+}
+
+fn downward_items(report: &mut Report<'_>, at: &Path<'_>, items: Option<&[DownwardAPIVolumeFile]>) {
+    for (i, item) in items.unwrap_or_default().iter().enumerate() {
+        let at = at.index(i);
+        report.file_name(&at.child("path"), &item.path);
+        report.mode(&at.child("mode"), item.mode);
+        match (&item.field_ref, &item.resource_field_ref) {
+            (Some(_), Some(_)) => {
+                report.invalid(&at, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
+            }
+            (Some(field), None) => env::field_ref(report, &at.child("fieldRef"), field, Target::File),
+            (None, Some(field)) => env::resource_field_ref(report, &at.child("resourceFieldRef"), field, Target::File),
+            (None, None) => report.required(&at.child("fieldRef"), "one of fieldRef and resourceFieldRef is required"),
+        }
+    }
+}
+
+fn projected(report: &mut Report<'_>, at: &Path<'_>, source: &ProjectedVolumeSource) {
+    report.mode(&at.child("defaultMode"), source.default_mode);
+    report.id(&at.child("defaultUser"), source.default_user);
+    let list = at.child("sources");
+    let mut paths = Unique::default();
+    for (i, source) in source.sources.iter().flatten().enumerate() {
+        let at = list.index(i);
+        projection(report, &at, source);
+        for path in projected_paths(source) {
+            if paths.has(path) {
+                report.invalid(&at, path, "conflicting duplicate paths");
+            }
+            paths.insert(path);
+        }
+    }
+}
+
+fn projection(report: &mut Report<'_>, at: &Path<'_>, source: &VolumeProjection) {
+    let there = [
+        ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
+        ("configMap", source.config_map.is_some()),
+        ("downwardAPI", source.downward_api.is_some()),
+        ("podCertificate", source.pod_certificate.is_some()),
+        ("secret", source.secret.is_some()),
+        ("serviceAccountToken", source.service_account_token.is_some()),
+    ];
+    let mut names = there.iter().filter(|(_, is_some)| *is_some).map(|(name, _)| name);
+    if names.next().is_none() {
+        report.required(at, "must specify one of: configMap, downwardAPI, secret, serviceAccountToken");
+    }
+    for more in names {
+        report.forbidden(&at.child(more), "may not specify more than 1 volume type per source");
+    }
+    if let Some(map) = &source.config_map {
+        let at = at.child("configMap");
+        needed(report, &at.child("name"), Some(&map.name));
+        items(report, &at.child("items"), map.items.as_deref());
+    }
+    if let Some(secret) = &source.secret {
+        let at = at.child("secret");
+        needed(report, &at.child("name"), Some(&secret.name));
+        items(report, &at.child("items"), secret.items.as_deref());
+    }
+    if let Some(downward) = &source.downward_api {
+        downward_items(report, &at.child("downwardAPI").child("items"), downward.items.as_deref());
+    }
+    if let Some(token) = &source.service_account_token {
+        service_account_token(report, &at.child("serviceAccountToken"), token);
+    }
+}
+
+fn service_account_token(report: &mut Report<'_>, at: &Path<'_>, token: &ServiceAccountTokenProjection) {
+    const SHORTEST: i64 = 600;
+    const LONGEST: i64 = 1 << 32;
+    let seconds = token.expiration_seconds.unwrap_or(3600);
+    if seconds < SHORTEST {
+        report.invalid(&at.child("expirationSeconds"), &seconds, "may not specify a duration less than 10 minutes");
+    } else if seconds > LONGEST {
+        report.invalid(&at.child("expirationSeconds"), &seconds, "may not specify a duration larger than 2^32 seconds");
+    }
+    report.file_name(&at.child("path"), &token.path);
+}
+
+/// The files that a projection says that it makes.
+fn projected_paths(source: &VolumeProjection) -> Vec<&str> {
+    let key_paths = source.config_map.iter().flat_map(|m| m.items.iter().flatten());
+    let key_paths = key_paths.chain(source.secret.iter().flat_map(|s| s.items.iter().flatten())).map(|i| i.path.as_str());
+    let downward = source.downward_api.iter().flat_map(|d| d.items.iter().flatten()).map(|i| i.path.as_str());
+    let token = source.service_account_token.iter().map(|t| t.path.as_str());
+    key_paths.chain(downward).chain(token).filter(|p| !p.is_empty()).collect()
+}
+
+fn iscsi(report: &mut Report<'_>, at: &Path<'_>, source: &ISCSIVolumeSource) {
+    needed(report, &at.child("targetPortal"), Some(&source.target_portal));
+    needed(report, &at.child("iqn"), Some(&source.iqn));
+    if !source.iqn.is_empty() && !["iqn.", "eui.", "naa."].iter().any(|p| source.iqn.starts_with(p)) {
+        report.invalid(&at.child("iqn"), &source.iqn, "must be valid format starting with iqn, eui, or naa");
+    }
+    if !(0..=255).contains(&source.lun) {
+        report.invalid(&at.child("lun"), &source.lun, "must be between 0 and 255, inclusive");
+    }
+}
+
+/// The names of the sources that a volume has.
+pub(in crate::model) fn sources(v: &Volume) -> Vec<&'static str> {
+    let sources: [(&'static str, bool); 30] = [
+        ("awsElasticBlockStore", v.aws_elastic_block_store.is_some()),
+        ("azureDisk", v.azure_disk.is_some()),
+        ("azureFile", v.azure_file.is_some()),
+        ("cephfs", v.cephfs.is_some()),
+        ("cinder", v.cinder.is_some()),
+        ("configMap", v.config_map.is_some()),
+        ("csi", v.csi.is_some()),
+        ("downwardAPI", v.downward_api.is_some()),
+        ("emptyDir", v.empty_dir.is_some()),
+        ("ephemeral", v.ephemeral.is_some()),
+        ("fc", v.fc.is_some()),
+        ("flexVolume", v.flex_volume.is_some()),
+        ("flocker", v.flocker.is_some()),
+        ("gcePersistentDisk", v.gce_persistent_disk.is_some()),
+        ("gitRepo", v.git_repo.is_some()),
+        ("glusterfs", v.glusterfs.is_some()),
+        ("hostPath", v.host_path.is_some()),
+        ("image", v.image.is_some()),
+        ("iscsi", v.iscsi.is_some()),
+        ("nfs", v.nfs.is_some()),
+        ("persistentVolumeClaim", v.persistent_volume_claim.is_some()),
+        ("photonPersistentDisk", v.photon_persistent_disk.is_some()),
+        ("portworxVolume", v.portworx_volume.is_some()),
+        ("projected", v.projected.is_some()),
+        ("quobyte", v.quobyte.is_some()),
+        ("rbd", v.rbd.is_some()),
+        ("scaleIO", v.scale_io.is_some()),
+        ("secret", v.secret.is_some()),
+        ("storageos", v.storageos.is_some()),
+        ("vsphereVolume", v.vsphere_volume.is_some()),
+    ];
+    sources.into_iter().filter(|(_, is_some)| *is_some).map(|(name, _)| name).collect()
+}

@@ -1,0 +1,62 @@
+//! The memory of a pod that ended by itself: it doesn't run again, not even after a reboot, until its spec changes. Kept below the
+//! pod's folder in /var/lib, which survives what /run doesn't.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+use super::observed::Attempt;
+use crate::model::{Origin, PodUid, ValidPod};
+use crate::runtime::Runtime;
+
+const FILE: &str = "completed.json";
+
+/// What is remembered.
+#[derive(Debug)]
+pub struct Completed {
+    /// The spec that ran.
+    pub pod: ValidPod,
+    /// When its first container could have started.
+    pub start_time: Timestamp,
+    /// How each container ended.
+    pub attempts: BTreeMap<String, Attempt>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    pod: Pod,
+    start_time: Timestamp,
+    attempts: BTreeMap<String, Attempt>,
+}
+
+/// Durable: written, synced, renamed. Writing the same again costs a read.
+pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
+    let folder = runtime.settings().pod_lib(completed.pod.uid());
+    let record = Record {
+        pod: Pod::clone(completed.pod.object()),
+        start_time: completed.start_time,
+        attempts: completed.attempts.clone(),
+    };
+    let bytes = serde_json::to_vec(&record)?;
+    let path = folder.join(FILE);
+    if std::fs::read(&path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&folder)?;
+    let new = folder.join("completed.json.new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, &path)
+}
+
+/// Nothing, when the pod never completed or the record can't be read: then it runs.
+pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
+    let bytes = std::fs::read(runtime.settings().pod_lib(uid).join(FILE)).ok()?;
+    let record: Record = serde_json::from_slice(&bytes).ok()?;
+    Some(Completed { pod: ValidPod::trusted(record.pod, Origin::Stdin), start_time: record.start_time, attempts: record.attempts })
+}

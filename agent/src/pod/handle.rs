@@ -1,0 +1,333 @@
+//! The running agent as the API knows it: [`node::Node`] over the workers, the runtime and the image store.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use k8s_openapi::api::core::v1::{self as k8s, Pod};
+use podholder::protocol::{Event, Fault, Process, Stage};
+use tokio::net::TcpStream;
+use tokio::sync::{broadcast, mpsc};
+
+use super::manager::Order;
+use super::image_api::ImageApi;
+use super::node::{
+    self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
+    InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
+};
+use super::observed::Attempt;
+use super::store::Store;
+use super::worker::Live;
+use super::Node;
+use crate::model::{PodUid, ValidPod};
+use crate::runtime::recipe::env::NoObjects;
+use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::{Sandbox, StartInput, inspect as kernel};
+
+/// See the module's page.
+pub struct Handle {
+    node: Arc<Node>,
+    images: ImageApi,
+    orders: mpsc::UnboundedSender<Order>,
+    object: Box<dyn Fn() -> k8s::Node + Send + Sync>,
+    check: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+}
+
+impl Handle {
+    /// `object` makes the Node object, `check` looks at the machine.
+    pub fn new(
+        node: Arc<Node>,
+        orders: mpsc::UnboundedSender<Order>,
+        object: impl Fn() -> k8s::Node + Send + Sync + 'static,
+        check: impl Fn() -> Vec<Check> + Send + Sync + 'static,
+    ) -> Self {
+        Self { images: ImageApi::new(node.clone()), node, orders, object: Box::new(object), check: Box::new(check) }
+    }
+
+    fn live(&self, uid: &PodUid) -> Result<Live, NodeError> {
+        self.node.live(uid).ok_or_else(|| NodeError::NotFound(format!("pod with uid {uid} not found on this node")))
+    }
+
+    fn sandbox(&self, uid: &PodUid) -> Result<Sandbox, NodeError> {
+        let waits = "the pod has no sandbox now: its containers don't run";
+        self.live(uid)?.sandbox.ok_or_else(|| NodeError::Conflict(waits.into()))
+    }
+
+    fn running(&self, uid: &PodUid, container: &str) -> Result<(Sandbox, Attempt), NodeError> {
+        let live = self.live(uid)?;
+        let attempt = live.attempts.iter().find(|(n, _)| n == container).map(|(_, a)| a);
+        match (live.sandbox.clone(), attempt) {
+            (Some(sandbox), Some(attempt)) if attempt.finish.is_none() => Ok((sandbox, attempt.clone())),
+            _ => Err(NodeError::Conflict(format!("container {container} is not running"))),
+        }
+    }
+
+    fn pod(&self, uid: &PodUid) -> Result<ValidPod, NodeError> {
+        let object = self.node.store.pod(uid).ok_or_else(|| NodeError::NotFound(format!("pod with uid {uid} not found")))?;
+        Ok(ValidPod::trusted(Pod::clone(&object), crate::model::Origin::Stdin))
+    }
+
+    fn exec_process(
+        &self,
+        sandbox: &Sandbox,
+        pod: &ValidPod,
+        (name, argv): (&str, &[String]),
+        attempt: &Attempt,
+        tty: bool,
+    ) -> Result<(Process, Vec<PathBuf>), NodeError> {
+        let internal = |message: String| NodeError::Internal(message);
+        let container = pod.all_containers().find(|c| c.name == name);
+        let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
+        let gone = || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
+        let image = self.node.images.resolve(&attempt.note.image_id).or_else(|| self.node.images.resolve(&attempt.note.image));
+        let image = image.ok_or_else(gone)?;
+        let volumes = self.node.runtime.prepare_volumes(pod).map_err(|e| internal(e.to_string()))?;
+        let input = StartInput {
+            pod,
+            container,
+            attempt: attempt.number,
+            image: &image.config,
+            layers: &image.layers,
+            pod_ips: &self.live(pod.uid())?.ips,
+            volumes: &volumes,
+            objects: &NoObjects,
+            note: serde_json::Value::Null,
+        };
+        let made = self.node.runtime.exec_process(sandbox, input, &attempt.id, argv.to_vec(), tty);
+        made.map_err(|e| internal(e.to_string()))
+    }
+
+    fn order(&self, order: Order) -> Result<(), NodeError> {
+        self.orders.send(order).map_err(|_| NodeError::Internal("the agent is stopping".into()))
+    }
+}
+
+impl node::Node for Handle {
+    fn store(&self) -> &Store {
+        &self.node.store
+    }
+
+    fn node(&self) -> k8s::Node {
+        (self.object)()
+    }
+
+    fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
+        self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
+    }
+
+    fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess> {
+        async move {
+            let (sandbox, attempt) = self.running(uid, &request.container)?;
+            let pod = self.pod(uid)?;
+            let mut fds = Vec::new();
+            let mut size = None;
+            let ExecRequest { container, argv, stdio } = request;
+            let tty = match stdio {
+                Stdio::Pipes { stdin, stdout, stderr } => {
+                    fds.extend([stdin, stdout, stderr]);
+                    false
+                }
+                Stdio::Terminal(wanted) => {
+                    size = wanted;
+                    true
+                }
+            };
+            let mut process = self.exec_process(&sandbox, &pod, (&container, &argv), &attempt, tty)?;
+            process.0.tty_size = size.map(|s| (s.rows, s.columns));
+            let holder = sandbox.holder.clone();
+            // Subscribed before the start, so that no exit can be missed.
+            let events = holder.events();
+            let started = holder
+                .exec(&attempt.id, process.0, process.1, fds)
+                .await
+                .map_err(|e| exec_error(&container, &argv, &e))?;
+            let (exec, killer) = (started.id, holder.clone());
+            Ok(ExecProcess {
+                pid: started.pid,
+                terminal: started.master,
+                exit: exec_exit(events, exec).boxed(),
+                kill: Box::new(move || {
+                    let holder = killer.clone();
+                    tokio::spawn(async move { holder.kill_exec(exec).await });
+                }),
+            })
+        }
+        .boxed()
+    }
+
+    fn attach<'a>(&'a self, uid: &'a PodUid, request: AttachRequest) -> Answer<'a, Attached> {
+        async move {
+            let (sandbox, attempt) = self.running(uid, &request.container)?;
+            let pod = self.pod(uid)?;
+            let terminal = pod.all_containers().any(|c| c.name == request.container && c.tty == Some(true));
+            let pipe = |wanted: bool| -> Result<Option<(OwnedFd, OwnedFd)>, NodeError> {
+                if !wanted {
+                    return Ok(None);
+                }
+                let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+                pipe.map(Some).map_err(|e| NodeError::Internal(format!("making a pipe: {e}")))
+            };
+            let (stdout, stderr) = (pipe(request.stdout)?, pipe(request.stderr && !terminal)?);
+            let ((stdout, their_stdout), (stderr, their_stderr)) = (stdout.unzip(), stderr.unzip());
+            let streams = AttachStreams { stdin: request.stdin, stdout: their_stdout, stderr: their_stderr };
+            let stdin = sandbox
+                .holder
+                .attach(&attempt.id, streams)
+                .await
+                .map_err(|e| NodeError::Internal(e.to_string()))?;
+            Ok(Attached { stdin, stdout, stderr, terminal })
+        }
+        .boxed()
+    }
+
+    fn connect<'a>(&'a self, uid: &'a PodUid, port: u16) -> Answer<'a, TcpStream> {
+        async move {
+            let sandbox = self.sandbox(uid)?;
+            let mut last = String::new();
+            for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+                match connect_in(&sandbox.holder, SocketAddr::new(ip, port)).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) if last.is_empty() => last = error,
+                    Err(_) => {}
+                }
+            }
+            Err(NodeError::Conflict(format!("connecting to port {port} inside the pod: {last}")))
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, uid: &'a PodUid, grace: Option<i64>) -> Answer<'a, Deletion> {
+        async move {
+            self.live(uid)?;
+            self.order(Order::Delete { uid: uid.clone(), grace })?;
+            let warning = "the pod's manifest is still there: the pod starts again. Remove the file to be rid of it, or use `nodeagent stop`";
+            Ok(Deletion { warning: Some(warning.into()) })
+        }
+        .boxed()
+    }
+
+    fn stop<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()> {
+        async move {
+            self.live(uid)?;
+            self.order(Order::Stop { uid: uid.clone() })
+        }
+        .boxed()
+    }
+
+    fn inspect<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Inspection> {
+        async move {
+            let live = self.live(uid)?;
+            let pod = self.pod(uid)?;
+            let sandbox = self.sandbox(uid)?;
+            let node = self.node.clone();
+            let inspected = tokio::task::spawn_blocking(move || inspection(&node, &pod, &sandbox, &live)).await;
+            inspected.map_err(|e| NodeError::Internal(e.to_string()))
+        }
+        .boxed()
+    }
+
+    fn explain<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Explanation> {
+        async move { Ok(self.live(uid)?.trace.explanation()) }.boxed()
+    }
+
+    fn images(&self) -> &dyn Images {
+        &self.images
+    }
+
+    fn check(&self) -> Answer<'_, Vec<Check>> {
+        async move { Ok((self.check)()) }.boxed()
+    }
+}
+
+/// A connection from inside the pod's network namespace: the holder, which is in it, opens the socket.
+async fn connect_in(holder: &Holder, to: SocketAddr) -> Result<TcpStream, String> {
+    let domain = if to.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+    let socket = holder.socket(domain, nix::libc::SOCK_STREAM, 0).await.map_err(|e| e.to_string())?;
+    let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+    socket.connect(to).await.map_err(|e| e.to_string())
+}
+
+async fn exec_exit(mut events: broadcast::Receiver<Event>, exec: u64) -> Result<i32, NodeError> {
+    loop {
+        match events.recv().await {
+            Ok(Event::ExecExited { exec: ended, exit }) if ended == exec => return Ok(exit.code),
+            Ok(_) => {}
+            Err(_) => return Err(NodeError::Internal("the pod's holder ended, and the process with it".into())),
+        }
+    }
+}
+
+fn exec_error(container: &str, argv: &[String], error: &CallError) -> NodeError {
+    let message = format!("container {container}: {error}");
+    match error.fault() {
+        Some(Fault { stage: Stage::Exec, errno, .. }) => {
+            let code = if *errno == nix::libc::ENOENT { 127 } else { 126 };
+            NodeError::Command { code, message: format!("{message} (command {:?})", argv.first().map_or("", String::as_str)) }
+        }
+        Some(_) => NodeError::Command { code: 126, message },
+        None => NodeError::Internal(message),
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> Inspection {
+    let holder = sandbox.holder.pid();
+    Inspection {
+        uid: pod.uid().to_string(),
+        ips: live.ips.iter().map(IpAddr::to_string).collect(),
+        holder: HolderInfo { pid: holder, pss: kernel::pss(holder) },
+        namespaces: kernel::namespaces(holder).into_iter().filter(|(kind, _)| ["net", "ipc", "uts", "user"].contains(&kind.as_str())).collect(),
+        cgroups: sandbox.group.dirs(),
+        containers: pod
+            .all_containers()
+            .filter_map(|c| live.attempts.iter().find(|(name, _)| *name == c.name))
+            .map(|(name, attempt)| inspect_container(node, pod, sandbox, name, attempt))
+            .collect(),
+    }
+}
+
+fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
+    let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
+    let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
+    InspectedContainer {
+        name: name.to_owned(),
+        id: attempt.id.clone(),
+        attempt: attempt.number,
+        state: attempt.finish.as_ref().map_or_else(|| "running".into(), |f| format!("exited ({})", f.code)),
+        namespaces: seen.namespaces.into_iter().collect(),
+        processes: seen
+            .processes
+            .into_iter()
+            .map(|p| InspectedProcess {
+                pid: p.host_pid,
+                container_pid: p.container_pids.last().copied().unwrap_or(p.host_pid),
+                command: p.command,
+            })
+            .collect(),
+        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),
+        cgroups: sandbox.group.child(&attempt.id).dirs(),
+        rootfs: InspectedRootfs {
+            lower: image.map(|i| i.layers.iter().rev().cloned().collect()).unwrap_or_default(),
+            upper: node.runtime.settings().container_dir(pod.uid(), name, attempt.number).join("upper"),
+        },
+    }
+}
+
+/// A line of mountinfo: <https://docs.kernel.org/filesystems/proc.html> section 3.5.
+fn inspect_mount(line: &str) -> Option<InspectedMount> {
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let mut right = right.split(' ');
+    let kind = right.next()?.to_owned();
+    let device = right.next().unwrap_or_default();
+    let root = *left.get(3)?;
+    let source = if root == "/" { device.to_owned() } else { root.to_owned() };
+    Some(InspectedMount { target: (*left.get(4)?).to_owned(), kind, source, options: (*left.get(5)?).to_owned() })
+}

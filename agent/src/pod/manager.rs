@@ -1,0 +1,268 @@
+//! Which pods there are: takes what the sources say, keeps one worker a pod, adopts what an agent before this one left.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::observed::Then;
+use super::recorder::Level;
+use super::worker::{Command, Live, LiveRef, Worker};
+use super::Node;
+use crate::model::{Origin, PodUid, ValidPod};
+use crate::runtime::Adopted;
+use crate::source;
+
+/// What the API asks of the manager.
+#[derive(Debug)]
+pub enum Order {
+    /// End a pod; one whose manifest is still there begins again.
+    Delete {
+        /// Which.
+        uid: PodUid,
+        /// Seconds; unset: the spec's.
+        grace: Option<i64>,
+    },
+    /// End a pod and keep it so until its manifest changes.
+    Stop {
+        /// Which.
+        uid: PodUid,
+    },
+    /// End all pods and take nothing new.
+    Drain,
+}
+
+/// A running worker.
+struct Running {
+    commands: mpsc::UnboundedSender<Command>,
+    live: LiveRef,
+}
+
+/// See the module's page.
+pub struct Manager {
+    node: Arc<Node>,
+    workers: JoinSet<PodUid>,
+    running: HashMap<PodUid, Running>,
+    /// What the sources want, by UID.
+    wanted: HashMap<PodUid, ValidPod>,
+    adopted: HashMap<PodUid, Adopted>,
+    /// Files that are wrong now.
+    faults: HashSet<PathBuf>,
+    /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on.
+    in_doubt: HashSet<PodUid>,
+    draining: bool,
+}
+
+impl Manager {
+    /// Finds what an agent before this one left; its pods go on as soon as the sources name them.
+    pub async fn new(node: Arc<Node>) -> Self {
+        let adopted = node.runtime.adopt().await.into_iter().map(|a| (a.uid.clone(), a)).collect();
+        Self { node, workers: JoinSet::new(), running: HashMap::new(), wanted: HashMap::new(), adopted, faults: HashSet::new(), in_doubt: HashSet::new(), draining: false }
+    }
+
+    /// Until the sources and the API have hung up, or all pods are drained.
+    pub async fn run(mut self, mut source: mpsc::Receiver<source::Event>, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut sourced = true;
+        loop {
+            if self.draining && self.running.is_empty() {
+                return;
+            }
+            tokio::select! {
+                event = source.recv(), if sourced => match event {
+                    Some(event) => self.source(event),
+                    None => sourced = false,
+                },
+                order = orders.recv() => match order {
+                    Some(order) => self.order(order),
+                    None => return,
+                },
+                Some(ended) = self.workers.join_next() => self.ended(ended),
+            }
+        }
+    }
+
+    fn source(&mut self, event: source::Event) {
+        match event {
+            source::Event::Init => {}
+            source::Event::Apply(pod) => self.apply(pod),
+            source::Event::InitDone => self.forget_unwanted(),
+            source::Event::Delete(uid) => {
+                self.wanted.remove(&uid);
+                self.node.stopped(&uid, false);
+                self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+            }
+            source::Event::Fault { file, errors } => {
+                for error in errors {
+                    self.node.recorder.node(Level::Warning, "InvalidManifest", &error.to_string());
+                }
+                tracing::warn!(file = %file.display(), "the manifest is not as it should be: its last good version runs on");
+                self.faults.insert(file);
+            }
+            source::Event::Mended { file } => {
+                self.faults.remove(&file);
+                if self.faults.is_empty() {
+                    for uid in std::mem::take(&mut self.in_doubt) {
+                        self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+                    }
+                }
+                self.node.recorder.node(Level::Normal, "ManifestMended", &format!("{} is as it should be again", file.display()));
+            }
+        }
+    }
+
+    fn apply(&mut self, pod: ValidPod) {
+        let uid = pod.uid().clone();
+        let edited = self.wanted.insert(uid.clone(), pod.clone()).is_some_and(|old| old.object() != pod.object());
+        self.in_doubt.remove(&uid);
+        if self.draining {
+            return;
+        }
+        if self.node.is_stopped(&uid) {
+            if !edited {
+                self.adopted.remove(&uid);
+                return;
+            }
+            self.node.stopped(&uid, false);
+        }
+        match self.running.get(&uid) {
+            Some(running) => {
+                let _ = running.commands.send(Command::Update(pod));
+            }
+            None => self.begin(pod),
+        }
+    }
+
+    fn begin(&mut self, pod: ValidPod) {
+        let uid = pod.uid().clone();
+        let adopted = self.adopted.remove(&uid);
+        let live = LiveRef::default();
+        let node = self.node.clone();
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let worker = match adopted {
+            // The worker begins with the spec that the containers were made from; the new one is an update like any other.
+            Some(Adopted { pod: old, sandbox: Ok((sandbox, state)), .. }) => {
+                let _ = commands.send(Command::Update(pod.clone()));
+                Worker::adopt(node, old.unwrap_or(pod), live.clone(), sandbox, &state)
+            }
+            Some(Adopted { sandbox: Err(error), .. }) => {
+                self.node.recorder.pod(
+                    &pod,
+                    None,
+                    Level::Warning,
+                    "SandboxChanged",
+                    &format!("Pod sandbox changed, it will be killed and re-created: {error}"),
+                );
+                Worker::begin(node, pod, live.clone())
+            }
+            None => Worker::begin(node, pod, live.clone()),
+        };
+        self.spawn(uid, worker, live, commands, inbox);
+    }
+
+    fn spawn(
+        &mut self,
+        uid: PodUid,
+        worker: Worker,
+        live: LiveRef,
+        commands: mpsc::UnboundedSender<Command>,
+        inbox: mpsc::UnboundedReceiver<Command>,
+    ) {
+        self.node.live.write().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), live.clone());
+        self.running.insert(uid.clone(), Running { commands, live });
+        self.workers.spawn(async move {
+            worker.run(inbox).await;
+            uid
+        });
+    }
+
+    /// The sources have named all that they want: what else runs is to end.
+    fn forget_unwanted(&mut self) {
+        let orphans: Vec<_> = self.adopted.drain().map(|(_, a)| a).filter(|a| !self.wanted.contains_key(&a.uid)).collect();
+        for orphan in orphans {
+            let Some(pod) = orphan.pod else {
+                self.clear(orphan.uid);
+                continue;
+            };
+            let doubt = matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path));
+            let live = LiveRef::default();
+            let (commands, inbox) = mpsc::unbounded_channel();
+            let worker = match orphan.sandbox {
+                Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
+                Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
+            };
+            if !doubt {
+                let _ = commands.send(Command::End { grace: None, then: Then::Gone });
+            } else {
+                self.in_doubt.insert(orphan.uid.clone());
+            }
+            self.spawn(orphan.uid, worker, live, commands, inbox);
+        }
+        for uid in self.node.runtime.leftovers() {
+            if !self.wanted.contains_key(&uid) && !self.running.contains_key(&uid) {
+                self.clear(uid);
+            }
+        }
+        self.node.retain(self.running.keys());
+    }
+
+    /// Removes what is left of a pod that nobody knows any more.
+    fn clear(&self, uid: PodUid) {
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            if let Err(error) = node.runtime.remove_pod(&uid, None).await {
+                tracing::warn!(%uid, %error, "what is left of a pod could not be cleared away; the next start of the agent tries again");
+            }
+        });
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Delete { uid, grace } => {
+                let then = if self.wanted.contains_key(&uid) { Then::Again } else { Then::Gone };
+                self.tell(&uid, Command::End { grace, then });
+            }
+            Order::Stop { uid } => {
+                self.node.stopped(&uid, true);
+                self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+            }
+            Order::Drain => {
+                self.draining = true;
+                for running in self.running.values() {
+                    let _ = running.commands.send(Command::End { grace: None, then: Then::Gone });
+                }
+            }
+        }
+    }
+
+    fn tell(&self, uid: &PodUid, command: Command) {
+        if let Some(running) = self.running.get(uid) {
+            let _ = running.commands.send(command);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<PodUid, tokio::task::JoinError>) {
+        let uid = match ended {
+            Ok(uid) => uid,
+            Err(error) => {
+                tracing::error!(%error, "a pod's worker failed: this is a bug. Its pod is adopted anew when the agent restarts");
+                self.running.retain(|_, r| !r.commands.is_closed());
+                return;
+            }
+        };
+        self.running.remove(&uid);
+        self.node.live.write().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        self.node.store.remove_pod(&uid);
+        // Made again while it ended.
+        if let Some(pod) = self.wanted.get(&uid).filter(|_| !self.draining && !self.node.is_stopped(&uid)).cloned() {
+            self.begin(pod);
+        }
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("live", &self.live.lock().map(|l: std::sync::MutexGuard<'_, Live>| l.ips.clone()).ok()).finish()
+    }
+}

@@ -1,0 +1,197 @@
+//! What a worker knows of its pod at one moment: the input of `plan` and of `status`. Plain data, no I/O.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// All that is known of a pod.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// Its namespaces and address.
+    pub sandbox: Sandbox,
+    /// Every container that the spec names, and those that ran under an earlier spec.
+    pub containers: BTreeMap<String, Container>,
+    /// Set once the pod is to end.
+    pub ending: Option<Ending>,
+}
+
+/// The pod's namespaces and address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sandbox {
+    /// There is none, and nothing stands in the way of making one.
+    Absent,
+    /// Being made.
+    Creating,
+    /// Containers can join.
+    Ready {
+        /// Which: an ended container of an earlier sandbox has another number.
+        generation: u64,
+        /// Its addresses; the node's own with hostNetwork.
+        ips: Vec<IpAddr>,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Making it failed; what there was of it is gone.
+    Failed {
+        /// What went wrong, for the pod's status.
+        message: String,
+        /// When to try again.
+        retry_at: Timestamp,
+        /// How long the last wait was.
+        delay: Duration,
+    },
+    /// Being taken down.
+    Removing,
+}
+
+/// Why and until when a pod ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// When it was asked for.
+    pub since: Timestamp,
+    /// From then on, SIGKILL.
+    pub deadline: Timestamp,
+    /// What comes after.
+    pub then: Then,
+}
+
+/// What comes after a pod's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing: it is gone for good.
+    Gone,
+    /// It is made again from the spec that is in force by then.
+    Again,
+}
+
+/// One container.
+#[derive(Debug, Clone, Default)]
+pub struct Container {
+    /// The newest attempt to run it.
+    pub last: Option<Attempt>,
+    /// The one before.
+    pub previous: Option<Attempt>,
+    /// Its image.
+    pub image: Image,
+    /// A start is under way.
+    pub starting: bool,
+    /// It was told to end.
+    pub stopping: Option<Stopping>,
+    /// It couldn't be started because of its configuration: reason and message, and when to try again.
+    pub refused: Option<Refused>,
+}
+
+/// A container that couldn't even be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Kubernetes' word, such as `CreateContainerConfigError`.
+    pub reason: &'static str,
+    /// The sentence.
+    pub message: String,
+    /// When to try again.
+    pub retry_at: Timestamp,
+}
+
+/// Where a container's image stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Image {
+    /// Nobody looked yet.
+    #[default]
+    Unknown,
+    /// Being pulled.
+    Pulling,
+    /// Here, for the next start.
+    Ready,
+    /// Not to be had now.
+    Failed {
+        /// `ErrImagePull` and so on.
+        reason: &'static str,
+        /// The sentence.
+        message: String,
+        /// When to try again.
+        retry_at: Timestamp,
+        /// How long the last wait was.
+        delay: Duration,
+    },
+}
+
+/// A container that was told to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopping {
+    /// SIGKILL comes then.
+    pub kill_at: Timestamp,
+    /// It came.
+    pub killed: bool,
+}
+
+/// One run of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// The container's ID.
+    pub id: String,
+    /// 0, then one more for each restart.
+    pub number: u32,
+    /// The sandbox that it ran in.
+    pub generation: u64,
+    /// What the agent keeps with it.
+    pub note: Note,
+    /// In the host's PID namespace.
+    pub pid: i32,
+    /// When its command was executed; for a failed start, when that was tried.
+    pub started_at: Timestamp,
+    /// Unset while it runs.
+    pub finish: Option<Finish>,
+}
+
+impl Attempt {
+    /// It ran, and runs no more.
+    pub fn finished(&self) -> Option<&Finish> {
+        self.finish.as_ref()
+    }
+}
+
+/// What the agent keeps with an attempt, in the holder: the memory of an agent that comes after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Note {
+    /// `image` as the spec had it.
+    pub image: String,
+    /// The image's ID.
+    pub image_id: String,
+    /// What the next attempt would have to wait after this one's end, in milliseconds.
+    pub delay_ms: u64,
+    /// The image's stop signal, or the spec's.
+    pub stop_signal: i32,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finish {
+    /// 0..=255.
+    pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// When.
+    pub at: Timestamp,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerStatusUnknown`.
+    pub reason: Cow<'static, str>,
+    /// The termination message.
+    pub message: Option<String>,
+}
+
+impl Container {
+    /// The running attempt.
+    pub fn running(&self) -> Option<&Attempt> {
+        self.last.as_ref().filter(|a| a.finish.is_none())
+    }
+    /// The end of the newest attempt in this sandbox.
+    pub fn ended_in(&self, generation: u64) -> Option<&Finish> {
+        self.last.as_ref().filter(|a| a.generation == generation).and_then(|a| a.finish.as_ref())
+    }
+}

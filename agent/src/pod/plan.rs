@@ -1,0 +1,390 @@
+//! What to do next for a pod: a pure function of its spec, of what is observed and of the time. Everything that a worker does was
+//! decided here, so a crash between any two actions is repaired by planning again.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
+
+use super::backoff::Backoff;
+use super::observed::{Attempt, Container, Image, Observed, Sandbox};
+use crate::model::ValidPod;
+
+/// One step, idempotent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make the holder, its namespaces, the address.
+    CreateSandbox,
+    /// Take all of it down: nothing runs in it any more.
+    RemoveSandbox,
+    /// Get a container's image.
+    Pull(String),
+    /// Run a container.
+    Start {
+        /// Which.
+        name: String,
+        /// What its next attempt would have to wait.
+        delay: Duration,
+    },
+    /// Tell a container to end.
+    Stop {
+        /// Which.
+        name: String,
+        /// From now until SIGKILL.
+        grace: Duration,
+        /// For the event.
+        why: &'static str,
+    },
+    /// SIGKILL to all of a container.
+    Kill(String),
+}
+
+/// The next actions, all at once, and when to look again if nothing happens.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be done now, none waits for another.
+    pub actions: Vec<Action>,
+    /// The next moment at which time itself changes the plan.
+    pub wake: Option<Timestamp>,
+    /// The pod has ended by itself: nothing will run again.
+    pub complete: bool,
+    /// The pod was to end and nothing is left of it.
+    pub over: bool,
+    /// What is waited for, in words.
+    pub waiting_for: Option<String>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+    }
+    fn wait(&mut self, what: impl FnOnce() -> String) {
+        if self.waiting_for.is_none() {
+            self.waiting_for = Some(what());
+        }
+    }
+}
+
+/// A sidecar gets at least this long after the containers before it used up the pod's grace period, as the kubelet has it.
+const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+
+/// An init container that goes on beside the others (KEP-753).
+pub fn is_sidecar(container: &k8s::Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// See the module's page.
+pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timestamp) -> Plan {
+    let mut planner = Planner { pod, observed, backoff, now, plan: Plan::default() };
+    if observed.ending.is_some() {
+        planner.end();
+    } else {
+        planner.run();
+    }
+    planner.plan
+}
+
+/// Whether every regular container has ended and none is to run again: the pod's phase is Succeeded or Failed.
+pub fn is_complete(pod: &ValidPod, observed: &Observed) -> bool {
+    let policy = restart_policy(pod);
+    init_failed(pod, observed)
+        || pod.spec().containers.iter().all(|c| {
+            observed.containers.get(&c.name).is_some_and(|o| {
+                !o.starting && o.last.as_ref().and_then(Attempt::finished).is_some_and(|f| !restarts(policy, f.code))
+            })
+        })
+}
+
+/// Whether an init container failed for good.
+pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
+    restart_policy(pod) == "Never"
+        && pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
+            let last = observed.containers.get(&c.name).and_then(|o| o.last.as_ref());
+            last.and_then(Attempt::finished).is_some_and(|f| f.code != 0)
+        })
+}
+
+fn restart_policy(pod: &ValidPod) -> &str {
+    pod.spec().restart_policy.as_deref().unwrap_or("Always")
+}
+
+fn restarts(policy: &str, code: i32) -> bool {
+    match policy {
+        "Never" => false,
+        "OnFailure" => code != 0,
+        _ => true,
+    }
+}
+
+struct Planner<'a> {
+    pod: &'a ValidPod,
+    observed: &'a Observed,
+    backoff: &'a Backoff,
+    now: Timestamp,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn observed_of(&self, name: &str) -> Option<&Container> {
+        self.observed.containers.get(name)
+    }
+
+    // The pod is to run.
+    fn run(&mut self) {
+        if is_complete(self.pod, self.observed) {
+            self.complete();
+            return;
+        }
+        self.pull_ahead();
+        let generation = match &self.observed.sandbox {
+            Sandbox::Absent => {
+                self.plan.actions.push(Action::CreateSandbox);
+                return;
+            }
+            Sandbox::Creating => return self.plan.wait(|| "the sandbox (namespaces, network)".into()),
+            Sandbox::Removing => return self.plan.wait(|| "the old sandbox to be gone".into()),
+            Sandbox::Failed { message, retry_at, .. } => {
+                if *retry_at <= self.now {
+                    self.plan.actions.push(Action::CreateSandbox);
+                } else {
+                    self.plan.wait(|| format!("the next try of the sandbox: {message}"));
+                    self.plan.wake_at(*retry_at);
+                }
+                return;
+            }
+            Sandbox::Ready { generation, .. } => *generation,
+        };
+        self.keep_deadlines();
+        if self.initialise(generation) {
+            let pod = self.pod;
+            for container in &pod.spec().containers {
+                self.keep_running(container, generation, restart_policy(pod));
+            }
+        }
+    }
+
+    /// Images are fetched while the sandbox is made and while init containers run.
+    fn pull_ahead(&mut self) {
+        let pod = self.pod;
+        for container in pod.all_containers() {
+            let unknown = Container::default();
+            let observed = self.observed_of(&container.name).unwrap_or(&unknown);
+            // One that is there needs its image again only when it starts again: `start` asks for it then.
+            if observed.last.is_none() && observed.image == Image::Unknown {
+                self.plan.actions.push(Action::Pull(container.name.clone()));
+            }
+        }
+    }
+
+    /// Init containers in their order. True once the regular ones may run.
+    fn initialise(&mut self, generation: u64) -> bool {
+        let pod = self.pod;
+        // Once a regular container ran in this sandbox, init containers aren't looked at again, but sidecars are kept.
+        let initialised = pod.spec().containers.iter().any(|c| {
+            self.observed_of(&c.name).and_then(|o| o.last.as_ref()).is_some_and(|a| a.generation == generation)
+        });
+        for container in pod.spec().init_containers.iter().flatten() {
+            if is_sidecar(container) {
+                self.keep_running(container, generation, "Always");
+                let running = self.observed_of(&container.name).is_some_and(|o| o.running().is_some());
+                if !running && !initialised {
+                    self.plan.wait(|| format!("sidecar {} to start", container.name));
+                    return false;
+                }
+            } else if !initialised {
+                let done = self.observed_of(&container.name).and_then(|o| o.ended_in(generation)).is_some_and(|f| f.code == 0);
+                if !done {
+                    self.keep_running(container, generation, "OnFailure");
+                    self.plan.wait(|| format!("init container {} to complete", container.name));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Starts a container when it is due, restarts it when its image was edited.
+    fn keep_running(&mut self, container: &k8s::Container, generation: u64, policy: &str) {
+        let unknown = Container::default();
+        let observed = self.observed.containers.get(&container.name).unwrap_or(&unknown);
+        if observed.starting {
+            return self.plan.wait(|| format!("container {} to start", container.name));
+        }
+        let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref();
+        match &observed.last {
+            None => self.start(container, observed, Duration::ZERO),
+            Some(attempt) => match &attempt.finish {
+                None if edited(attempt) && observed.stopping.is_none() => self.plan.actions.push(Action::Stop {
+                    name: container.name.clone(),
+                    grace: self.grace(),
+                    why: "definition changed",
+                }),
+                None => {}
+                Some(_) if edited(attempt) => self.start(container, observed, Duration::ZERO),
+                // A new sandbox: an init container runs again, a regular one as its restart policy says.
+                Some(finish) if attempt.generation != generation && restarts(policy, finish.code) => {
+                    self.start(container, observed, Duration::ZERO);
+                }
+                Some(_) if attempt.generation != generation && is_init(self.pod, &container.name) => {
+                    self.start(container, observed, Duration::ZERO);
+                }
+                Some(finish) if restarts(policy, finish.code) => {
+                    let delay = Duration::from_millis(attempt.note.delay_ms);
+                    let due = finish.at + self.backoff.due(delay, between(attempt.started_at, finish.at));
+                    if due <= self.now {
+                        let ran_well = between(attempt.started_at, finish.at) >= self.backoff.reset_after;
+                        self.start(container, observed, if ran_well { Duration::ZERO } else { self.backoff.after(delay) });
+                    } else {
+                        self.plan.wait(|| format!("the back-off of container {} to end", container.name));
+                        self.plan.wake_at(due);
+                    }
+                }
+                Some(_) => {}
+            },
+        }
+    }
+
+    /// `delay`: what the attempt after the one that starts now would have to wait.
+    fn start(&mut self, container: &k8s::Container, observed: &Container, delay: Duration) {
+        let delay = if observed.last.is_some() && delay.is_zero() { self.backoff.initial } else { delay };
+        if let Some(refused) = &observed.refused
+            && refused.retry_at > self.now
+        {
+            self.plan.wait(|| format!("container {}: {}", container.name, refused.message));
+            return self.plan.wake_at(refused.retry_at);
+        }
+        match &observed.image {
+            Image::Ready => self.plan.actions.push(Action::Start { name: container.name.clone(), delay }),
+            Image::Pulling => self.plan.wait(|| format!("image {}", container.image.as_deref().unwrap_or_default())),
+            Image::Failed { retry_at, message, .. } if *retry_at > self.now => {
+                self.plan.wait(|| message.clone());
+                self.plan.wake_at(*retry_at);
+            }
+            Image::Unknown | Image::Failed { .. } => {
+                let pull = Action::Pull(container.name.clone());
+                if !self.plan.actions.contains(&pull) {
+                    self.plan.actions.push(pull);
+                }
+            }
+        }
+    }
+
+    // The pod has ended by itself.
+    fn complete(&mut self) {
+        if self.stop_all(None) && self.sandbox_down() {
+            self.plan.complete = true;
+        }
+    }
+
+    // The pod was told to end.
+    fn end(&mut self) {
+        let deadline = self.observed.ending.as_ref().map(|e| e.deadline);
+        if self.stop_all(deadline) && self.sandbox_down() {
+            self.plan.over = true;
+        }
+    }
+
+    /// Ends regular and init containers at once, then sidecars, the last first. True when none runs any more.
+    fn stop_all(&mut self, deadline: Option<Timestamp>) -> bool {
+        self.keep_deadlines();
+        let observed = self.observed;
+        if observed.sandbox == Sandbox::Removing {
+            return true;
+        }
+        if let Some((name, _)) = observed.containers.iter().find(|(_, o)| o.starting) {
+            // It is known whether it runs in a moment: then it is stopped.
+            self.plan.wait(|| format!("container {name} to start, so that it can be stopped"));
+            return false;
+        }
+        let inits = self.pod.spec().init_containers.as_deref().unwrap_or_default();
+        let sidecars: Vec<&str> = inits.iter().filter(|c| is_sidecar(c)).map(|c| c.name.as_str()).rev().collect();
+        let mut regular_run = false;
+        for (name, container) in &observed.containers {
+            if container.running().is_some() && !sidecars.contains(&name.as_str()) {
+                regular_run = true;
+                self.stop(name, container, deadline, Duration::ZERO);
+            }
+        }
+        if regular_run {
+            return false;
+        }
+        for name in sidecars {
+            if let Some(container) = observed.containers.get(name).filter(|c| c.running().is_some()) {
+                self.stop(name, container, deadline, MINIMUM_GRACE);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn stop(&mut self, name: &str, container: &Container, deadline: Option<Timestamp>, minimum: Duration) {
+        self.plan.wait(|| format!("container {name} to end"));
+        let left = deadline.map_or_else(|| self.grace(), |d| between(self.now, d).max(minimum));
+        match &container.stopping {
+            None => {
+                let stop = Action::Stop { name: name.to_owned(), grace: left, why: "stopping" };
+                if !self.plan.actions.contains(&stop) {
+                    self.plan.actions.push(stop);
+                }
+            }
+            // A second deletion with a shorter grace period brings the deadline forward.
+            Some(stopping) if !stopping.killed && deadline.is_some_and(|d| d <= self.now) && minimum.is_zero() => {
+                let kill = Action::Kill(name.to_owned());
+                if !self.plan.actions.contains(&kill) {
+                    self.plan.actions.push(kill);
+                }
+            }
+            Some(stopping) => {
+                if !stopping.killed {
+                    self.plan.wake_at(deadline.map_or(stopping.kill_at, |d| d.min(stopping.kill_at)));
+                }
+            }
+        }
+    }
+
+    fn sandbox_down(&mut self) -> bool {
+        match &self.observed.sandbox {
+            Sandbox::Absent | Sandbox::Failed { .. } => true,
+            Sandbox::Ready { .. } => {
+                self.plan.actions.push(Action::RemoveSandbox);
+                false
+            }
+            Sandbox::Creating | Sandbox::Removing => {
+                self.plan.wait(|| "the sandbox to be gone".into());
+                false
+            }
+        }
+    }
+
+    /// SIGKILL where a grace period is over.
+    fn keep_deadlines(&mut self) {
+        for (name, container) in &self.observed.containers {
+            let Some(stopping) = container.stopping.as_ref().filter(|s| !s.killed && container.running().is_some()) else {
+                continue;
+            };
+            if stopping.kill_at <= self.now {
+                self.plan.actions.push(Action::Kill(name.clone()));
+            } else {
+                self.plan.wake_at(stopping.kill_at);
+            }
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        let seconds = self.pod.spec().termination_grace_period_seconds.unwrap_or(30);
+        Duration::from_secs(seconds.max(0).unsigned_abs())
+    }
+}
+
+fn is_init(pod: &ValidPod, name: &str) -> bool {
+    pod.spec().init_containers.iter().flatten().any(|c| c.name == name)
+}
+
+/// From `a` to `b`; nothing when `b` is before `a`.
+pub fn between(a: Timestamp, b: Timestamp) -> Duration {
+    Duration::try_from(b.duration_since(a)).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

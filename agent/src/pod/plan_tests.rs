@@ -1,0 +1,222 @@
+//! Tables: a pod, what is observed, and what is to be done next.
+
+use std::collections::BTreeMap;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::Origin;
+use crate::pod::observed::{Ending, Finish, Note, Stopping, Then};
+
+const NOW: i64 = 1_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOW + seconds).unwrap()
+}
+
+fn pod(spec: Value) -> ValidPod {
+    let pod = json!({"metadata": {"name": "web", "namespace": "default", "uid": "u1"}, "spec": spec});
+    ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Stdin)
+}
+
+fn two() -> Value {
+    json!({"containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]})
+}
+
+fn with_init() -> Value {
+    json!({
+        "initContainers": [
+            {"name": "first", "image": "i"},
+            {"name": "side", "image": "i", "restartPolicy": "Always"},
+            {"name": "second", "image": "i"},
+            {"name": "log", "image": "i", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "image": "i"}]
+    })
+}
+
+fn ready() -> Sandbox {
+    Sandbox::Ready { generation: 1, ips: Vec::new(), since: at(-100) }
+}
+
+fn attempt(finish: Option<Finish>) -> Attempt {
+    Attempt {
+        id: "id".into(),
+        number: 0,
+        generation: 1,
+        note: Note { image: "i".into(), delay_ms: 10_000, ..Note::default() },
+        pid: 7,
+        started_at: at(-60),
+        finish,
+    }
+}
+
+fn idle() -> Container {
+    Container { image: Image::Ready, ..Container::default() }
+}
+fn running() -> Container {
+    Container { last: Some(attempt(None)), ..idle() }
+}
+fn exited(code: i32, seconds: i64) -> Container {
+    let finish = Finish { code, signal: None, at: at(seconds), reason: "Error".into(), message: None };
+    Container { last: Some(attempt(Some(finish))), ..idle() }
+}
+fn stopping(container: Container, kill_at: i64) -> Container {
+    Container { stopping: Some(Stopping { kill_at: at(kill_at), killed: false }), ..container }
+}
+fn starting(container: Container) -> Container {
+    Container { starting: true, ..container }
+}
+
+fn observe(sandbox: Sandbox, containers: &[(&str, Container)]) -> Observed {
+    let containers: BTreeMap<_, _> = containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect();
+    Observed { sandbox, containers, ending: None }
+}
+
+fn next(spec: Value, observed: &Observed) -> Plan {
+    plan(&pod(spec), observed, &Backoff::default(), at(0))
+}
+
+fn words(plan: &Plan) -> Vec<String> {
+    plan.actions
+        .iter()
+        .map(|a| match a {
+            Action::CreateSandbox => "create".into(),
+            Action::RemoveSandbox => "remove".into(),
+            Action::Pull(n) => format!("pull {n}"),
+            Action::Start { name, delay } => format!("start {name} {}", delay.as_secs()),
+            Action::Stop { name, grace, .. } => format!("stop {name} {}", grace.as_secs()),
+            Action::Kill(n) => format!("kill {n}"),
+        })
+        .collect()
+}
+
+#[rstest]
+#[case::nothing_yet(Sandbox::Absent, &[], &["pull a", "pull b", "create"])]
+#[case::images_there(Sandbox::Absent, &[("a", idle()), ("b", idle())], &["create"])]
+#[case::sandbox_comes(Sandbox::Creating, &[("a", idle()), ("b", idle())], &[])]
+#[case::both_start(ready(), &[("a", idle()), ("b", idle())], &["start a 0", "start b 0"])]
+#[case::one_runs(ready(), &[("a", running()), ("b", idle())], &["start b 0"])]
+#[case::one_is_starting(ready(), &[("a", starting(idle())), ("b", running())], &[])]
+#[case::all_run(ready(), &[("a", running()), ("b", running())], &[])]
+#[case::ended_long_ago(ready(), &[("a", exited(0, -10)), ("b", running())], &["start a 20"])]
+#[case::ended_just_now(ready(), &[("a", exited(1, -9)), ("b", running())], &[])]
+#[case::grace_over(ready(), &[("a", stopping(running(), -1)), ("b", running())], &["kill a"])]
+fn a_pod_is_kept_running(#[case] sandbox: Sandbox, #[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    assert_eq!(words(&next(two(), &observe(sandbox, seen))), expected);
+}
+
+#[rstest]
+#[case::always("Always", 0, true)]
+#[case::always_failed("Always", 1, true)]
+#[case::on_failure("OnFailure", 0, false)]
+#[case::on_failure_failed("OnFailure", 1, true)]
+#[case::never("Never", 0, false)]
+#[case::never_failed("Never", 1, false)]
+fn restart_policy(#[case] policy: &str, #[case] code: i32, #[case] again: bool) {
+    let mut spec = two();
+    spec["restartPolicy"] = json!(policy);
+    let plan = next(spec, &observe(ready(), &[("a", exited(code, -60)), ("b", running())]));
+    assert_eq!(words(&plan), if again { vec!["start a 20"] } else { vec![] });
+}
+
+#[rstest]
+#[case::first(&[], &["start first 0"])]
+#[case::first_runs(&[("first", running())], &[])]
+#[case::first_failed(&[("first", exited(1, -60))], &["start first 20"])]
+#[case::sidecar(&[("first", exited(0, -1))], &["start side 0"])]
+#[case::second(&[("first", exited(0, -1)), ("side", running())], &["start second 0"])]
+#[case::sidecar_back(&[("first", exited(0, -1)), ("side", exited(1, -60)), ("second", running())], &["start side 20"])]
+#[case::last_sidecar(&[("first", exited(0, -1)), ("side", running()), ("second", exited(0, -1))], &["start log 0"])]
+#[case::regular(
+    &[("first", exited(0, -1)), ("side", running()), ("second", exited(0, -1)), ("log", running())], &["start a 0"])]
+#[case::never_again(
+    &[("first", exited(1, -1)), ("side", running()), ("second", exited(0, -1)), ("log", running()), ("a", running())], &[])]
+fn init_containers_come_in_order(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), seen);
+    for name in ["first", "side", "second", "log", "a"] {
+        observed.containers.entry(name.into()).or_insert_with(idle);
+    }
+    assert_eq!(words(&next(with_init(), &observed)), expected);
+}
+
+#[rstest]
+#[case::regular_first(&[("side", running()), ("log", running()), ("a", running())], &["stop a 30"])]
+#[case::then_the_last_sidecar(&[("side", running()), ("log", running()), ("a", exited(0, 0))], &["stop log 30"])]
+#[case::then_the_first(&[("side", running()), ("log", exited(0, 0)), ("a", exited(0, 0))], &["stop side 30"])]
+#[case::then_the_sandbox(&[("side", exited(0, 0)), ("log", exited(0, 0)), ("a", exited(0, 0))], &["remove"])]
+#[case::waits(&[("a", stopping(running(), 5))], &[])]
+#[case::kills(&[("a", stopping(running(), -5))], &["kill a"])]
+#[case::is_not_overtaken_by_a_start(&[("a", starting(idle()))], &[])]
+fn a_pod_ends(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), seen);
+    observed.ending = Some(Ending { since: at(0), deadline: at(30), then: Then::Gone });
+    assert_eq!(words(&next(with_init(), &observed)), expected);
+}
+
+#[test]
+fn a_pod_that_ended_is_over_once_its_sandbox_is_gone() {
+    let mut observed = observe(Sandbox::Removing, &[]);
+    observed.ending = Some(Ending { since: at(0), deadline: at(30), then: Then::Gone });
+    assert!(!next(two(), &observed).over);
+    observed.sandbox = Sandbox::Absent;
+    assert!(next(two(), &observed).over);
+}
+
+#[test]
+fn a_shorter_grace_period_brings_the_kill_forward() {
+    let mut observed = observe(ready(), &[("a", stopping(running(), 30))]);
+    observed.ending = Some(Ending { since: at(0), deadline: at(0), then: Then::Gone });
+    assert_eq!(words(&next(two(), &observed)), ["kill a"]);
+}
+
+#[test]
+fn a_completed_pod_stops_its_sidecars_and_frees_its_sandbox() {
+    let mut spec = with_init();
+    spec["restartPolicy"] = json!("Never");
+    let done: &[(&str, Container)] =
+        &[("first", exited(0, -9)), ("second", exited(0, -9)), ("side", running()), ("log", running()), ("a", exited(0, 0))];
+    let mut observed = observe(ready(), done);
+    assert_eq!(words(&next(spec.clone(), &observed)), ["stop log 30"]);
+    observed.containers.insert("log".into(), exited(0, 0));
+    observed.containers.insert("side".into(), exited(0, 0));
+    assert_eq!(words(&next(spec.clone(), &observed)), ["remove"]);
+    observed.sandbox = Sandbox::Absent;
+    let plan = next(spec, &observed);
+    assert!(plan.complete && plan.actions.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let mut spec = with_init();
+    spec["restartPolicy"] = json!("Never");
+    let plan = next(spec, &observe(ready(), &[("first", exited(3, 0))]));
+    assert_eq!(words(&plan), ["remove"]);
+}
+
+#[test]
+fn an_edited_image_restarts_one_container() {
+    let mut spec = two();
+    spec["containers"][0]["image"] = json!("other");
+    let observed = observe(ready(), &[("a", running()), ("b", running())]);
+    assert_eq!(words(&next(spec.clone(), &observed)), ["stop a 30"]);
+    let observed = observe(ready(), &[("a", exited(143, 0)), ("b", running())]);
+    assert_eq!(words(&next(spec, &observed)), ["start a 10"]);
+}
+
+#[test]
+fn a_new_sandbox_runs_init_containers_again() {
+    let mut observed = observe(Sandbox::Ready { generation: 2, ips: Vec::new(), since: at(0) }, &[("a", exited(137, 0))]);
+    observed.containers.insert("first".into(), exited(0, -50));
+    for name in ["side", "second", "log"] {
+        observed.containers.insert(name.into(), exited(0, -50));
+    }
+    assert_eq!(words(&next(with_init(), &observed)), ["start first 10"]);
+}
+
+#[test]
+fn a_pod_says_when_time_itself_changes_the_plan() {
+    let plan = next(two(), &observe(ready(), &[("a", exited(1, -4)), ("b", running())]));
+    assert_eq!(plan.wake, Some(at(6)));
+    assert_eq!(plan.waiting_for.as_deref(), Some("the back-off of container a to end"));
+}

@@ -1,0 +1,104 @@
+//! Events as the kubelet writes them, into the store. A repeated one counts up instead of standing there twice.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::store::Store;
+
+/// How loud an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// As expected.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
+
+/// Writes the events of this node.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    store: Arc<Store>,
+    node: String,
+}
+
+impl Recorder {
+    /// Events of `node` go into `store`.
+    pub fn new(store: Arc<Store>, node: &str) -> Self {
+        Self { store, node: node.to_owned() }
+    }
+
+    /// An event about a pod, or about one of its containers.
+    pub fn pod(&self, pod: &k8s::Pod, container: Option<&str>, level: Level, reason: &str, message: &str) {
+        let meta = &pod.metadata;
+        let kind = pod.spec.as_ref().and_then(|s| s.init_containers.as_ref()).filter(|init| {
+            init.iter().any(|c| Some(c.name.as_str()) == container)
+        });
+        let field = if kind.is_some() { "initContainers" } else { "containers" };
+        self.record(
+            k8s::ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: meta.name.clone(),
+                namespace: meta.namespace.clone(),
+                uid: meta.uid.clone(),
+                resource_version: meta.resource_version.clone(),
+                field_path: container.map(|c| format!("spec.{field}{{{c}}}")),
+            },
+            level,
+            reason,
+            message,
+        );
+    }
+
+    /// An event about the node itself.
+    pub fn node(&self, level: Level, reason: &str, message: &str) {
+        let node = k8s::ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..Default::default()
+        };
+        self.record(node, level, reason, message);
+    }
+
+    fn record(&self, object: k8s::ObjectReference, level: Level, reason: &str, message: &str) {
+        match level {
+            Level::Normal => tracing::debug!(object = object.name, reason, message, "event"),
+            Level::Warning => tracing::warn!(object = object.name, reason, message, "event"),
+        }
+        let now = Timestamp::now();
+        // The key of what is counted together is the event's name: the same thing said of the same object.
+        let digest = ring::digest::digest(
+            &ring::digest::SHA256,
+            format!("{:?}{:?}{:?}{reason}{message}", object.kind, object.uid, object.field_path).as_bytes(),
+        );
+        let hex: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        let namespace = object.namespace.clone().unwrap_or_else(|| "default".into());
+        let name = format!("{}.{hex}", object.name.as_deref().unwrap_or("node"));
+        let old = self.store.event(&namespace, &name);
+        let first = old.as_ref().and_then(|e| e.first_timestamp.clone()).unwrap_or(Time(now));
+        let count = old.as_ref().and_then(|e| e.count).unwrap_or(0).saturating_add(1);
+        self.store.put_event(k8s::Event {
+            count: Some(count),
+            first_timestamp: Some(first),
+            last_timestamp: Some(Time(now)),
+            involved_object: object,
+            message: Some(message.to_owned()),
+            metadata: ObjectMeta {
+                creation_timestamp: Some(old.and_then(|e| e.metadata.creation_timestamp.clone()).unwrap_or(Time(now))),
+                name: Some(name),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
+            reason: Some(reason.to_owned()),
+            reporting_component: Some("nodeagent".into()),
+            reporting_instance: Some(self.node.clone()),
+            source: Some(k8s::EventSource { component: Some("nodeagent".into()), host: Some(self.node.clone()) }),
+            type_: Some(if level == Level::Normal { "Normal" } else { "Warning" }.into()),
+            ..Default::default()
+        });
+    }
+}

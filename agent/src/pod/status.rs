@@ -1,0 +1,236 @@
+//! What is observed, in Kubernetes' words: phase, conditions, container statuses. Pure. Source:
+//! <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/>.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::observed::{Attempt, Container, Image, Observed, Sandbox};
+use super::plan::{init_failed, is_complete, is_sidecar};
+use crate::model::ValidPod;
+
+/// What a status needs besides what is observed.
+#[derive(Debug, Clone)]
+pub struct Context<'a> {
+    /// The node's addresses.
+    pub host_ips: &'a [IpAddr],
+    /// When the worker took the pod.
+    pub start_time: Timestamp,
+    /// The time now: of conditions that change.
+    pub now: Timestamp,
+    /// The pod's QoS class.
+    pub qos: &'a str,
+}
+
+/// The pod's status; `old` gives the transition times of the conditions that stay.
+pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: Option<&k8s::PodStatus>) -> k8s::PodStatus {
+    let spec = pod.spec();
+    let init: Vec<_> = spec.init_containers.iter().flatten().map(|c| container_status(c, pod, observed)).collect();
+    let regular: Vec<_> = spec.containers.iter().map(|c| container_status(c, pod, observed)).collect();
+    let phase = phase(pod, observed);
+    let ips: &[IpAddr] = match &observed.sandbox {
+        Sandbox::Ready { ips, .. } => ips,
+        _ => &[],
+    };
+    let mut status = k8s::PodStatus {
+        conditions: Some(conditions(pod, observed, phase, &init, &regular)),
+        container_statuses: Some(regular),
+        host_ip: context.host_ips.first().map(IpAddr::to_string),
+        host_ips: Some(context.host_ips.iter().map(|ip| k8s::HostIP { ip: ip.to_string() }).collect()),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        observed_generation: pod.metadata.generation,
+        phase: Some(phase.to_owned()),
+        pod_ip: ips.first().map(IpAddr::to_string),
+        pod_ips: (!ips.is_empty()).then(|| ips.iter().map(|ip| k8s::PodIP { ip: ip.to_string() }).collect()),
+        qos_class: Some(context.qos.to_owned()),
+        start_time: Some(Time(context.start_time)),
+        ..k8s::PodStatus::default()
+    };
+    keep_times(&mut status, old, context.now);
+    status
+}
+
+fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, now: Timestamp) {
+    let old: &[k8s::PodCondition] = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
+    for condition in status.conditions.iter_mut().flatten() {
+        let before = old.iter().find(|o| o.type_ == condition.type_ && o.status == condition.status);
+        condition.last_transition_time = before.and_then(|o| o.last_transition_time.clone()).or(Some(Time(now)));
+    }
+}
+
+fn phase(pod: &ValidPod, observed: &Observed) -> &'static str {
+    let spec = pod.spec();
+    let of = |name: &str| observed.containers.get(name);
+    if is_complete(pod, observed) {
+        let failed = |c: &k8s::Container| of(&c.name).and_then(|o| o.last.as_ref()?.finish.as_ref()).is_some_and(|f| f.code != 0);
+        let failed = init_failed(pod, observed) || spec.containers.iter().any(failed);
+        return if failed { "Failed" } else { "Succeeded" };
+    }
+    let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some());
+    if spec.containers.iter().all(begun) { "Running" } else { "Pending" }
+}
+
+fn conditions(
+    pod: &ValidPod,
+    observed: &Observed,
+    phase: &str,
+    init: &[k8s::ContainerStatus],
+    regular: &[k8s::ContainerStatus],
+) -> Vec<k8s::PodCondition> {
+    let condition = |type_: &str, unmet: Option<(&str, String)>| k8s::PodCondition {
+        type_: type_.to_owned(),
+        status: if unmet.is_none() { "True" } else { "False" }.to_owned(),
+        reason: unmet.as_ref().map(|(reason, _)| (*reason).to_owned()).filter(|r| !r.is_empty()),
+        message: unmet.map(|(_, message)| message).filter(|m| !m.is_empty()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    };
+    let names = |statuses: &[&k8s::ContainerStatus]| statuses.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(" ");
+    let sidecar = |name: &str| pod.spec().init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
+
+    let incomplete: Vec<_> = init
+        .iter()
+        .filter(|s| {
+            let terminated = s.state.as_ref().and_then(|s| s.terminated.as_ref());
+            if sidecar(&s.name) { s.started != Some(true) && terminated.is_none() } else { terminated.is_none_or(|t| t.exit_code != 0) }
+        })
+        .collect();
+    // Once regular containers ran, the pod stays initialised, also while a new sandbox is made.
+    let begun = regular.iter().any(|s| s.state.as_ref().is_some_and(|s| s.waiting.is_none()) || s.last_state.is_some());
+    let uninitialised = (!incomplete.is_empty() && !begun && phase != "Succeeded")
+        .then(|| ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names(&incomplete))));
+
+    let unready: Vec<_> = init.iter().filter(|s| sidecar(&s.name)).chain(regular).filter(|s| !s.ready).collect();
+    let not_ready = match phase {
+        "Succeeded" => Some(("PodCompleted", String::new())),
+        "Failed" => Some(("PodFailed", String::new())),
+        _ => (!unready.is_empty()).then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
+    };
+    let sandbox = matches!(observed.sandbox, Sandbox::Ready { .. });
+    vec![
+        condition("PodReadyToStartContainers", (!sandbox).then(|| ("", String::new()))),
+        condition("Initialized", uninitialised),
+        condition("Ready", not_ready.clone()),
+        condition("ContainersReady", not_ready),
+        condition("PodScheduled", None),
+    ]
+}
+
+fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Observed) -> k8s::ContainerStatus {
+    let unknown = Container::default();
+    let seen = observed.containers.get(&container.name).unwrap_or(&unknown);
+    let init = pod.spec().init_containers.iter().flatten().find(|c| c.name == container.name);
+    let regular_init = init.is_some_and(|c| !is_sidecar(c));
+    let (state, last_state) = states(container, seen, observed, pod);
+    let running = state.running.is_some();
+    let completed = state.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
+    let last = seen.last.as_ref();
+    k8s::ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        image_id: last.map(|a| a.note.image_id.clone()).unwrap_or_default(),
+        container_id: last.filter(|a| !a.id.is_empty()).map(container_id),
+        // An init container is ready once it is done; the others while they run.
+        ready: if regular_init { completed } else { running },
+        started: Some(running),
+        restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
+        state: Some(state),
+        last_state,
+        ..k8s::ContainerStatus::default()
+    }
+}
+
+fn container_id(attempt: &Attempt) -> String {
+    format!("nodeagent://{}", attempt.id)
+}
+
+/// The present state, and how the attempt before it ended.
+fn states(
+    container: &k8s::Container,
+    seen: &Container,
+    observed: &Observed,
+    pod: &ValidPod,
+) -> (k8s::ContainerState, Option<k8s::ContainerState>) {
+    let before = seen.previous.as_ref().and_then(terminated);
+    if let Some(running) = seen.running() {
+        let running = k8s::ContainerStateRunning { started_at: Some(Time(running.started_at)) };
+        return (k8s::ContainerState { running: Some(running), ..Default::default() }, before);
+    }
+    let ended = seen.last.as_ref().and_then(terminated);
+    match waiting(container, seen, observed, pod) {
+        Some(waiting) => (k8s::ContainerState { waiting: Some(waiting), ..Default::default() }, ended.or(before)),
+        None => (ended.unwrap_or_default(), before),
+    }
+}
+
+/// Why a container doesn't run although it should; unset for one that ended and stays so.
+fn waiting(container: &k8s::Container, seen: &Container, observed: &Observed, pod: &ValidPod) -> Option<k8s::ContainerStateWaiting> {
+    let because = |reason: &str, message: Option<String>| {
+        Some(k8s::ContainerStateWaiting { reason: Some(reason.to_owned()), message })
+    };
+    let stays = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| {
+        let init = pod.spec().init_containers.iter().flatten().find(|c| c.name == container.name);
+        let policy = match init {
+            Some(c) if is_sidecar(c) => "Always",
+            Some(_) if pod.spec().restart_policy.as_deref() == Some("Never") => "Never",
+            Some(_) => "OnFailure",
+            None => pod.spec().restart_policy.as_deref().unwrap_or("Always"),
+        };
+        policy == "Never" || (policy == "OnFailure" && f.code == 0)
+    });
+    if stays || (seen.last.is_some() && (observed.ending.is_some() || is_complete(pod, observed))) {
+        return None;
+    }
+    if let Some(refused) = &seen.refused {
+        return because(refused.reason, Some(refused.message.clone()));
+    }
+    if let Image::Failed { reason, message, delay, .. } = &seen.image {
+        // The first failure shows what it is; the waits after it show that it is waited.
+        let reason = if delay.is_zero() || *reason != "ErrImagePull" { reason } else { "ImagePullBackOff" };
+        return because(reason, Some(message.clone()));
+    }
+    if let Sandbox::Failed { message, .. } = &observed.sandbox {
+        return because("ContainerCreating", Some(message.clone()));
+    }
+    if let Some(finish) = seen.last.as_ref().filter(|_| !seen.starting).and_then(Attempt::finished) {
+        let delay = seen.last.as_ref().map_or(0, |a| a.note.delay_ms);
+        if delay > 0 {
+            let message = format!(
+                "back-off {}s restarting failed container={} pod={}_{}({}); it ended with exit code {} ({})",
+                delay.div_ceil(1000),
+                container.name,
+                pod.name(),
+                pod.namespace(),
+                pod.uid(),
+                finish.code,
+                finish.reason
+            );
+            return because("CrashLoopBackOff", Some(message));
+        }
+    }
+    let initialising = pod.spec().init_containers.iter().flatten().next().is_some();
+    let is_init = pod.spec().init_containers.iter().flatten().any(|c| c.name == container.name);
+    because(if initialising && !is_init && seen.last.is_none() { "PodInitializing" } else { "ContainerCreating" }, None)
+}
+
+fn terminated(attempt: &Attempt) -> Option<k8s::ContainerState> {
+    let finish = attempt.finish.as_ref()?;
+    Some(k8s::ContainerState {
+        terminated: Some(k8s::ContainerStateTerminated {
+            container_id: (!attempt.id.is_empty()).then(|| container_id(attempt)),
+            exit_code: finish.code,
+            finished_at: Some(Time(finish.at)),
+            message: finish.message.clone(),
+            reason: Some(finish.reason.clone().into_owned()),
+            signal: None,
+            started_at: Some(Time(attempt.started_at)),
+        }),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+//! Tables: what is observed, and how Kubernetes calls it.
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::Origin;
+use crate::pod::observed::{Finish, Note};
+use std::time::Duration;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+fn pod(policy: &str) -> ValidPod {
+    let pod = json!({
+        "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
+        "spec": {
+            "restartPolicy": policy,
+            "initContainers": [{"name": "init", "image": "i"}, {"name": "side", "image": "i", "restartPolicy": "Always"}],
+            "containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]
+        }
+    });
+    ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Stdin)
+}
+
+fn attempt(number: u32, delay_ms: u64, finish: Option<(i32, &'static str)>) -> Attempt {
+    Attempt {
+        id: "abc".into(),
+        number,
+        generation: 1,
+        note: Note { image: "i".into(), image_id: "sha256:1".into(), delay_ms, stop_signal: 15 },
+        pid: 7,
+        started_at: at(0),
+        finish: finish.map(|(code, reason)| Finish { code, signal: None, at: at(5), reason: reason.into(), message: None }),
+    }
+}
+
+fn seen(last: Option<Attempt>) -> Container {
+    Container { last, image: Image::Ready, ..Container::default() }
+}
+fn running() -> Container {
+    seen(Some(attempt(0, 0, None)))
+}
+fn ended(code: i32) -> Container {
+    seen(Some(attempt(0, 10_000, Some((code, if code == 0 { "Completed" } else { "Error" })))))
+}
+
+fn observe(containers: &[(&str, Container)]) -> Observed {
+    Observed {
+        sandbox: Sandbox::Ready { generation: 1, ips: vec![IpAddr::from([10, 85, 0, 2])], since: at(0) },
+        containers: containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect(),
+        ending: None,
+    }
+}
+
+fn write(policy: &str, observed: &Observed) -> Value {
+    let context = Context { host_ips: &[IpAddr::from([192, 0, 2, 1])], start_time: at(0), now: at(9), qos: "BestEffort" };
+    serde_json::to_value(status(&pod(policy), observed, &context, None)).unwrap()
+}
+
+#[rstest]
+#[case::nothing("Always", &[], "Pending")]
+#[case::initialising("Always", &[("init", running())], "Pending")]
+#[case::half("Always", &[("init", ended(0)), ("side", running()), ("a", running())], "Pending")]
+#[case::all("Always", &[("init", ended(0)), ("side", running()), ("a", running()), ("b", running())], "Running")]
+#[case::crashed("Always", &[("init", ended(0)), ("side", running()), ("a", ended(1)), ("b", running())], "Running")]
+#[case::succeeded("OnFailure", &[("init", ended(0)), ("a", ended(0)), ("b", ended(0))], "Succeeded")]
+#[case::retried("OnFailure", &[("init", ended(0)), ("a", ended(1)), ("b", ended(0))], "Running")]
+#[case::failed("Never", &[("init", ended(0)), ("a", ended(1)), ("b", ended(0))], "Failed")]
+#[case::init_failed("Never", &[("init", ended(1))], "Failed")]
+fn phase_is_as_the_kubelet_tells_it(#[case] policy: &str, #[case] containers: &[(&str, Container)], #[case] phase: &str) {
+    assert_eq!(write(policy, &observe(containers))["phase"], phase);
+}
+
+fn condition(status: &Value, type_: &str) -> (String, String) {
+    let found = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == type_).unwrap();
+    (found["status"].as_str().unwrap().into(), found["message"].as_str().unwrap_or_default().into())
+}
+
+#[test]
+fn conditions_follow_the_containers() {
+    let status = write("Always", &observe(&[("init", running())]));
+    assert_eq!(condition(&status, "Initialized"), ("False".into(), "containers with incomplete status: [init side]".into()));
+    assert_eq!(condition(&status, "Ready"), ("False".into(), "containers with unready status: [side a b]".into()));
+    assert_eq!(condition(&status, "PodReadyToStartContainers").0, "True");
+
+    let status = write("Always", &observe(&[("init", ended(0)), ("side", running()), ("a", running()), ("b", running())]));
+    for type_ in ["Initialized", "Ready", "ContainersReady", "PodScheduled", "PodReadyToStartContainers"] {
+        assert_eq!(condition(&status, type_).0, "True", "{type_}");
+    }
+}
+
+#[test]
+fn transition_times_stay_while_a_condition_does() {
+    let context = Context { host_ips: &[], start_time: at(0), now: at(9), qos: "BestEffort" };
+    let pod = pod("Always");
+    let first = status(&pod, &observe(&[]), &context, None);
+    let later = Context { now: at(60), ..context };
+    let all = observe(&[("init", ended(0)), ("side", running()), ("a", running()), ("b", running())]);
+    let second = status(&pod, &all, &later, Some(&first));
+    let time = |s: &k8s::PodStatus, t: &str| {
+        s.conditions.iter().flatten().find(|c| c.type_ == t).and_then(|c| c.last_transition_time.clone()).unwrap().0
+    };
+    assert_eq!(time(&second, "PodScheduled"), at(9));
+    assert_eq!(time(&second, "Ready"), at(60));
+}
+
+#[rstest]
+#[case::no_image(
+    Container { image: Image::Failed { reason: "ErrImagePull", message: "no".into(), retry_at: at(20), delay: Duration::from_secs(10) },
+        ..Container::default() },
+    json!({"waiting": {"reason": "ImagePullBackOff", "message": "no"}}))]
+#[case::crashing(seen(Some(attempt(3, 40_000, Some((1, "Error"))))), json!({"waiting": {"reason": "CrashLoopBackOff"}}))]
+#[case::restarting(Container { starting: true, ..ended(1) }, json!({"waiting": {"reason": "ContainerCreating"}}))]
+#[case::running(running(), json!({"running": {"startedAt": "1970-01-12T13:46:40Z"}}))]
+fn a_container_says_what_it_is_at(#[case] container: Container, #[case] expected: Value) {
+    let observed = observe(&[("init", ended(0)), ("side", running()), ("a", container), ("b", running())]);
+    let mut state = write("Always", &observed)["containerStatuses"][0]["state"].clone();
+    if state["waiting"]["reason"] == "CrashLoopBackOff" {
+        let message = state["waiting"]["message"].take();
+        assert!(message.as_str().unwrap().starts_with("back-off 40s restarting failed container=a pod=web_default(u1)"), "{message}");
+        state["waiting"].as_object_mut().unwrap().remove("message");
+    }
+    assert_eq!(state, expected);
+}
+
+#[test]
+fn the_end_before_stays_as_last_state() {
+    let container = Container { previous: ended(7).last, last: Some(attempt(1, 10_000, None)), ..Container::default() };
+    let status = write("Always", &observe(&[("a", container)]));
+    let a = &status["containerStatuses"][0];
+    assert_eq!(a["lastState"]["terminated"]["exitCode"], 7);
+    assert_eq!(a["restartCount"], 1);
+    assert_eq!(a["containerID"], "nodeagent://abc");
+}

@@ -1,0 +1,777 @@
+//! One pod's task: observes, plans, acts. All decisions are `plan`'s; here is the I/O. Actions run side by side as futures of this
+//! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::sync::{broadcast, mpsc};
+
+use super::completed::{self, Completed};
+use super::observed::{Attempt, Container, Ending, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then};
+use super::plan::{self, Action, plan};
+use super::recorder::Level;
+use super::status;
+use super::trace::Trace;
+use super::{Node, SandboxNote};
+use crate::image;
+use crate::model::{ValidPod, change};
+use crate::runtime::recipe::env::NoObjects;
+use crate::runtime::recipe::process::stop_signal;
+use crate::runtime::resources::Qos;
+use crate::runtime::{self, Sandbox, StartInput};
+use podholder::protocol::{ContainerState, Event, Exit, HolderState};
+
+/// What a worker can be told.
+#[derive(Debug)]
+pub enum Command {
+    /// The pod's spec is now this.
+    Update(ValidPod),
+    /// End it.
+    End {
+        /// Seconds; unset: the spec's.
+        grace: Option<i64>,
+        /// What comes after.
+        then: Then,
+    },
+}
+
+/// What others may see of a worker, now.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// The sandbox, while there is one.
+    pub sandbox: Option<Sandbox>,
+    /// The pod's addresses.
+    pub ips: Vec<IpAddr>,
+    /// Newest attempts: name, ID, number, PID and exit code.
+    pub attempts: Vec<(String, Attempt)>,
+    /// The steps of its start.
+    pub trace: Trace,
+}
+
+/// Shared with the API.
+pub type LiveRef = Arc<Mutex<Live>>;
+
+/// What came of an action.
+enum Outcome {
+    Sandbox(Result<(Sandbox, Vec<IpAddr>), String>),
+    Removed(Result<(), String>),
+    Image { name: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
+    Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
+    Told { name: String, result: Result<(), String> },
+}
+
+/// See the module's page.
+pub struct Worker {
+    node: Arc<Node>,
+    pod: ValidPod,
+    pending: Option<ValidPod>,
+    observed: Observed,
+    sandbox: Option<Sandbox>,
+    events: Option<broadcast::Receiver<Event>>,
+    /// Images that its containers use: not to be collected.
+    images: BTreeMap<String, (image::Image, image::Pin)>,
+    outcomes: FuturesUnordered<BoxFuture<'static, Outcome>>,
+    /// Exits of containers whose start isn't answered yet, by ID.
+    early: HashMap<String, Exit>,
+    start_time: Timestamp,
+    deletion: Option<(Timestamp, i64)>,
+    removal_delay: Duration,
+    live: LiveRef,
+    trace: Trace,
+}
+
+impl Worker {
+    fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
+        let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
+        let mut worker = Self {
+            node,
+            pod,
+            pending: None,
+            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None },
+            sandbox: None,
+            events: None,
+            images: BTreeMap::new(),
+            outcomes: FuturesUnordered::new(),
+            early: HashMap::new(),
+            start_time: Timestamp::now(),
+            deletion: None,
+            removal_delay: Duration::ZERO,
+            live,
+            trace,
+        };
+        worker
+    }
+
+    /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.
+    pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
+        let mut worker = Self::new(node, pod, live);
+        worker.recall();
+        if worker.node.runtime.has_leftovers(worker.pod.uid()) {
+            worker.remove_sandbox();
+        }
+        worker
+    }
+
+    /// A pod that an agent before this one left running.
+    pub fn adopt(node: Arc<Node>, pod: ValidPod, live: LiveRef, sandbox: Sandbox, state: &HolderState) -> Self {
+        let mut worker = Self::new(node, pod, live);
+        let generation = state.created_at;
+        let since = timestamp(generation);
+        let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
+        let ips = note.ips;
+        worker.start_time = note.start_time.unwrap_or(since);
+        worker.events = Some(sandbox.holder.events());
+        worker.observed.sandbox = SandboxState::Ready { generation, ips, since };
+        worker.sandbox = Some(sandbox);
+        for container in &state.containers {
+            worker.adopt_container(container, generation);
+        }
+        worker
+    }
+
+    fn adopt_container(&mut self, state: &ContainerState, generation: u64) {
+        let note: Note = serde_json::from_value(state.note.clone()).unwrap_or_default();
+        let finish = state.exit.map(|exit| self.finish(&state.id, &state.name, state.attempt, exit));
+        let container = self.observed.containers.entry(state.name.clone()).or_default();
+        container.previous = container.last.take();
+        container.last = Some(Attempt {
+            id: state.id.clone(),
+            number: state.attempt,
+            generation,
+            note,
+            pid: state.pid,
+            started_at: timestamp(state.started_at),
+            finish,
+        });
+    }
+
+    /// A pod that had completed stays so, also over a reboot.
+    fn recall(&mut self) {
+        let Some(record) = completed::read(&self.node.runtime, self.pod.uid()) else { return };
+        if matches!(change::between(&record.pod, &self.pod), change::Change::Keep) {
+            self.start_time = record.start_time;
+            for (name, last) in record.attempts {
+                self.observed.containers.insert(name, Container { last: Some(last), ..Container::default() });
+            }
+        }
+    }
+
+    /// The pod's life. Returns once nothing is left of the pod.
+    pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            self.drain_outcomes();
+            let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
+            self.trace.waits_for(plan.waiting_for);
+            if plan.complete {
+                self.remember_completion();
+            }
+            if plan.over && !self.begin_again() {
+                self.publish();
+                return;
+            } else if plan.over {
+                continue;
+            }
+            for action in plan.actions {
+                self.act(action);
+            }
+            self.publish();
+            tokio::select! {
+                biased;
+                Some(outcome) = self.outcomes.next(), if !self.outcomes.is_empty() => self.absorb(outcome),
+                event = next_event(&mut self.events) => self.event(event).await,
+                () = holder_gone(self.sandbox.as_ref()) => self.holder_ended().await,
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    // The agent stops; the pod goes on without it.
+                    None => return,
+                },
+                () = until(plan.wake) => {}
+            }
+        }
+    }
+
+    fn drain_outcomes(&mut self) {
+        use futures::FutureExt;
+        while let Some(Some(outcome)) = self.outcomes.next().now_or_never() {
+            self.absorb(outcome);
+        }
+    }
+
+    // What the worker is told.
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Update(new) => self.update(new),
+            Command::End { grace, then } => self.end(grace, then),
+        }
+    }
+
+    fn update(&mut self, new: ValidPod) {
+        if self.observed.ending.as_ref().is_some_and(|e| e.then == Then::Gone) {
+            // Deleted and made again before the end: a new pod after this one.
+            self.pending = Some(new);
+            self.observed.ending = self.observed.ending.take().map(|e| Ending { then: Then::Again, ..e });
+            return;
+        }
+        if self.observed.ending.is_some() {
+            self.pending = Some(new);
+            return;
+        }
+        match change::between(&self.pod, &new) {
+            change::Change::Recreate => {
+                self.pending = Some(new);
+                self.end(None, Then::Again);
+            }
+            change::Change::Keep | change::Change::RestartContainers(_) => {
+                self.pod = new;
+                if self.sandbox.is_some()
+                    && let Err(error) = self.node.runtime.save_pod(&self.pod)
+                {
+                    tracing::warn!(pod = %self.pod, %error, "the pod's new spec could not be noted: an agent that starts now takes the old one");
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, grace: Option<i64>, then: Then) {
+        let now = Timestamp::now();
+        let seconds = grace.or(self.pod.spec().termination_grace_period_seconds).unwrap_or(30).max(0);
+        let deadline = now.checked_add(Duration::from_secs(seconds.unsigned_abs())).unwrap_or(Timestamp::MAX);
+        // A second request can only shorten the time, and Gone is final.
+        let (deadline, then) = match &self.observed.ending {
+            Some(e) => (e.deadline.min(deadline), if e.then == Then::Gone { Then::Gone } else { then }),
+            None => (deadline, then),
+        };
+        if then == Then::Gone {
+            self.pending = None;
+        }
+        self.deletion = Some((deadline, seconds));
+        self.observed.ending = Some(Ending { since: now, deadline, then });
+    }
+
+    /// After the end of a pod that is to live on: a new one in its place.
+    fn begin_again(&mut self) -> bool {
+        let Some(ending) = self.observed.ending.take() else { return false };
+        if ending.then == Then::Gone {
+            self.observed.ending = Some(ending);
+            return false;
+        }
+        if let Some(pod) = self.pending.take() {
+            self.pod = pod;
+        }
+        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None };
+        self.images.clear();
+        self.start_time = Timestamp::now();
+        self.deletion = None;
+        self.trace.restart();
+        true
+    }
+
+    // What happens unasked.
+
+    async fn event(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Exited { container, exit }) => self.exited(&container, exit),
+            Some(Event::ExecExited { .. }) => {}
+            None => self.holder_ended().await,
+        }
+    }
+
+    fn exited(&mut self, id: &str, exit: Exit) {
+        let Some(name) = self.observed.containers.iter().find(|(_, c)| c.last.as_ref().is_some_and(|a| a.id == id)).map(|(n, _)| n.clone())
+        else {
+            // It ended before the answer to its start was taken.
+            self.early.insert(id.to_owned(), exit);
+            return;
+        };
+        let number = self.observed.containers.get(&name).and_then(|c| c.last.as_ref()).map_or(0, |a| a.number);
+        let finish = self.finish(id, &name, number, exit);
+        if let Some(container) = self.observed.containers.get_mut(&name) {
+            container.stopping = None;
+            if let Some(attempt) = &mut container.last {
+                attempt.finish.get_or_insert(finish);
+            }
+        }
+    }
+
+    fn finish(&self, id: &str, name: &str, number: u32, exit: Exit) -> Finish {
+        let oom = exit.code == 137 && self.sandbox.as_ref().is_some_and(|s| self.node.runtime.oom_killed(s, id));
+        let reason = match exit.code {
+            _ if oom => "OOMKilled",
+            0 => "Completed",
+            _ => "Error",
+        };
+        Finish {
+            code: exit.code,
+            signal: exit.signal,
+            at: timestamp(exit.finished_at),
+            reason: reason.into(),
+            message: self.node.runtime.termination_message(&self.pod, name, number, exit.code),
+        }
+    }
+
+    /// The holder is gone, and with it its containers: what it left is cleared away and the pod gets a new sandbox.
+    async fn holder_ended(&mut self) {
+        // Exits that it still told come first; it may also be the connection alone that broke.
+        self.events = None;
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        if matches!(self.observed.sandbox, SandboxState::Removing) {
+            return;
+        }
+        if !sandbox.holder.is_gone() {
+            // The connection alone broke, or events came too fast: the holder is asked for all it knows.
+            if let Ok(again) = self.node.runtime.adopt_pod(&self.pod).await {
+                self.take_state(again);
+                return;
+            }
+        }
+        let now = Timestamp::now();
+        for container in self.observed.containers.values_mut() {
+            container.stopping = None;
+            if let Some(attempt) = container.last.as_mut().filter(|a| a.finish.is_none()) {
+                attempt.finish = Some(Finish {
+                    code: 137,
+                    signal: Some(9),
+                    at: now,
+                    reason: "ContainerStatusUnknown".into(),
+                    message: Some("The pod's holder ended, and its containers with it.".into()),
+                });
+            }
+        }
+        self.say(
+            None,
+            Level::Warning,
+            "SandboxChanged",
+            "The pod's holder ended unexpectedly: its containers were ended, and the pod sandbox will be re-created.",
+        );
+        self.remove_sandbox();
+    }
+
+    fn take_state(&mut self, (sandbox, state): (Sandbox, HolderState)) {
+        self.events = Some(sandbox.holder.events());
+        self.sandbox = Some(sandbox);
+        for container in &state.containers {
+            if let Some(exit) = container.exit {
+                self.exited(&container.id, exit);
+            }
+        }
+    }
+
+    // What is done.
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::CreateSandbox => self.create_sandbox(),
+            Action::RemoveSandbox => self.remove_sandbox(),
+            Action::Pull(name) => self.pull(&name),
+            Action::Start { name, delay } => self.start(&name, delay),
+            Action::Stop { name, grace, why } => self.stop(&name, grace, why),
+            Action::Kill(name) => self.kill(&name),
+        }
+    }
+
+    fn create_sandbox(&mut self) {
+        if let SandboxState::Failed { delay, .. } = self.observed.sandbox {
+            self.removal_delay = delay;
+        }
+        self.observed.sandbox = SandboxState::Creating;
+        let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
+        self.outcomes.push(Box::pin(async move { Outcome::Sandbox(node.create_sandbox(&pod, start_time, &trace).await) }));
+    }
+
+    fn remove_sandbox(&mut self) {
+        self.observed.sandbox = SandboxState::Removing;
+        let sandbox = self.sandbox.take();
+        self.events = None;
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let all = self.observed.ending.is_some();
+        self.outcomes.push(Box::pin(async move { Outcome::Removed(node.remove_sandbox(&pod, sandbox, all).await) }));
+    }
+
+    fn pull(&mut self, name: &str) {
+        let Some(container) = self.container(name) else { return };
+        let reference = container.image.clone().unwrap_or_default();
+        let policy = pull_policy(container);
+        let observed = self.observed.containers.entry(name.to_owned()).or_default();
+        // The usual case costs no task and no round of the loop: the image is there.
+        if policy != image::PullPolicy::Always
+            && let Some(image) = self.node.images.resolve(&reference)
+        {
+            observed.image = Image::Ready;
+            let pin = self.node.images.pin(&image);
+            self.images.insert(name.to_owned(), (image, pin));
+            return;
+        }
+        if policy != image::PullPolicy::Never {
+            self.say(Some(name), Level::Normal, "Pulling", &format!("Pulling image \"{reference}\""));
+        }
+        let observed = self.observed.containers.entry(name.to_owned()).or_default();
+        if !matches!(observed.image, Image::Failed { .. }) {
+            observed.image = Image::Pulling;
+        } else if let Image::Failed { retry_at, .. } = &mut observed.image {
+            // Shown as it was until it is known whether this try did better.
+            *retry_at = Timestamp::MAX;
+        }
+        let (node, name) = (self.node.clone(), name.to_owned());
+        self.outcomes.push(Box::pin(async move {
+            let begun = Instant::now();
+            let result = node.images.ensure(&reference, policy, &[], &|_| ()).await;
+            Outcome::Image { name, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
+        }));
+    }
+
+    fn start(&mut self, name: &str, delay: Duration) {
+        let (Some(sandbox), Some(container), Some((image, _))) = (self.sandbox.clone(), self.container(name).cloned(), self.images.get(name))
+        else {
+            // The image was let go: it is asked for again.
+            self.observed.containers.entry(name.to_owned()).or_default().image = Image::Unknown;
+            return;
+        };
+        let image = image.clone();
+        let observed = self.observed.containers.entry(name.to_owned()).or_default();
+        observed.starting = true;
+        observed.refused = None;
+        let number = match &observed.last {
+            Some(attempt) => attempt.number.saturating_add(1),
+            None => self.node.runtime.next_attempt(&self.pod, name),
+        };
+        let note = Note {
+            image: container.image.clone().unwrap_or_default(),
+            image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+            delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            stop_signal: stop_signal(&container, &image.config),
+        };
+        let ips = match &self.observed.sandbox {
+            SandboxState::Ready { ips, .. } => ips.clone(),
+            _ => Vec::new(),
+        };
+        let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
+        self.outcomes.push(Box::pin(async move {
+            let begun = Instant::now();
+            let volumes = match node.runtime.prepare_volumes(&pod) {
+                Ok(volumes) => volumes,
+                Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
+            };
+            let input = StartInput {
+                pod: &pod,
+                container: &container,
+                attempt: number,
+                image: &image.config,
+                layers: &image.layers,
+                pod_ips: &ips,
+                volumes: &volumes,
+                objects: &NoObjects,
+                note: serde_json::to_value(&note).unwrap_or_default(),
+            };
+            let result = node.runtime.start_container(&sandbox, input).await;
+            if let Ok(started) = &result {
+                trace.protocol_steps(Some(&name), begun, &started.steps);
+            }
+            Outcome::Started { name, note, number, result }
+        }));
+    }
+
+    fn stop(&mut self, name: &str, grace: Duration, why: &str) {
+        let Some(attempt) = self.observed.containers.get(name).and_then(Container::running).cloned() else { return };
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let message = match why {
+            "stopping" => format!("Stopping container {name}"),
+            _ => format!("Container {name} {why}, will be restarted"),
+        };
+        self.say(Some(name), Level::Normal, "Killing", &message);
+        let kill_at = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        if let Some(container) = self.observed.containers.get_mut(name) {
+            container.stopping = Some(Stopping { kill_at, killed: false });
+        }
+        if grace.is_zero() {
+            return self.kill(name);
+        }
+        let name = name.to_owned();
+        self.outcomes.push(Box::pin(async move {
+            let result = sandbox.holder.signal(&attempt.id, attempt.note.stop_signal).await.map_err(|e| e.to_string());
+            Outcome::Told { name, result }
+        }));
+    }
+
+    fn kill(&mut self, name: &str) {
+        let Some(container) = self.observed.containers.get_mut(name) else { return };
+        let Some(attempt) = container.running().cloned() else { return };
+        container.stopping = Some(Stopping { kill_at: Timestamp::now(), killed: true });
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let (node, name) = (self.node.clone(), name.to_owned());
+        self.outcomes.push(Box::pin(async move {
+            let killed = tokio::task::spawn_blocking(move || node.runtime.kill_container(&sandbox, &attempt.id)).await;
+            let result = killed.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
+            Outcome::Told { name, result }
+        }));
+    }
+
+    // What came of it.
+
+    fn absorb(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Sandbox(result) => self.sandbox_made(result),
+            Outcome::Removed(result) => self.sandbox_removed(result),
+            Outcome::Image { name, took, pulled, result } => self.image_came(&name, took, pulled, result),
+            Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
+            Outcome::Told { name, result } => {
+                if let Err(error) = result {
+                    tracing::warn!(pod = %self.pod, container = name, error, "a container could not be told to end");
+                }
+            }
+        }
+    }
+
+    fn sandbox_made(&mut self, result: Result<(Sandbox, Vec<IpAddr>), String>) {
+        match result {
+            Ok((sandbox, ips)) => {
+                let since = Timestamp::now();
+                self.events = Some(sandbox.holder.events());
+                self.observed.sandbox = SandboxState::Ready { generation: generation(since), ips, since };
+                self.sandbox = Some(sandbox);
+                self.removal_delay = Duration::ZERO;
+            }
+            Err(message) => {
+                let delay = if self.removal_delay.is_zero() {
+                    Duration::from_secs(1)
+                } else {
+                    (self.removal_delay * 2).min(Duration::from_secs(60))
+                };
+                self.say(None, Level::Warning, "FailedCreatePodSandBox", &message);
+                let retry_at = Timestamp::now().checked_add(delay).unwrap_or(Timestamp::MAX);
+                self.observed.sandbox = SandboxState::Failed { message, retry_at, delay };
+            }
+        }
+    }
+
+    fn sandbox_removed(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.observed.sandbox = SandboxState::Absent,
+            Err(error) => {
+                // Goes on until clean: something may still be busy.
+                self.say(None, Level::Warning, "FailedKillPod", &format!("error killing pod: {error}"));
+                let (node, pod, all) = (self.node.clone(), self.pod.clone(), self.observed.ending.is_some());
+                self.outcomes.push(Box::pin(async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    Outcome::Removed(node.remove_sandbox(&pod, None, all).await)
+                }));
+            }
+        }
+    }
+
+    fn image_came(&mut self, name: &str, took: Duration, pulled: bool, result: Result<image::Image, image::Error>) {
+        let reference = self.container(name).and_then(|c| c.image.clone()).unwrap_or_default();
+        let (backoff, now) = (self.node.backoff, Timestamp::now());
+        match result {
+            Ok(image) => {
+                self.trace.step("image", Some(name), Instant::now().checked_sub(took).unwrap_or_else(Instant::now));
+                if pulled {
+                    let millis = took.as_millis();
+                    let message = format!("Successfully pulled image \"{reference}\" in {millis}ms. Image size: {} bytes.", image.size);
+                    self.say(Some(name), Level::Normal, "Pulled", &message);
+                }
+                let pin = self.node.images.pin(&image);
+                self.images.insert(name.to_owned(), (image, pin));
+                self.observed.containers.entry(name.to_owned()).or_default().image = Image::Ready;
+            }
+            Err(error) => {
+                let message = error.to_string();
+                let reason = error.reason();
+                self.say(Some(name), Level::Warning, "Failed", &format!("Failed to pull image \"{reference}\": {message}"));
+                let container = self.observed.containers.entry(name.to_owned()).or_default();
+                let delay = match &container.image {
+                    Image::Failed { delay, .. } => backoff.after(*delay),
+                    _ => Duration::ZERO,
+                };
+                let wait = if delay.is_zero() { backoff.initial } else { delay };
+                let retry_at = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+                container.image = Image::Failed { reason, message, retry_at, delay: wait };
+                self.say(Some(name), Level::Warning, "Failed", &format!("Error: {reason}"));
+            }
+        }
+    }
+
+    fn started(&mut self, name: &str, note: Note, number: u32, result: Result<runtime::Started, runtime::Error>) {
+        let generation = match &self.observed.sandbox {
+            SandboxState::Ready { generation, .. } => *generation,
+            _ => 0,
+        };
+        let always = self.container(name).is_some_and(|c| pull_policy(c) == image::PullPolicy::Always);
+        let backoff = self.node.backoff;
+        let container = self.observed.containers.entry(name.to_owned()).or_default();
+        container.starting = false;
+        if always {
+            // The registry is asked again before the next start.
+            container.image = Image::Unknown;
+        }
+        let now = Timestamp::now();
+        let error = match result {
+            Ok(started) => {
+                let forget = container.previous.take();
+                container.previous = container.last.take();
+                container.last = Some(Attempt {
+                    id: started.id,
+                    number,
+                    generation,
+                    note,
+                    pid: started.pid,
+                    started_at: timestamp(started.started_at),
+                    finish: None,
+                });
+                self.say(Some(name), Level::Normal, "Started", &format!("Started container {name}"));
+                if let Some(old) = forget {
+                    self.forget(name, &old);
+                }
+                self.catch_up(name);
+                return;
+            }
+            Err(error) => error,
+        };
+        let message = error.to_string();
+        match error.reason() {
+            // The command couldn't be executed: a run that ended at once.
+            "StartError" => {
+                let code = error.exit_code();
+                container.previous = container.last.take();
+                container.last = Some(Attempt {
+                    id: String::new(),
+                    number,
+                    generation,
+                    note,
+                    pid: 0,
+                    started_at: now,
+                    finish: Some(Finish { code, signal: None, at: now, reason: "StartError".into(), message: Some(message.clone()) }),
+                });
+            }
+            // It couldn't even be tried.
+            reason => {
+                let retry_at = now.checked_add(backoff.initial).unwrap_or(Timestamp::MAX);
+                container.refused = Some(Refused { reason, message: message.clone(), retry_at });
+            }
+        }
+        self.say(Some(name), Level::Warning, "Failed", &format!("Error: {message}"));
+    }
+
+    /// An exit that came before the start's answer was taken.
+    fn catch_up(&mut self, name: &str) {
+        let Some(id) = self.observed.containers.get(name).and_then(Container::running).map(|a| a.id.clone()) else { return };
+        if let Some(exit) = self.early.remove(&id) {
+            self.exited(&id, exit);
+        }
+    }
+
+    fn forget(&mut self, name: &str, old: &Attempt) {
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let (node, pod, id, name, number) = (self.node.clone(), self.pod.clone(), old.id.clone(), name.to_owned(), old.number);
+        self.outcomes.push(Box::pin(async move {
+            node.runtime.trim_logs(&pod, &name, number.saturating_add(KEPT));
+            let mut result = node.runtime.remove_container(&sandbox, &name, number, &id).await.map_err(|e| e.to_string());
+            if let (Ok(()), false) = (&result, id.is_empty()) {
+                result = sandbox.holder.forget(&id).await.map_err(|e| e.to_string());
+            }
+            Outcome::Told { name, result }
+        }));
+    }
+
+    fn remember_completion(&mut self) {
+        let attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
+        let record = Completed { pod: self.pod.clone(), start_time: self.start_time, attempts };
+        if let Err(error) = completed::write(&self.node.runtime, &record) {
+            tracing::warn!(pod = %self.pod, %error, "the pod's completion could not be noted: it would run again after a reboot");
+        }
+    }
+
+    // What others see.
+
+    fn publish(&self) {
+        let old = self.node.store.pod(self.pod.uid());
+        let context = status::Context {
+            host_ips: &self.node.host_ips,
+            start_time: self.start_time,
+            now: Timestamp::now(),
+            qos: Qos::of(self.pod.spec()).as_str(),
+        };
+        let mut object = k8s::Pod::clone(self.pod.object());
+        object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
+        object.metadata.creation_timestamp = Some(Time(self.start_time));
+        if let Some((deadline, grace)) = self.deletion {
+            object.metadata.deletion_timestamp = Some(Time(deadline));
+            object.metadata.deletion_grace_period_seconds = Some(grace);
+        }
+        if let Some(spec) = &mut object.spec {
+            spec.node_name = Some(self.node.name.clone());
+        }
+        self.node.store.put_pod(self.pod.uid(), object);
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.sandbox.clone_from(&self.sandbox);
+        live.ips = match &self.observed.sandbox {
+            SandboxState::Ready { ips, .. } => ips.clone(),
+            _ => Vec::new(),
+        };
+        live.attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
+    }
+
+    fn say(&self, container: Option<&str>, level: Level, reason: &str, message: &str) {
+        self.node.recorder.pod(&self.pod, container, level, reason, message);
+    }
+
+    fn container(&self, name: &str) -> Option<&k8s::Container> {
+        self.pod.all_containers().find(|c| c.name == name)
+    }
+}
+
+fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
+    match container.image_pull_policy.as_deref() {
+        Some("Always") => image::PullPolicy::Always,
+        Some("Never") => image::PullPolicy::Never,
+        _ => image::PullPolicy::IfNotPresent,
+    }
+}
+
+/// Attempts of which the log is kept: the present one, the one before.
+const KEPT: u32 = 2;
+
+/// A sandbox's number: when it was made.
+fn generation(since: Timestamp) -> u64 {
+    u64::try_from(since.as_nanosecond()).unwrap_or(0)
+}
+
+/// Unix time in nanoseconds.
+pub fn timestamp(nanos: u64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The next event of the holder; none: its connection ended. Never, without a holder.
+async fn next_event(events: &mut Option<broadcast::Receiver<Event>>) -> Option<Event> {
+    let Some(receiver) = events else { return std::future::pending().await };
+    loop {
+        match receiver.recv().await {
+            Ok(event) => return Some(event),
+            // Treated as a broken connection: everything is asked anew.
+            Err(broadcast::error::RecvError::Closed | broadcast::error::RecvError::Lagged(_)) => return None,
+        }
+    }
+}
+
+/// Never, without a holder.
+async fn holder_gone(sandbox: Option<&Sandbox>) {
+    match sandbox {
+        Some(sandbox) => sandbox.holder.gone().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => tokio::time::sleep(plan::between(Timestamp::now(), at)).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,327 @@
+//! The pods' control groups on v1, v2 and hybrid machines, in the tree that the kubelet's cgroupfs driver makes:
+//! PARENT/{burstable,besteffort}/podUID/CONTAINER, guaranteed pods straight below PARENT.
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
+
+mod devices;
+pub mod layout;
+pub mod plan;
+mod stats;
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal};
+
+use self::layout::{Controller, Layout, Version};
+use self::plan::{Kind, Limits, Plan};
+use super::resources::Qos;
+
+pub use devices::DeviceRules;
+pub use stats::Stats;
+
+/// A group's file or directory didn't do what it should.
+#[derive(Debug, thiserror::Error)]
+#[error("cgroup: {action} {path}: {source}{hint}")]
+pub struct CgroupError {
+    action: &'static str,
+    path: String,
+    hint: &'static str,
+    source: io::Error,
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> CgroupError {
+    let hint = match (source.kind(), source.raw_os_error()) {
+        (ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem, _) => {
+            " (the agent needs root and a cgroup tree that it may write)"
+        }
+        (ErrorKind::ResourceBusy, _) => " (processes live in this group or right above it)",
+        (_, Some(28)) => " (the kernel's limit of cgroups is reached; see cgroup.max.descendants and leaks of other programs)",
+        _ => "",
+    };
+    CgroupError { action, path: path.display().to_string(), hint, source }
+}
+
+/// All groups of this agent.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    layout: Arc<Layout>,
+    parent: PathBuf,
+}
+
+impl Cgroups {
+    /// Finds the machine's hierarchies. `parent` is relative to their mounts, such as `nodeagent`.
+    pub fn detect(parent: &str) -> Result<Self, CgroupError> {
+        let path = Path::new("/proc/self/mountinfo");
+        let mountinfo = fs::read_to_string(path).map_err(|e| failed("read", path, e))?;
+        let controllers = |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+        let layout = Layout::parse(&mountinfo, controllers);
+        if layout.hierarchies.is_empty() {
+            let none = io::Error::new(ErrorKind::NotFound, "no cgroup file system is mounted");
+            return Err(failed("find", Path::new("/sys/fs/cgroup"), none));
+        }
+        Ok(Self { layout: Arc::new(layout), parent: parent.trim_matches('/').into() })
+    }
+
+    /// Makes PARENT and the two classes, and hands controllers down to them. Once, at the agent's start; may be repeated.
+    pub fn prepare(&self) -> Result<(), CgroupError> {
+        self.delegate_from_root()?;
+        self.group("", Kind::Inner).create(&Limits::default())?;
+        self.group("besteffort", Kind::Inner).create(&Limits::class(0))?;
+        self.group("burstable", Kind::Inner).create(&Limits::class(0))?;
+        devices::prepare(&self.layout, &self.parent)
+    }
+
+    /// v2: each group from the root to PARENT must let its children have the controllers.
+    fn delegate_from_root(&self) -> Result<(), CgroupError> {
+        let Some(unified) = self.layout.unified() else { return Ok(()) };
+        let Some(names) = plan::subtree_control(&unified.controllers) else { return Ok(()) };
+        let mut dir = unified.mount.clone();
+        for part in &self.parent {
+            write(&dir.join("cgroup.subtree_control"), &names)?;
+            dir.push(part);
+            make_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// What is missing on this machine, by name.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.layout.missing()
+    }
+
+    /// The hierarchies found.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Weighs burstable pods, as a class, by what they ask for together.
+    pub fn set_burstable_cpu(&self, millis: u64) -> Result<(), CgroupError> {
+        self.group("burstable", Kind::Inner).apply(&Limits::class(millis))
+    }
+
+    /// A pod's group; it need not exist.
+    pub fn pod(&self, qos: Qos, uid: &str) -> Group {
+        let class = match qos {
+            Qos::Guaranteed => "",
+            Qos::Burstable => "burstable",
+            Qos::BestEffort => "besteffort",
+        };
+        self.group(Path::new(class).join(format!("pod{uid}")), Kind::Inner)
+    }
+
+    /// A pod's group of whatever class, found by its directory: the way to clean up a pod whose spec is lost.
+    pub fn find_pods(&self, uid: &str) -> Vec<Group> {
+        let all = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort].map(|qos| self.pod(qos, uid));
+        all.into_iter().filter(|group| group.dirs().iter().any(|dir| dir.exists())).collect()
+    }
+
+    /// UIDs of all pods that have a group.
+    pub fn pods(&self) -> Vec<String> {
+        let Some(census) = self.layout.census() else { return Vec::new() };
+        let classes = ["", "burstable", "besteffort"].map(|class| census.mount.join(&self.parent).join(class));
+        let names = classes.iter().flat_map(|class| subdirectories(class)).filter_map(|dir| {
+            let name = dir.file_name()?.to_str()?;
+            name.strip_prefix("pod").map(str::to_owned)
+        });
+        names.collect()
+    }
+
+    /// Removes PARENT with all below; what is still in use stays, and is the error.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        self.group("", Kind::Inner).remove().await?;
+        devices::remove(&self.layout, &self.parent)
+    }
+
+    fn group(&self, below: impl AsRef<Path>, kind: Kind) -> Group {
+        Group { layout: self.layout.clone(), parent: self.parent.clone(), relative: self.parent.join(below), kind }
+    }
+}
+
+/// One group: a directory in each hierarchy.
+#[derive(Debug, Clone)]
+pub struct Group {
+    layout: Arc<Layout>,
+    parent: PathBuf,
+    relative: PathBuf,
+    kind: Kind,
+}
+
+impl Group {
+    /// A group below this one, for processes.
+    pub fn child(&self, name: &str) -> Self {
+        Self { relative: self.relative.join(name), kind: Kind::Leaf, ..self.clone() }
+    }
+
+    /// Where the pod's holder lives. v2 allows no process in a group that hands controllers down; elsewhere the pod's own
+    /// group will do, which saves a directory in each hierarchy.
+    pub fn for_holder(&self) -> Self {
+        let hands_down = self.layout.unified().is_some_and(|h| plan::subtree_control(&h.controllers).is_some());
+        if hands_down { self.child("holder") } else { self.clone() }
+    }
+
+    /// Relative to the hierarchies' mounts, such as `/nodeagent/burstable/pod…`.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/").join(&self.relative)
+    }
+
+    /// Its directories, one a hierarchy.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        let own = |h: &&layout::Hierarchy| h.controllers != [Controller::Devices];
+        self.layout.hierarchies.iter().filter(own).map(|h| h.mount.join(&self.relative)).collect()
+    }
+
+    /// What a process joins: [`Self::dirs`], and the shared group of v1's device rules.
+    pub fn joins(&self, rules: DeviceRules) -> Vec<PathBuf> {
+        let mut dirs = self.dirs();
+        dirs.extend(devices::group(&self.layout, &self.parent, rules));
+        dirs
+    }
+
+    /// Makes it, or takes it as it is, and sets its limits. mkdir and write, nothing else.
+    pub fn create(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let plan = plan::plan(&self.layout, &self.relative, self.kind, limits);
+        for dir in &plan.dirs {
+            make_dir(dir)?;
+        }
+        write_all(&plan)
+    }
+
+    /// Sets limits of a group that is there (resize).
+    pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
+        write_all(&plan::plan(&self.layout, &self.relative, self.kind, limits))
+    }
+
+    /// PIDs of all processes, also of the groups below.
+    pub fn procs(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        if let Some(census) = self.layout.census() {
+            collect_procs(&census.mount.join(&self.relative), &mut found);
+        }
+        found
+    }
+
+    /// SIGKILL to every process, also of the groups below. At once by cgroup.kill; on a machine without it, frozen first, so
+    /// that none forks away.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        let Some(census) = self.layout.census() else { return Ok(()) };
+        let dir = census.mount.join(&self.relative);
+        match fs::write(dir.join("cgroup.kill"), "1") {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(()),
+            // Linux before 5.14, and v1.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
+            Err(error) => return Err(failed("write", &dir.join("cgroup.kill"), error)),
+        }
+        let (file, freeze, thaw) = match census.version {
+            Version::V1 => ("freezer.state", "FROZEN", "THAWED"),
+            Version::V2 => ("cgroup.freeze", "1", "0"),
+        };
+        // Without a freezer a fork bomb could outrun us: then rounds, until a round finds nobody new.
+        let _ = fs::write(dir.join(file), freeze);
+        let mut before = Vec::new();
+        for _ in 0..100 {
+            let now = self.procs();
+            for pid in &now {
+                if let Some(pid) = Pid::from_raw(*pid) {
+                    // An error means that it has ended.
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+            }
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        let _ = fs::write(dir.join(file), thaw);
+        Ok(())
+    }
+
+    /// How many times the kernel killed a process of this group, or of one below, for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        stats::oom_kills(&self.layout, &self.relative)
+    }
+
+    /// What it uses now.
+    pub fn stats(&self) -> Stats {
+        stats::read(&self.layout, &self.relative)
+    }
+
+    /// Removes it and all below. Processes that are just dying get a moment; one that hangs (D state) is the error, and the
+    /// call may be repeated.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let result = self.remove_now();
+            let busy = result.as_ref().is_err_and(|e| e.source.kind() == ErrorKind::ResourceBusy);
+            if !busy || pause > Duration::from_secs(1) {
+                return result;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    fn remove_now(&self) -> Result<(), CgroupError> {
+        let failures: Vec<_> = self.dirs().iter().filter_map(|dir| remove_tree(dir).err()).collect();
+        failures.into_iter().next().map_or(Ok(()), Err)
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<(), CgroupError> {
+    match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(rustix::io::Errno::NOENT) => fs::create_dir_all(dir).map_err(|e| failed("make", dir, e)),
+        Err(error) => Err(failed("make", dir, error.into())),
+    }
+}
+
+fn write_all(plan: &Plan) -> Result<(), CgroupError> {
+    for file in &plan.writes {
+        match write(&file.path, &file.value) {
+            Err(error) if file.optional && error.source.kind() == ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// One open, one write, no truncation: what the kernel's control files expect.
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    let written = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|file| rustix::io::write(&file, value.as_bytes()));
+    written.map(drop).map_err(|e| failed("write", path, e.into()))
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+fn collect_procs(dir: &Path, found: &mut Vec<i32>) {
+    // A group that is gone has no processes.
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for child in subdirectories(dir) {
+        collect_procs(&child, found);
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+        // It has groups below, or processes: the second rmdir tells.
+        Err(rustix::io::Errno::BUSY) => {}
+        Err(error) => return Err(failed("remove", dir, error.into())),
+    }
+    for child in subdirectories(dir) {
+        remove_tree(&child)?;
+    }
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(failed("remove", dir, error.into())),
+    }
+}

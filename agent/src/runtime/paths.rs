@@ -1,0 +1,53 @@
+//! Where a pod's files are. Pure; every name in here has been validated as one path component.
+
+use std::path::PathBuf;
+
+use super::settings::Settings;
+use crate::model::{PodUid, ValidPod};
+
+impl Settings {
+    /// What a reboot ends of a pod: `holder.sock`, `pod.json`.
+    pub fn pod_run(&self, uid: &PodUid) -> PathBuf {
+        self.run.join("pods").join(uid.as_str())
+    }
+
+    /// Where the pod's holder listens.
+    pub fn holder_socket(&self, uid: &PodUid) -> PathBuf {
+        self.pod_run(uid).join("holder.sock")
+    }
+
+    /// The pod as it was when its sandbox was made.
+    pub fn pod_json(&self, uid: &PodUid) -> PathBuf {
+        self.pod_run(uid).join("pod.json")
+    }
+
+    /// What lasts of a pod, until it's removed.
+    pub fn pod_lib(&self, uid: &PodUid) -> PathBuf {
+        self.lib.join("pods").join(uid.as_str())
+    }
+
+    /// One run of a container: `upper`, `work`, `root`, `termination-log`. A restart begins with a fresh file system.
+    pub fn container_dir(&self, uid: &PodUid, container: &str, attempt: u32) -> PathBuf {
+        self.pod_lib(uid).join("containers").join(container).join(attempt.to_string())
+    }
+
+    /// What a container may leave as its last words.
+    pub fn termination_log(&self, uid: &PodUid, container: &str, attempt: u32) -> PathBuf {
+        self.container_dir(uid, container, attempt).join("termination-log")
+    }
+
+    /// A volume of a kind, such as `empty-dir`.
+    pub fn volume_dir(&self, uid: &PodUid, kind: &str, name: &str) -> PathBuf {
+        self.pod_lib(uid).join("volumes").join(kind).join(name)
+    }
+
+    /// All logs of a pod, where log shippers look for them.
+    pub fn pod_logs(&self, pod: &ValidPod) -> PathBuf {
+        self.log.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
+    }
+
+    /// The log of one run of a container.
+    pub fn container_log(&self, pod: &ValidPod, container: &str, attempt: u32) -> PathBuf {
+        self.pod_logs(pod).join(container).join(format!("{attempt}.log"))
+    }
+}

@@ -1,0 +1,303 @@
+//! A container's environment: sources, precedence, and `$(NAME)`. Pure.
+//! <https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/>
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector, Secret};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::model::ValidPod;
+use crate::runtime::error::ConfigError;
+use crate::runtime::resources::{self, nano};
+use crate::runtime::settings::Settings;
+
+/// Where ConfigMaps and Secrets come from.
+pub trait Objects: Sync {
+    /// A ConfigMap by namespace and name.
+    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>>;
+    /// A Secret by namespace and name.
+    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>>;
+}
+
+/// There are none.
+#[derive(Debug, Clone, Copy)]
+pub struct NoObjects;
+
+impl Objects for NoObjects {
+    fn config_map(&self, _: &str, _: &str) -> Option<Arc<ConfigMap>> {
+        None
+    }
+    fn secret(&self, _: &str, _: &str) -> Option<Arc<Secret>> {
+        None
+    }
+}
+
+/// What values may refer to.
+pub struct Context<'a> {
+    /// The pod.
+    pub pod: &'a ValidPod,
+    /// The container.
+    pub container: &'a Container,
+    /// The pod's addresses, the main one first; empty for the host's network.
+    pub pod_ips: &'a [IpAddr],
+    /// The node.
+    pub settings: &'a Settings,
+    /// ConfigMaps and Secrets.
+    pub objects: &'a dyn Objects,
+}
+
+/// The container's own variables, envFrom first, each name once, later ones winning. Values may refer to earlier names.
+pub fn resolve(context: &Context<'_>) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut env = Env::default();
+    env_from(context, &mut env)?;
+    for var in context.container.env.iter().flatten() {
+        let value = match (&var.value, &var.value_from) {
+            (Some(value), _) => Some(expand(value, |name| env.get(name))),
+            (None, Some(source)) => from_source(context, &var.name, source)?,
+            (None, None) => Some(String::new()),
+        };
+        if let Some(value) = value {
+            env.set(&var.name, value);
+        }
+    }
+    Ok(env.list)
+}
+
+/// In the order of first appearance.
+#[derive(Debug, Default)]
+struct Env {
+    list: Vec<(String, String)>,
+    index: BTreeMap<String, usize>,
+}
+
+impl Env {
+    fn set(&mut self, name: &str, value: String) {
+        if let Some(slot) = self.index.get(name).and_then(|at| self.list.get_mut(*at)) {
+            slot.1 = value;
+        } else {
+            self.index.insert(name.into(), self.list.len());
+            self.list.push((name.into(), value));
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.index.get(name).and_then(|at| self.list.get(*at)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// The image's variables, then the container's over them.
+pub fn merge(image: &[String], own: &[(String, String)]) -> Vec<String> {
+    let mut env = Env::default();
+    for (name, value) in image.iter().filter_map(|line| line.split_once('=')) {
+        env.set(name, value.into());
+    }
+    for (name, value) in own {
+        env.set(name, value.clone());
+    }
+    env.list.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn env_from(context: &Context<'_>, env: &mut Env) -> Result<(), ConfigError> {
+    let namespace = context.pod.namespace();
+    for from in context.container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        if let Some(source) = &from.config_map_ref {
+            match context.objects.config_map(namespace, &source.name) {
+                Some(map) => {
+                    for (key, value) in map.data.iter().flatten() {
+                        env.set(&format!("{prefix}{key}"), value.clone());
+                    }
+                }
+                None if source.optional == Some(true) => {}
+                None => return Err(missing("configmap", &source.name)),
+            }
+        }
+        if let Some(source) = &from.secret_ref {
+            match context.objects.secret(namespace, &source.name) {
+                Some(secret) => {
+                    for (key, value) in secret.data.iter().flatten() {
+                        env.set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                    }
+                }
+                None if source.optional == Some(true) => {}
+                None => return Err(missing("secret", &source.name)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn missing(kind: &str, name: &str) -> ConfigError {
+    ConfigError::new(format!("{kind} \"{name}\" not found"))
+}
+
+fn from_source(context: &Context<'_>, name: &str, source: &EnvVarSource) -> Result<Option<String>, ConfigError> {
+    let namespace = context.pod.namespace();
+    if let Some(selector) = &source.field_ref {
+        return field(context, selector).map(Some);
+    }
+    if let Some(selector) = &source.resource_field_ref {
+        return resource(context, selector).map(Some);
+    }
+    if let Some(key) = &source.config_map_key_ref {
+        let map = context.objects.config_map(namespace, &key.name);
+        let value = map.as_ref().and_then(|m| m.data.as_ref()?.get(&key.key).cloned());
+        return required(value, key.optional, "configmap", &key.name, &key.key, map.is_some());
+    }
+    if let Some(key) = &source.secret_key_ref {
+        let secret = context.objects.secret(namespace, &key.name);
+        let value = secret.as_ref().and_then(|s| s.data.as_ref()?.get(&key.key).cloned());
+        let text = value.map(|v| String::from_utf8_lossy(&v.0).into_owned());
+        return required(text, key.optional, "secret", &key.name, &key.key, secret.is_some());
+    }
+    Err(ConfigError::new(format!("env {name}: this kind of valueFrom is not known to this agent")))
+}
+
+fn required(
+    value: Option<String>,
+    optional: Option<bool>,
+    kind: &str,
+    object: &str,
+    key: &str,
+    exists: bool,
+) -> Result<Option<String>, ConfigError> {
+    match value {
+        Some(value) => Ok(Some(value)),
+        None if optional == Some(true) => Ok(None),
+        None if exists => Err(ConfigError::new(format!("couldn't find key {key} in {kind} {object}"))),
+        None => Err(missing(kind, object)),
+    }
+}
+
+/// A field of the pod, as the downward API names it.
+pub fn field(context: &Context<'_>, selector: &ObjectFieldSelector) -> Result<String, ConfigError> {
+    let Context { pod, settings, .. } = context;
+    let ips = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let pod_ips = || if context.pod_ips.is_empty() { ips(&settings.node_ips) } else { ips(context.pod_ips) };
+    let first = |list: Vec<String>| list.into_iter().next().unwrap_or_default();
+    let path = selector.field_path.as_str();
+    let keyed = |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");
+    if let Some(key) = keyed("metadata.labels") {
+        return Ok(pod.metadata.labels.as_ref().and_then(|l| l.get(key).cloned()).unwrap_or_default());
+    }
+    if let Some(key) = keyed("metadata.annotations") {
+        return Ok(pod.metadata.annotations.as_ref().and_then(|a| a.get(key).cloned()).unwrap_or_default());
+    }
+    Ok(match path {
+        "metadata.name" => pod.name().into(),
+        "metadata.namespace" => pod.namespace().into(),
+        "metadata.uid" => pod.uid().to_string(),
+        "metadata.labels" => formatted(pod.metadata.labels.as_ref()),
+        "metadata.annotations" => formatted(pod.metadata.annotations.as_ref()),
+        "spec.nodeName" => settings.node_name.clone(),
+        "spec.serviceAccountName" => pod.spec().service_account_name.clone().unwrap_or_else(|| "default".into()),
+        "status.hostIP" => first(ips(&settings.node_ips)),
+        "status.hostIPs" => ips(&settings.node_ips).join(","),
+        "status.podIP" => first(pod_ips()),
+        "status.podIPs" => pod_ips().join(","),
+        other => return Err(ConfigError::new(format!("fieldRef: field label not supported: {other}"))),
+    })
+}
+
+/// `key="value"` lines, as downwardAPI files have them.
+fn formatted(map: Option<&BTreeMap<String, String>>) -> String {
+    map.into_iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
+}
+
+/// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.
+pub fn resource(context: &Context<'_>, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
+    let name = selector.container_name.as_deref().unwrap_or(&context.container.name);
+    let Some(container) = context.pod.all_containers().find(|c| c.name == name) else {
+        return Err(ConfigError::new(format!("resourceFieldRef: container {name} not found")));
+    };
+    let unknown = || ConfigError::new(format!("resourceFieldRef: unsupported container resource: {}", selector.resource));
+    let (list, resource) = selector.resource.split_once('.').ok_or_else(unknown)?;
+    let resources = container.resources.as_ref();
+    let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|l| l.get(resource));
+    let requests = resources.and_then(|r| r.requests.as_ref()).and_then(|r| r.get(resource));
+    let all = &context.settings.allocatable;
+    let node = match resource {
+        "cpu" => i128::from(all.cpu_millis) * 1_000_000,
+        "memory" => i128::from(all.memory) * 1_000_000_000,
+        "ephemeral-storage" => i128::from(all.ephemeral_storage) * 1_000_000_000,
+        _ if resource.starts_with("hugepages-") => 0,
+        _ => return Err(unknown()),
+    };
+    let set = |quantity: &Quantity| nano(quantity).filter(|n| *n != 0);
+    let value = match list {
+        "limits" => limits.and_then(set).unwrap_or(node),
+        "requests" => requests.and_then(nano).or(limits.and_then(nano)).unwrap_or_default(),
+        _ => return Err(unknown()),
+    };
+    let divisor = selector.divisor.as_ref().and_then(set).unwrap_or(resources::UNIT);
+    Ok((value.div_euclid(divisor) + i128::from(value.rem_euclid(divisor) != 0)).to_string())
+}
+
+/// Replaces `$(NAME)`; `$$` is `$`; what isn't known or isn't closed stays as it is.
+pub fn expand<'v>(text: &str, lookup: impl Fn(&str) -> Option<&'v str>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let after = from.get(1..).unwrap_or_default();
+        if let Some(escaped) = after.strip_prefix('$') {
+            out.push('$');
+            rest = escaped;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            match lookup(name) {
+                Some(value) => out.push_str(value),
+                None => out.extend(["$(", name, ")"]),
+            }
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// [`expand`] by a resolved environment.
+pub fn expand_by(text: &str, env: &[(String, String)]) -> String {
+    expand(text, |name| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("$(A)", "1")]
+    #[case("x$(A)y$(B)z", "x1y$(B)z")]
+    #[case("$$(A)", "$(A)")]
+    #[case("$$$(A)", "$1")]
+    #[case("$$$$(A)", "$$(A)")]
+    #[case("$(A", "$(A")]
+    #[case("$A $", "$A $")]
+    #[case("$()", "$()")]
+    #[case("$(A))", "1)")]
+    #[case("ä$(A)ö", "ä1ö")]
+    #[case("", "")]
+    fn expansion(#[case] text: &str, #[case] expected: &str) {
+        assert_eq!(expand(text, |name| (name == "A").then_some("1")), expected);
+    }
+
+    #[test]
+    fn the_containers_values_overrule_the_images() {
+        let image = ["PATH=/bin".to_owned(), "A=image".into(), "junk".into()];
+        let own = [("A".to_owned(), "own".to_owned()), ("B".into(), String::new())];
+        assert_eq!(merge(&image, &own), ["PATH=/bin", "A=own", "B="]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_expands_without_panic(text in ".*") {
+            expand(&text, |name| (name.len() > 2).then_some("v"));
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! pod.json: the pod that a sandbox was made from, for the agent's next life.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Cause, ConfigError, file};
+use crate::model::{Origin, ValidPod};
+
+#[derive(Serialize, Deserialize)]
+struct Record<P> {
+    pod: P,
+    /// Unset: standard input.
+    file: Option<PathBuf>,
+    #[serde(default)]
+    line: usize,
+}
+
+/// Whole or not at all; the folder is in memory, so nothing needs to be synced.
+pub fn write(path: &Path, pod: &ValidPod) -> Result<(), Cause> {
+    let (origin, line) = match pod.origin() {
+        Origin::File { path, line } => (Some(path.clone()), *line),
+        Origin::Stdin => (None, 0),
+    };
+    let record = Record { pod: pod.object().as_ref(), file: origin, line };
+    let text = serde_json::to_vec(&record).map_err(|e| file("write", path)(e.into()))?;
+    let new = path.with_extension("new");
+    fs::write(&new, text).map_err(file("write", &new))?;
+    fs::rename(&new, path).map_err(file("write", path))
+}
+
+pub fn read(path: &Path) -> Result<ValidPod, Cause> {
+    let text = fs::read(path).map_err(file("read", path))?;
+    let record: Record<Pod> = serde_json::from_slice(&text)
+        .map_err(|error| ConfigError::new(format!("{} isn't the record of a pod: {error}", path.display())))?;
+    let origin = record.file.map_or(Origin::Stdin, |path| Origin::File { path, line: record.line });
+    Ok(ValidPod::trusted(record.pod, origin))
+}

@@ -1,0 +1,437 @@
+//! The runtime as the pod's worker sees it: sandboxes and containers made, found again, and removed. Each call is idempotent and
+//! may be repeated after a crash at any of its steps.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::Container;
+use oci_spec::image::ImageConfiguration;
+use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Step};
+use rustix::fs::{Mode, OFlags};
+
+use super::cgroup::plan::Limits;
+use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
+use super::error::{Cause, Error, Place, file};
+use super::holder::{Holder, Program};
+use super::inspect::{self, Inspection};
+use super::recipe::env::Objects;
+use super::recipe::{self, ContainerInput, sandbox};
+use super::resources::{Qos, Totals};
+use super::seccomp::Filters;
+use super::settings::Settings;
+use super::volumes::{self, Volumes};
+use super::{devices, files, record};
+use crate::model::{PodUid, ValidPod};
+
+/// Makes and removes sandboxes and containers. One for an agent.
+#[derive(Debug)]
+pub struct Runtime {
+    pub(super) settings: Settings,
+    pub(super) cgroups: Cgroups,
+    program: Program,
+    filters: Filters,
+    pub(super) pods: Mutex<HashMap<PodUid, Held>>,
+}
+
+/// What a pod holds of the node, as long as it lives.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    /// The first of its host IDs.
+    pub ids: Option<u32>,
+    /// What a burstable pod asks for, in thousandths of a CPU.
+    pub burstable_cpu: u64,
+}
+
+/// A pod's namespaces, held. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// The pod as it was when the sandbox was made.
+    pub pod: ValidPod,
+    /// Speaks with the holder.
+    pub holder: Holder,
+    /// The pod's cgroup.
+    pub group: Group,
+    /// PID 1 of a shared PID namespace.
+    pub pause_pid: Option<i32>,
+    /// How long each step took; of an adopted one, empty.
+    pub steps: Vec<Step>,
+}
+
+/// A sandbox that an earlier life of the agent made, or what is left of it.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Whose.
+    pub uid: PodUid,
+    /// The pod, if its record can be read.
+    pub pod: Option<ValidPod>,
+    /// The holder with all that it knows; an error when it's gone or silent: remove the pod.
+    pub sandbox: Result<(Sandbox, HolderState), Error>,
+}
+
+/// What a container is started with.
+pub struct StartInput<'a> {
+    /// Of the newest spec.
+    pub pod: &'a ValidPod,
+    /// One of its containers.
+    pub container: &'a Container,
+    /// 0, then one more for each restart.
+    pub attempt: u32,
+    /// The image's word.
+    pub image: &'a ImageConfiguration,
+    /// Unpacked, the lowest first.
+    pub layers: &'a [PathBuf],
+    /// The pod's addresses; empty on the host's network.
+    pub pod_ips: &'a [IpAddr],
+    /// From [`Runtime::prepare_volumes`].
+    pub volumes: &'a Volumes,
+    /// ConfigMaps and Secrets.
+    pub objects: &'a dyn Objects,
+    /// Given back by the holder's state.
+    pub note: serde_json::Value,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// 64 hex digits.
+    pub id: String,
+    /// The first process on the host.
+    pub pid: i32,
+    /// Unix time in nanoseconds.
+    pub started_at: u64,
+    /// How long each step took.
+    pub steps: Vec<Step>,
+}
+
+impl Runtime {
+    /// Finds the machine's cgroups and makes the agent's folders.
+    pub fn new(settings: Settings) -> Result<Self, Cause> {
+        for dir in [settings.run.join("pods"), settings.lib.join("pods"), settings.log.clone()] {
+            fs::create_dir_all(&dir).map_err(file("make", &dir))?;
+        }
+        // Others on this machine have no business in pods' files and sockets.
+        for dir in [settings.run.join("pods"), settings.lib.join("pods")] {
+            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(file("protect", &dir))?;
+        }
+        let cgroups = Cgroups::detect(&settings.cgroup_parent)?;
+        let missing = cgroups.missing();
+        if !missing.is_empty() {
+            tracing::warn!("this machine has no cgroup controller for {}: such limits of pods are not kept", missing.join(", "));
+        }
+        cgroups.prepare()?;
+        let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
+        let filters = Filters::new(settings.seccomp_root.clone());
+        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default() })
+    }
+
+    /// The node's part of all recipes.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The pods' control groups.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
+    /// Makes the pod's volumes, or finds them as they are.
+    pub fn prepare_volumes(&self, pod: &ValidPod) -> Result<Volumes, Error> {
+        volumes::prepare(pod, &self.settings).map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
+    pub fn write_files(&self, pod: &ValidPod, pod_ips: &[IpAddr]) -> Result<(), Error> {
+        files::write(pod, &self.settings, pod_ips).map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    /// Makes a pod's cgroup, folders and namespaces. On an error nothing runs; what lies about is [`Self::remove_pod`]'s.
+    pub async fn create_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Sandbox, Error> {
+        let place = Place::pod(pod);
+        self.make_sandbox(pod, note).await.map_err(|cause| place.error(cause))
+    }
+
+    async fn make_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Sandbox, Cause> {
+        let mut clock = Clock::start();
+        let ids = self.hold(pod)?;
+        let mut recipe = sandbox::sandbox(pod, &self.settings, ids, note)?;
+        self.make_pod_dirs(pod)?;
+        record::write(&self.settings.pod_json(pod.uid()), pod)?;
+        clock.step("folders");
+        let group = self.group(pod);
+        group.create(&Limits::pod(pod.spec(), self.settings.pod_pids))?;
+        let holders = group.for_holder();
+        if holders.path() != group.path() {
+            holders.create(&Limits::default())?;
+        }
+        self.weigh_burstable()?;
+        recipe.cgroups = holders.joins(DeviceRules::Unlimited);
+        clock.step("cgroup");
+        let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
+        clock.step("holder");
+        let mut steps = clock.steps;
+        steps.extend(reply.steps);
+        Ok(Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps })
+    }
+
+    fn make_pod_dirs(&self, pod: &ValidPod) -> Result<(), Cause> {
+        for dir in [self.settings.pod_run(pod.uid()), self.settings.pod_lib(pod.uid())] {
+            make_dirs(&dir, 0o755)?;
+        }
+        // A holder of an earlier try left its socket.
+        let socket = self.settings.holder_socket(pod.uid());
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file("remove", &socket)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn group(&self, pod: &ValidPod) -> Group {
+        self.cgroups.pod(Qos::of(pod.spec()), pod.uid().as_str())
+    }
+
+    /// Remembers what the pod has of the node; picks its range of IDs, if it wants one.
+    fn hold(&self, pod: &ValidPod) -> Result<Option<IdMaps>, Cause> {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = pods.get(pod.uid()).copied().unwrap_or_default();
+        let burstable = Qos::of(pod.spec()) == Qos::Burstable;
+        held.burstable_cpu = if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 };
+        let maps = if sandbox::wants_ids(pod) {
+            let others = |start| pods.iter().any(|(uid, other)| uid != pod.uid() && other.ids == Some(start));
+            let free = || sandbox::free_ids(self.settings.id_range, others);
+            let maps = held.ids.map(sandbox::ids_from).or_else(free);
+            let none = || super::error::ConfigError::new("hostUsers: false: all ranges of host IDs are in use by other pods");
+            Some(maps.ok_or_else(none)?)
+        } else {
+            None
+        };
+        held.ids = maps.as_ref().and_then(|m| m.uids.first()).map(|m| m.outside);
+        pods.insert(pod.uid().clone(), held);
+        Ok(maps)
+    }
+
+    pub(super) fn weigh_burstable(&self) -> Result<(), Cause> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = pods.values().map(|held| held.burstable_cpu).fold(0, u64::saturating_add);
+        Ok(self.cgroups.set_burstable_cpu(sum)?)
+    }
+
+    /// Finds all sandboxes of earlier lives, at once.
+    pub async fn adopt(&self) -> Vec<Adopted> {
+        let dir = self.settings.run.join("pods");
+        let names = fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+        let found = names.map(|name| self.adopt_one(PodUid::new(&name)));
+        let adopted = futures::future::join_all(found).await;
+        if let Err(error) = self.weigh_burstable() {
+            tracing::warn!("{error}");
+        }
+        adopted
+    }
+
+    /// Connects to a pod's holder anew.
+    pub async fn adopt_pod(&self, pod: &ValidPod) -> Result<(Sandbox, HolderState), Error> {
+        self.connect(pod.clone()).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    async fn adopt_one(&self, uid: PodUid) -> Adopted {
+        let record = record::read(&self.settings.pod_json(&uid));
+        let pod = record.as_ref().ok().cloned();
+        let place = pod.as_ref().map_or_else(|| Place::pod(&uid), Place::pod);
+        let sandbox = match record {
+            Ok(pod) => self.connect(pod).await,
+            Err(cause) => Err(cause),
+        };
+        Adopted { uid, pod, sandbox: sandbox.map_err(|cause| place.error(cause)) }
+    }
+
+    async fn connect(&self, pod: ValidPod) -> Result<(Sandbox, HolderState), Cause> {
+        let (holder, state) = Holder::connect(&self.settings.holder_socket(pod.uid())).await?;
+        let burstable = Qos::of(pod.spec()) == Qos::Burstable;
+        let held = Held {
+            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| map.outside),
+            burstable_cpu: if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 },
+        };
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().clone(), held);
+        let group = self.group(&pod);
+        Ok((Sandbox { pod, holder, group, pause_pid: state.pause_pid, steps: Vec::new() }, state))
+    }
+
+    /// Runs a container: cgroup, folders, recipe, and the holder does the rest.
+    pub async fn start_container(&self, sandbox: &Sandbox, input: StartInput<'_>) -> Result<Started, Error> {
+        let place = Place::container(input.pod, &input.container.name);
+        let id = new_id().map_err(|cause| place.error(cause))?;
+        let started = self.start(sandbox, input, &id).await;
+        if started.is_err() {
+            // Nothing runs in it. What stays is removed with the container or the pod.
+            let _ = sandbox.group.child(&id).remove().await;
+        }
+        started.map_err(|cause| place.error(cause))
+    }
+
+    /// The recipe of a container, and the cgroup that it names.
+    fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
+        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
+        let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
+        let group = sandbox.group.child(id);
+        let rules = if privileged { DeviceRules::Unlimited } else { DeviceRules::Default };
+        let recipe = recipe::container(ContainerInput {
+            settings: &self.settings,
+            pod,
+            container,
+            id,
+            attempt,
+            image,
+            layers,
+            pod_ips,
+            objects,
+            volumes,
+            cgroups: group.joins(rules),
+            host_devices: if privileged { devices::of_host() } else { Vec::new() },
+            seccomp: &|need| self.filters.get(need),
+            note,
+        })?;
+        Ok((recipe, group))
+    }
+
+    /// One more process for a running container: as its first one, but for the command and the terminal. With the cgroups to join.
+    pub fn exec_process(
+        &self,
+        sandbox: &Sandbox,
+        input: StartInput<'_>,
+        id: &str,
+        argv: Vec<String>,
+        tty: bool,
+    ) -> Result<(Process, Vec<PathBuf>), Error> {
+        let place = Place::container(input.pod, &input.container.name);
+        let (recipe, _) = self.recipe(sandbox, input, id).map_err(|cause| place.error(cause))?;
+        let mut process = Process { argv, tty, stdin: false, ..recipe.process };
+        if tty && !process.env.iter().any(|v| v.starts_with("TERM=")) {
+            process.env.push("TERM=xterm".into());
+        }
+        Ok((process, recipe.cgroups))
+    }
+
+    /// Notes a running pod's new spec for the agent's next life.
+    pub fn save_pod(&self, pod: &ValidPod) -> Result<(), Error> {
+        record::write(&self.settings.pod_json(pod.uid()), pod).map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    async fn start(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<Started, Cause> {
+        let mut clock = Clock::start();
+        let (pod, container, attempt) = (input.pod, input.container, input.attempt);
+        let (recipe, group) = self.recipe(sandbox, input, id)?;
+        clock.step("recipe");
+        self.make_container_dirs(pod, container, attempt)?;
+        clock.step("folders");
+        group.create(&Limits::container(container.resources.as_ref()))?;
+        clock.step("cgroup");
+        let reply = sandbox.holder.start(recipe).await?;
+        clock.step("holder");
+        let mut steps = clock.steps;
+        steps.extend(reply.steps);
+        Ok(Started { id: id.into(), pid: reply.pid, started_at: reply.started_at, steps })
+    }
+
+    fn make_container_dirs(&self, pod: &ValidPod, container: &Container, attempt: u32) -> Result<(), Cause> {
+        let dir = self.settings.container_dir(pod.uid(), &container.name, attempt);
+        // A start that failed half-way, or before a reboot, wrote here: a container begins with its image alone.
+        if dir.exists() {
+            super::remove::remove_tree(&dir).map_err(file("clear", &dir))?;
+        }
+        make_dirs(&dir, 0o755)?;
+        for (name, mode) in [("upper", 0o755), ("work", 0o700), ("root", 0o755)] {
+            make_dir(&dir.join(name), mode)?;
+        }
+        let last_words = self.settings.termination_log(pod.uid(), &container.name, attempt);
+        make_file(&last_words, 0o666)?;
+        let logs = self.settings.container_log(pod, &container.name, attempt);
+        logs.parent().map_or(Ok(()), |dir| make_dirs(dir, 0o755))
+    }
+
+    /// SIGKILL to every process of a container.
+    pub fn kill_container(&self, sandbox: &Sandbox, id: &str) -> Result<(), Error> {
+        sandbox.group.child(id).kill().map_err(|error| Place::pod(&sandbox.pod).error(error))
+    }
+
+    /// Whether the kernel killed one of its processes for want of memory. Ask before [`Self::remove_container`].
+    pub fn oom_killed(&self, sandbox: &Sandbox, id: &str) -> bool {
+        sandbox.group.child(id).oom_kills() > 0
+    }
+
+    /// What a container uses.
+    pub fn container_stats(&self, sandbox: &Sandbox, id: &str) -> Stats {
+        sandbox.group.child(id).stats()
+    }
+
+    /// What a pod uses as a whole.
+    pub fn pod_stats(&self, sandbox: &Sandbox) -> Stats {
+        sandbox.group.stats()
+    }
+
+    /// What a container, or (without an id) the whole pod, is for the kernel.
+    pub fn inspect(&self, sandbox: &Sandbox, pid: i32, id: Option<&str>) -> Inspection {
+        let group = id.map_or_else(|| sandbox.group.clone(), |id| sandbox.group.child(id));
+        inspect::inspect(pid, &group.procs())
+    }
+}
+
+/// Names of steps and their times.
+struct Clock {
+    last: Instant,
+    steps: Vec<Step>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), steps: Vec::new() }
+    }
+
+    fn step(&mut self, name: &str) {
+        let now = Instant::now();
+        let micros = u64::try_from(now.duration_since(self.last).as_micros()).unwrap_or(u64::MAX);
+        self.steps.push(Step { name: name.into(), micros });
+        self.last = now;
+    }
+}
+
+fn new_id() -> Result<String, Cause> {
+    let mut bytes = [0_u8; 32];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| file("read", Path::new("random numbers"))(e.into()))?;
+    Ok(bytes.iter().fold(String::with_capacity(64), |mut id, byte| {
+        id.extend([byte >> 4, byte & 15].into_iter().filter_map(|n| char::from_digit(n.into(), 16)));
+        id
+    }))
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), Cause> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(file("make", path)(error.into())),
+    }
+}
+
+/// With its parents: one mkdir, when they are there.
+fn make_dirs(path: &Path, mode: u32) -> Result<(), Cause> {
+    match (rustix::fs::mkdir(path, Mode::from_raw_mode(mode)), path.parent()) {
+        (Err(rustix::io::Errno::NOENT), Some(parent)) => {
+            make_dirs(parent, mode)?;
+            make_dir(path, mode)
+        }
+        (Ok(()) | Err(rustix::io::Errno::EXIST), _) => Ok(()),
+        (Err(error), _) => Err(file("make", path)(error.into())),
+    }
+}
+
+fn make_file(path: &Path, mode: u32) -> Result<(), Cause> {
+    let mode = Mode::from_raw_mode(mode);
+    let made = rustix::fs::open(path, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode)
+        .and_then(|file| rustix::fs::fchmod(&file, mode));
+    made.map_err(|e| file("make", path)(e.into()))
+}
+
+/// For tasks that share it.
+pub type SharedRuntime = Arc<Runtime>;

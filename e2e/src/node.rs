@@ -1,0 +1,339 @@
+//! A node in a box: an agent with namespaces, folders and cgroups of its own, and a wire to an outside host.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::namespaces::child_of;
+use crate::{Isolated, Manifest, Output, Outside, Pod, Running, Snapshot, command, eventually, paths, registry, run, snapshot};
+
+/// What a node is made with.
+#[derive(Debug, Default)]
+pub struct Builder {
+    registry: bool,
+    configuration: Option<String>,
+    arguments: Vec<String>,
+    agent: NotYet,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum NotYet {
+    #[default]
+    Started,
+    Waits,
+}
+
+impl Builder {
+    /// A registry on its loopback that has library/{busybox,nginx,redis,debian}, and docker.io mirrored to it.
+    pub fn with_registry(mut self) -> Self {
+        self.registry = true;
+        self
+    }
+
+    /// The agent's `--config`.
+    pub fn config(mut self, yaml: &str) -> Self {
+        self.configuration = Some(yaml.into());
+        self
+    }
+
+    /// More words for the agent's command line.
+    pub fn argument(mut self, word: &str) -> Self {
+        self.arguments.push(word.into());
+        self
+    }
+
+    /// The agent is not started yet.
+    pub fn without_agent(mut self) -> Self {
+        self.agent = NotYet::Waits;
+        self
+    }
+
+    /// The node, its agent answering.
+    #[track_caller]
+    pub fn start(self) -> NodeBox {
+        let node = NodeBox::build(&self);
+        if self.agent == NotYet::Started {
+            node.start_agent();
+        }
+        node
+    }
+}
+
+/// The node. Its end takes everything along that it made, wherever the test failed.
+#[derive(Debug)]
+pub struct NodeBox {
+    agent: Mutex<Option<Running>>,
+    registry: Option<Running>,
+    arguments: Vec<String>,
+    cgroup_parent: String,
+    outside: Option<Outside>,
+    inside: Option<Isolated>,
+    folder: tempfile::TempDir,
+}
+
+impl NodeBox {
+    /// A node with nothing special.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// A node with something special.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn build(with: &Builder) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let cgroup_parent = format!("nodeagent-e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::Builder::new().prefix("nodeagent-e2e-").tempdir().expect("a temporary folder");
+        let inside = Isolated::machine();
+        run(inside.command("hostname").arg("node")).ok();
+        let outside = Outside::of(&inside);
+        let registries = folder.path().join("registries.conf");
+        std::fs::create_dir_all(folder.path().join("manifests")).expect("the folder can be written");
+        std::fs::create_dir_all(folder.path().join("root")).expect("the folder can be written");
+        std::fs::write(&registries, registry::registries_conf()).expect("the folder can be written");
+        // The box has a MNT namespace of its own: the machine's file stays as it is.
+        run(inside.command("mount").arg("--bind").arg(&registries).arg("/etc/containers/registries.conf")).ok();
+        let registry = with.registry.then(|| registry::start(&inside, folder.path()));
+        let mut arguments = with.arguments.clone();
+        if let Some(yaml) = &with.configuration {
+            let path = folder.path().join("config.yaml");
+            std::fs::write(&path, yaml).expect("the folder can be written");
+            arguments.extend(["--config".into(), path.display().to_string()]);
+        }
+        let (inside, outside) = (Some(inside), Some(outside));
+        Self { agent: Mutex::new(None), registry, arguments, cgroup_parent, outside, inside, folder }
+    }
+
+    /// The agent's `--root`.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    /// The folder that the agent watches.
+    pub fn manifests(&self) -> PathBuf {
+        self.folder.path().join("manifests")
+    }
+
+    /// A folder for the test's own files; it ends with the node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The name of its cgroups.
+    pub fn cgroup_parent(&self) -> &str {
+        &self.cgroup_parent
+    }
+
+    fn isolated(&self) -> &Isolated {
+        self.inside.as_ref().expect("set until drop")
+    }
+
+    /// The box's PID 1, in the machine's PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.isolated().pid()
+    }
+
+    /// The host that is wired to this node.
+    pub fn outside(&self) -> &Outside {
+        self.outside.as_ref().expect("set until drop")
+    }
+
+    /// A program, to be run inside, with an environment that holds nothing of the machine's.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.isolated().command("env");
+        command.args(["--ignore-environment", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"]);
+        command.arg(format!("HOME={}", self.folder.path().display()));
+        command.arg(format!("PWD={}", self.folder.path().display())).arg(program);
+        command
+    }
+
+    /// What a program says that is run inside.
+    #[track_caller]
+    pub fn inside(&self, program: &str, words: &[&str]) -> Output {
+        run(self.command(program).args(words))
+    }
+
+    // --- the agent ---
+
+    /// The command that runs the agent.
+    pub fn agent_command(&self) -> Command {
+        let mut command = self.command(paths::binary("nodeagent").to_str().expect("a path in UTF-8"));
+        command.arg("--manifests").arg(self.manifests()).arg("--root").arg(self.root());
+        command.args(["--node-name", "node", "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
+        command
+    }
+
+    /// Starts the agent and waits until it answers.
+    #[track_caller]
+    pub fn start_agent(&self) {
+        let mut agent = Running::start(&mut self.agent_command());
+        eventually("the agent answers", || {
+            assert!(agent.is_alive(), "the agent has ended:\n{}", agent.output());
+            run(&mut self.client(&["version"])).result()?;
+            run(&mut self.client(&["get", "pods", "-A"])).result().map_err(|e| format!("{e}\n{}", agent.output()))
+        });
+        *self.agent.lock().unwrap() = Some(agent);
+    }
+
+    /// The agent's process, in the machine's PID namespace.
+    #[track_caller]
+    pub fn agent_pid(&self) -> i32 {
+        let agent = self.agent.lock().unwrap();
+        // nsenter waits for its child, which execs env, which execs the agent.
+        child_of(agent.as_ref().expect("the agent runs").pid()).expect("the agent runs")
+    }
+
+    /// What the agent has written to its own outputs.
+    pub fn agent_output(&self) -> String {
+        self.agent.lock().unwrap().as_ref().map(Running::output).unwrap_or_default()
+    }
+
+    /// kill -9 of the agent alone.
+    #[track_caller]
+    pub fn kill_agent(&self) {
+        self.signal_agent("KILL");
+    }
+
+    /// SIGTERM, and the status with which the agent ends.
+    #[track_caller]
+    pub fn stop_agent(&self) -> i32 {
+        self.signal_agent("TERM")
+    }
+
+    #[track_caller]
+    fn signal_agent(&self, signal: &str) -> i32 {
+        let pid = self.agent_pid();
+        run(Command::new("kill").args([&format!("-{signal}"), &pid.to_string()])).ok();
+        let mut agent = self.agent.lock().unwrap().take().expect("the agent runs");
+        agent.ends()
+    }
+
+    /// What power loss does: every process ends at once, and what is on tmpfs is gone. The disk stays.
+    pub fn reboot(&self) {
+        self.inside("sh", &["-c", "kill -9 -1"]);
+        self.agent.lock().unwrap().take();
+        eventually("only PID 1 is left", || {
+            let listing = self.inside("ps", &["-e", "-o", "pid="]).ok();
+            // PID 1, and ps itself.
+            if listing.lines().count() <= 2 { Ok(()) } else { Err(listing) }
+        });
+        std::fs::remove_dir_all(self.root().join("run")).ok();
+        self.remove_cgroups();
+        // Links end with their namespaces; the box's own bridge and tables would not outlive a boot.
+        let links = self.inside("ip", &["-oneline", "link", "show", "type", "bridge"]).ok();
+        for name in links.lines().filter_map(|line| line.split(": ").nth(1)) {
+            self.inside("ip", &["link", "delete", name]);
+        }
+        self.inside("nft", &["flush", "ruleset"]).ok();
+    }
+
+    /// A client command of the agent's program.
+    pub fn client(&self, words: &[&str]) -> Command {
+        let mut command = self.command(paths::binary("nodeagent").to_str().expect("a path in UTF-8"));
+        command.arg("--root").arg(self.root()).args(words);
+        command
+    }
+
+    /// What a client command says.
+    pub fn run(&self, words: &[&str]) -> Output {
+        run(&mut self.client(words))
+    }
+
+    /// What a client command says to this standard input.
+    pub fn feed(&self, words: &[&str], input: &[u8]) -> Output {
+        command::feed(&mut self.client(words), input)
+    }
+
+    // --- manifests ---
+
+    /// Puts a manifest into the folder, atomically, as a good editor does.
+    #[track_caller]
+    pub fn apply(&self, file: &str, yaml: &str) {
+        let target = self.manifests().join(file);
+        std::fs::create_dir_all(target.parent().expect("below the folder")).expect("the folder can be written");
+        let draft = self.folder.path().join("draft");
+        std::fs::write(&draft, yaml).expect("the folder can be written");
+        std::fs::rename(&draft, &target).expect("the folder can be written");
+    }
+
+    /// Puts a pod into the folder, in a file of its name.
+    #[track_caller]
+    pub fn put(&self, manifest: &Manifest) -> Pod<'_> {
+        self.apply(&format!("{}.yaml", manifest.name()), &manifest.yaml());
+        Pod::named(self, manifest.name().to_string())
+    }
+
+    /// Copies a folder of the repository's manifests, such as `quickstart`.
+    #[track_caller]
+    pub fn apply_folder(&self, name: &str) {
+        let folder = paths::workspace().join("manifests").join(name);
+        for entry in std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+            let path = entry.expect("a folder that can be read").path();
+            let yaml = std::fs::read_to_string(&path).expect("a manifest that can be read");
+            self.apply(path.file_name().unwrap().to_str().unwrap(), &yaml);
+        }
+    }
+
+    /// Takes a manifest out of the folder.
+    #[track_caller]
+    pub fn remove(&self, file: &str) {
+        std::fs::remove_file(self.manifests().join(file)).expect("the manifest is there");
+    }
+
+    // --- questions ---
+
+    /// A pod: `web` or `namespace/web`.
+    pub fn pod(&self, name: &str) -> Pod<'_> {
+        Pod::named(self, name.to_string())
+    }
+
+    /// What `curl` gets on the node.
+    pub fn curl(&self, url: &str) -> Output {
+        self.inside("curl", &["--silent", "--show-error", "--fail", "--max-time", "10", url])
+    }
+
+    /// What `curl` gets from the outside host.
+    pub fn curl_from_outside(&self, url: &str) -> Output {
+        self.outside().curl(url)
+    }
+
+    /// The machine as it is, as far as the agent could have changed it.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.isolated(), &self.cgroup_parent, &self.root())
+    }
+
+    /// Waits until the machine is as it was.
+    #[track_caller]
+    pub fn is_as(&self, before: &Snapshot) {
+        eventually("the machine is as before", || {
+            let changes = self.snapshot().since(before);
+            if changes.is_empty() { Ok(()) } else { Err(changes.join("\n")) }
+        });
+    }
+
+    fn remove_cgroups(&self) {
+        for path in snapshot::cgroups(&self.cgroup_parent) {
+            std::fs::remove_dir(path).ok();
+        }
+    }
+}
+
+impl Drop for NodeBox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let agent = self.agent.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let output = agent.as_ref().map(Running::output).unwrap_or_default();
+            let lines: Vec<&str> = output.lines().collect();
+            eprintln!("the agent's last words:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+        self.agent.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.registry.take();
+        self.outside.take();
+        self.inside.take();
+        self.remove_cgroups();
+    }
+}

@@ -1,0 +1,121 @@
+//! What a pod's network costs, with few and with many pods on the node, and how much of it is the kernel's own part.
+//!
+//!     cargo run --release -p netplug --example attach_bench [PODS]
+//!
+//! Needs root. It works in a network namespace of its own: the machine's network is not touched.
+#![allow(clippy::cast_lossless)]
+
+use std::{
+    error::Error,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
+};
+
+use netplug::{Attached, Attachment, Network, Port, Protocol, Range, Remove, Settings};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::resource::{UsageWho, getrusage},
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// How many attachments a figure is taken from.
+const SAMPLE: usize = 50;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Fallible<()> {
+    let pods = std::env::args().nth(1).map_or(Ok(500), |word| word.parse::<usize>())?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let state = tempfile::tempdir_in("/dev/shm")?;
+    let settings = Settings {
+        bridge: "bench0".into(),
+        ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
+        table: "netplug_bench".into(),
+        state_dir: state.path().join("net"),
+        reuse_after: Duration::ZERO,
+        ..Settings::default()
+    };
+    let network = Network::open(settings).await?;
+    println!("{:32} {:>9} {:>9}   look     lease    veth     address  ports", "µs, p50 of attach", "total", "system");
+    for batch in [10, pods] {
+        fill(&network, batch).await?;
+        measure(&network, batch).await?;
+    }
+    let start = Instant::now();
+    network.close(Remove::All).await?;
+    println!("all removed in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// Attaches pods until there are so many. Each has a host port.
+async fn fill(network: &Network, pods: usize) -> Fallible<()> {
+    for number in network.attached().await?.len()..pods {
+        let (netns, netlink) = namespace()?;
+        attach(network, &format!("pod{number}"), 1024 + number as u16, &netns, netlink).await?;
+        // The namespace must live on for its link to be there.
+        std::mem::forget(netns);
+    }
+    Ok(())
+}
+
+async fn measure(network: &Network, pods: usize) -> Fallible<()> {
+    let mut totals = Vec::new();
+    let mut steps: Vec<Vec<Duration>> = vec![Vec::new(); 5];
+    let mut system = Duration::ZERO;
+    // Kept to the end: the kernel's work for a dying namespace would be measured with the next attachment.
+    let mut namespaces = Vec::new();
+    for number in 0..SAMPLE {
+        let (netns, netlink) = namespace()?;
+        let before = system_time()?;
+        let start = Instant::now();
+        let attached = attach(network, "sample", 60_000 + number as u16, &netns, netlink).await?;
+        totals.push(start.elapsed());
+        system += system_time()? - before;
+        for (list, (_, taken)) in steps.iter_mut().zip(attached.steps) {
+            list.push(taken);
+        }
+        network.detach("sample").await?;
+        namespaces.push(netns);
+    }
+    print!("{:32} {:>9.0} {:>9.0}", format!("with {pods} pods"), micros(p50(&mut totals)), micros(system) / SAMPLE as f64);
+    for mut step in steps {
+        print!(" {:>8.0}", micros(p50(&mut step)));
+    }
+    println!();
+    Ok(())
+}
+
+async fn attach(network: &Network, uid: &str, host_port: u16, netns: &File, netlink: OwnedFd) -> Fallible<Attached> {
+    let port = Port { host_ip: None, host_port, container_port: 80, protocol: Protocol::Tcp };
+    let attachment = Attachment { uid, pod: uid, netns: netns.as_fd(), netlink, ports: vec![port], fixed: Vec::new() };
+    Ok(network.attach(attachment).await?)
+}
+
+/// A new network namespace and a netlink socket in it.
+fn namespace() -> Fallible<(File, OwnedFd)> {
+    let made = thread::spawn(|| -> Fallible<(File, OwnedFd)> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // Protocol 0 is NETLINK_ROUTE.
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        Ok((File::open("/proc/thread-self/ns/net")?, socket))
+    });
+    made.join().map_err(|_| "the namespace's thread panicked")?
+}
+
+fn system_time() -> Fallible<Duration> {
+    let time = getrusage(UsageWho::RUSAGE_SELF)?.system_time();
+    Ok(Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64))
+}
+
+fn p50(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}

@@ -1,0 +1,231 @@
+//! The host's side: the bridge with the gateways' addresses, forwarding, and whether the host's own routes leave room for it.
+//! A bridge is made, found again by its alias, or adopted if somebody made an equal one; anything else is not touched.
+
+use std::{collections::HashSet, fs, io, net::IpAddr, path::Path};
+
+use netlink_packet_route::link::InfoKind;
+use netlink_sys::Socket;
+use rustix::io::Errno;
+
+use crate::{
+    cidr::Cidr,
+    error::{Doing, Error},
+    links::{self, Address, Link, Route},
+    netlink::{Request, Wire},
+    settings::Settings,
+};
+
+const ETHERNET_MTU: u32 = 1500;
+
+/// The bridge, up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bridge {
+    pub index: u32,
+    pub mtu: u32,
+    /// Whether the kernel has IPv6 at all (`ipv6.disable=1`): it would refuse its settings.
+    pub ipv6: bool,
+}
+
+impl Bridge {
+    /// Idempotent. `pods`: how many leases an earlier process left.
+    pub(crate) fn up(wire: &mut Wire, socket: &Socket, settings: &Settings, pods: usize) -> Result<Bridge, Error> {
+        let name = settings.bridge.as_str();
+        let existing = find(wire, socket, name)?;
+        let routes = Routes::read(wire, socket, settings)?;
+        routes.check_overlap(settings, existing.as_ref().map(|link| link.index))?;
+        let mtu = settings.mtu.unwrap_or_else(|| routes.uplink_mtu());
+        let ours = match &existing {
+            Some(link) => is_ours(link, settings),
+            None => true,
+        };
+        let index = match &existing {
+            Some(link) => {
+                accept(wire, socket, settings, link, pods)?;
+                link.index
+            }
+            None => create(wire, socket, settings, mtu)?,
+        };
+        forward(settings, &routes)?;
+        let alias = alias(settings);
+        let mut requests = vec![links::set_bridge(name, ours.then_some(alias.as_str()), mtu, settings.has(true))];
+        for (gateway, subnet) in gateways(settings) {
+            requests.push(links::add_address(index, gateway, subnet));
+        }
+        all(wire, socket, requests, || format!("set up bridge {name}"))?;
+        if settings.has(false) {
+            // A pod could otherwise announce itself as the host's router (CVE-2020-10749).
+            sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+        }
+        Ok(Bridge { index, mtu, ipv6: Path::new("/proc/sys/net/ipv6").exists() })
+    }
+
+    /// Removes the bridge if it was made here.
+    pub(crate) fn down(self, wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<(), Error> {
+        match find(wire, socket, &settings.bridge)? {
+            Some(link) if is_ours(&link, settings) => {
+                all(wire, socket, vec![links::doom(link.index), links::delete_doomed()], || {
+                    format!("remove bridge {}", settings.bridge)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A link by name.
+pub(crate) fn find(wire: &mut Wire, socket: &Socket, name: &str) -> Result<Option<Link>, Error> {
+    match wire.route_one(socket, links::get_link(name)) {
+        Ok(messages) => Ok(Link::all(&messages).next()),
+        Err(refused) if refused.errno == Errno::NODEV.raw_os_error() => Ok(None),
+        Err(refused) => Err(refused).doing(|| format!("look for link {name}")),
+    }
+}
+
+/// Sends requests in one packet; the first refusal is the error.
+pub(crate) fn all(
+    wire: &mut Wire,
+    socket: impl std::os::fd::AsFd,
+    requests: Vec<Request>,
+    action: impl Fn() -> String,
+) -> Result<(), Error> {
+    for outcome in wire.route(socket, requests).doing(&action)? {
+        outcome.ok().doing(&action)?;
+    }
+    Ok(())
+}
+
+fn create(wire: &mut Wire, socket: &Socket, settings: &Settings, mtu: u32) -> Result<u32, Error> {
+    let name = settings.bridge.as_str();
+    let mac = settings.ranges.first().map(|range| links::mac_of(range.gateway())).unwrap_or_default();
+    wire.route_one(socket, links::new_bridge(name, mac, mtu)).doing(|| format!("create bridge {name}"))?;
+    match find(wire, socket, name)? {
+        Some(link) => Ok(link.index),
+        None => Err(Errno::NODEV).doing(|| format!("find bridge {name}, which was just made")),
+    }
+}
+
+/// Whether a link that exists may serve as the bridge.
+fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, pods: usize) -> Result<(), Error> {
+    let taken = |difference: String| Err(Error::BridgeTaken { bridge: link.name.clone(), difference });
+    if link.kind != Some(InfoKind::Bridge) {
+        let kind = link.kind.as_ref().map_or_else(|| "device".into(), ToString::to_string);
+        return taken(format!("is a {kind}, not a bridge"));
+    }
+    let messages = wire.dump(socket, links::all_addresses).doing(|| "list addresses".into())?;
+    let found: Vec<Address> = Address::all(&messages).filter(|address| address.index == link.index).collect();
+    let wanted: HashSet<(IpAddr, u8)> = gateways(settings).map(|(gateway, subnet)| (gateway, subnet.prefix())).collect();
+    let stray: Vec<Address> = found.iter().filter(|address| !wanted.contains(&(address.ip, address.prefix))).copied().collect();
+    let have = || show(found.iter().map(|address| (address.ip, address.prefix)));
+    let want = || show(wanted.iter().copied());
+    if !is_ours(link, settings) {
+        return match (stray.is_empty(), found.len() == wanted.len()) {
+            (true, true) => Ok(()),
+            _ => taken(format!("exists with address {}; the settings say {}", have(), want())),
+        };
+    }
+    if !stray.is_empty() && pods > 0 {
+        return taken(format!("serves {pods} pods with address {}; the settings say {}", have(), want()));
+    }
+    all(wire, socket, stray.into_iter().map(links::remove_address).collect(), || format!("renumber bridge {}", link.name))
+}
+
+fn is_ours(link: &Link, settings: &Settings) -> bool {
+    link.alias.as_deref() == Some(alias(settings).as_str())
+}
+
+fn alias(settings: &Settings) -> String {
+    format!("netplug {}", settings.table)
+}
+
+/// The bridge's address in each range.
+fn gateways(settings: &Settings) -> impl Iterator<Item = (IpAddr, Cidr)> {
+    settings.ranges.iter().map(|range| (range.gateway(), range.subnet))
+}
+
+fn show(addresses: impl Iterator<Item = (IpAddr, u8)>) -> String {
+    let mut all: Vec<String> = addresses.map(|(ip, prefix)| format!("{ip}/{prefix}")).collect();
+    all.sort();
+    if all.is_empty() { "none".into() } else { all.join(", ") }
+}
+
+/// The host's main routing table, and its links.
+struct Routes {
+    routes: Vec<Route>,
+    links: Vec<Link>,
+}
+
+impl Routes {
+    fn read(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Routes, Error> {
+        let links = wire.dump(socket, links::all_links).doing(|| "list links".into())?;
+        let mut routes = Vec::new();
+        for v4 in [true, false] {
+            // A kernel without IPv6 has no routes of it to list.
+            if settings.has(v4) || v4 {
+                let found = wire.dump(socket, || links::all_routes(v4)).doing(|| "list routes".into())?;
+                routes.extend(Route::all(&found));
+            }
+        }
+        Ok(Routes { routes, links: Link::all(&links).collect() })
+    }
+
+    /// A range that the host routes elsewhere (a VPN, a LAN) would cut the host off from there.
+    fn check_overlap(&self, settings: &Settings, bridge: Option<u32>) -> Result<(), Error> {
+        for (number, range) in settings.ranges.iter().enumerate() {
+            let other = |route: &&Route| !route.is_default() && route.destination.overlaps(&range.subnet);
+            if let Some(route) = self.routes.iter().filter(|route| route.link != bridge || bridge.is_none()).find(other) {
+                return Err(Error::Overlap {
+                    range: number,
+                    subnet: range.subnet,
+                    route: route.destination,
+                    link: self.link(route.link).map_or_else(|| "several links".into(), |link| link.name.clone()),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The MTU of the link with the best default route.
+    fn uplink_mtu(&self) -> u32 {
+        self.uplink(None).map_or(ETHERNET_MTU, |link| link.mtu)
+    }
+
+    fn uplink(&self, v4: Option<bool>) -> Option<&Link> {
+        let defaults = self.routes.iter().filter(|route| route.is_default());
+        let route =
+            defaults.filter(|route| v4.is_none_or(|v4| route.destination.is_v4() == v4)).min_by_key(|route| route.metric)?;
+        self.link(route.link)
+    }
+
+    fn link(&self, index: Option<u32>) -> Option<&Link> {
+        self.links.iter().find(|link| Some(link.index) == index)
+    }
+}
+
+/// Lets the host route between the bridge and the world. Left on at the end: by then others may rely on it.
+fn forward(settings: &Settings, routes: &Routes) -> Result<(), Error> {
+    if settings.has(true) {
+        sysctl("net/ipv4/ip_forward", "1")?;
+    }
+    if settings.has(false) {
+        // A host that forwards ignores router advertisements unless told otherwise: it would lose its own default route.
+        if let Some(uplink) = routes.uplink(Some(false)) {
+            let path = format!("net/ipv6/conf/{}/accept_ra", uplink.name);
+            if fs::read_to_string(format!("/proc/sys/{path}")).is_ok_and(|value| value.trim() == "1") {
+                sysctl(&path, "2")?;
+            }
+        }
+        sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
+}
+
+/// Writes a setting of the calling thread's namespace, unless it has that value (`/proc/sys` may be read-only).
+fn sysctl(name: &str, value: &str) -> Result<(), Error> {
+    let path = format!("/proc/sys/{name}");
+    let outcome = match fs::read_to_string(&path) {
+        Ok(found) if found.trim() == value => return Ok(()),
+        Ok(_) => fs::write(&path, value),
+        Err(error) => Err(error),
+    };
+    outcome.map_err(|error: io::Error| error).doing(|| format!("write {value} to {path}"))
+}

@@ -1,0 +1,252 @@
+//! One pod's side: the veth pair, and what is inside the pod's namespace. What is there already is kept if it is right and mended
+//! if it isn't, so attaching twice is the same as once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use netlink_packet_route::link::InfoKind;
+use rustix::io::Errno;
+
+use super::{Engine, bridge};
+use crate::{
+    error::{Doing, Error, Refused},
+    lease::{Lease, check_uid},
+    links::{self, Address, Link, POD_LINK},
+    netlink::{Outcome, Request},
+    settings::{Isolation, Port, Settings},
+};
+
+/// Of the host's ends.
+pub(crate) const LINK_PREFIX: &str = "veth";
+/// How often another name is tried when a link of that name exists.
+const NAMES: u32 = 16;
+
+/// What a pod asks for; see [`crate::Attachment`].
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub uid: String,
+    pub pod: String,
+    pub netns: OwnedFd,
+    pub netlink: OwnedFd,
+    pub ports: Vec<Port>,
+    pub fixed: Vec<IpAddr>,
+}
+
+impl Wanted {
+    pub(crate) fn check(&self, settings: &Settings) -> Result<(), Error> {
+        let wrong = |problem: String| Err(Error::Attachment { pod: self.pod.clone(), problem });
+        if let Err(problem) = check_uid(&self.uid) {
+            return wrong(problem);
+        }
+        for port in &self.ports {
+            if port.host_port == 0 || port.container_port == 0 {
+                return wrong(format!("port {} leads to {}: both must be 1 to 65535", port.host_port, port.container_port));
+            }
+            if ![true, false].into_iter().any(|v4| port.serves(v4) && settings.has(v4)) {
+                return wrong(format!("host port {port} is of an IP family that the pod network has no range for"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is found in the pod's namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Inside {
+    pub link: Option<Link>,
+    pub addresses: Vec<Address>,
+    /// The host's end of it, if it is in this namespace.
+    pub host_if: Option<String>,
+}
+
+impl Engine {
+    /// Brings the pod's loopback up, and looks whether it has been wired before.
+    pub(super) fn look_inside(&mut self, wanted: &Wanted) -> Result<Inside, Error> {
+        let action = || format!("look into the network namespace of pod {}", wanted.pod);
+        let requests = vec![links::loopback_up(), links::get_link(POD_LINK)];
+        let mut outcomes = self.wire.route(&wanted.netlink, requests).doing(action)?.into_iter();
+        if let Some(loopback) = outcomes.next() {
+            loopback.ok().doing(|| format!("bring up the loopback of pod {}", wanted.pod))?;
+        }
+        let link = match outcomes.next().map(Outcome::ok) {
+            Some(Ok(messages)) => Link::all(&messages).next(),
+            Some(Err(refused)) if refused.errno != Errno::NODEV.raw_os_error() => return Err(refused).doing(action),
+            _ => None,
+        };
+        let Some(link) = link else { return Ok(Inside::default()) };
+        if link.kind != Some(InfoKind::Veth) {
+            let problem = format!("its network namespace has an interface {POD_LINK} already, which is not a veth");
+            return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
+        }
+        let found = self.wire.dump(&wanted.netlink, links::all_addresses).doing(action)?;
+        let addresses = Address::all(&found).filter(|address| address.index == link.index).collect();
+        let host_if = self.other_end(&link)?.map(|host| host.name);
+        Ok(Inside { link: Some(link), addresses, host_if })
+    }
+
+    /// The pair of the pod: the one that is there, put right, or a new one. The host's end's name, and the pod's end's index.
+    pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<(String, u32), Error> {
+        if let (Some(link), Some(host_if)) = (&inside.link, &inside.host_if) {
+            self.mend(&Lease { host_if: host_if.clone(), ..lease.clone() })?;
+            return Ok((host_if.clone(), link.index));
+        }
+        if inside.link.is_some() {
+            let problem = format!("its interface {POD_LINK} is not connected to this host");
+            return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
+        }
+        let host_if = self.create(wanted, lease)?;
+        let messages = self.wire.route_one(&wanted.netlink, links::get_link(POD_LINK));
+        let messages = messages.doing(|| format!("find {POD_LINK} of pod {}", wanted.pod))?;
+        match Link::all(&messages).next() {
+            Some(link) => Ok((host_if, link.index)),
+            None => Err(Errno::NODEV).doing(|| format!("find {POD_LINK} of pod {}", wanted.pod)),
+        }
+    }
+
+    /// MAC, MTU, addresses, routes.
+    pub(super) fn set_up_inside(&mut self, wanted: &Wanted, lease: &Lease, index: u32, inside: &Inside) -> Result<(), Error> {
+        let mut requests = Vec::new();
+        if inside.link.is_some() {
+            let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
+            requests.push(links::set_pod_link(index, mac, self.bridge.mtu));
+        }
+        if self.bridge.ipv6 && !self.settings.has(false) {
+            requests.push(links::quiet(POD_LINK));
+        }
+        requests.push(links::up(index));
+        let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
+        requests.extend(stray.map(|address| links::remove_address(*address)));
+        for ip in &lease.ips {
+            if let Some(pool) = self.pools.of(*ip) {
+                requests.push(links::add_address(index, *ip, pool.subnet()));
+                requests.push(links::default_route(index, pool.gateway()));
+            }
+        }
+        bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
+    }
+
+    /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
+    /// just dying, or a stranger's: neither is worth waiting for.
+    fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<String, Error> {
+        let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
+        let bridge = self.settings.bridge.clone();
+        let action = |name: &str| format!("create veth {name} for pod {} in bridge {bridge}", lease.pod);
+        let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
+        for name in std::iter::once(lease.host_if.clone()).chain(names) {
+            let netns = wanted.netns.as_raw_fd();
+            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, wanted.netns.as_raw_fd(), mac);
+            let mut outcomes =
+                self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
+            match outcomes.next().and_then(Outcome::refusal) {
+                Some(refused) if refused.errno == Errno::EXIST.raw_os_error() && self.exists(&name)? => continue,
+                Some(refused) => return Err(refused).doing(|| action(&name)),
+                None => {}
+            }
+            if let Some(refused) = outcomes.find_map(Outcome::refusal) {
+                self.delete_links(&HashSet::from([name.clone()]))?;
+                return Err(refused).doing(|| format!("make {name} a port of bridge {bridge}"));
+            }
+            return Ok(name);
+        }
+        Err(Errno::EXIST).doing(|| action(&lease.host_if))
+    }
+
+    /// `first`, then what makes a veth's host end a port that is up.
+    fn port_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
+        let isolated = self.settings.isolation == Isolation::Pods;
+        let mut requests = vec![first, links::set_port(host_if, &port_alias(&lease.pod), isolated)];
+        if self.bridge.ipv6 {
+            requests.push(links::quiet(host_if));
+        }
+        requests.push(links::up_by_name(host_if));
+        requests
+    }
+
+    fn exists(&mut self, name: &str) -> Result<bool, Error> {
+        Ok(bridge::find(&mut self.wire, &self.route, name)?.is_some())
+    }
+
+    /// Puts a host end that exists back in order.
+    pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
+        let host_if = lease.host_if.as_str();
+        let Some(link) = bridge::find(&mut self.wire, &self.route, host_if)? else { return Ok(()) };
+        let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
+        let requests = self.port_requests(enslave, host_if, lease);
+        bridge::all(&mut self.wire, &self.route, requests, || format!("put {host_if} of pod {} in order", lease.pod))
+    }
+
+    /// The host's end of a pod's veth: the link whose index and peer fit crosswise.
+    fn other_end(&mut self, pod: &Link) -> Result<Option<Link>, Error> {
+        let Some(index) = pod.peer else { return Ok(None) };
+        let messages = match self.wire.route_one(&self.route, links::get_link_by_index(index)) {
+            Ok(messages) => messages,
+            Err(Refused { errno, .. }) if errno == Errno::NODEV.raw_os_error() => return Ok(None),
+            Err(refused) => return Err(refused).doing(|| format!("look for link {index}")),
+        };
+        let veth = |link: &Link| link.kind == Some(InfoKind::Veth) && link.peer == Some(pod.index);
+        Ok(Link::all(&messages).find(veth))
+    }
+
+    pub(super) fn bridge_is_gone(&mut self) -> Result<bool, Error> {
+        let found = bridge::find(&mut self.wire, &self.route, &self.settings.bridge)?;
+        Ok(found.is_none_or(|link| link.index != self.bridge.index))
+    }
+
+    /// The pods whose link is there, but not in the bridge, or not up.
+    pub(super) fn ports_astray(&mut self) -> Result<Vec<Lease>, Error> {
+        let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
+        let astray =
+            |lease: &&Lease| links.get(&lease.host_if).is_some_and(|link| link.bridge != Some(self.bridge.index) || !link.up);
+        Ok(self.leases.values().filter(astray).cloned().collect())
+    }
+
+    /// The links in the bridge.
+    pub(super) fn ports_of_bridge(&mut self) -> Result<Vec<Link>, Error> {
+        let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        Ok(Link::all(&messages).filter(|link| link.bridge == Some(self.bridge.index)).collect())
+    }
+
+    /// Deletes links by name, all at once; those that aren't there are deleted already.
+    pub(super) fn delete_links(&mut self, names: &HashSet<String>) -> Result<(), Error> {
+        let mut requests = Vec::new();
+        for name in names {
+            if let Some(link) = bridge::find(&mut self.wire, &self.route, name)? {
+                requests.push(links::doom(link.index));
+            }
+        }
+        if requests.is_empty() {
+            return Ok(());
+        }
+        requests.push(links::delete_doomed());
+        let gone = Errno::NODEV.raw_os_error();
+        for outcome in self.wire.route(&self.route, requests).doing(|| "delete links".into())? {
+            match outcome.refusal() {
+                Some(refused) if refused.errno != gone => return Err(refused).doing(|| format!("delete {}", list(names))),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of the host's end: the same for the same pod, whatever process asks. FNV-1a.
+pub(crate) fn host_link(bridge: &str, uid: &str, salt: u32) -> String {
+    let bytes = bridge.bytes().chain([0]).chain(uid.bytes()).chain(salt.to_be_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{LINK_PREFIX}{:010x}", hash & 0xff_ffff_ffff)
+}
+
+/// Shown by `ip link`. IFALIASZ is 256.
+fn port_alias(pod: &str) -> String {
+    pod.chars().filter(|character| !character.is_control()).take(120).collect()
+}
+
+fn list(names: &HashSet<String>) -> String {
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    names.join(", ")
+}

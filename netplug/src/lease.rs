@@ -1,0 +1,166 @@
+//! What pods hold, kept in small files so that a crash at any write loses nothing: one file a pod, made by rename, renamed
+//! again when the pod goes (so that a new process knows how long the address has rested). The directory is on a tmpfs: no
+//! fsync. It knows nothing of links or rules.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{error::Error, settings::Port};
+
+/// What one pod holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The pod's UID.
+    pub uid: String,
+    /// `namespace/name`, for people.
+    pub pod: String,
+    /// One a family, IPv4 first.
+    pub ips: Vec<IpAddr>,
+    /// The host's end of the veth.
+    pub host_if: String,
+    /// Its host ports.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// The directory.
+#[derive(Debug)]
+pub(crate) struct LeaseDir {
+    dir: PathBuf,
+    released: u64,
+}
+
+/// What a new process finds.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub leases: Vec<Lease>,
+    /// Addresses given back, and how long ago; the longest ago first.
+    pub resting: Vec<(IpAddr, Duration)>,
+}
+
+const LEASE: &str = "lease";
+const RELEASED: &str = "released";
+
+impl LeaseDir {
+    pub(crate) fn open(dir: &Path) -> Result<LeaseDir, Error> {
+        fs::create_dir_all(dir).map_err(state("create the lease directory", dir))?;
+        Ok(LeaseDir { dir: dir.to_owned(), released: 0 })
+    }
+
+    /// Reads all, and removes what a crash left half-written and what has rested long enough.
+    pub(crate) fn load(&mut self, reuse_after: Duration) -> Result<Found, Error> {
+        let mut found = Found::default();
+        let now = SystemTime::now();
+        for entry in fs::read_dir(&self.dir).map_err(state("read the lease directory", &self.dir))? {
+            let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some(LEASE) => found.leases.push(read(&path)?),
+                Some(RELEASED) => match age(&path, now) {
+                    Ok(age) if age < reuse_after => {
+                        found.resting.extend(read(&path)?.ips.into_iter().map(|ip| (ip, age)));
+                    }
+                    _ => remove(&path)?,
+                },
+                Some("new") => remove(&path)?,
+                _ => {}
+            }
+        }
+        found.leases.sort_by(|a, b| a.uid.cmp(&b.uid));
+        found.resting.sort_by_key(|(_, age)| std::cmp::Reverse(*age));
+        Ok(found)
+    }
+
+    pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
+        let path = self.path(&lease.uid);
+        let new = path.with_extension("new");
+        let body = serde_json::to_vec(lease).map_err(|error| state("write the lease", &path)(error.into()))?;
+        fs::write(&new, body).map_err(state("write the lease", &new))?;
+        fs::rename(&new, &path).map_err(state("write the lease", &path))
+    }
+
+    /// The lease ends; its addresses rest from now on. The time is the file's ctime: that of the rename.
+    pub(crate) fn release(&mut self, uid: &str) -> Result<(), Error> {
+        let path = self.path(uid);
+        loop {
+            self.released += 1;
+            let rested = self.dir.join(format!("{}.{RELEASED}", self.released));
+            match rustix::fs::renameat_with(rustix::fs::CWD, &path, rustix::fs::CWD, &rested, rustix::fs::RenameFlags::NOREPLACE)
+            {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(state("release the lease", &path)(errno.into())),
+            }
+        }
+    }
+
+    /// Forgets a lease that nobody has seen.
+    pub(crate) fn forget(&self, uid: &str) -> Result<(), Error> {
+        remove(&self.path(uid))
+    }
+
+    /// Removes every file of ours, and the directory if nothing else is in it.
+    pub(crate) fn destroy(&self) -> Result<(), Error> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(state("read the lease directory", &self.dir)(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
+            if matches!(path.extension().and_then(|e| e.to_str()), Some(LEASE | RELEASED | "new")) {
+                remove(&path)?;
+            }
+        }
+        match fs::remove_dir(&self.dir) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Err(state("remove the lease directory", &self.dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Assumes a UID that [`check_uid`] accepts.
+    fn path(&self, uid: &str) -> PathBuf {
+        self.dir.join(format!("{uid}.{LEASE}"))
+    }
+}
+
+/// A UID becomes a file's name, and a manifest may choose it.
+pub(crate) fn check_uid(uid: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if uid.is_empty() || uid.len() > 128 || uid.starts_with('.') || !uid.bytes().all(allowed) {
+        return Err(format!("UID {uid:?} must have 1 to 128 letters, digits, - _ . and not begin with ."));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Lease, Error> {
+    let body = fs::read(path).map_err(state("read the lease", path))?;
+    serde_json::from_slice(&body).map_err(|error| state("read the lease", path)(error.into()))
+}
+
+fn age(path: &Path, now: SystemTime) -> io::Result<Duration> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(path)?;
+    let changed = Duration::new(meta.ctime().max(0) as u64, meta.ctime_nsec() as u32);
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(now.saturating_sub(changed))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(state("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn state(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::State { action, path, source }
+}

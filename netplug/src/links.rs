@@ -1,0 +1,334 @@
+//! Links, addresses and routes as route netlink messages: what to ask of the kernel and what its answers mean. No I/O here.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+};
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    link::{
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
+    },
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::{cidr::Cidr, netlink::Request};
+
+/// The name of a pod's interface, as Kubernetes has it.
+pub(crate) const POD_LINK: &str = "eth0";
+/// The loopback's index is the same in every namespace.
+const LOOPBACK_INDEX: u32 = 1;
+/// Links that are about to be deleted are put into this group, so that one request deletes them all and the kernel waits for
+/// its readers (RCU) once, not once a link. "nplg".
+const DOOMED_GROUP: u32 = 0x6e70_6c67;
+/// linux/ip.h: IPV4_DEVCONF_ROUTE_LOCALNET.
+const ROUTE_LOCALNET: u16 = 26;
+const IFLA_INET_CONF: u16 = 1;
+
+pub(crate) type Mac = [u8; 6];
+
+/// What we want to know of a link.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: Option<InfoKind>,
+    pub bridge: Option<u32>,
+    /// A veth's other end: its index in its own namespace.
+    pub peer: Option<u32>,
+    pub mtu: u32,
+    pub up: bool,
+    pub alias: Option<String>,
+}
+
+impl Link {
+    pub(crate) fn of(message: &LinkMessage) -> Link {
+        let mut link = Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Controller(index) => link.bridge = Some(*index),
+                LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.clone()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+
+    /// The links among messages.
+    pub(crate) fn all(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = Link> {
+        messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            _ => None,
+        })
+    }
+}
+
+/// One address of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub index: u32,
+    pub ip: IpAddr,
+    pub prefix: u8,
+}
+
+impl Address {
+    /// The addresses among messages, less link-local ones, which the kernel makes by itself.
+    pub(crate) fn all(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = Address> {
+        messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.scope != AddressScope::Link => Address::of(message),
+            _ => None,
+        })
+    }
+
+    fn of(message: &AddressMessage) -> Option<Address> {
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+        let address = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+        Some(Address { index: message.header.index, ip: local.or(address)?, prefix: message.header.prefix_len })
+    }
+}
+
+/// One route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub destination: Cidr,
+    pub link: Option<u32>,
+    pub metric: u32,
+}
+
+impl Route {
+    /// The unicast routes of the main table among messages.
+    pub(crate) fn all(messages: &[RouteNetlinkMessage]) -> impl Iterator<Item = Route> {
+        messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => Route::of(route),
+            _ => None,
+        })
+    }
+
+    fn of(message: &RouteMessage) -> Option<Route> {
+        if message.header.table != RouteHeader::RT_TABLE_MAIN || message.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let base = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        });
+        let any: IpAddr = match message.header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        let number = |wanted: fn(&RouteAttribute) -> Option<u32>| message.attributes.iter().find_map(wanted);
+        Some(Route {
+            destination: Cidr::new(base.unwrap_or(any), message.header.destination_prefix_length).ok()?,
+            link: number(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }),
+            metric: number(|attribute| if let RouteAttribute::Priority(metric) = attribute { Some(*metric) } else { None })
+                .unwrap_or(0),
+        })
+    }
+
+    pub(crate) fn is_default(&self) -> bool {
+        self.destination.prefix() == 0
+    }
+}
+
+/// An address as MAC: locally administered, and the same whenever the pod has that address, so that no neighbour's cache is
+/// ever wrong about it.
+pub(crate) fn mac_of(ip: IpAddr) -> Mac {
+    let tail = match ip {
+        IpAddr::V4(ip) => ip.octets(),
+        // The prefix is the same for all of a bridge: what differs is at the end.
+        IpAddr::V6(ip) => {
+            let octets = ip.octets();
+            [octets[12], octets[13], octets[14], octets[15]]
+        }
+    };
+    [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
+}
+
+/// Ask for one link by name.
+pub(crate) fn get_link(name: &str) -> Request {
+    let message = LinkUnspec::new_with_name(name).build();
+    Request::new(RouteNetlinkMessage::GetLink(message), 0)
+}
+
+/// Ask for one link by index.
+pub(crate) fn get_link_by_index(index: u32) -> Request {
+    Request::new(RouteNetlinkMessage::GetLink(LinkUnspec::new_with_index(index).build()), 0)
+}
+
+/// For a dump of all links.
+pub(crate) fn all_links() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetLink(LinkMessage::default())
+}
+
+/// For a dump of all addresses.
+pub(crate) fn all_addresses() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetAddress(AddressMessage::default())
+}
+
+/// For a dump of a family's routes.
+pub(crate) fn all_routes(v4: bool) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(v4);
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// A new bridge, up. Its MAC is given, or it would change with its ports.
+pub(crate) fn new_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
+    let message = LinkMessageBuilder::<LinkBridge>::new(name).forward_delay(0).mcast_snooping(false);
+    let message = message.address(mac.to_vec()).mtu(mtu).up().build();
+    Request::new(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Marks a bridge as ours, and what it needs beside: up, the MTU, and route_localnet, so that the host may reach host ports by
+/// 127.0.0.1 (see the rule `guard`).
+pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: bool) -> Request {
+    let mut builder = LinkUnspec::new_with_name(name).mtu(mtu).up();
+    if let Some(alias) = alias {
+        builder = builder.alias(alias);
+    }
+    if v4 {
+        let mut value = 8u16.to_ne_bytes().to_vec();
+        value.extend(ROUTE_LOCALNET.to_ne_bytes());
+        value.extend(1u32.to_ne_bytes());
+        let settings = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | 0x8000, value));
+        builder = builder.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]));
+    }
+    Request::new(RouteNetlinkMessage::SetLink(builder.build()), 0)
+}
+
+/// A veth pair: the host's end in the bridge, the pod's in its namespace from the start. Both are still down: a veth opens only
+/// when it has its peer, and what [`set_port`] and [`quiet`] set must be set before.
+pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac) -> Request {
+    let peer = LinkUnspec::new_with_name(POD_LINK).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
+    let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(name)
+        .mtu(mtu)
+        .controller(bridge)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
+    Request::new(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// The host's end as a port of the bridge: packets may go back out where they came from (a pod that calls its own host port,
+/// where br_netfilter is on), and with isolation none goes straight to another isolated port.
+pub(crate) fn set_port(name: &str, alias: &str, isolated: bool) -> Request {
+    let port = LinkMessageBuilder::<LinkBridgePort>::default()
+        .set_port_kind(InfoPortKind::Bridge)
+        .name(name)
+        .alias(alias)
+        .hairpin(true)
+        .isolated(isolated);
+    Request::new(RouteNetlinkMessage::NewLink(port.build()), 0)
+}
+
+/// A link without an IPv6 address of the kernel's making. A port of a bridge has no use for one, nor has a pod without IPv6,
+/// and to announce it the kernel would send half a dozen packets, each to every port: that made a pod's start cost more the more
+/// pods there were.
+pub(crate) fn quiet(name: &str) -> Request {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let message = LinkUnspec::new_with_name(name)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    Request::new(RouteNetlinkMessage::SetLink(message.build()), 0)
+}
+
+/// A link by name, up.
+pub(crate) fn up_by_name(name: &str) -> Request {
+    Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_name(name).up().build()), 0)
+}
+
+/// Puts an existing host end back into the bridge, with the MTU.
+pub(crate) fn enslave(index: u32, bridge: u32, mtu: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).build();
+    Request::new(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// A link, up.
+pub(crate) fn up(index: u32) -> Request {
+    Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build()), 0)
+}
+
+/// The pod's loopback, up.
+pub(crate) fn loopback_up() -> Request {
+    up(LOOPBACK_INDEX)
+}
+
+/// A pod's interface that exists: MAC, MTU.
+pub(crate) fn set_pod_link(index: u32, mac: Mac, mtu: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).mtu(mtu).build();
+    Request::new(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Marks a link for [`delete_doomed`].
+pub(crate) fn doom(index: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).link_group(DOOMED_GROUP).build();
+    Request::new(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Deletes all links that were marked.
+pub(crate) fn delete_doomed() -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(DOOMED_GROUP));
+    Request::new(RouteNetlinkMessage::DelLink(message), 0)
+}
+
+/// Adds an address, or leaves it as it is. IPv6 without duplicate address detection: nobody else gives these out, and it
+/// would take two seconds.
+pub(crate) fn add_address(index: u32, ip: IpAddr, subnet: Cidr) -> Request {
+    Request::new(RouteNetlinkMessage::NewAddress(address(index, ip, subnet.prefix())), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes an address.
+pub(crate) fn remove_address(found: Address) -> Request {
+    Request::new(RouteNetlinkMessage::DelAddress(address(found.index, found.ip, found.prefix)), 0)
+}
+
+fn address(index: u32, ip: IpAddr, prefix: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(ip.is_ipv4());
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.attributes.push(AddressAttribute::Local(ip));
+    message.attributes.push(AddressAttribute::Address(ip));
+    match ip {
+        IpAddr::V4(v4) => {
+            let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+            message.attributes.push(AddressAttribute::Broadcast(Ipv4Addr::from(u32::from(v4) | host_bits)));
+        }
+        IpAddr::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
+    }
+    message
+}
+
+/// The pod's way out.
+pub(crate) fn default_route(index: u32, gateway: IpAddr) -> Request {
+    let message = match gateway {
+        IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build(),
+        IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index).build(),
+    };
+    Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn family(v4: bool) -> AddressFamily {
+    if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}

@@ -1,0 +1,149 @@
+//! The door: an asynchronous handle to the thread that does the work. It decides nothing.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    engine::{Engine, Wanted},
+    error::{Doing, Error},
+    lease::Lease,
+    settings::{Port, Settings},
+};
+
+type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+
+/// A pod network that is up, in the network namespace of the thread that called [`Network::open`].
+///
+/// All requests are done one after the other on one thread: the kernel would serialise them anyway. Every method may be called
+/// again after a failure or a crash; it then does what is left to do.
+#[derive(Debug)]
+pub struct Network {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// What a pod asks for.
+#[derive(Debug)]
+pub struct Attachment<'a> {
+    /// Identifies the pod: the same UID gets the same address.
+    pub uid: &'a str,
+    /// `namespace/name`, for messages.
+    pub pod: &'a str,
+    /// The pod's network namespace.
+    pub netns: BorrowedFd<'a>,
+    /// A `NETLINK_ROUTE` socket that was opened inside that namespace: nobody calls setns here.
+    pub netlink: OwnedFd,
+    /// Ports of the host that lead to the pod.
+    pub ports: Vec<Port>,
+    /// Addresses that it must have, at most one a family; empty: any.
+    pub fixed: Vec<IpAddr>,
+}
+
+/// What it got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// One a family, IPv4 first.
+    pub ips: Vec<IpAddr>,
+    /// The default route's next hop, in the order of `ips`.
+    pub gateways: Vec<IpAddr>,
+    /// Of the pod's eth0.
+    pub mac: [u8; 6],
+    /// The host's end of the veth.
+    pub host_if: String,
+    /// Of the pod's eth0.
+    pub mtu: u32,
+    /// What each step took.
+    pub steps: Vec<(&'static str, Duration)>,
+}
+
+/// What [`Network::close`] leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remove {
+    /// Pods stay connected; a later [`Network::open`] goes on with them.
+    Nothing,
+    /// Links, rules, leases and the bridge (unless somebody else made it) are removed.
+    All,
+}
+
+impl Network {
+    /// Brings up the bridge with the gateways' addresses, forwarding and the nftables table, and goes on with the pods that an
+    /// earlier process left.
+    ///
+    /// `net.ipv4.ip_forward` (and `net.ipv6.conf.all.forwarding`) is switched on as far as the ranges need it, and left on.
+    pub async fn open(settings: Settings) -> Result<Network, Error> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, opened) = oneshot::channel();
+        // Spawned here, not in a pool: a thread begins in the network namespace of the one that spawned it.
+        let work = move || {
+            let mut engine = match Engine::open(settings) {
+                Ok(engine) => engine,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            if ready.send(Ok(())).is_ok() {
+                queue.into_iter().for_each(|job| job(&mut engine));
+            }
+        };
+        thread::Builder::new().name("netplug".into()).spawn(work).doing(|| "start the network's thread".into())?;
+        opened.await.map_err(|_| Error::Closed)??;
+        Ok(Network { jobs })
+    }
+
+    /// Gives a pod its interface, addresses, routes and host ports. For a UID that is attached it answers with the same addresses
+    /// and mends what is missing or changed, on the host and in the pod; ports are those of this call.
+    ///
+    /// A failure of the first attachment leaves nothing behind.
+    pub async fn attach(&self, attachment: Attachment<'_>) -> Result<Attached, Error> {
+        let Attachment { uid, pod, netns, netlink, ports, fixed } = attachment;
+        let netns = netns.try_clone_to_owned().doing(|| format!("duplicate the network namespace's descriptor of pod {pod}"))?;
+        let wanted = Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed };
+        self.run(move |engine| engine.attach(&wanted)).await?
+    }
+
+    /// Takes ports, link and address from a pod. Not attached: nothing to do.
+    ///
+    /// Deleting one veth costs about 16 ms: the kernel waits for its readers (RCU), and others wait with it. When the namespace is
+    /// about to end anyway, [`Network::release_when_netns_dies`] is the better choice.
+    pub async fn detach(&self, uid: &str) -> Result<(), Error> {
+        let uid = uid.to_owned();
+        self.run(move |engine| engine.detach(&uid)).await?
+    }
+
+    /// Takes ports and address from a pod at once, and leaves the veth to the kernel, which removes it with the namespace, many of
+    /// them in one wait, and not while we hold up others. To be called when the pod's last process has ended. The address rests
+    /// ([`Settings::reuse_after`]) before another pod gets it, so the dying link does no harm; should the namespace live on,
+    /// [`Network::retain`] removes the link.
+    pub async fn release_when_netns_dies(&self, uid: &str) -> Result<(), Error> {
+        let uid = uid.to_owned();
+        self.run(move |engine| engine.release_when_netns_dies(&uid)).await?
+    }
+
+    /// All that pods hold, by UID.
+    pub async fn attached(&self) -> Result<Vec<Lease>, Error> {
+        self.run(|engine| engine.attached()).await
+    }
+
+    /// Frees addresses, ports and links of all pods but these; also links in the bridge that no pod has.
+    pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
+        let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
+        self.run(move |engine| engine.retain(&live)).await?
+    }
+
+    /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].
+    pub async fn close(self, remove: Remove) -> Result<(), Error> {
+        self.run(move |engine| engine.close(remove)).await?
+    }
+
+    async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Engine) -> T + Send + 'static) -> Result<T, Error> {
+        let (done, outcome) = oneshot::channel();
+        let job: Job = Box::new(move |engine| drop(done.send(job(engine))));
+        self.jobs.send(job).map_err(|_| Error::Closed)?;
+        outcome.await.map_err(|_| Error::Closed)
+    }
+}

@@ -1,0 +1,8 @@
+//! Our nftables table: rendered whole in one atomic batch, changed by single map elements, removed at the end.
+//! [`wire`] knows nftables' messages, [`rule`] its expressions, [`table`] what stands in ours.
+
+pub(crate) mod rule;
+pub(crate) mod table;
+pub(crate) mod wire;
+
+pub(crate) use table::Table;

@@ -1,0 +1,263 @@
+//! nftables expressions: what `nft` compiles a rule's words to. A rule is a list of them over registers; each method below is
+//! one phrase of a rule and says in its name what `nft list ruleset` shows.
+
+use super::wire::Attrs;
+
+const LIST_ELEM: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+
+/// 16-byte register 1, which is also the 4-byte registers 8 to 11.
+const R1: u32 = 1;
+/// The second 4 bytes of [`R1`].
+const R1_WORD1: u32 = 9;
+const R1_WORD2: u32 = 10;
+/// 16-byte register 2, whose first word is 12.
+const R2: u32 = 2;
+const R2_WORD1: u32 = 13;
+
+const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const BASE_NETWORK: u32 = 1;
+const BASE_TRANSPORT: u32 = 2;
+const CT_STATUS: u32 = 2;
+/// IPS_DST_NAT.
+const STATUS_DNAT: u32 = 0x20;
+const CMP_EQ: u32 = 0;
+const CMP_NEQ: u32 = 1;
+const LOOKUP_INVERT: u32 = 1;
+const FIB_ADDRTYPE: u32 = 3;
+const FIB_DADDR: u32 = 2;
+const RTN_LOCAL: u32 = 2;
+const NAT_DNAT: u32 = 1;
+
+/// IPv4 or IPv6, as rules tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    pub(crate) fn is_v4(self) -> bool {
+        self == Family::V4
+    }
+
+    /// `4` or `6`, for the names of sets.
+    pub(crate) fn digit(self) -> char {
+        if self.is_v4() { '4' } else { '6' }
+    }
+
+    /// NFPROTO_IPV4 or NFPROTO_IPV6.
+    pub(crate) fn number(self) -> u8 {
+        if self.is_v4() { 2 } else { 10 }
+    }
+
+    pub(crate) fn address_len(self) -> u32 {
+        if self.is_v4() { 4 } else { 16 }
+    }
+
+    fn source_offset(self) -> u32 {
+        if self.is_v4() { 12 } else { 8 }
+    }
+
+    fn destination_offset(self) -> u32 {
+        self.source_offset() + self.address_len()
+    }
+}
+
+/// What a rule does in the end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Verdict<'a> {
+    Drop,
+    Jump(&'a str),
+}
+
+/// Is or is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Is {
+    In,
+    NotIn,
+}
+
+/// A rule in the making.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub(crate) chain: &'static str,
+    /// Shown by `nft list ruleset`.
+    pub(crate) comment: &'static str,
+    expressions: Attrs,
+}
+
+impl Rule {
+    pub(crate) fn new(chain: &'static str, comment: &'static str) -> Rule {
+        Rule { chain, comment, expressions: Attrs::default() }
+    }
+
+    /// The list of expressions.
+    pub(crate) fn expressions(&self) -> &[u8] {
+        &self.expressions.0
+    }
+
+    /// `meta nfproto ipv4`
+    pub(crate) fn family(self, family: Family) -> Rule {
+        self.meta(META_NFPROTO, R1).compare(CMP_EQ, &[family.number()])
+    }
+
+    /// `iifname "…"`
+    pub(crate) fn from_link(self, name: &str) -> Rule {
+        self.meta(META_IIFNAME, R1).compare(CMP_EQ, &link_name(name))
+    }
+
+    /// `oifname "…"`
+    pub(crate) fn to_link(self, name: &str) -> Rule {
+        self.meta(META_OIFNAME, R1).compare(CMP_EQ, &link_name(name))
+    }
+
+    /// `oifname != "…"`
+    pub(crate) fn not_to_link(self, name: &str) -> Rule {
+        self.meta(META_OIFNAME, R1).compare(CMP_NEQ, &link_name(name))
+    }
+
+    /// `ip saddr 127.0.0.0/8`
+    pub(crate) fn from_loopback(self) -> Rule {
+        self.payload(BASE_NETWORK, Family::V4.source_offset(), 1, R1).compare(CMP_EQ, &[127])
+    }
+
+    /// `ip daddr 127.0.0.0/8`
+    pub(crate) fn to_loopback(self) -> Rule {
+        self.payload(BASE_NETWORK, Family::V4.destination_offset(), 1, R1).compare(CMP_EQ, &[127])
+    }
+
+    /// `ip saddr @set`
+    pub(crate) fn source(self, family: Family, is: Is, set: &str) -> Rule {
+        self.payload(BASE_NETWORK, family.source_offset(), family.address_len(), R1).lookup(set, is)
+    }
+
+    /// `ip daddr @set`
+    pub(crate) fn destination(self, family: Family, is: Is, set: &str) -> Rule {
+        self.payload(BASE_NETWORK, family.destination_offset(), family.address_len(), R1).lookup(set, is)
+    }
+
+    /// `fib daddr type local`: addressed to this node.
+    pub(crate) fn to_this_node(self) -> Rule {
+        self.expression("fib", |data| {
+            data.u32(1, R1).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR);
+        })
+        .compare(CMP_EQ, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// `ct status dnat`
+    pub(crate) fn redirected(self) -> Rule {
+        self.status_dnat().compare(CMP_NEQ, &[0; 4])
+    }
+
+    /// `dnat ip to meta l4proto . th dport map @map`
+    pub(crate) fn redirect_by_port(self, family: Family, map: &str) -> Rule {
+        self.meta(META_L4PROTO, R1)
+            .payload(BASE_TRANSPORT, 2, 2, R1_WORD1)
+            .map(map)
+            .dnat(family, if family.is_v4() { R1_WORD1 } else { R2 })
+    }
+
+    /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
+    pub(crate) fn redirect_by_address(self, family: Family, map: &str) -> Rule {
+        let (protocol, port) = if family.is_v4() { (R1_WORD1, R1_WORD2) } else { (R2, R2_WORD1) };
+        self.payload(BASE_NETWORK, family.destination_offset(), family.address_len(), R1)
+            .meta(META_L4PROTO, protocol)
+            .payload(BASE_TRANSPORT, 2, 2, port)
+            .map(map)
+            .dnat(family, if family.is_v4() { R1_WORD1 } else { R2 })
+    }
+
+    /// `masquerade`
+    pub(crate) fn masquerade(self) -> Rule {
+        self.expression("masq", |_| {})
+    }
+
+    /// `drop`, `jump …`
+    pub(crate) fn then(self, verdict: Verdict<'_>) -> Rule {
+        self.expression("immediate", |data| {
+            data.u32(1, 0).nest(2, |value| {
+                value.nest(DATA_VERDICT, |attrs| match verdict {
+                    Verdict::Drop => {
+                        attrs.u32(1, 0);
+                    }
+                    Verdict::Jump(chain) => {
+                        attrs.u32(1, -3i32 as u32).str(2, chain);
+                    }
+                });
+            });
+        })
+    }
+
+    fn status_dnat(self) -> Rule {
+        self.expression("ct", |data| {
+            data.u32(1, R1).u32(2, CT_STATUS);
+        })
+        .expression("bitwise", |data| {
+            data.u32(1, R1).u32(2, R1).u32(3, 4);
+            data.data(4, &STATUS_DNAT.to_ne_bytes());
+            data.data(5, &[0; 4]);
+        })
+    }
+
+    fn meta(self, key: u32, register: u32) -> Rule {
+        self.expression("meta", |data| {
+            data.u32(1, register).u32(2, key);
+        })
+    }
+
+    fn payload(self, base: u32, offset: u32, length: u32, register: u32) -> Rule {
+        self.expression("payload", |data| {
+            data.u32(1, register).u32(2, base).u32(3, offset).u32(4, length);
+        })
+    }
+
+    fn compare(self, operator: u32, value: &[u8]) -> Rule {
+        self.expression("cmp", |data| {
+            data.u32(1, R1).u32(2, operator).data(3, value);
+        })
+    }
+
+    fn lookup(self, set: &str, is: Is) -> Rule {
+        self.expression("lookup", |data| {
+            data.str(1, set).u32(2, R1);
+            if is == Is::NotIn {
+                data.u32(5, LOOKUP_INVERT);
+            }
+        })
+    }
+
+    /// Replaces the key in register 1 by the map's value; a key that isn't there ends the rule.
+    fn map(self, map: &str) -> Rule {
+        self.expression("lookup", |data| {
+            data.str(1, map).u32(2, R1).u32(3, R1);
+        })
+    }
+
+    fn dnat(self, family: Family, port: u32) -> Rule {
+        self.expression("nat", |data| {
+            data.u32(1, NAT_DNAT).u32(2, u32::from(family.number())).u32(3, R1).u32(5, port);
+        })
+    }
+
+    fn expression(mut self, name: &str, fill: impl FnOnce(&mut Attrs)) -> Rule {
+        self.expressions.nest(LIST_ELEM, |expression| {
+            expression.str(1, name).nest(2, fill);
+        });
+        self
+    }
+}
+
+/// Names are compared with their padding: IFNAMSIZ bytes.
+fn link_name(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}

@@ -1,0 +1,263 @@
+//! What the user may choose, and what a pod asks for: plain data, checked in one place before anything is touched.
+//! Every complaint names the field as it is written.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cidr::{Cidr, Span},
+    error::{Error, show_port},
+};
+
+/// IFNAMSIZ less the NUL.
+const LINK_NAME_MAX: usize = 15;
+/// NFT_NAME_MAXLEN is 256; ours are shorter so that they can be typed.
+const TABLE_NAME_MAX: usize = 63;
+
+/// One bridge network of a node.
+///
+/// Several may live on one host, each with a bridge, a table and a state directory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The bridge's name, at most 15 bytes.
+    pub bridge: String,
+    /// Where addresses come from; the first range of a family that has a free one gives it. A pod gets one address a family.
+    pub ranges: Vec<Range>,
+    /// The nftables table (family inet) that is ours alone.
+    pub table: String,
+    /// Of the bridge and of every pod; unset: that of the link with the default route, or 1500.
+    pub mtu: Option<u32>,
+    /// Leases live here. On a tmpfs: what a reboot ends needs no fsync.
+    pub state_dir: PathBuf,
+    /// Whether what pods send out of the node gets the node's address.
+    pub masquerade: bool,
+    /// Destinations beside the ranges that see the pods' own addresses.
+    pub masquerade_except: Vec<Cidr>,
+    /// How long an address rests between two pods.
+    pub reuse_after: Duration,
+    /// Whether pods may talk to each other.
+    pub isolation: Isolation,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            bridge: "nodeagent0".into(),
+            ranges: vec![Range { subnet: Cidr::DEFAULT, gateway: None, exclude: Vec::new() }],
+            table: "nodeagent".into(),
+            mtu: None,
+            state_dir: "/run/nodeagent/net".into(),
+            masquerade: true,
+            masquerade_except: Vec::new(),
+            reuse_after: Duration::from_secs(60),
+            isolation: Isolation::Off,
+        }
+    }
+}
+
+/// Where addresses come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The subnet that the bridge and the pods share.
+    pub subnet: Cidr,
+    /// The bridge's address; unset: the subnet's first.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// Addresses that no pod gets.
+    #[serde(default)]
+    pub exclude: Vec<Span>,
+}
+
+/// Whether pods of one bridge reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Isolation {
+    /// They do.
+    #[default]
+    Off,
+    /// They don't, nor by ports that a pod publishes on the host: those are for the host and the world.
+    Pods,
+}
+
+/// A transport protocol that ports belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// 6.
+    Tcp,
+    /// 17.
+    Udp,
+    /// 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// A port of the host that leads to a port of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Port {
+    /// Which of the host's addresses; unset or unspecified: all of them, loopback included (IPv4).
+    pub host_ip: Option<IpAddr>,
+    /// The host's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// Of both.
+    pub protocol: Protocol,
+}
+
+impl Port {
+    /// The address that it is bound to; none for `0.0.0.0`, `::` and unset.
+    pub(crate) fn specific_ip(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|ip| !ip.is_unspecified())
+    }
+
+    /// Whether it concerns that family. `0.0.0.0` is IPv4 alone, `::` and unset are both, as sockets have it.
+    pub(crate) fn serves(&self, v4: bool) -> bool {
+        match self.host_ip {
+            None => true,
+            Some(IpAddr::V6(ip)) if ip.is_unspecified() => true,
+            Some(ip) => ip.is_ipv4() == v4,
+        }
+    }
+
+    /// Whether one socket address could be meant by both.
+    pub(crate) fn collides(&self, other: &Port) -> bool {
+        let families = [true, false].into_iter().any(|v4| self.serves(v4) && other.serves(v4));
+        let addresses = match (self.specific_ip(), other.specific_ip()) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        self.protocol == other.protocol && self.host_port == other.host_port && families && addresses
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show_port(f, self.protocol, self.specific_ip(), self.host_port)
+    }
+}
+
+impl Range {
+    /// The bridge's address in this range: the one given, or the subnet's first.
+    pub fn gateway(&self) -> IpAddr {
+        self.gateway.unwrap_or_else(|| self.subnet.at(1))
+    }
+}
+
+impl Settings {
+    /// Whether the settings make sense by themselves; what the host has to say comes with [`crate::Network::open`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_names()?;
+        if self.ranges.is_empty() {
+            return Err(Error::settings("ranges", "is empty: pods need an address, e.g. 10.88.0.0/16"));
+        }
+        for (index, range) in self.ranges.iter().enumerate() {
+            check_range(index, range)?;
+            for (other, earlier) in self.ranges[..index].iter().enumerate() {
+                if range.subnet.overlaps(&earlier.subnet) {
+                    let problem = format!("{} overlaps ranges[{other}].subnet {}", range.subnet, earlier.subnet);
+                    return Err(Error::settings(format!("ranges[{index}].subnet"), problem));
+                }
+            }
+        }
+        self.check_mtu()
+    }
+
+    /// Whether a family has a range.
+    pub(crate) fn has(&self, v4: bool) -> bool {
+        self.ranges.iter().any(|range| range.subnet.is_v4() == v4)
+    }
+
+    fn check_names(&self) -> Result<(), Error> {
+        check_name("bridge", &self.bridge, LINK_NAME_MAX)?;
+        check_name("table", &self.table, TABLE_NAME_MAX)?;
+        if !self.table.starts_with(|first: char| first.is_ascii_alphabetic()) {
+            return Err(Error::settings("table", format!("{:?} must begin with a letter", self.table)));
+        }
+        if !self.state_dir.is_absolute() {
+            return Err(Error::settings("state_dir", format!("{} is not an absolute path", self.state_dir.display())));
+        }
+        Ok(())
+    }
+
+    fn check_mtu(&self) -> Result<(), Error> {
+        // RFC 8200: a link that carries IPv6 carries 1280 bytes. Below, the kernel would silently switch IPv6 off.
+        let least = if self.has(false) { 1280 } else { 68 };
+        match self.mtu {
+            Some(mtu) if !(least..=65_535).contains(&mtu) => {
+                Err(Error::settings("mtu", format!("{mtu} is not within {least} and 65535")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_name(field: &str, name: &str, longest: usize) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > longest {
+        return Err(Error::settings(field, format!("{name:?} must have 1 to {longest} bytes")));
+    }
+    if !name.bytes().all(allowed) || name.starts_with(['.', '-']) {
+        return Err(Error::settings(field, format!("{name:?} may have letters, digits, - _ . and not begin with . or -")));
+    }
+    Ok(())
+}
+
+fn check_range(index: usize, range: &Range) -> Result<(), Error> {
+    let field = |name: &str| format!("ranges[{index}].{name}");
+    let subnet = range.subnet;
+    let longest = if subnet.is_v4() { 30 } else { 126 };
+    if subnet.prefix() > longest || subnet.prefix() < 8 {
+        return Err(Error::settings(field("subnet"), format!("{subnet} must be between /8 and /{longest}")));
+    }
+    if let IpAddr::V4(base) = subnet.base()
+        && (base.is_loopback() || base.is_multicast() || base.octets()[0] == 0 || base.octets()[0] >= 240)
+    {
+        return Err(Error::settings(field("subnet"), format!("{subnet} is not for hosts; take one of 10.0.0.0/8")));
+    }
+    if let IpAddr::V6(base) = subnet.base()
+        && (base.is_multicast() || base.is_unicast_link_local() || base.segments()[..7] == Ipv6Addr::LOCALHOST.segments()[..7])
+    {
+        return Err(Error::settings(field("subnet"), format!("{subnet} is not for hosts; take one of fd00::/8")));
+    }
+    let gateway = range.gateway();
+    if !subnet.contains(gateway) {
+        return Err(Error::settings(field("gateway"), format!("{gateway} is not in {subnet}")));
+    }
+    if gateway == subnet.base() || (subnet.is_v4() && subnet.offset(gateway) == Some(subnet.last_offset())) {
+        return Err(Error::settings(field("gateway"), format!("{gateway} is the network's or its broadcast address")));
+    }
+    for (number, span) in range.exclude.iter().enumerate() {
+        if !subnet.contains(span.first) || !subnet.contains(span.last) {
+            return Err(Error::settings(field(&format!("exclude[{number}]")), format!("{span} is not in {subnet}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! What crashes, hands and other people's networks do to it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod lab;
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use lab::{Lab, NODE, OUTSIDE, Pod, range, wait};
+use netplug::{Protocol::Tcp, Range, Remove, Settings};
+use rstest::rstest;
+
+#[test]
+fn attaching_twice_is_attaching_once() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let first = pod.attach(&network).unwrap();
+    let (node, inside) = (lab.node.picture(), pod.netns.picture());
+    let second = pod.attach(&network).unwrap();
+    assert_eq!((first.ips, first.host_if, first.mac), (second.ips, second.host_if, second.mac));
+    assert_eq!((lab.node.picture(), pod.netns.picture()), (node, inside));
+}
+
+#[test]
+fn ports_are_those_of_the_last_attachment() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let mut pod = Pod::new("pod").port("8080:80/TCP");
+    let (_, _server) = pod.up(&network);
+    pod.ports = vec![lab::port("8081:80/TCP")];
+    pod.attach(&network).unwrap();
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8081")), Ok(format!("pod ::ffff:{OUTSIDE}")));
+    lab.outside.assert_unreachable(Tcp, &format!("{NODE}:8080"));
+    Pod::new("other").port("8080:80/TCP").attach(&network).unwrap();
+}
+
+#[rstest]
+#[case::link_deleted("link delete $veth")]
+#[case::link_down("link set $veth down")]
+#[case::link_out_of_the_bridge("link set $veth nomaster")]
+#[case::bridge_deleted("link delete pods0")]
+fn attaching_again_mends_the_host(#[case] harm: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let (first, _server) = pod.up(&network);
+    lab.node.ip(&harm.replace("$veth", &first.host_if));
+    let second = pod.attach(&network).unwrap();
+    assert_eq!(first.ips, second.ips);
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("pod ::ffff:{OUTSIDE}")));
+}
+
+#[rstest]
+#[case::down("link set eth0 down")]
+#[case::no_address("address flush dev eth0")]
+#[case::another_address("address add 10.88.0.99/24 dev eth0")]
+#[case::no_route("route delete default")]
+#[case::another_mac("link set eth0 address 02:00:00:00:00:01")]
+fn attaching_again_mends_the_pod(#[case] harm: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let (_, _server) = pod.up(&network);
+    let before = pod.netns.picture();
+    pod.netns.ip(harm);
+    pod.attach(&network).unwrap();
+    assert_eq!(pod.netns.picture(), before);
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("pod ::ffff:{OUTSIDE}")));
+}
+
+#[test]
+fn a_new_process_goes_on_where_the_old_one_was_killed() {
+    let lab = Lab::new();
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let network = lab.open(lab.settings());
+    let (first, _server) = pod.up(&network);
+    let picture = lab.node.picture();
+    drop(network);
+    fs::write(lab.state.path().join("net/half.new"), "{").unwrap();
+
+    let network = lab.open(lab.settings());
+    assert_eq!(lab.node.picture(), picture);
+    assert!(!lab.state.path().join("net/half.new").exists());
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("pod ::ffff:{OUTSIDE}")));
+    assert_eq!(pod.attach(&network).unwrap().ips, first.ips);
+    assert_ne!(Pod::new("other").attach(&network).unwrap().ips, first.ips);
+}
+
+#[test]
+fn a_lease_without_link_is_honoured() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let first = Pod::new("pod").attach(&network).unwrap(); // and its namespace ends
+    let pod = Pod::new("pod");
+    let (second, _server) = pod.up(&network);
+    assert_eq!(first.ips, second.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", second.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+}
+
+#[test]
+fn a_pod_without_lease_keeps_its_address() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod");
+    pod.attach(&network).unwrap();
+    let first = Pod::new("second");
+    let (attached, _server) = first.up(&network);
+    drop(network);
+    fs::remove_dir_all(lab.state.path().join("net")).unwrap();
+    let network = lab.open(lab.settings());
+    assert_eq!(first.attach(&network).unwrap().ips, attached.ips);
+    assert_eq!(wait(network.attached()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_failed_attachment_leaves_nothing() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    pod.netns.ip("link add name eth0 type bridge");
+    let before = lab.node.picture();
+    let error = pod.attach(&network).unwrap_err().to_string();
+    assert!(error.contains("has an interface eth0 already"), "{error}");
+    assert_eq!(lab.node.picture(), before);
+    assert_eq!(wait(network.attached()).unwrap(), []);
+    pod.netns.ip("link delete eth0");
+    assert_eq!(pod.attach(&network).unwrap().ips, ["10.88.0.2".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn retain_frees_all_others() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let keep = Pod::new("keep").port("8080:80/TCP");
+    let (_, _server) = keep.up(&network);
+    let before = lab.node.picture();
+    let gone: Vec<Pod> = (0..5).map(|n| Pod::new(&format!("gone{n}")).port(&format!("{}:80/TCP", 9000 + n))).collect();
+    gone.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+    wait(network.release_when_netns_dies("gone0")).unwrap();
+    wait(network.retain(&["keep", "unknown"])).unwrap();
+    assert_eq!(lab.node.picture(), before);
+    assert_eq!(wait(network.attached()).unwrap().len(), 1);
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("keep ::ffff:{OUTSIDE}")));
+}
+
+#[test]
+fn the_end_of_a_namespace_removes_the_link() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let before = lab.node.picture();
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let attached = pod.attach(&network).unwrap();
+    wait(network.release_when_netns_dies("pod")).unwrap();
+    drop(pod);
+    // The kernel's work queue does it; nothing tells when.
+    while lab.node.ip("link show").contains(&attached.host_if) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(lab.node.picture(), before);
+}
+
+#[test]
+fn a_full_range_says_so() {
+    let lab = Lab::new();
+    let small = Range { exclude: vec!["10.88.0.4-10.88.0.5".parse().unwrap()], ..range("10.88.0.0/29") };
+    let network = lab.open(Settings { ranges: vec![small], ..lab.settings() });
+    let pods: Vec<Pod> = (0..4).map(|n| Pod::new(&format!("pod{n}"))).collect();
+    let ips: Vec<String> = pods[..3].iter().map(|pod| pod.attach(&network).unwrap().ips[0].to_string()).collect();
+    assert_eq!(ips, ["10.88.0.2", "10.88.0.3", "10.88.0.6"]);
+    let error = pods[3].attach(&network).unwrap_err().to_string();
+    assert_eq!(error, "pod default/pod3: range 10.88.0.0/29 is full (3 of 3): end pods, or add a range");
+    wait(network.detach("pod1")).unwrap();
+    assert_eq!(pods[3].attach(&network).unwrap().ips[0].to_string(), "10.88.0.3");
+}
+
+#[test]
+fn an_address_rests_also_across_processes() {
+    let lab = Lab::new();
+    let settings = Settings { ranges: vec![range("10.88.0.0/30")], reuse_after: Duration::from_secs(3600), ..lab.settings() };
+    let network = lab.open(settings.clone());
+    Pod::new("first").attach(&network).unwrap();
+    wait(network.release_when_netns_dies("first")).unwrap();
+    let network = lab.open(settings);
+    let error = Pod::new("second").attach(&network).unwrap_err().to_string();
+    assert!(error.contains("range 10.88.0.0/30 has no address free (0 of 1 used, the rest was released just now)"), "{error}");
+}
+
+#[test]
+fn fixed_addresses() {
+    let lab = Lab::new();
+    let network = lab.open(lab.dual_stack());
+    let fixed = |name: &str, ips: &[&str]| Pod { fixed: ips.iter().map(|ip| ip.parse().unwrap()).collect(), ..Pod::new(name) };
+    let show = |pod: &Pod| pod.attach(&network).map(|found| found.ips).map_err(|error| error.to_string());
+    let ips = |ips: &[&str]| Ok(ips.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect::<Vec<_>>());
+    assert_eq!(show(&fixed("a", &["10.88.0.77"])), ips(&["10.88.0.77", "fd00:88::2"]));
+    assert_eq!(show(&fixed("b", &["fd00:88::77", "10.88.0.2"])), ips(&["10.88.0.2", "fd00:88::77"]));
+    for (ip, problem) in [
+        ("10.88.0.77", "address 10.88.0.77 is another pod's"),
+        ("10.88.0.1", "address 10.88.0.1 is the gateway's"),
+        ("10.99.0.1", "address 10.99.0.1 is in none of the network's ranges"),
+    ] {
+        let error = show(&fixed("c", &[ip])).unwrap_err();
+        assert!(error.contains(problem), "{error}");
+    }
+    assert_eq!(show(&Pod::new("d")), ips(&["10.88.0.3", "fd00:88::3"]), "refusals cost no address");
+}
+
+#[test]
+fn a_uid_is_no_path() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    for uid in ["../../etc/cron.d/x", "", ".hidden", "a/b", "nul\0"] {
+        let error = Pod::new(uid).attach(&network).unwrap_err().to_string();
+        assert!(error.contains("UID"), "{error}");
+    }
+}
+
+#[test]
+fn a_link_name_that_is_taken() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let name = Pod::new("pod").attach(&network).unwrap().host_if;
+    wait(network.detach("pod")).unwrap();
+    lab.node.ip(&format!("link add {name} type bridge"));
+    let pod = Pod::new("pod");
+    let (attached, _server) = pod.up(&network);
+    assert_ne!(attached.host_if, name);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", attached.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+    wait(network.close(Remove::All)).unwrap();
+    assert!(lab.node.ip("link show").contains(&name), "a stranger's link stays");
+}
+
+#[rstest]
+#[case("link add pods0 type veth peer name x", "bridge pods0: is a Veth, not a bridge")]
+#[case("link add pods0 type bridge", "bridge pods0: exists with address none; the settings say 10.88.0.1/24")]
+fn a_bridge_that_is_somebody_elses(#[case] command: &str, #[case] complaint: &str) {
+    let lab = Lab::new();
+    lab.node.ip(command);
+    let before = lab.node.picture();
+    let error = lab.try_open(lab.settings()).unwrap_err().to_string();
+    assert!(error.to_lowercase().contains(&complaint.to_lowercase()), "{error}");
+    assert_eq!(lab.node.picture(), before);
+}
+
+#[test]
+fn an_equal_bridge_is_adopted_and_stays() {
+    let lab = Lab::new();
+    lab.node.ip("link add pods0 type bridge");
+    lab.node.ip("address add 10.88.0.1/24 dev pods0");
+    lab.node.ip("link set pods0 up");
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod");
+    let (attached, _server) = pod.up(&network);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", attached.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+    wait(network.close(Remove::All)).unwrap();
+    assert!(lab.node.ip("address show pods0").contains("10.88.0.1/24"));
+}
+
+#[test]
+fn another_subnet_needs_an_empty_network() {
+    let lab = Lab::new();
+    let other = Settings { ranges: vec![range("10.89.0.0/24")], ..lab.settings() };
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod");
+    pod.attach(&network).unwrap();
+    drop(network);
+    let error = lab.try_open(other.clone()).unwrap_err().to_string();
+    assert!(error.contains("pod default/pod") && error.contains("10.88.0.2"), "{error}");
+    let network = lab.open(lab.settings());
+    wait(network.detach("pod")).unwrap();
+    drop(network);
+    lab.open(other);
+    let addresses = lab.node.ip("-o -4 address show dev pods0");
+    assert!(addresses.contains("10.89.0.1/24") && !addresses.contains("10.88"), "{addresses}");
+}
+
+#[test]
+fn a_route_of_the_host_is_in_the_way() {
+    let lab = Lab::new();
+    lab.node.ip("route add 10.88.0.0/16 via 192.0.2.2");
+    let error = lab.try_open(lab.settings()).unwrap_err().to_string();
+    let complaint = "ranges[0].subnet: 10.88.0.0/24 overlaps the host's route to 10.88.0.0/16 by up0";
+    assert!(error.contains(complaint), "{error}");
+}
+
+#[rstest]
+#[case("", "bridge: \"\" must have 1 to 15 bytes")]
+#[case("a-bridge-too-far", "bridge: \"a-bridge-too-far\" must have 1 to 15 bytes")]
+#[case("br/0", "bridge: \"br/0\" may have letters")]
+fn settings_name_the_field(#[case] bridge: &str, #[case] complaint: &str) {
+    let error = Settings { bridge: bridge.into(), ..Settings::default() }.check().unwrap_err().to_string();
+    assert!(error.contains(complaint), "{error}");
+}

@@ -1,0 +1,300 @@
+//! A small laboratory: network namespaces that talk to each other, each a thread that went into one of its own. Nothing of it is
+//! ever seen by the machine's own network, and all of it is gone when the test ends.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs::File,
+    future::Future,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+    process::Command,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use netplug::{Attached, Attachment, Network, Port, Protocol, Range, Settings};
+use nix::sched::{CloneFlags, unshare};
+
+/// How long an answer may take before it counts as none. Generous: only failures wait for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long silence must last to count as such.
+const SILENCE: Duration = Duration::from_millis(300);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace and the thread in it.
+pub struct Netns {
+    jobs: mpsc::Sender<Job>,
+    pub file: File,
+    tid: i32,
+}
+
+impl Netns {
+    pub fn new() -> Netns {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, opened) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("unshare a network namespace: run the tests as root");
+            let file = File::open("/proc/thread-self/ns/net").unwrap();
+            ready.send((file, rustix::thread::gettid().as_raw_nonzero().get())).unwrap();
+            queue.into_iter().for_each(|job| job());
+        });
+        let (file, tid) = opened.recv().unwrap();
+        let netns = Netns { jobs, file, tid };
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// Does something in the namespace.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, outcome) = mpsc::channel();
+        self.jobs.send(Box::new(move || done.send(job()).unwrap_or(()))).unwrap();
+        outcome.recv().expect("the job panicked")
+    }
+
+    pub fn ip(&self, args: &str) -> String {
+        self.command("ip", args).unwrap()
+    }
+
+    pub fn nft(&self, args: &str) -> String {
+        self.command("nft", args).unwrap()
+    }
+
+    pub fn command(&self, program: &str, args: &str) -> Result<String, String> {
+        let (program, args) = (program.to_owned(), args.to_owned());
+        self.run(move || {
+            let output = Command::new(&program).args(args.split_whitespace()).output();
+            let output = output.unwrap_or_else(|error| panic!("{program}: {error}: install iproute2 and nftables"));
+            match output.status.success() {
+                true => Ok(String::from_utf8(output.stdout).unwrap()),
+                false => Err(format!("{program} {args}: {}", String::from_utf8_lossy(&output.stderr))),
+            }
+        })
+    }
+
+    /// A veth between two namespaces, with an address at each end.
+    pub fn connect(&self, link: &str, address: &str, other: &Netns, other_link: &str, other_address: &str) {
+        self.ip(&format!("link add {link} type veth peer name {other_link} netns {}", other.tid));
+        for (netns, link, address) in [(self, link, address), (other, other_link, other_address)] {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            netns.ip(&format!("address add {address} dev {link} {nodad}"));
+            netns.ip(&format!("link set {link} up"));
+        }
+    }
+
+    /// What the namespace holds, to compare before and after, less whether cables are plugged in.
+    pub fn picture(&self) -> String {
+        let words = ["-o link show", "-4 route show table all", "-o -4 address show"].map(|args| self.ip(args)).concat();
+        let cables = ["NO-CARRIER,", ",LOWER_UP", " linkdown", " state UP", " state DOWN", "\\"];
+        cables.iter().fold(words, |words, cable| words.replace(cable, "")) + &self.nft("list ruleset")
+    }
+
+    pub fn netlink_socket(&self) -> OwnedFd {
+        self.run(|| {
+            use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None) // protocol 0 is NETLINK_ROUTE
+                .unwrap()
+        })
+    }
+
+    /// Answers each connection or datagram with `name`, a space and the client's address.
+    pub fn serve(&self, protocol: Protocol, address: &str, name: &str) -> Server {
+        let (address, name): (SocketAddr, String) = (address.parse().unwrap(), name.to_owned());
+        self.run(move || match protocol {
+            Protocol::Udp => Server::udp(UdpSocket::bind(address).unwrap(), name),
+            _ => Server::tcp(TcpListener::bind(address).unwrap(), name),
+        })
+    }
+
+    /// What the server at that address says to us.
+    pub fn ask(&self, protocol: Protocol, address: &str) -> Result<String, String> {
+        self.ask_within(protocol, address, PATIENCE)
+    }
+
+    /// Nobody answers: refused, or silence.
+    pub fn assert_unreachable(&self, protocol: Protocol, address: &str) {
+        if let Ok(answer) = self.ask_within(protocol, address, SILENCE) {
+            panic!("{address} answers {answer:?}");
+        }
+    }
+
+    fn ask_within(&self, protocol: Protocol, address: &str, patience: Duration) -> Result<String, String> {
+        let address: SocketAddr = address.parse().unwrap();
+        self.run(move || match protocol {
+            Protocol::Udp => ask_udp(address, patience),
+            _ => ask_tcp(address, patience),
+        })
+        .map_err(|error| format!("{address}: {error}"))
+    }
+}
+
+fn ask_tcp(address: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn ask_udp(address: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send(b"who are you?")?;
+    let mut buffer = [0; 256];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Serves until it is dropped; its socket would otherwise keep the namespace alive.
+pub struct Server {
+    socket: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn tcp(listener: TcpListener, name: String) -> Server {
+        let socket = listener.as_fd().try_clone_to_owned().unwrap();
+        let thread = thread::spawn(move || {
+            while let Ok((mut stream, client)) = listener.accept() {
+                let _ = write!(stream, "{name} {}", client.ip());
+            }
+        });
+        Server { socket, thread: Some(thread) }
+    }
+
+    fn udp(server: UdpSocket, name: String) -> Server {
+        let socket = server.as_fd().try_clone_to_owned().unwrap();
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 256];
+            while let Ok((length @ 1.., client)) = server.recv_from(&mut buffer) {
+                let _ = length;
+                let _ = server.send_to(format!("{name} {}", client.ip()).as_bytes(), client);
+            }
+        });
+        Server { socket, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Wakes accept and recv; an unconnected UDP socket says ENOTCONN and wakes all the same.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// "outside" – "node", and pods to be made.
+pub struct Lab {
+    pub outside: Netns,
+    pub node: Netns,
+    pub state: tempfile::TempDir,
+}
+
+/// The node as outside sees it, and outside as the node sees it.
+pub const NODE: &str = "192.0.2.1";
+pub const NODE6: &str = "2001:db8::1";
+pub const OUTSIDE: &str = "192.0.2.2";
+pub const OUTSIDE6: &str = "2001:db8::2";
+
+impl Lab {
+    pub fn new() -> Lab {
+        let lab = Lab { outside: Netns::new(), node: Netns::new(), state: tempfile::tempdir().unwrap() };
+        lab.node.connect("up0", &format!("{NODE}/24"), &lab.outside, "eth0", &format!("{OUTSIDE}/24"));
+        lab.node.ip(&format!("route add default via {OUTSIDE}"));
+        lab.node.ip(&format!("address add {NODE6}/64 dev up0 nodad"));
+        lab.outside.ip(&format!("address add {OUTSIDE6}/64 dev eth0 nodad"));
+        lab.node.ip(&format!("route add default via {OUTSIDE6}"));
+        lab
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
+            bridge: "pods0".into(),
+            ranges: vec![range("10.88.0.0/24")],
+            table: "netplug_test".into(),
+            state_dir: self.state.path().join("net"),
+            reuse_after: Duration::ZERO,
+            ..Settings::default()
+        }
+    }
+
+    pub fn dual_stack(&self) -> Settings {
+        Settings { ranges: vec![range("10.88.0.0/24"), range("fd00:88::/64")], ..self.settings() }
+    }
+
+    /// The network, opened in the node's namespace.
+    pub fn open(&self, settings: Settings) -> Network {
+        self.try_open(settings).unwrap()
+    }
+
+    pub fn try_open(&self, settings: Settings) -> Result<Network, netplug::Error> {
+        self.node.run(move || wait(Network::open(settings)))
+    }
+}
+
+pub fn range(subnet: &str) -> Range {
+    Range { subnet: subnet.parse().unwrap(), gateway: None, exclude: Vec::new() }
+}
+
+pub fn wait<T>(future: impl Future<Output = T>) -> T {
+    futures::executor::block_on(future)
+}
+
+/// A pod's namespace, and what it is to be attached with.
+pub struct Pod {
+    pub netns: Netns,
+    pub name: String,
+    pub ports: Vec<Port>,
+    pub fixed: Vec<IpAddr>,
+}
+
+impl Pod {
+    pub fn new(name: &str) -> Pod {
+        Pod { netns: Netns::new(), name: name.into(), ports: Vec::new(), fixed: Vec::new() }
+    }
+
+    /// `8080:80/TCP`, `127.0.0.1:8080:80/UDP`, `[::1]:…`
+    pub fn port(mut self, text: &str) -> Pod {
+        self.ports.push(port(text));
+        self
+    }
+
+    pub fn attach(&self, network: &Network) -> Result<Attached, netplug::Error> {
+        wait(network.attach(Attachment {
+            uid: &self.name,
+            pod: &format!("default/{}", self.name),
+            netns: self.netns.file.as_fd(),
+            netlink: self.netns.netlink_socket(),
+            ports: self.ports.clone(),
+            fixed: self.fixed.clone(),
+        }))
+    }
+
+    /// Attached, with a server on its port 80 that says its name.
+    pub fn up(&self, network: &Network) -> (Attached, Server) {
+        let attached = self.attach(network).unwrap();
+        (attached, self.netns.serve(Protocol::Tcp, "[::]:80", &self.name))
+    }
+}
+
+pub fn port(text: &str) -> Port {
+    let (rest, protocol) = text.split_once('/').unwrap();
+    let (rest, container) = rest.rsplit_once(':').unwrap();
+    let (host_ip, host) = rest.rsplit_once(':').map_or((None, rest), |(ip, port)| (Some(ip), port));
+    Port {
+        host_ip: host_ip.map(|ip| ip.trim_matches(['[', ']']).parse().unwrap()),
+        host_port: host.parse().unwrap(),
+        container_port: container.parse().unwrap(),
+        protocol: match protocol {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => Protocol::Sctp,
+        },
+    }
+}

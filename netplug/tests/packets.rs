@@ -1,0 +1,243 @@
+//! The network as packets see it: "outside" – "node" – pods.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod lab;
+
+use std::net::IpAddr;
+
+use lab::{Lab, NODE, NODE6, OUTSIDE, OUTSIDE6, Pod, range, wait};
+use netplug::{
+    Isolation,
+    Protocol::{Tcp, Udp},
+    Remove, Settings,
+};
+use rstest::rstest;
+
+#[test]
+fn pods_reach_each_other_and_the_world_and_leave_nothing() {
+    let lab = Lab::new();
+    let before = lab.node.picture();
+    let network = lab.open(lab.settings());
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let (a_net, _a) = a.up(&network);
+    let (b_net, _b) = b.up(&network);
+    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
+
+    assert_eq!(a.netns.ask(Tcp, &format!("{}:80", b_net.ips[0])), Ok(format!("b ::ffff:{}", a_net.ips[0])));
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", b_net.ips[0])), Ok("b ::ffff:10.88.0.1".into()));
+    assert_eq!(a.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")), "masqueraded");
+    assert_eq!(a.netns.ask(Tcp, "127.0.0.1:80"), Ok("a ::ffff:127.0.0.1".into()), "loopback is up");
+
+    wait(network.detach("a")).unwrap();
+    wait(network.detach("a")).unwrap();
+    wait(network.close(Remove::All)).unwrap();
+    assert_eq!(lab.node.picture(), before);
+    assert!(!lab.state.path().join("net").exists());
+}
+
+/// Whether the bridge shows what it forwards to nftables' IP hooks, as Kubernetes nodes often have it: redirected packets then
+/// take another way through the kernel.
+fn set_br_netfilter(lab: &Lab, value: &'static str) {
+    let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    lab.node.run(move || {
+        if path.exists() {
+            std::fs::write(path, value).unwrap()
+        }
+    });
+}
+
+#[rstest]
+#[case::without_br_netfilter("0")]
+#[case::with_br_netfilter("1")]
+fn host_ports_are_reached_from_everywhere(#[case] br_netfilter: &'static str) {
+    let lab = Lab::new();
+    set_br_netfilter(&lab, br_netfilter);
+    let network = lab.open(lab.settings());
+    let (web, client) = (Pod::new("web").port("8080:80/TCP"), Pod::new("client"));
+    let (_, _web) = web.up(&network);
+    client.attach(&network).unwrap();
+
+    let port = format!("{NODE}:8080");
+    assert_eq!(lab.outside.ask(Tcp, &port), Ok(format!("web ::ffff:{OUTSIDE}")), "outside's own address is seen");
+    assert_eq!(lab.node.ask(Tcp, &port), Ok(format!("web ::ffff:{NODE}")));
+    assert_eq!(lab.node.ask(Tcp, "127.0.0.1:8080"), Ok("web ::ffff:10.88.0.1".into()), "localhost of the node");
+    for _ in 0..3 {
+        // Again and again: the kernel may tell the pod a "better" way (ICMP redirect), and that would end badly.
+        assert_eq!(client.netns.ask(Tcp, &port), Ok("web ::ffff:10.88.0.1".into()), "from another pod");
+    }
+    assert_eq!(web.netns.ask(Tcp, &port), Ok("web ::ffff:10.88.0.1".into()), "from the pod itself");
+    assert_eq!(client.netns.ask(Tcp, "10.88.0.1:8080"), Ok("web ::ffff:10.88.0.1".into()), "by the gateway's address");
+
+    wait(network.release_when_netns_dies("web")).unwrap();
+    lab.outside.assert_unreachable(Tcp, &port);
+    lab.node.assert_unreachable(Tcp, "127.0.0.1:8080");
+}
+
+#[test]
+fn one_port_number_on_addresses_and_protocols() {
+    let lab = Lab::new();
+    lab.node.ip("address add 192.0.2.11/24 dev up0");
+    let network = lab.open(lab.settings());
+    let a = Pod::new("a").port("192.0.2.1:53:80/TCP").port("53:90/UDP");
+    let b = Pod::new("b").port("192.0.2.11:53:80/TCP");
+    let (_, _a) = a.up(&network);
+    let (_, _b) = b.up(&network);
+    let _udp = a.netns.serve(Udp, "0.0.0.0:90", "a by UDP");
+
+    assert_eq!(lab.outside.ask(Tcp, "192.0.2.1:53"), Ok(format!("a ::ffff:{OUTSIDE}")));
+    assert_eq!(lab.outside.ask(Tcp, "192.0.2.11:53"), Ok(format!("b ::ffff:{OUTSIDE}")));
+    for address in ["192.0.2.1:53", "192.0.2.11:53"] {
+        assert_eq!(lab.outside.ask(Udp, address), Ok(format!("a by UDP {OUTSIDE}")));
+    }
+    assert_eq!(lab.node.ask(Udp, "127.0.0.1:53"), Ok("a by UDP 10.88.0.1".into()));
+    lab.node.assert_unreachable(Tcp, "127.0.0.1:53");
+}
+
+#[rstest]
+#[case("8080:80/TCP", "8080:81/TCP")]
+#[case("127.0.0.1:8080:80/TCP", "8080:81/TCP")]
+#[case("8080:80/UDP", "0.0.0.0:8080:80/UDP")]
+fn a_port_that_a_pod_has_is_refused_by_its_name(#[case] first: &str, #[case] second: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    Pod::new("first").port(first).attach(&network).unwrap();
+    let error = Pod::new("second").port(second).attach(&network).unwrap_err();
+    assert!(error.to_string().contains("is taken by pod default/first"), "{error}");
+    assert_eq!(wait(network.attached()).unwrap().len(), 1, "nothing of the second is left");
+}
+
+#[test]
+fn a_port_that_a_process_of_the_host_has_is_refused_by_its_name() {
+    let lab = Lab::new();
+    let _sshd = lab.node.serve(Tcp, "0.0.0.0:22", "sshd");
+    let network = lab.open(lab.settings());
+    let error = Pod::new("web").port("22:80/TCP").attach(&network).unwrap_err().to_string();
+    let process = format!("({}) of the host", std::process::id());
+    assert!(error.contains("host port 22/TCP is taken by process packets") && error.contains(&process), "{error}");
+    Pod::new("other").port("22:80/UDP").attach(&network).unwrap();
+}
+
+#[test]
+fn pods_do_not_reach_the_loopback_of_the_host() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let _secret = lab.node.serve(Tcp, "127.0.0.1:6443", "secret");
+    let pod = Pod::new("pod");
+    pod.attach(&network).unwrap();
+    pod.netns.ip("route add 127.0.0.0/8 via 10.88.0.1 dev eth0 table 7");
+    pod.netns.ip("rule add pref 0 to 127.0.0.0/8 lookup 7");
+    pod.netns.ip("rule del pref 0 lookup local");
+    pod.netns.ip("rule add pref 1 lookup local");
+    pod.netns.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap());
+    pod.netns.assert_unreachable(Tcp, "127.0.0.1:6443");
+    // The rule is what keeps it out: without it, packets come through.
+    lab.node.nft("flush chain inet netplug_test guard");
+    assert_eq!(pod.netns.ask(Tcp, "127.0.0.1:6443"), Ok("secret 10.88.0.2".into()));
+}
+
+#[rstest]
+#[case::without_br_netfilter("0")]
+#[case::with_br_netfilter("1")]
+fn isolated_pods_reach_only_the_world(#[case] br_netfilter: &'static str) {
+    let lab = Lab::new();
+    set_br_netfilter(&lab, br_netfilter);
+    let network = lab.open(Settings { isolation: Isolation::Pods, ..lab.settings() });
+    let (web, client) = (Pod::new("web").port("8080:80/TCP"), Pod::new("client"));
+    let (web_net, _web) = web.up(&network);
+    client.attach(&network).unwrap();
+    client.netns.assert_unreachable(Tcp, &format!("{}:80", web_net.ips[0]));
+    // Nor by the detour over the gateway.
+    client.netns.ip("route replace 10.88.0.2/32 via 10.88.0.1");
+    client.netns.assert_unreachable(Tcp, &format!("{}:80", web_net.ips[0]));
+    // Nor by a host port.
+    client.netns.assert_unreachable(Tcp, &format!("{NODE}:8080"));
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("web ::ffff:{OUTSIDE}")));
+    assert_eq!(lab.node.ask(Tcp, "127.0.0.1:8080"), Ok("web ::ffff:10.88.0.1".into()));
+    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
+    assert_eq!(client.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")));
+}
+
+#[test]
+fn the_mtu_is_the_uplinks() {
+    let lab = Lab::new();
+    lab.node.ip("link set up0 mtu 1400");
+    let network = lab.open(lab.settings());
+    let pod = Pod::new("pod");
+    assert_eq!(pod.attach(&network).unwrap().mtu, 1400);
+    assert!(pod.netns.ip("link show eth0").contains("mtu 1400 "));
+    assert!(lab.node.ip("link show pods0").contains("mtu 1400 "));
+}
+
+#[test]
+fn masquerade_can_be_off_and_has_exceptions() {
+    let lab = Lab::new();
+    lab.outside.ip("route add 10.88.0.0/24 via 192.0.2.1");
+    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
+    for (settings, seen) in [
+        (Settings { masquerade: false, ..lab.settings() }, "10.88.0.2"),
+        (Settings { masquerade_except: vec!["192.0.2.0/24".parse().unwrap()], ..lab.settings() }, "10.88.0.2"),
+        (Settings { masquerade_except: vec!["198.51.100.0/24".parse().unwrap()], ..lab.settings() }, NODE),
+    ] {
+        let network = lab.open(settings);
+        let pod = Pod::new("pod");
+        pod.attach(&network).unwrap();
+        assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {seen}")));
+        wait(network.close(Remove::All)).unwrap();
+    }
+}
+
+#[test]
+fn dual_stack() {
+    let lab = Lab::new();
+    let before = lab.node.picture();
+    let network = lab.open(lab.dual_stack());
+    let (a, b) = (Pod::new("a").port("8080:80/TCP").port("[2001:db8::1]:8081:80/TCP"), Pod::new("b"));
+    let (a_net, _a) = a.up(&network);
+    let (b_net, _b) = b.up(&network);
+    let _world = lab.outside.serve(Tcp, &format!("[{OUTSIDE6}]:80"), "world");
+    assert_eq!(a_net.ips.len(), 2);
+
+    assert_eq!(a.netns.ask(Tcp, &format!("[{}]:80", b_net.ips[1])), Ok(format!("b {}", a_net.ips[1])));
+    assert_eq!(a.netns.ask(Tcp, &format!("{}:80", b_net.ips[0])), Ok(format!("b ::ffff:{}", a_net.ips[0])));
+    assert_eq!(a.netns.ask(Tcp, &format!("[{OUTSIDE6}]:80")), Ok(format!("world {NODE6}")));
+    for port in [8080, 8081] {
+        assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:{port}")), Ok(format!("a {OUTSIDE6}")));
+        assert_eq!(b.netns.ask(Tcp, &format!("[{NODE6}]:{port}")), Ok("a fd00:88::1".into()));
+        assert_eq!(a.netns.ask(Tcp, &format!("[{NODE6}]:{port}")), Ok("a fd00:88::1".into()));
+    }
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("a ::ffff:{OUTSIDE}")));
+    lab.outside.assert_unreachable(Tcp, &format!("{NODE}:8081"));
+    wait(network.close(Remove::All)).unwrap();
+    assert_eq!(lab.node.picture(), before);
+}
+
+#[test]
+fn ipv6_alone() {
+    let lab = Lab::new();
+    let network = lab.open(Settings { ranges: vec![range("fd00:88::/64")], ..lab.settings() });
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let (attached, _pod) = pod.up(&network);
+    assert_eq!(attached.ips, ["fd00:88::2".parse::<IpAddr>().unwrap()]);
+    assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("pod {OUTSIDE6}")));
+}
+
+#[test]
+fn several_networks_on_one_node() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let second = Settings {
+        bridge: "pods1".into(),
+        ranges: vec![range("10.89.0.0/24")],
+        table: "netplug_second".into(),
+        state_dir: lab.state.path().join("second"),
+        ..lab.settings()
+    };
+    let second = lab.open(second);
+    let (a, b) = (Pod::new("a").port("8080:80/TCP"), Pod::new("b").port("8081:80/TCP"));
+    let (_, _a) = a.up(&network);
+    let (_, _b) = b.up(&second);
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("a ::ffff:{OUTSIDE}")));
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8081")), Ok(format!("b ::ffff:{OUTSIDE}")));
+    wait(second.close(Remove::All)).unwrap();
+    assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("a ::ffff:{OUTSIDE}")), "the other one goes on");
+}
