@@ -116,9 +116,13 @@ pub struct Seen {
     pub count: i32,
 }
 
+/// From whichever of an event's fields are set.
+pub fn seen(event: &Event) -> Seen {
+    Seen::of(event)
+}
+
 impl Seen {
-    /// From whichever of an event's fields are set.
-    pub fn of(event: &Event) -> Self {
+    fn of(event: &Event) -> Self {
         let at = event.event_time.as_ref().map(|t| t.0);
         let first = event.first_timestamp.as_ref().map(|t| t.0).or(at);
         let last = event.last_timestamp.as_ref().map(|t| t.0).or(first);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use hyper::header::HeaderValue;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -17,7 +18,7 @@ use super::cri::{self, Renderer, Wanted};
 use super::descriptor::Descriptor;
 use super::query::Query;
 use super::route::Call;
-use super::{ApiError, Response, reply};
+use super::{ApiError, DEFAULTED, Response, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 use crate::pod::store::Change;
@@ -34,7 +35,8 @@ pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
     if tail.is_some_and(|lines| lines < 0) {
         return Err(ApiError::bad_request("tailLines: must be 0 or more"));
     }
-    let (sender, response) = reply::streamed("text/plain");
+    let (sender, mut response) = reply::streamed("text/plain");
+    remark(&mut response, pod, call.query.get("container"), container);
     // Subscribed before the first byte is read: no end of the container goes unnoticed.
     let follow = call.query.flag("follow").then(|| Follow::new(call.node(), pod, container, &source)).transpose()?;
     let mut reader = Reader { source, renderer: Renderer::new(wanted), sender, open: None };
@@ -68,23 +70,34 @@ fn wanted(query: &Query) -> Result<Wanted, ApiError> {
     Ok(Wanted { timestamps: query.flag("timestamps"), since, limit })
 }
 
-/// The container that is meant: the one that is named, or the only one.
+/// Which container a pod's user may leave out.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// The container that is meant: the one that is named, or the pod's default or first one.
 pub fn container<'a>(pod: &'a Pod, asked: Option<&str>) -> Result<&'a str, ApiError> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref().ok_or_else(|| ApiError::internal(format!("pod {name} has no spec")))?;
     let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let names = || all().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
-    match (asked, &spec.containers[..]) {
-        (Some(asked), _) => {
-            let found = all().find(|c| c.name == asked).map(|c| c.name.as_str());
-            found.ok_or_else(|| {
-                ApiError::bad_request(format!("container {asked} is not valid for pod {name}; choose one of: [{}]", names()))
-            })
-        }
-        (None, [only]) => Ok(&only.name),
-        (None, _) => {
-            Err(ApiError::bad_request(format!("a container name must be specified for pod {name}, choose one of: [{}]", names())))
-        }
+    let preferred = pod.metadata.annotations.as_ref().and_then(|all| all.get(DEFAULT_CONTAINER));
+    let found = match asked.or(preferred.map(String::as_str)) {
+        Some(wanted) => all().find(|c| c.name == wanted),
+        None => spec.containers.first(),
+    };
+    found.map(|c| c.name.as_str()).ok_or_else(|| {
+        let names = all().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+        let wanted = asked.or(preferred.map(String::as_str)).unwrap_or_default();
+        ApiError::bad_request(format!("container {wanted} is not valid for pod {name}; choose one of: [{names}]"))
+    })
+}
+
+/// Tells a client that named no container which one it was given.
+pub fn remark(response: &mut Response, pod: &Pod, asked: Option<&str>, given: &str) {
+    let all: Vec<&str> = pod.spec.iter().flat_map(|spec| &spec.containers).map(|c| c.name.as_str()).collect();
+    if asked.is_some() || all.len() < 2 {
+        return;
+    }
+    if let Ok(value) = HeaderValue::from_str(&format!("Defaulted container \"{given}\" out of: {}", all.join(", "))) {
+        response.headers_mut().insert(DEFAULTED, value);
     }
 }
 

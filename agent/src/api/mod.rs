@@ -12,7 +12,7 @@ mod list;
 mod logs;
 mod nodes;
 mod pods;
-//pub mod portforward;
+pub mod portforward;
 mod query;
 pub mod remote;
 mod reply;
@@ -25,8 +25,14 @@ pub mod tls;
 mod watch;
 pub mod websocket;
 
+pub use events::seen;
+pub use pods::{Summary, summarize};
+pub use query::encode;
 pub use reply::{ApiError, Body, Response};
 pub use server::{Options, Server};
 
 /// The group of what Kubernetes lacks.
 pub const GROUP: &str = "nodeagent.dev";
+
+/// A header that says which container was taken when none was named.
+pub const DEFAULTED: &str = "nodeagent-container";

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::descriptor::Descriptor;
-use super::logs::container;
+use super::logs::{container, remark};
 use super::query::Query;
 use super::route::{Call, Target};
 use super::{ApiError, Response, websocket};
@@ -110,14 +110,22 @@ pub async fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
         return Err(ApiError::bad_request("you must specify at least 1 command for the container"));
     }
     let (node, uid) = (call.node().clone(), target.uid.clone());
-    upgrade(call, options, move |options, peer| async move { run_exec(&node, &uid, options, peer).await })
+    let asked = call.query.get("container").map(str::to_owned);
+    let given = options.container.clone();
+    let mut response = upgrade(call, options, move |options, peer| async move { run_exec(&node, &uid, options, peer).await })?;
+    remark(&mut response, &target.pod, asked.as_deref(), &given);
+    Ok(response)
 }
 
 /// Answers `pods/attach`.
 pub async fn attach(call: Call, target: &Target) -> Result<Response, ApiError> {
     let options = Options::parse(&call.query, container(&target.pod, call.query.get("container"))?)?;
     let (node, uid) = (call.node().clone(), target.uid.clone());
-    upgrade(call, options, move |options, peer| async move { run_attach(&node, &uid, options, peer).await })
+    let asked = call.query.get("container").map(str::to_owned);
+    let given = options.container.clone();
+    let mut response = upgrade(call, options, move |options, peer| async move { run_attach(&node, &uid, options, peer).await })?;
+    remark(&mut response, &target.pod, asked.as_deref(), &given);
+    Ok(response)
 }
 
 /// Changes the connection's protocol to the one that the client speaks, and lets `run` use it.

@@ -15,7 +15,7 @@ use super::nodes::Image;
 use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
-use super::{ApiError, GROUP, Response, discovery, images, logs, remote, reply};
+use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply, tls};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 
@@ -101,7 +101,7 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 ("log", Method::GET) => logs::answer(&call, &target.pod),
                 ("exec", Method::GET | Method::POST) => remote::exec(call, &target).await,
                 ("attach", Method::GET | Method::POST) => remote::attach(call, &target).await,
-                //PF
+                ("portforward", Method::GET | Method::POST) => portforward::answer(call, &target),
                 ("status", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
                 ("log" | "exec" | "attach" | "portforward" | "status", _) => Err(ApiError::method_not_allowed()),
                 _ => Err(ApiError::no_such_path()),
@@ -118,6 +118,7 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["images"], Method::GET) => collection::<Image>(&call, None).await,
         (["images", act], _) if images::ACTS.contains(act) => images::answer(&mut call, act).await,
         (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
+        (["kubeconfig"], Method::GET) => kubeconfig(&call.shared),
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
         (["namespaces", namespace, "pods", name, act], method) => {
             let target = Target::find(call.node(), namespace, name)?;
@@ -133,6 +134,15 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// A client's configuration with a certificate. Whoever asks has this API already.
+fn kubeconfig(shared: &Shared) -> Result<Response, ApiError> {
+    let address = shared.address.ok_or_else(|| {
+        ApiError::bad_request("the agent serves no TLS port that kubectl could use: start it with --listen 127.0.0.1:6443")
+    })?;
+    let config = tls::kubeconfig(&shared.certificates, &format!("https://{address}"));
+    Ok(reply::json(&config.map_err(|error| ApiError::internal(error.to_string()))?))
 }
 
 /// A pod that a path names.

@@ -53,6 +53,10 @@ pub struct Shared {
     pub oldest: u64,
     /// For archives.
     pub spool: PathBuf,
+    /// The TLS port.
+    pub address: Option<SocketAddr>,
+    /// Of the TLS port.
+    pub certificates: PathBuf,
 }
 
 /// Why the API can't be served.
@@ -104,13 +108,15 @@ impl Server {
             None => None,
         };
         let oldest = node.store().pods().version;
-        let shared = Arc::new(Shared { node, oldest, spool: options.spool.clone() });
+        let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+        let (spool, certificates) = (options.spool.clone(), options.certificates.clone());
+        let shared = Arc::new(Shared { node, oldest, spool, address, certificates });
         Ok(Self { shared, unix, socket: options.socket.clone(), tcp })
     }
 
     /// The TLS port's address.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+        self.shared.address
     }
 
     /// Serves until told to stop. Connections that live then end with the runtime.

@@ -112,7 +112,8 @@ impl Client {
     /// GET as a table.
     pub async fn get_table(&self, path: &str) -> Result<crate::api::table::Table, CliError> {
         let object = whole(self.request(Method::GET, path, TABLE).await?).await?;
-        serde_json::from_value(object).map_err(|error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() })
+        serde_json::from_value(object)
+            .map_err(|error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() })
     }
 
     /// GET of an answer that comes bit by bit.

@@ -12,7 +12,9 @@ use crate::api::encode;
 
 /// Deleting.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent delete web\n  nodeagent delete pod web db --grace-period 5\n  nodeagent delete web --now")]
+#[command(
+    after_help = "Examples:\n  nodeagent delete web\n  nodeagent delete pod web db --grace-period 5\n  nodeagent delete web --now"
+)]
 pub struct DeleteArgs {
     /// The pods, by name; a leading `pod` is allowed, as kubectl has it
     #[arg(required = true, value_name = "POD")]

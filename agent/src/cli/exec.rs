@@ -17,7 +17,9 @@ use crate::api::websocket::{REMOTE_COMMAND, Socket, channel, message};
 
 /// Running a command.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent exec web -- cat /etc/hostname\n  nodeagent exec -it web -c app -- sh\n  tar c src | nodeagent exec -i web -- tar x -C /tmp\n\nThe exit code is the command's own.")]
+#[command(
+    after_help = "Examples:\n  nodeagent exec web -- cat /etc/hostname\n  nodeagent exec -it web -c app -- sh\n  tar c src | nodeagent exec -i web -- tar x -C /tmp\n\nThe exit code is the command's own."
+)]
 pub struct ExecArgs {
     #[command(flatten)]
     streams: Streams,
@@ -109,7 +111,8 @@ fn exit_code(status: &Value) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     let causes = status["details"]["causes"].as_array().into_iter().flatten();
-    let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str()?.parse::<u8>().ok());
+    let code =
+        causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str()?.parse::<u8>().ok());
     match code {
         Some(code) => {
             eprintln!("command terminated with exit code {code}");
@@ -121,7 +124,10 @@ fn exit_code(status: &Value) -> Result<ExitCode, CliError> {
 
 /// Moves bytes until the agent says how it ended.
 async fn carry(socket: Socket, streams: &Streams) -> Result<Option<Value>, CliError> {
-    let broken = |error: tokio_tungstenite::tungstenite::Error| CliError::Broken { doing: "talk to the process", message: error.to_string() };
+    let broken = |error: tokio_tungstenite::tungstenite::Error| CliError::Broken {
+        doing: "talk to the process",
+        message: error.to_string(),
+    };
     let (mut sink, mut messages) = socket.split();
     let (_none, closed) = mpsc::channel(1);
     let mut input = if streams.stdin { terminal::input() } else { closed };

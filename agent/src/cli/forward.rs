@@ -16,7 +16,9 @@ use crate::api::websocket::message;
 
 /// Forwarding ports.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent port-forward web 8080:80\n  nodeagent port-forward web 80 443 --address 127.0.0.2\n  nodeagent port-forward web :80     (any free local port)")]
+#[command(
+    after_help = "Examples:\n  nodeagent port-forward web 8080:80\n  nodeagent port-forward web 80 443 --address 127.0.0.2\n  nodeagent port-forward web :80     (any free local port)"
+)]
 pub struct ForwardArgs {
     /// The pod
     pod: String,
@@ -85,7 +87,10 @@ async fn accept(client: Client, listener: TcpListener, path: String, local: u16)
 
 async fn carry(client: &Client, path: &str, stream: TcpStream) -> Result<(), CliError> {
     let socket = client.websocket(path, CHANNELS).await?;
-    let broken = |error: tokio_tungstenite::tungstenite::Error| CliError::Broken { doing: "forward a connection", message: error.to_string() };
+    let broken = |error: tokio_tungstenite::tungstenite::Error| CliError::Broken {
+        doing: "forward a connection",
+        message: error.to_string(),
+    };
     let (mut sink, mut messages) = socket.split();
     let (mut reader, mut writer) = stream.into_split();
     let upload = async {
@@ -110,7 +115,10 @@ async fn carry(client: &Client, path: &str, stream: TcpStream) -> Result<(), Cli
             match bytes.first() {
                 Some(&DATA) => writer.write_all(&bytes[1..]).await?,
                 Some(&ERROR) => {
-                    return Err(CliError::Broken { doing: "forward a connection", message: String::from_utf8_lossy(&bytes[1..]).into_owned() });
+                    return Err(CliError::Broken {
+                        doing: "forward a connection",
+                        message: String::from_utf8_lossy(&bytes[1..]).into_owned(),
+                    });
                 }
                 _ => {}
             }

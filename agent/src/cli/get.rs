@@ -13,7 +13,9 @@ use crate::api::table::{Look, Printer, Row, Table};
 
 /// Listing.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get events -n shop\n  nodeagent get images")]
+#[command(
+    after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get events -n shop\n  nodeagent get images"
+)]
 pub struct GetArgs {
     /// What: pods, events, images, nodes, namespaces
     kind: Kind,
@@ -89,7 +91,9 @@ enum Format {
 pub async fn run(client: &Client, mut args: GetArgs) -> Result<ExitCode, CliError> {
     // `get pods pod/web` and `get pods web` are the same.
     for name in &mut args.names {
-        if let Some((_, bare)) = name.split_once('/').filter(|(kind, _)| *kind == args.kind.singular() || *kind == args.kind.plural()) {
+        if let Some((_, bare)) =
+            name.split_once('/').filter(|(kind, _)| *kind == args.kind.singular() || *kind == args.kind.plural())
+        {
             *name = bare.to_owned();
         }
     }
@@ -110,7 +114,8 @@ impl GetArgs {
         let name = name.map(|name| format!("/{}", encode(name))).unwrap_or_default();
         let selectors = [("labelSelector", self.selector.as_deref()), ("fieldSelector", self.field_selector.as_deref())];
         let selectors = selectors.iter().filter_map(|(key, value)| value.map(|value| (*key, value)));
-        let query: Vec<String> = selectors.chain(query.iter().copied()).map(|(key, value)| format!("{key}={}", encode(value))).collect();
+        let query: Vec<String> =
+            selectors.chain(query.iter().copied()).map(|(key, value)| format!("{key}={}", encode(value))).collect();
         format!("{group}{namespace}/{}{name}?{}", self.kind.plural(), query.join("&"))
     }
 
@@ -129,7 +134,8 @@ async fn tables(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
     let mut version = String::new();
     // Events are sorted by their times, which only the whole object has.
     let include = if args.kind == Kind::Events { "Object" } else { "Metadata" };
-    let names: Vec<Option<&str>> = if args.names.is_empty() { vec![None] } else { args.names.iter().map(|n| Some(n.as_str())).collect() };
+    let names: Vec<Option<&str>> =
+        if args.names.is_empty() { vec![None] } else { args.names.iter().map(|n| Some(n.as_str())).collect() };
     let mut all = Table::default();
     let mut missing = None;
     for name in names {
@@ -165,7 +171,12 @@ async fn tables(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
 /// When an event happened last, from whichever of its fields is set. Text, as RFC 3339 sorts.
 fn last_seen(row: &Row) -> String {
     let object = &row.object;
-    let fields = [&object["series"]["lastObservedTime"], &object["lastTimestamp"], &object["eventTime"], &object["metadata"]["creationTimestamp"]];
+    let fields = [
+        &object["series"]["lastObservedTime"],
+        &object["lastTimestamp"],
+        &object["eventTime"],
+        &object["metadata"]["creationTimestamp"],
+    ];
     fields.iter().find_map(|field| field.as_str()).unwrap_or_default().to_owned()
 }
 

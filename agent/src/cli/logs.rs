@@ -13,7 +13,9 @@ use crate::api::encode;
 
 /// Printing logs.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent logs web\n  nodeagent logs web -c app -f --tail 20\n  nodeagent logs web --all-containers --prefix --since 5m\n  nodeagent logs web --previous")]
+#[command(
+    after_help = "Examples:\n  nodeagent logs web\n  nodeagent logs web -c app -f --tail 20\n  nodeagent logs web --all-containers --prefix --since 5m\n  nodeagent logs web --previous"
+)]
 pub struct LogsArgs {
     /// The pod
     pod: String,
@@ -105,7 +107,9 @@ fn query(args: &LogsArgs) -> Result<String, CliError> {
 
 /// The names of all containers, init containers first.
 fn all(pod: &Value) -> Vec<String> {
-    let names = |list: &Value| list.as_array().into_iter().flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect::<Vec<_>>();
+    let names = |list: &Value| {
+        list.as_array().into_iter().flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
     [names(&pod["spec"]["initContainers"]), names(&pod["spec"]["containers"])].concat()
 }
 

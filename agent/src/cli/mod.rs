@@ -89,7 +89,9 @@ pub enum Command {
 
 /// Writing a kubeconfig.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent kubeconfig --output ~/.kube/nodeagent\n  KUBECONFIG=~/.kube/nodeagent kubectl get pods -A")]
+#[command(
+    after_help = "Examples:\n  nodeagent kubeconfig --output ~/.kube/nodeagent\n  KUBECONFIG=~/.kube/nodeagent kubectl get pods -A"
+)]
 pub struct KubeconfigArgs {
     /// Write here, readable by you alone [default: standard output]
     #[arg(short, long, value_name = "FILE")]
@@ -278,10 +280,13 @@ fn check(args: &CheckArgs, local: &Local<'_>) -> Result<ExitCode, CliError> {
             println!("         {:width$}  → {}", "", check.advice);
         }
     }
-    println!("{}", match worst {
-        Verdict::Good => "This machine can run pods.",
-        Verdict::Limited => "This machine can run pods, with the limits above.",
-        Verdict::Bad => "This machine cannot run pods yet: see above what to do.",
-    });
+    println!(
+        "{}",
+        match worst {
+            Verdict::Good => "This machine can run pods.",
+            Verdict::Limited => "This machine can run pods, with the limits above.",
+            Verdict::Bad => "This machine cannot run pods yet: see above what to do.",
+        }
+    );
     Ok(code)
 }
