@@ -20,7 +20,7 @@ async fn a_container_sees_its_pod() {
     let node = Node::new();
     let sandbox = node
         .sandbox(&script(
-            "hostname; echo $FROM $OWN $MY_POD; pwd; grep web /etc/hosts; cat /etc/hostname; echo pid $$\nexit 3",
+            "hostname; echo $FROM $OWN $MY_POD; pwd; grep web /etc/hosts; cat /etc/hostname; echo pid $$$$\nexit 3",
             "  hostname: db\n",
         ))
         .await;
@@ -180,7 +180,10 @@ async fn a_user_namespace_hides_root() {
     let sandbox = node
         .sandbox(&format!(
             "{}    volumeMounts: [{{name: v, mountPath: /v}}]\n",
-            script("id -u; head -1 /proc/self/uid_map | grep -v ' 0 ' | wc -l; touch /v/f /f && stat -c %u /v/f /f /bin/busybox", spec)
+            script(
+                "id -u; head -1 /proc/self/uid_map | grep -v ' 0 ' | wc -l; touch /v/f /f && stat -c %u /v/f /f /bin/busybox",
+                spec
+            )
         ))
         .await;
     let (_, exit, log) = node.run(&sandbox, "app").await;
@@ -193,7 +196,7 @@ async fn a_user_namespace_hides_root() {
 #[tokio::test]
 async fn a_container_that_takes_too_much_memory_is_told_apart() {
     let node = Node::new();
-    let spec = script("tail /dev/zero", "");
+    let spec = script("exec tail /dev/zero", "");
     let sandbox = node.sandbox(&format!("{spec}    resources: {{limits: {{memory: 16Mi}}}}\n")).await;
     let (started, exit, _) = node.run(&sandbox, "app").await;
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
@@ -246,7 +249,9 @@ async fn a_holder_that_dies_takes_its_containers_and_is_cleaned_up() {
     let adopted = node.next_life().adopt().await;
     assert!(adopted[0].pod.is_some() && adopted[0].sandbox.is_err());
     node.runtime.remove_pod(sandbox.pod.uid(), None).await.unwrap();
-    assert!(!Path::new(&format!("/proc/{}/status", started.pid)).exists());
+    // Its reaper is now whoever adopts orphans on this machine, at leisure.
+    let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap_or_default();
+    assert!(status.is_empty() || status.contains("State:\tZ"), "{status}");
     assert!(node.runtime.leftovers().is_empty());
 }
 

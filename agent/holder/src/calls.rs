@@ -3,9 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use podholder::protocol::{
-    ContainerState, Fault, HolderState, Process, Recipe, Reply, Request, SandboxRecipe, Stage, VERSION,
-};
+use podholder::protocol::{ContainerState, Fault, HolderState, Process, Recipe, Reply, Request, SandboxRecipe, Stage, VERSION};
 use podholder::sys;
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
@@ -85,7 +83,10 @@ impl Holder {
             Request::Socket { domain, kind, protocol } => socket(domain, kind, protocol),
             Request::NetNamespace => {
                 let path = "/proc/self/ns/net";
-                descriptor(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Namespace, path)?)
+                descriptor(
+                    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                        .or_fault(Stage::Namespace, path)?,
+                )
             }
             Request::Note(note) => {
                 self.note = note;

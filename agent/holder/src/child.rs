@@ -91,7 +91,8 @@ impl Status {
 /// Forks. `body` runs in the child, which has the descriptors of `spawn` and no others, no signals blocked, is its own session
 /// and dies with the holder.
 pub fn spawn(spawn: &Spawn<'_>, body: impl FnOnce(Parts) -> Result<Infallible, Fault>) -> Result<Child, Fault> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_fault(Stage::Fork, "")?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_fault(Stage::Fork, "")?;
     let cgroups = Cgroups::open(spawn.cgroups)?;
     match cgroups.fork(spawn.flags)? {
         Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, status: ours }),
@@ -164,7 +165,8 @@ impl<'a> Cgroups<'a> {
 /// Moves this process into a cgroup.
 pub fn join_cgroup(path: &Path) -> Result<(), Fault> {
     // v1 lets a thread move itself by `tasks` without the lock that stops every fork and exec of the machine; v2 lacks that file.
-    let write = |file: &str| File::options().write(true).open(path.join(file)).and_then(|mut f| io::Write::write_all(&mut f, b"0"));
+    let write =
+        |file: &str| File::options().write(true).open(path.join(file)).and_then(|mut f| io::Write::write_all(&mut f, b"0"));
     let result = match write("tasks") {
         Err(e) if e.kind() == io::ErrorKind::NotFound => write("cgroup.procs"),
         result => result,

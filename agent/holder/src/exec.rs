@@ -22,7 +22,8 @@ pub fn init(process: &Process, in_user_ns: bool, parts: Parts) -> Result<Infalli
     limits::before_user_namespace(process)?;
     let label = credentials::Label::open(process)?;
     let user = if in_user_ns { ns::USER } else { 0 };
-    sys::setns(std::os::fd::AsFd::as_fd(container), ns::MNT | ns::CGROUP | user).or_fault(Stage::Namespace, "mnt, cgroup, user")?;
+    sys::setns(std::os::fd::AsFd::as_fd(container), ns::MNT | ns::CGROUP | user)
+        .or_fault(Stage::Namespace, "mnt, cgroup, user")?;
     if in_user_ns {
         sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
     }

@@ -88,7 +88,9 @@ impl Sandbox {
         let target = match (pid, of, &self.pause) {
             (_, Some(pidfd), _) => pidfd,
             (PidNamespace::Pod, None, Some(pause)) => pause.pidfd.as_fd(),
-            (PidNamespace::Pod, None, None) => return Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own")),
+            (PidNamespace::Pod, None, None) => {
+                return Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own"));
+            }
             (PidNamespace::Own | PidNamespace::Host, None, _) => return child::spawn(spawn, body),
         };
         // Where children are born is changed and changed back; this process itself never moves.
@@ -232,7 +234,8 @@ fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), Fault> {
     for (name, value) in sysctls {
         // Slashes where they are used separate, and dots are part of a name; else dots separate (sysctl(8)).
         let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
-        let base = rustix::fs::openat(CWD, "/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Sysctl, name)?;
+        let base =
+            rustix::fs::openat(CWD, "/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Sysctl, name)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let file = rustix::fs::openat2(base, Path::new(&path), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
             .or_fault(Stage::Sysctl, name)?;

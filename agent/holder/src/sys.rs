@@ -283,18 +283,17 @@ pub fn new_session_keyring() -> io::Result<()> {
 
 /// Every signal unblocked and with its default action, as a program expects to find them.
 pub fn reset_signals() {
-    // SAFETY: an all-zero sigaction is valid: SIG_DFL with no flags and an empty mask. Numbers that can't be changed (KILL, STOP,
-    // libc's own) give an error that changes nothing. The handlers that are replaced belong to nobody: std's are for SIGSEGV and
-    // SIGBUS alone and only tell of stack overflows.
-    unsafe {
-        let action: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=64 {
-            libc::sigaction(signal, &raw const action, ptr::null_mut());
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    // What the kernel itself takes (libc refuses to touch the two signals that it uses for threads, and a shell may have been
+    // started with them ignored): handler, flags, restorer, mask.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: all zero is SIG_DFL with no flags and an empty mask of 8 bytes; numbers that can't be changed give an error. The
+        // handlers that are replaced belong to nobody: std's are for SIGSEGV and SIGBUS alone and only tell of stack overflows.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), 8) };
     }
+    let none = 0u64;
+    // SAFETY: a mask of 8 bytes with no signal in it.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&none), ptr::null_mut::<u64>(), 8) };
 }
 
 /// This signal does nothing from now on. Of SIGCHLD: children that end are gone without a wait.

@@ -137,7 +137,8 @@ fn an_attached_descriptor_that_nobody_reads_does_not_stop_the_log() {
 #[test]
 fn a_containers_terminal() {
     let mut pod = Pod::new();
-    let mut recipe = pod.shell("app", "tty; stty size; ls -l /dev/console; echo console > /dev/console; read x; echo got $x; exit 6");
+    let mut recipe =
+        pod.shell("app", "tty; stty size; ls -l /dev/console; echo console > /dev/console; read x; echo got $x; exit 6");
     recipe.process.tty = true;
     recipe.process.stdin = true;
     recipe.process.tty_size = Some((24, 80));

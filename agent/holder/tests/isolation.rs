@@ -26,7 +26,8 @@ fn the_hosts_mounts_are_as_before_and_a_neighbours_are_not_seen() {
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut pod = Pod::new();
     let mut recipe = pod.shell("app", "mount -t tmpfs mine /tmp && echo mounted; while true; do sleep 1; done");
-    recipe.process.capabilities = Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
+    recipe.process.capabilities =
+        Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
     pod.start(&recipe).unwrap();
     eventually("it is mounted", || log_of(&recipe).contains("mounted"));
     let own = pod.dir.path().display().to_string();
@@ -54,7 +55,8 @@ fn hostname_and_ipc_are_shared_in_a_pod_and_not_beyond() {
     assert_eq!(one.sh("cat /dev/shm/file; df -k /dev/shm | grep -c 65536"), "shared\n1\n");
     assert_eq!(two.sh("ls /dev/shm"), "");
     let mut recipe = one.shell("admin", "hostname changed");
-    recipe.process.capabilities = Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
+    recipe.process.capabilities =
+        Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
     assert_eq!(one.run(&recipe).exit.code, 0);
     assert_eq!(one.sh("hostname"), "changed\n");
     assert_eq!(two.sh("hostname"), "pod\n");
@@ -64,11 +66,9 @@ fn hostname_and_ipc_are_shared_in_a_pod_and_not_beyond() {
 #[test]
 fn masked_and_read_only_paths() {
     let mut pod = Pod::new();
-    let out = pod.sh(
-        "wc -c < /proc/kcore; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : ; \
+    let out = pod.sh("wc -c < /proc/kcore; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : ; \
          echo 1 > /proc/sys/kernel/panic || echo read-only; touch /sys/x 2>/dev/null || echo read-only; \
-         echo b > /proc/sysrq-trigger || echo read-only",
-    );
+         echo b > /proc/sysrq-trigger || echo read-only");
     let lines: Vec<&str> = out.lines().filter(|l| !l.is_empty()).collect();
     assert_eq!(lines, ["0", "read-only", "read-only", "read-only"]);
 }
@@ -76,7 +76,8 @@ fn masked_and_read_only_paths() {
 #[test]
 fn devices_and_links_of_dev() {
     let mut pod = Pod::new();
-    let out = pod.sh("ls /dev | sort | tr '\\n' ' '; echo; echo lost > /dev/null; head -c 4 /dev/zero | wc -c; stat -c %a /dev/null; \
+    let out = pod
+        .sh("ls /dev | sort | tr '\\n' ' '; echo; echo lost > /dev/null; head -c 4 /dev/zero | wc -c; stat -c %a /dev/null; \
                       readlink /dev/fd /dev/stdout /dev/ptmx; echo again > /dev/stdout; echo full > /dev/full || echo full");
     let expect = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero \n4\n666\n/proc/self/fd\n/proc/self/fd/1\npts/ptmx\nagain\nfull\n";
     assert_eq!(out, expect.replace("fd full", "fd full"));
@@ -113,7 +114,8 @@ fn a_shared_pid_namespace_has_a_pause_that_reaps_and_hides_the_host() {
     let pid = pod.start(&sleeper).unwrap();
     let mut other = pod.shell("other", "ps -o pid,args; sh -c 'sleep 0.2 & exit'; ls -A /proc/1/root/; while true; do sleep 0.05; ps -o stat,args | grep '^Z' || { echo clean; break; }; done");
     other.pid = PidNamespace::Pod;
-    other.process.capabilities = Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
+    other.process.capabilities =
+        Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
     let out = pod.run(&other).stdout;
     assert!(out.contains("sleep 1234"), "{out}");
     assert!(out.ends_with("clean\n"), "{out}");

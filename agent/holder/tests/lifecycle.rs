@@ -46,7 +46,8 @@ fn the_holders_death_is_its_containers_death() {
 #[test]
 fn shutdown_kills_all_and_leaves_nothing() {
     let mut pod = Pod::with(|r| r.share_pid = true);
-    let mut recipes: Vec<Recipe> = (0..3).map(|n| pod.shell(&format!("c{n}"), "trap '' TERM INT; while true; do sleep 1; done")).collect();
+    let mut recipes: Vec<Recipe> =
+        (0..3).map(|n| pod.shell(&format!("c{n}"), "trap '' TERM INT; while true; do sleep 1; done")).collect();
     recipes[0].pid = PidNamespace::Pod;
     recipes[1].pid = PidNamespace::Host;
     let pids: Vec<i32> = recipes.iter().map(|r| pod.start(r).unwrap()).collect();

@@ -38,7 +38,9 @@ fn no_target_leads_out_of_the_container() {
     let host = tempfile::tempdir().unwrap();
     let victim = tempfile::tempdir().unwrap();
     std::fs::write(host.path().join("file"), "x").unwrap();
-    for (n, target) in ["/escape/file", "/../../../../../../tmp/x/file", "/proc/self/root/file", "/proc/self/fd/0"].iter().enumerate() {
+    for (n, target) in
+        ["/escape/file", "/../../../../../../tmp/x/file", "/proc/self/root/file", "/proc/self/fd/0"].iter().enumerate()
+    {
         let mut recipe = pod.shell(&format!("app{n}"), "true");
         symlink(victim.path(), recipe.rootfs.upper.join("escape")).unwrap();
         recipe.mounts.push(bind(&host.path().join("file"), target));
@@ -150,7 +152,8 @@ impl Cgroups {
                     "memory" => "/sys/fs/cgroup/memory",
                     _ => return None,
                 };
-                let dir = Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
+                let dir =
+                    Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
                 std::fs::create_dir(&dir).unwrap();
                 Some(dir)
             })

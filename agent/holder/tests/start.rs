@@ -31,8 +31,7 @@ fn a_container_runs_and_its_end_and_output_are_told() {
 fn many_containers_start_at_once() {
     let mut pod = Pod::new();
     let recipes: Vec<Recipe> = (0..20).map(|n| pod.shell(&format!("c{n}"), &format!("exit {n}"))).collect();
-    let calls: Vec<u64> =
-        recipes.iter().map(|r| pod.connection().send(Request::Start(Box::new(r.clone())), &[])).collect();
+    let calls: Vec<u64> = recipes.iter().map(|r| pod.connection().send(Request::Start(Box::new(r.clone())), &[])).collect();
     // Replies come in any order: the last one's answer may follow others'.
     assert_eq!(calls.len(), 20);
     for (n, recipe) in recipes.iter().enumerate() {
@@ -76,10 +75,7 @@ fn faults_name_stage_and_subject() {
     let mut pod = Pod::new();
     let mut recipe = pod.shell("a", "true");
     recipe.process.user.spec = "nobody-here".into();
-    assert_eq!(
-        fault(&mut pod, &recipe),
-        (Stage::User, 0, "nobody-here".into(), "no such user in /etc/passwd".into())
-    );
+    assert_eq!(fault(&mut pod, &recipe), (Stage::User, 0, "nobody-here".into(), "no such user in /etc/passwd".into()));
     let mut recipe = pod.shell("b", "true");
     recipe.mounts.push(bind("/no/such/source".as_ref(), "/mnt"));
     assert_eq!(fault(&mut pod, &recipe), (Stage::Mount, libc::ENOENT, "/no/such/source".into(), String::new()));

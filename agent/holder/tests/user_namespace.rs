@@ -28,7 +28,7 @@ fn root_inside_is_nobody_outside_and_owns_its_files() {
     let out = text(&log_of(&recipe), "stdout");
     assert_eq!(
         out,
-        "0\n 0 200000 65536\n0\n0\n65534\n0\n0\n0\n0\n0\nchanged\n1\npod\nout\n",
+        "0\n 0 200000 65536\n0\n0\n65534\n0\n65534\n0\n0\n0\nchanged\n1\npod\nout\n",
         "{out} {}",
         text(&log_of(&recipe), "stderr")
     );
@@ -69,7 +69,10 @@ fn many_layers_users_devices_masks_and_read_only_root() {
     recipe.rootfs.read_only = true;
     recipe.process.user.spec = "web".into();
     let ran = pod.run(&recipe);
-    assert_eq!(ran.stdout, "uid=33(web) gid=34(web) groups=34(web),50(staff)\n0\nread-only\n0\nnull\nread-only\nagain\n", "{ran:?}");
+    assert_eq!(
+        ran.stdout, "uid=33(web) gid=34(web) groups=34(web),50(staff)\n0\nread-only\n0\nnull\nread-only\nagain\n",
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -60,9 +60,10 @@ fn cgroups() -> Check {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let has = |controller: &str| {
         v2.split_whitespace().any(|c| c == controller)
-            || mounts.lines().filter_map(|l| l.split_once(" - cgroup ")).any(|(_, rest)| {
-                rest.split_whitespace().last().is_some_and(|o| o.split(',').any(|o| o == controller))
-            })
+            || mounts
+                .lines()
+                .filter_map(|l| l.split_once(" - cgroup "))
+                .any(|(_, rest)| rest.split_whitespace().last().is_some_and(|o| o.split(',').any(|o| o == controller)))
     };
     let missing: Vec<_> = wanted.into_iter().filter(|c| !has(c)).collect();
     let version = if v2.is_empty() { "v1" } else { "v2" };
@@ -70,22 +71,35 @@ fn cgroups() -> Check {
         check("cgroups", Verdict::Good, format!("{version} with cpu, memory, pids"), "")
     } else {
         let found = format!("{version} without {}", missing.join(", "));
-        check("cgroups", Verdict::Limited, found, "limits of these aren't kept: enable the controllers on the kernel's command line")
+        check(
+            "cgroups",
+            Verdict::Limited,
+            found,
+            "limits of these aren't kept: enable the controllers on the kernel's command line",
+        )
     }
 }
 
 fn namespaces() -> Check {
-    let missing: Vec<_> =
-        ["net", "ipc", "uts", "mnt", "pid", "cgroup"].into_iter().filter(|n| !Path::new("/proc/self/ns").join(n).exists()).collect();
+    let missing: Vec<_> = ["net", "ipc", "uts", "mnt", "pid", "cgroup"]
+        .into_iter()
+        .filter(|n| !Path::new("/proc/self/ns").join(n).exists())
+        .collect();
     let verdict = if missing.is_empty() { Verdict::Good } else { Verdict::Bad };
-    let found = if missing.is_empty() { "net, ipc, uts, mnt, pid, cgroup".into() } else { format!("without {}", missing.join(", ")) };
+    let found =
+        if missing.is_empty() { "net, ipc, uts, mnt, pid, cgroup".into() } else { format!("without {}", missing.join(", ")) };
     check("namespaces", verdict, found, "a kernel with CONFIG_NAMESPACES and all of its kinds")
 }
 
 fn user_namespaces() -> Check {
     let max: u64 = super::line("/proc/sys/user/max_user_namespaces").parse().unwrap_or(0);
     let verdict = if max == 0 { Verdict::Limited } else { Verdict::Good };
-    check("user namespaces", verdict, format!("at most {max}"), "pods with hostUsers: false can't run: sysctl user.max_user_namespaces=10000")
+    check(
+        "user namespaces",
+        verdict,
+        format!("at most {max}"),
+        "pods with hostUsers: false can't run: sysctl user.max_user_namespaces=10000",
+    )
 }
 
 fn nftables() -> Check {
@@ -141,6 +155,8 @@ fn disk(lib: &Path) -> Check {
             let found = format!("{percent} % ({} MiB) free below {}", free >> 20, nearest.display());
             check("disk", verdict, found, "images are collected above 85 % use: free some space")
         }
-        Err(error) => check("disk", Verdict::Bad, format!("{}: {error}", nearest.display()), "give the agent a folder that it can write to"),
+        Err(error) => {
+            check("disk", Verdict::Bad, format!("{}: {error}", nearest.display()), "give the agent a folder that it can write to")
+        }
     }
 }

@@ -30,11 +30,8 @@ pub struct Facts {
 /// The object as of now.
 pub fn node(facts: &Facts) -> k8s::Node {
     let capacity = capacity(&facts.lib);
-    let labels = [
-        ("kubernetes.io/hostname", facts.name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", architecture()),
-    ];
+    let labels =
+        [("kubernetes.io/hostname", facts.name.as_str()), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture())];
     let mut addresses: Vec<_> =
         facts.addresses.iter().map(|ip| k8s::NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
     addresses.push(k8s::NodeAddress { type_: "Hostname".into(), address: facts.name.clone() });

@@ -58,5 +58,9 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
 pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
     let bytes = std::fs::read(runtime.settings().pod_lib(uid).join(FILE)).ok()?;
     let record: Record = serde_json::from_slice(&bytes).ok()?;
-    Some(Completed { pod: ValidPod::trusted(record.pod, Origin::Stdin), start_time: record.start_time, attempts: record.attempts })
+    Some(Completed {
+        pod: ValidPod::trusted(record.pod, Origin::Stdin),
+        start_time: record.start_time,
+        attempts: record.attempts,
+    })
 }

@@ -11,8 +11,9 @@ use podholder::protocol::{Event, Fault, Process, Stage};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc};
 
-use super::manager::Order;
+use super::Node;
 use super::image_api::ImageApi;
+use super::manager::Order;
 use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
@@ -20,10 +21,9 @@ use super::node::{
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
-use super::Node;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::recipe::env::NoObjects;
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::recipe::env::NoObjects;
 use crate::runtime::{Sandbox, StartInput, inspect as kernel};
 
 /// See the module's page.
@@ -80,7 +80,8 @@ impl Handle {
         let internal = |message: String| NodeError::Internal(message);
         let container = pod.all_containers().find(|c| c.name == name);
         let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
-        let gone = || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
+        let gone =
+            || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
         let image = self.node.images.resolve(&attempt.note.image_id).or_else(|| self.node.images.resolve(&attempt.note.image));
         let image = image.ok_or_else(gone)?;
         let volumes = self.node.runtime.prepare_volumes(pod).map_err(|e| internal(e.to_string()))?;
@@ -139,10 +140,8 @@ impl node::Node for Handle {
             let holder = sandbox.holder.clone();
             // Subscribed before the start, so that no exit can be missed.
             let events = holder.events();
-            let started = holder
-                .exec(&attempt.id, process.0, process.1, fds)
-                .await
-                .map_err(|e| exec_error(&container, &argv, &e))?;
+            let started =
+                holder.exec(&attempt.id, process.0, process.1, fds).await.map_err(|e| exec_error(&container, &argv, &e))?;
             let (exec, killer) = (started.id, holder.clone());
             Ok(ExecProcess {
                 pid: started.pid,
@@ -172,11 +171,7 @@ impl node::Node for Handle {
             let (stdout, stderr) = (pipe(request.stdout)?, pipe(request.stderr && !terminal)?);
             let ((stdout, their_stdout), (stderr, their_stderr)) = (stdout.unzip(), stderr.unzip());
             let streams = AttachStreams { stdin: request.stdin, stdout: their_stdout, stderr: their_stderr };
-            let stdin = sandbox
-                .holder
-                .attach(&attempt.id, streams)
-                .await
-                .map_err(|e| NodeError::Internal(e.to_string()))?;
+            let stdin = sandbox.holder.attach(&attempt.id, streams).await.map_err(|e| NodeError::Internal(e.to_string()))?;
             Ok(Attached { stdin, stdout, stderr, terminal })
         }
         .boxed()
@@ -283,7 +278,10 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
         uid: pod.uid().to_string(),
         ips: live.ips.iter().map(IpAddr::to_string).collect(),
         holder: HolderInfo { pid: holder, pss: kernel::pss(holder) },
-        namespaces: kernel::namespaces(holder).into_iter().filter(|(kind, _)| ["net", "ipc", "uts", "user"].contains(&kind.as_str())).collect(),
+        namespaces: kernel::namespaces(holder)
+            .into_iter()
+            .filter(|(kind, _)| ["net", "ipc", "uts", "user"].contains(&kind.as_str()))
+            .collect(),
         cgroups: sandbox.group.dirs(),
         containers: pod
             .all_containers()

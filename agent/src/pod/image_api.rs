@@ -114,7 +114,9 @@ fn pull_progress(step: image::Progress, totals: &mut HashMap<String, u64>) -> Op
     let (blob, phase, done, total) = match step {
         image::Progress::Layer { digest, total, present: true } => (digest.to_string(), PullPhase::Exists, total, total),
         image::Progress::Layer { digest, total, present: false } => (digest.to_string(), PullPhase::Downloading, 0, total),
-        image::Progress::Fetched { digest, done, total } if done < total => (digest.to_string(), PullPhase::Downloading, done, total),
+        image::Progress::Fetched { digest, done, total } if done < total => {
+            (digest.to_string(), PullPhase::Downloading, done, total)
+        }
         image::Progress::Fetched { digest, done, total } => (digest.to_string(), PullPhase::Unpacking, done, total),
         image::Progress::Unpacked { digest, .. } => {
             let total = totals.get(&digest.to_string()).copied().unwrap_or(0);

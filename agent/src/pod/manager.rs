@@ -7,10 +7,10 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::Node;
 use super::observed::Then;
 use super::recorder::Level;
 use super::worker::{Command, Live, LiveRef, Worker};
-use super::Node;
 use crate::model::{Origin, PodUid, ValidPod};
 use crate::runtime::Adopted;
 use crate::source;
@@ -59,7 +59,16 @@ impl Manager {
     /// Finds what an agent before this one left; its pods go on as soon as the sources name them.
     pub async fn new(node: Arc<Node>) -> Self {
         let adopted = node.runtime.adopt().await.into_iter().map(|a| (a.uid.clone(), a)).collect();
-        Self { node, workers: JoinSet::new(), running: HashMap::new(), wanted: HashMap::new(), adopted, faults: HashSet::new(), in_doubt: HashSet::new(), draining: false }
+        Self {
+            node,
+            workers: JoinSet::new(),
+            running: HashMap::new(),
+            wanted: HashMap::new(),
+            adopted,
+            faults: HashSet::new(),
+            in_doubt: HashSet::new(),
+            draining: false,
+        }
     }
 
     /// Until the sources and the API have hung up, or all pods are drained.
@@ -263,6 +272,8 @@ impl Manager {
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("live", &self.live.lock().map(|l: std::sync::MutexGuard<'_, Live>| l.ips.clone()).ok()).finish()
+        f.debug_struct("Running")
+            .field("live", &self.live.lock().map(|l: std::sync::MutexGuard<'_, Live>| l.ips.clone()).ok())
+            .finish()
     }
 }

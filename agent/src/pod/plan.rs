@@ -180,9 +180,11 @@ impl Planner<'_> {
     fn initialise(&mut self, generation: u64) -> bool {
         let pod = self.pod;
         // Once a regular container ran in this sandbox, init containers aren't looked at again, but sidecars are kept.
-        let initialised = pod.spec().containers.iter().any(|c| {
-            self.observed_of(&c.name).and_then(|o| o.last.as_ref()).is_some_and(|a| a.generation == generation)
-        });
+        let initialised = pod
+            .spec()
+            .containers
+            .iter()
+            .any(|c| self.observed_of(&c.name).and_then(|o| o.last.as_ref()).is_some_and(|a| a.generation == generation));
         for container in pod.spec().init_containers.iter().flatten() {
             if is_sidecar(container) {
                 self.keep_running(container, generation, "Always");

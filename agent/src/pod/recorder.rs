@@ -33,9 +33,11 @@ impl Recorder {
     /// An event about a pod, or about one of its containers.
     pub fn pod(&self, pod: &k8s::Pod, container: Option<&str>, level: Level, reason: &str, message: &str) {
         let meta = &pod.metadata;
-        let kind = pod.spec.as_ref().and_then(|s| s.init_containers.as_ref()).filter(|init| {
-            init.iter().any(|c| Some(c.name.as_str()) == container)
-        });
+        let kind = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.init_containers.as_ref())
+            .filter(|init| init.iter().any(|c| Some(c.name.as_str()) == container));
         let field = if kind.is_some() { "initContainers" } else { "containers" };
         self.record(
             k8s::ObjectReference {

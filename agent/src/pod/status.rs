@@ -94,7 +94,11 @@ fn conditions(
         .iter()
         .filter(|s| {
             let terminated = s.state.as_ref().and_then(|s| s.terminated.as_ref());
-            if sidecar(&s.name) { s.started != Some(true) && terminated.is_none() } else { terminated.is_none_or(|t| t.exit_code != 0) }
+            if sidecar(&s.name) {
+                s.started != Some(true) && terminated.is_none()
+            } else {
+                terminated.is_none_or(|t| t.exit_code != 0)
+            }
         })
         .collect();
     // Once regular containers ran, the pod stays initialised, also while a new sandbox is made.
@@ -106,7 +110,8 @@ fn conditions(
     let not_ready = match phase {
         "Succeeded" => Some(("PodCompleted", String::new())),
         "Failed" => Some(("PodFailed", String::new())),
-        _ => (!unready.is_empty()).then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
+        _ => (!unready.is_empty())
+            .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
     };
     let sandbox = matches!(observed.sandbox, Sandbox::Ready { .. });
     vec![
@@ -166,10 +171,14 @@ fn states(
 }
 
 /// Why a container doesn't run although it should; unset for one that ended and stays so.
-fn waiting(container: &k8s::Container, seen: &Container, observed: &Observed, pod: &ValidPod) -> Option<k8s::ContainerStateWaiting> {
-    let because = |reason: &str, message: Option<String>| {
-        Some(k8s::ContainerStateWaiting { reason: Some(reason.to_owned()), message })
-    };
+fn waiting(
+    container: &k8s::Container,
+    seen: &Container,
+    observed: &Observed,
+    pod: &ValidPod,
+) -> Option<k8s::ContainerStateWaiting> {
+    let because =
+        |reason: &str, message: Option<String>| Some(k8s::ContainerStateWaiting { reason: Some(reason.to_owned()), message });
     let stays = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| {
         let init = pod.spec().init_containers.iter().flatten().find(|c| c.name == container.name);
         let policy = match init {

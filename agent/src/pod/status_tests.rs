@@ -119,7 +119,10 @@ fn a_container_says_what_it_is_at(#[case] container: Container, #[case] expected
     let mut state = write("Always", &observed)["containerStatuses"][0]["state"].clone();
     if state["waiting"]["reason"] == "CrashLoopBackOff" {
         let message = state["waiting"]["message"].take();
-        assert!(message.as_str().unwrap().starts_with("back-off 40s restarting failed container=a pod=web_default(u1)"), "{message}");
+        assert!(
+            message.as_str().unwrap().starts_with("back-off 40s restarting failed container=a pod=web_default(u1)"),
+            "{message}"
+        );
         state["waiting"].as_object_mut().unwrap().remove("message");
     }
     assert_eq!(state, expected);

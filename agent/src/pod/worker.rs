@@ -15,7 +15,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{broadcast, mpsc};
 
 use super::completed::{self, Completed};
-use super::observed::{Attempt, Container, Ending, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then};
+use super::observed::{
+    Attempt, Container, Ending, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
+};
 use super::plan::{self, Action, plan};
 use super::recorder::Level;
 use super::status;
@@ -286,7 +288,8 @@ impl Worker {
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
-        let Some(name) = self.observed.containers.iter().find(|(_, c)| c.last.as_ref().is_some_and(|a| a.id == id)).map(|(n, _)| n.clone())
+        let Some(name) =
+            self.observed.containers.iter().find(|(_, c)| c.last.as_ref().is_some_and(|a| a.id == id)).map(|(n, _)| n.clone())
         else {
             // It ended before the answer to its start was taken.
             self.early.insert(id.to_owned(), exit);
@@ -429,7 +432,8 @@ impl Worker {
     }
 
     fn start(&mut self, name: &str, delay: Duration) {
-        let (Some(sandbox), Some(container), Some((image, _))) = (self.sandbox.clone(), self.container(name).cloned(), self.images.get(name))
+        let (Some(sandbox), Some(container), Some((image, _))) =
+            (self.sandbox.clone(), self.container(name).cloned(), self.images.get(name))
         else {
             // The image was let go: it is asked for again.
             self.observed.containers.entry(name.to_owned()).or_default().image = Image::Unknown;
@@ -575,7 +579,8 @@ impl Worker {
                 self.trace.step("image", Some(name), Instant::now().checked_sub(took).unwrap_or_else(Instant::now));
                 if pulled {
                     let millis = took.as_millis();
-                    let message = format!("Successfully pulled image \"{reference}\" in {millis}ms. Image size: {} bytes.", image.size);
+                    let message =
+                        format!("Successfully pulled image \"{reference}\" in {millis}ms. Image size: {} bytes.", image.size);
                     self.say(Some(name), Level::Normal, "Pulled", &message);
                 }
                 let pin = self.node.images.pin(&image);
@@ -648,7 +653,13 @@ impl Worker {
                     note,
                     pid: 0,
                     started_at: now,
-                    finish: Some(Finish { code, signal: None, at: now, reason: "StartError".into(), message: Some(message.clone()) }),
+                    finish: Some(Finish {
+                        code,
+                        signal: None,
+                        at: now,
+                        reason: "StartError".into(),
+                        message: Some(message.clone()),
+                    }),
                 });
             }
             // It couldn't even be tried.

@@ -125,7 +125,9 @@ mod tests {
 
     #[test]
     fn decodes_base64() {
-        for (text, wanted) in [("", Some("")), ("Zg==", Some("f")), ("Zm8=", Some("fo")), ("Zm9vYmFy", Some("foobar")), ("Zm9", Some("fo"))] {
+        for (text, wanted) in
+            [("", Some("")), ("Zg==", Some("f")), ("Zm8=", Some("fo")), ("Zm9vYmFy", Some("foobar")), ("Zm9", Some("fo"))]
+        {
             assert_eq!(base64(text).as_deref(), wanted.map(str::as_bytes), "{text}");
         }
         assert_eq!(base64("Z"), None);

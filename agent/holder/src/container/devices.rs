@@ -80,13 +80,16 @@ fn bind(root: &Root, device: &Device) -> Result<(), Fault> {
 /// Where the host has the device: under the same name, or that which the kernel gave it.
 fn host_path(device: &Device) -> Option<PathBuf> {
     let is_it = |path: &Path| {
-        let stat = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).and_then(rustix::fs::fstat);
+        let stat = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .and_then(rustix::fs::fstat);
         stat.is_ok_and(|s| {
-            FileType::from_raw_mode(s.st_mode) == file_type(device) && s.st_rdev == rustix::fs::makedev(device.major, device.minor)
+            FileType::from_raw_mode(s.st_mode) == file_type(device)
+                && s.st_rdev == rustix::fs::makedev(device.major, device.minor)
         })
     };
     let class = if device.kind == 'b' { "block" } else { "char" };
-    let uevent = std::fs::read_to_string(format!("/sys/dev/{class}/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
+    let uevent =
+        std::fs::read_to_string(format!("/sys/dev/{class}/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
     let named = uevent.lines().find_map(|l| l.strip_prefix("DEVNAME=")).map(|name| Path::new("/dev").join(name));
     [Some(device.path.clone()), named].into_iter().flatten().find(|path| is_it(path))
 }

@@ -105,6 +105,7 @@ fn rootfs_and_user_namespace(
     rootfs::mount(&recipe.rootfs, user_ns, pod.maps)?;
     steps.done("overlay");
     let Some(user_ns) = user_ns else { return Ok(status) };
+    rootfs::stand_on(&recipe.rootfs)?;
     sys::setns(user_ns, ns::USER).or_fault(Stage::Namespace, "user")?;
     sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
     // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
@@ -139,7 +140,6 @@ pub fn become_process(
         Some(terminal) => terminal::take(terminal, identity.uid)?,
         None => terminal::own_stdio(identity.uid),
     }
-    limits::apply(process)?;
     let env = command::environment(process, &identity.home);
     // While still root: a directory that only root may enter is a valid working directory, as with other runtimes.
     let entered = command::enter_working_directory(root, &process.cwd);
@@ -153,6 +153,8 @@ pub fn become_process(
     } else {
         seccomp.load()?;
     }
+    // A limit on descriptors could hinder all that was opened above; to raise one needs rights that end here.
+    limits::apply(process)?;
     credentials::apply(process, &identity)?;
     status.die_with_holder().or_fault(Stage::Credentials, "")?;
     if entered.is_err() {

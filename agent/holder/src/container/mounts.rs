@@ -7,8 +7,8 @@ use podholder::protocol::{Fault, Mount, PidNamespace, Propagation, Recipe, Sourc
 use podholder::sys::{self, MountAttributes, attr, ns};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::paths::{Kind, Root, file_type, open_beneath};
@@ -46,7 +46,8 @@ fn open_bind(path: &Path, beneath: &Path, recursive: bool) -> Result<OwnedFd, Fa
     if beneath.as_os_str().is_empty() {
         return open_tree(CWD, path, flags).or_fault(Stage::Mount, path.display());
     }
-    let base = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Mount, path.display())?;
+    let base =
+        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Mount, path.display())?;
     let full = path.join(beneath);
     let inner = open_beneath(base.as_fd(), beneath, OFlags::PATH).or_fault(Stage::Mount, full.display())?;
     open_tree(inner, "", flags | OpenTreeFlags::AT_EMPTY_PATH).or_fault(Stage::Mount, full.display())
@@ -194,7 +195,9 @@ fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<String>> {
         let fields: Vec<&str> = tail.split(' ').collect();
         let controllers = match fields[..] {
             ["cgroup", _, options] => {
-                let not = |o: &&str| !matches!(*o, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !o.starts_with("release_agent=");
+                let not = |o: &&str| {
+                    !matches!(*o, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !o.starts_with("release_agent=")
+                };
                 options.split(',').filter(not).collect::<Vec<_>>().join(",")
             }
             _ => String::new(),

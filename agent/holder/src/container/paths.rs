@@ -48,7 +48,8 @@ impl Root {
             return Err(Errno::LOOP.into());
         }
         let mut done = PathBuf::from("/");
-        let mut names = path.components().filter_map(|c| if let Component::Normal(name) = c { Some(name) } else { None }).peekable();
+        let mut names =
+            path.components().filter_map(|c| if let Component::Normal(name) = c { Some(name) } else { None }).peekable();
         while let Some(name) = names.next() {
             let kind = if names.peek().is_some() { Kind::Directory } else { kind };
             let next = done.join(name);

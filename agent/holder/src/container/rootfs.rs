@@ -8,8 +8,8 @@ use podholder::protocol::{Fault, IdMaps, Rootfs, Stage};
 use podholder::sys::{self, MountAttributes, attr};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount as mount_classic, mount_change, move_mount,
-    open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount as mount_classic, mount_change,
+    move_mount, open_tree, unmount,
 };
 
 use super::paths::Root;
@@ -121,20 +121,28 @@ fn give_to_mapped_root(rootfs: &Rootfs, maps: &IdMaps) -> Result<(), Fault> {
 
 /// Who root is outside. A map without root is nobody's wish; then it's the overflow ID.
 pub fn mapped_root(maps: &IdMaps) -> (u32, u32) {
-    let root = |lines: &[podholder::protocol::IdMap]| lines.iter().find(|l| l.inside == 0 && l.count > 0).map_or(65534, |l| l.outside);
+    let root =
+        |lines: &[podholder::protocol::IdMap]| lines.iter().find(|l| l.inside == 0 && l.count > 0).map_or(65534, |l| l.outside);
     (root(&maps.uids), root(&maps.gids))
 }
 
+/// Makes the overlay the working directory: the way to it for a process that gives up its rights and may then not pass the folders
+/// above it. Unsharing the mount namespace keeps it, as the copy.
+pub fn stand_on(rootfs: &Rootfs) -> Result<(), Fault> {
+    rustix::process::chdir(&rootfs.target).or_fault(Stage::Rootfs, rootfs.target.display())
+}
+
 /// The overlay's root. In a USER namespace the overlay is locked where it is, as all that was copied from the host: pivot_root
-/// wants a mount of our own, so it is bound on itself.
+/// wants a mount of our own, so it is bound on itself. There the working directory is the overlay: see [`stand_on`].
 pub fn open(rootfs: &Rootfs, in_user_ns: bool) -> Result<Root, Fault> {
     let target = &rootfs.target;
-    if in_user_ns {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = open_tree(CWD, target, flags).or_fault(Stage::Rootfs, target.display())?;
-        move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).or_fault(Stage::Rootfs, target.display())?;
+    if !in_user_ns {
+        return Ok(Root::new(open_directory(target)?));
     }
-    Ok(Root::new(open_directory(target)?))
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, ".", flags).or_fault(Stage::Rootfs, target.display())?;
+    move_mount(&tree, "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).or_fault(Stage::Rootfs, target.display())?;
+    Ok(Root::new(tree))
 }
 
 /// Makes `root` this namespace's `/` and lets go of the host's.

@@ -85,7 +85,8 @@ fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Fault> {
     let line = passwd_lines(passwd)
         .find(|l| l.name == user_part)
         .or_else(|| number.and_then(|uid| passwd_lines(passwd).find(|l| l.uid == uid)));
-    let uid = line.as_ref().map(|l| l.uid).or(number).ok_or_else(|| refused(Stage::User, user_part, "no such user in /etc/passwd"))?;
+    let uid =
+        line.as_ref().map(|l| l.uid).or(number).ok_or_else(|| refused(Stage::User, user_part, "no such user in /etc/passwd"))?;
     let gid = match (user.gid, group_part) {
         (Some(gid), _) => gid,
         (None, "") => line.as_ref().map_or(0, |l| l.gid),
@@ -112,7 +113,8 @@ fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Fault> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/var/www:\n7:x:70:70::/seven:\nhuge:x:99999999999:1::/:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/var/www:\n7:x:70:70::/seven:\nhuge:x:99999999999:1::/:\n";
     const GROUP: &str = "root:x:0:\nweb:x:34:\nstaff:x:50:web, other\nadm:x:4:web\nbad:x:no:web\nten:x:10:root\n";
 
     fn check(spec: &str, gid: Option<u32>, groups: &[u32], strict: bool) -> Result<(u32, u32, Vec<u32>, String), String> {

@@ -19,8 +19,9 @@ const BUSYBOX: &str = "/bin/busybox";
 /// For anything to happen: no test measures time, this only turns a hang into a failure.
 const LIMIT: Duration = Duration::from_secs(60);
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "env", "head", "hostname", "id", "ipcmk", "ipcs", "kill", "ls", "mkdir", "mount", "ps", "pwd", "readlink", "rm", "seq",
-    "sleep", "stat", "stty", "touch", "tty", "true", "umount", "wc", "dd", "grep", "find", "chmod", "ln", "yes", "tr", "date", "df", "nice",
+    "sh", "cat", "echo", "env", "head", "hostname", "id", "ipcmk", "ipcs", "kill", "ls", "mkdir", "mount", "ps", "pwd",
+    "readlink", "rm", "seq", "sleep", "stat", "stty", "touch", "tty", "true", "umount", "wc", "dd", "grep", "find", "chmod",
+    "ln", "yes", "tr", "date", "df", "nice",
 ];
 
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
@@ -206,7 +207,7 @@ impl Pod {
             read_only: false,
             recursive_read_only: false,
             nosuid: true,
-            nodev: target != "/dev",
+            nodev: !target.starts_with("/dev"),
             noexec: true,
             propagation: Propagation::Private,
         };
@@ -260,7 +261,10 @@ impl Pod {
                 device("urandom", 9),
                 device("tty", 0),
             ],
-            masked_paths: ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware", "/proc/not/there"].iter().map(PathBuf::from).collect(),
+            masked_paths: ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware", "/proc/not/there"]
+                .iter()
+                .map(PathBuf::from)
+                .collect(),
             read_only_paths: ["/proc/sys", "/proc/bus", "/proc/sysrq-trigger"].iter().map(PathBuf::from).collect(),
             log: Some(LogFile { path: base.join("0.log"), max_size: 0, max_files: 5 }),
             ..Recipe::default()
@@ -369,7 +373,8 @@ pub fn text(log: &str, stream: &str) -> String {
     let mut out = String::new();
     for line in log.lines() {
         let mut fields = line.splitn(4, ' ');
-        let (_, name, tag, text) = (fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
+        let (_, name, tag, text) =
+            (fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
         if name == stream {
             out.push_str(text);
             if tag == "F" {
@@ -410,7 +415,8 @@ pub fn bind(path: &Path, target: &str) -> Mount {
 
 /// Kills a process by its number.
 pub fn kill(pid: i32) {
-    let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::PidfdFlags::empty()).unwrap();
+    let pidfd =
+        rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::PidfdFlags::empty()).unwrap();
     sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL).unwrap();
 }
 
