@@ -1,1 +1,104 @@
-fn main() {}
+//! Parses the command line, and runs the agent or a command against one that runs.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use nodeagent::cli::{self, Local, Target, Validated};
+use nodeagent::config::{self, Flags, LogFormat, Settings};
+use nodeagent::{daemon, machine, model};
+
+/// A Kubernetes-style node agent with the container runtime inside it.
+///
+/// With --manifests it runs the pods of a folder; with a command it asks the agent that runs.
+#[derive(Debug, Parser)]
+#[command(name = "nodeagent", version, after_help = EXAMPLES, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<cli::Command>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+const EXAMPLES: &str = "Examples:
+  nodeagent --manifests /etc/nodeagent/manifests   run the pods of a folder, and follow its changes
+  nodeagent get pods                               what runs
+  nodeagent logs web -c client -f                  what a container writes
+  nodeagent exec -it web -- sh                     a shell in it
+  nodeagent check                                  can this machine run pods?";
+
+/// Threads that carry the agent's tasks; more would only cost memory. What blocks has threads of its own.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(command) => cli::run(command, &cli.target.socket(cli.flags.root.as_deref()), &local(&cli.flags)),
+        None => agent(&cli.flags),
+    }
+}
+
+fn local(flags: &Flags) -> Local<'static> {
+    let lib = flags.root.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
+    Local {
+        validate: Box::new(validate),
+        check: Box::new(move || machine::check::all(&lib)),
+        grammar: Box::new(Cli::command),
+    }
+}
+
+fn validate(file: &Path, text: &[u8]) -> Validated {
+    let loaded = model::load(file, text, &model::Defaults { node_name: "node".into() });
+    Validated {
+        pods: loaded.pods.len(),
+        errors: loaded.errors.iter().map(ToString::to_string).collect(),
+        warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn agent(flags: &Flags) -> ExitCode {
+    let settings = match config::load(flags) {
+        Ok(settings) => settings,
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("nodeagent: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    if settings.manifests.is_empty() {
+        eprintln!("nodeagent: no source of pods: say --manifests DIR, or `manifests:` in the configuration; --help shows more");
+        return ExitCode::FAILURE;
+    }
+    log(&settings);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    let ran = match runtime {
+        Ok(runtime) => {
+            let ran = runtime.block_on(daemon::run(settings));
+            // A thread that hangs in a system call (a dead disk) must not keep a stop waiting.
+            runtime.shutdown_background();
+            ran
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nodeagent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(settings: &Settings) {
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(settings.log.level.as_str().parse().unwrap_or(tracing::Level::INFO))
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match settings.log.format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}

@@ -24,7 +24,7 @@ type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 ///
 /// All requests are done one after the other on one thread: the kernel would serialise them anyway. Every method may be called
 /// again after a failure or a crash; it then does what is left to do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Network {
     jobs: mpsc::Sender<Job>,
 }

@@ -29,7 +29,7 @@ pub use events::seen;
 pub use pods::{Summary, summarize};
 pub use query::encode;
 pub use reply::{ApiError, Body, Response};
-pub use server::{Options, Server};
+pub use server::{Options, ServeError, Server};
 
 /// The group of what Kubernetes lacks.
 pub const GROUP: &str = "nodeagent.dev";

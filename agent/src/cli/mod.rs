@@ -129,11 +129,11 @@ pub struct Validated {
 /// What the commands need that no agent need run for; `main` gives it.
 pub struct Local<'a> {
     /// Parses and validates a manifest.
-    pub validate: &'a dyn Fn(&Path, &[u8]) -> Validated,
+    pub validate: Box<dyn Fn(&Path, &[u8]) -> Validated + 'a>,
     /// Looks at this machine.
-    pub check: &'a dyn Fn() -> Vec<Check>,
+    pub check: Box<dyn Fn() -> Vec<Check> + 'a>,
     /// The whole command line, for completions.
-    pub grammar: &'a dyn Fn() -> clap::Command,
+    pub grammar: Box<dyn Fn() -> clap::Command + 'a>,
 }
 
 impl fmt::Debug for Local<'_> {

@@ -93,7 +93,7 @@ pub struct Worker {
 impl Worker {
     fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
-        let mut worker = Self {
+        let worker = Self {
             node,
             pod,
             pending: None,

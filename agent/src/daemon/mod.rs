@@ -1,0 +1,273 @@
+//! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
+
+mod lock;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Server};
+use crate::config::{OnStop, Settings};
+use crate::image::{self, Embedded, Images};
+use crate::machine;
+use crate::model;
+use crate::pod::backoff::Backoff;
+use crate::pod::handle::Handle;
+use crate::pod::manager::{Manager, Order};
+use crate::pod::node::{Check, Verdict};
+use crate::pod::recorder::Recorder;
+use crate::pod::store::Store;
+use crate::pod::Node;
+use crate::runtime::{self, Runtime};
+use crate::source;
+
+pub use lock::{Lock, LockError};
+
+/// The image that the agent carries, so that the first pods need neither a registry nor a network.
+const DEMO_IMAGE: &str = "localhost/nodeagent-demo:latest";
+const DEMO: &[u8] = include_bytes!(env!("NODEAGENT_DEMO"));
+
+/// How often the disk is looked at for images that nobody uses; as the kubelet.
+const IMAGE_GC_EVERY: Duration = Duration::from_secs(300);
+/// Source events that may wait for the manager.
+const EVENTS: usize = 256;
+
+/// Why the agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The machine lacks what no pod can do without.
+    #[error("this machine cannot run pods:\n{}", advice(.0))]
+    Machine(Vec<Check>),
+    /// Another agent is here.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A group that isn't there.
+    #[error("--socket-group {0}: no such group on this machine")]
+    Group(String),
+    /// The image store.
+    #[error("open the image store: {0}")]
+    Images(#[from] image::Error),
+    /// The pod network.
+    #[error("bring up the pod network: {0}")]
+    Network(#[from] netplug::Error),
+    /// What is run with.
+    #[error("prepare the container runtime: {0}")]
+    Runtime(String),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] api::ServeError),
+    /// Signals.
+    #[error("listen for signals: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+fn advice(checks: &[Check]) -> String {
+    let lines = checks.iter().map(|c| format!("  {}: {}; {}", c.name, c.found, c.advice));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+    let lib = settings.paths.lib();
+    let lacking: Vec<Check> = machine::check::all(&lib).into_iter().filter(|c| c.verdict == Verdict::Bad).collect();
+    if !lacking.is_empty() {
+        return Err(DaemonError::Machine(lacking));
+    }
+    let _lock = Lock::take(&settings.paths.lock())?;
+    let mut stop = Stop::listen()?;
+
+    let node = Arc::new(node(&settings).await?);
+    let (orders, inbox) = mpsc::unbounded_channel();
+    let (events, told) = mpsc::channel(EVENTS);
+    let manager = Manager::new(node.clone()).await;
+    let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
+    let server = Server::bind(handle, &api_options(&settings)?).await?;
+    tell_where(&settings, &server);
+
+    let ended = CancellationToken::new();
+    let serving = tokio::spawn(server.serve(ended.clone()));
+    tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
+    let defaults = model::Defaults { node_name: settings.node_name.clone() };
+    let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, events));
+    let mut managing = tokio::spawn(manager.run(told, inbox));
+
+    stop.wait().await;
+    if settings.on_stop == OnStop::Drain {
+        tracing::info!("ending all pods; a second signal stops without");
+        let _ = orders.send(Order::Drain);
+        tokio::select! {
+            _ = &mut managing => {}
+            () = stop.wait() => tracing::warn!("stopped before all pods had ended"),
+        }
+    }
+    watching.abort();
+    managing.abort();
+    ended.cancel();
+    let _ = serving.await;
+    if settings.on_stop == OnStop::Drain && node.runtime.leftovers().is_empty() {
+        node.network.clone().close(netplug::Remove::All).await?;
+    }
+    Ok(())
+}
+
+/// All that the pods' workers share.
+async fn node(settings: &Settings) -> Result<Node, DaemonError> {
+    let images = open_images(settings).await?;
+    let network = netplug::Network::open(network(settings)).await?;
+    let host_ips = machine::addresses(&settings.network.bridge);
+    let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let store = Arc::new(Store::default());
+    Ok(Node {
+        name: settings.node_name.clone(),
+        host_ips,
+        recorder: Recorder::new(store.clone(), &settings.node_name),
+        store,
+        runtime: Arc::new(runtime),
+        network,
+        images,
+        backoff: Backoff {
+            initial: settings.backoff.initial,
+            max: settings.backoff.max,
+            reset_after: settings.backoff.reset_after,
+        },
+        live: std::sync::RwLock::default(),
+        stopped_dir: settings.paths.run().join("stopped"),
+    })
+}
+
+async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
+    let mut wanted = image::Settings::at(settings.paths.images());
+    wanted.parallel_layers = settings.images.parallel_pulls;
+    let conf = &settings.images.registries_conf;
+    wanted.registries_conf = vec![conf.clone(), conf.with_extension("conf.d")];
+    wanted.auth_files.insert(0, settings.images.auth_file.clone());
+    let images = Images::open(wanted)?;
+    let program = Embedded::File(PathBuf::from("/demo"), 0o755, DEMO);
+    let mut config = oci_spec::image::Config::default();
+    config.set_entrypoint(Some(vec!["/demo".into()]));
+    config.set_cmd(Some(vec!["serve".into()]));
+    images.embed(DEMO_IMAGE, &[program], config).await?;
+    Ok(images)
+}
+
+fn network(settings: &Settings) -> netplug::Settings {
+    // A range that the configuration took, netplug takes: both want the first address.
+    let subnets = settings.network.pod_cidrs.iter().filter_map(|cidr| netplug::Cidr::new(cidr.address, cidr.prefix).ok());
+    netplug::Settings {
+        bridge: settings.network.bridge.clone(),
+        ranges: subnets.map(|subnet| netplug::Range { subnet, gateway: None, exclude: Vec::new() }).collect(),
+        table: settings.network.nft_table.clone(),
+        mtu: settings.network.mtu,
+        state_dir: settings.paths.net(),
+        ..netplug::Settings::default()
+    }
+}
+
+fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runtime::Settings {
+    let userns = settings.userns;
+    runtime::Settings {
+        run: settings.paths.run(),
+        lib: settings.paths.lib(),
+        log: settings.paths.log(),
+        log_max_size: settings.container_logs.max_size,
+        log_max_files: settings.container_logs.max_files,
+        node_name: settings.node_name.clone(),
+        node_ips: host_ips.to_vec(),
+        id_range: (userns.first, userns.per_pod.saturating_mul(userns.pods)),
+        resolv_conf: settings.resolv_conf.clone(),
+        ..runtime::Settings::below(settings.paths.root(), &settings.cgroup_parent)
+    }
+}
+
+fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
+    let facts = machine::object::Facts {
+        name: settings.node_name.clone(),
+        addresses: node.host_ips.clone(),
+        pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
+        lib: settings.paths.lib(),
+        started: Timestamp::now(),
+    };
+    let lib = settings.paths.lib();
+    Handle::new(node, orders, move || machine::object::node(&facts), move || machine::check::all(&lib))
+}
+
+fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
+    let group = settings.api.socket_group.as_deref().map(group).transpose()?;
+    Ok(api::Options {
+        socket: settings.paths.socket(),
+        group,
+        listen: settings.api.listen,
+        certificates: settings.paths.certificates(),
+        spool: settings.paths.lib().join("spool"),
+    })
+}
+
+/// A group's number, by number or name.
+fn group(name: &str) -> Result<u32, DaemonError> {
+    let found = name.parse().ok().or_else(|| Some(nix::unistd::Group::from_name(name).ok()??.gid.as_raw()));
+    found.ok_or_else(|| DaemonError::Group(name.to_owned()))
+}
+
+fn tell_where(settings: &Settings, server: &Server) {
+    let manifests: Vec<String> = settings.manifests.iter().map(|m| m.display().to_string()).collect();
+    tracing::info!(
+        node = settings.node_name,
+        manifests = manifests.join(", "),
+        socket = %settings.paths.socket().display(),
+        "nodeagent {} is ready",
+        env!("CARGO_PKG_VERSION")
+    );
+    if let Some(address) = server.address() {
+        tracing::info!("kubectl is served at https://{address}: nodeagent kubeconfig writes what it needs");
+    }
+}
+
+async fn watch(manifests: Vec<PathBuf>, defaults: model::Defaults, events: mpsc::Sender<source::Event>) {
+    if let Err(error) = source::watch(manifests, defaults, events).await {
+        tracing::error!(%error, "manifests are not watched any more; pods run on as they are");
+    }
+}
+
+fn thresholds(settings: &Settings) -> image::Thresholds {
+    image::Thresholds {
+        high_percent: settings.images.gc_high_percent.into(),
+        low_percent: settings.images.gc_low_percent.into(),
+        ..image::Thresholds::default()
+    }
+}
+
+async fn collect_images(node: Arc<Node>, thresholds: image::Thresholds) {
+    let mut every = tokio::time::interval(IMAGE_GC_EVERY);
+    loop {
+        every.tick().await;
+        match node.images.gc(thresholds).await {
+            Ok(freed) if freed.images.is_empty() => {}
+            Ok(freed) => tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "unused images were removed"),
+            Err(error) => tracing::warn!(%error, "unused images could not be removed"),
+        }
+    }
+}
+
+/// The two signals that end the agent.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
