@@ -141,6 +141,8 @@ impl Images {
         // A bad name is a bad name under every policy.
         let reference = Reference::parse(name)?;
         match (policy, self.resolve(name)) {
+            // No registry has it: it came with the agent.
+            (_, Some(image)) if image.embedded => Ok(image),
             (PullPolicy::IfNotPresent | PullPolicy::Never, Some(image)) => Ok(image),
             (PullPolicy::Never, None) => Err(Error::NotPresentNever { name: name.to_owned() }),
             _ => self.pull_reference(reference, credentials, progress).await,
