@@ -46,19 +46,26 @@ fn the_hosts_mounts_are_as_before_and_a_neighbours_are_not_seen() {
     }
 }
 
+/// What busybox lacks, in a container: the host's program with its libraries.
+fn host_tool(pod: &mut Pod, argv: &[&str]) -> String {
+    let mut recipe = pod.recipe("tool", argv);
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), recipe.rootfs.upper.join(name)).unwrap();
+    }
+    recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
+    let ran = pod.run(&recipe);
+    assert_eq!(ran.exit.code, 0, "{ran:?}");
+    ran.stdout
+}
+
 #[test]
 fn hostname_and_ipc_are_shared_in_a_pod_and_not_beyond() {
     let (mut one, mut two) = (Pod::new(), Pod::new());
-    // busybox lacks ipcmk: the host's, with its libraries.
-    let mut maker = one.recipe("maker", &["/usr/bin/ipcmk", "-M", "4096"]);
-    for name in ["lib", "lib64"] {
-        symlink(format!("usr/{name}"), maker.rootfs.upper.join(name)).unwrap();
-    }
-    maker.mounts.push(bind(Path::new("/usr"), "/usr"));
-    let made = one.run(&maker);
-    let id: String = made.stdout.split_whitespace().last().unwrap_or_else(|| panic!("{made:?}")).into();
-    assert!(one.sh("ipcs -m").contains(&format!(" {id} ")), "the pod's other container sees it");
-    assert_eq!(two.sh("ipcs -m").lines().filter(|l| l.starts_with("0x")).count(), 0);
+    let made = host_tool(&mut one, &["/usr/bin/ipcmk", "-M", "4096"]);
+    let id: String = made.split_whitespace().last().unwrap().into();
+    let seen = host_tool(&mut one, &["/usr/bin/ipcs", "-m"]);
+    assert!(seen.contains(&format!(" {id} ")), "the pod's other container sees it: {seen}");
+    assert_eq!(host_tool(&mut two, &["/usr/bin/ipcs", "-m"]).lines().filter(|l| l.starts_with("0x")).count(), 0);
     one.sh("echo shared > /dev/shm/file");
     assert_eq!(one.sh("cat /dev/shm/file; df -k /dev/shm | grep -c 65536"), "shared\n1\n");
     assert_eq!(two.sh("ls /dev/shm"), "");
