@@ -111,6 +111,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let _ = serving.await;
     if settings.on_stop == OnStop::Drain && node.runtime.leftovers().is_empty() {
         node.network.clone().close(netplug::Remove::All).await?;
+        if let Err(error) = node.runtime.cgroups().remove().await {
+            tracing::warn!(%error, "the pods' control groups stay: something else uses them");
+        }
     }
     Ok(())
 }
