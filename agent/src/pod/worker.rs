@@ -125,6 +125,12 @@ impl Worker {
     /// A pod that an agent before this one left running.
     pub fn adopt(node: Arc<Node>, pod: ValidPod, live: LiveRef, sandbox: Sandbox, state: &HolderState) -> Self {
         let mut worker = Self::new(node, pod, live);
+        if state.note.is_null() {
+            // That agent died before it had wired the sandbox; no container runs in it.
+            worker.sandbox = Some(sandbox);
+            worker.remove_sandbox();
+            return worker;
+        }
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
