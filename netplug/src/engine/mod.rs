@@ -230,6 +230,9 @@ impl Engine {
         inside: pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
+        if before.is_some() && inside.link.is_none() {
+            self.evict(&lease.host_if)?;
+        }
         let (host_if, index) = match self.pair(wanted, lease, &inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;

@@ -137,7 +137,7 @@ impl Engine {
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, wanted.netns.as_raw_fd(), mac);
+            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac);
             let mut outcomes =
                 self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
@@ -167,6 +167,15 @@ impl Engine {
 
     fn exists(&mut self, name: &str) -> Result<bool, Error> {
         Ok(bridge::find(&mut self.wire, &self.route, name)?.is_some())
+    }
+
+    /// Removes the link of a pod's last namespace, should that still be dying: it would answer to the address that the new
+    /// one gets.
+    pub(super) fn evict(&mut self, host_if: &str) -> Result<(), Error> {
+        match bridge::find(&mut self.wire, &self.route, host_if)? {
+            Some(link) if link.bridge == Some(self.bridge.index) => self.delete_links(&HashSet::from([link.name])),
+            _ => Ok(()),
+        }
     }
 
     /// Puts a host end that exists back in order.

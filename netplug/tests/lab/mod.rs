@@ -87,7 +87,7 @@ impl Netns {
     /// What the namespace holds, to compare before and after, less whether cables are plugged in.
     pub fn picture(&self) -> String {
         let words = ["-o link show", "-4 route show table all", "-o -4 address show"].map(|args| self.ip(args)).concat();
-        let cables = ["NO-CARRIER,", ",LOWER_UP", " linkdown", " state UP", " state DOWN", "\\"];
+        let cables = ["NO-CARRIER,", ",LOWER_UP", " linkdown", " state UP", " state DOWN", " state UNKNOWN", "\\"];
         cables.iter().fold(words, |words, cable| words.replace(cable, "")) + &self.nft("list ruleset")
     }
 
