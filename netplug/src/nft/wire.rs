@@ -115,6 +115,19 @@ impl Batch {
     }
 }
 
+/// Whether a message tells that something was deleted: a table, chain, rule, set or element.
+pub(crate) fn deletes_from(message: &[u8]) -> bool {
+    const DELETIONS: [u16; 5] = [2, 5, 8, 11, 14];
+    let kind = netlink::kind(message);
+    kind >> 8 == SUBSYSTEM && DELETIONS.contains(&(kind & 0xff))
+}
+
+/// The table that a message is about: the first attribute of each kind of object.
+pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
+    let (_, name) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 1)?;
+    Some(name.strip_suffix(&[0]).unwrap_or(name))
+}
+
 /// nlmsghdr, nfgenmsg, attributes.
 fn message(packet: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attrs: &[u8]) {
     packet.extend((20 + attrs.len() as u32).to_ne_bytes());

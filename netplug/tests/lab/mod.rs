@@ -246,6 +246,16 @@ pub fn wait<T>(future: impl Future<Output = T>) -> T {
     futures::executor::block_on(future)
 }
 
+/// Asks again and again; only a failure waits for long.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "after {PATIENCE:?} it was not so that {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    println!("{what}: after {:?}", begun.elapsed());
+}
+
 /// A pod's namespace, and what it is to be attached with.
 pub struct Pod {
     pub netns: Netns,
