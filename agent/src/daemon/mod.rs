@@ -20,6 +20,7 @@ use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
+use crate::pod::objects::Objects;
 use crate::pod::node::{Check, Verdict};
 use crate::pod::recorder::Recorder;
 use crate::pod::store::Store;
@@ -137,6 +138,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         host_ips,
         recorder: Recorder::new(store.clone(), &settings.node_name),
         store,
+        objects: Objects::default(),
         runtime: Arc::new(runtime),
         network,
         images,
