@@ -88,6 +88,7 @@ impl Container {
         }
         if slot.ended && !waiting {
             self.slots[index] = None;
+            self.close_log();
         }
     }
 
@@ -106,6 +107,7 @@ impl Container {
         if self.retry_at.is_some_and(|at| at <= now) {
             let written = self.log.as_mut().is_none_or(Log::retry);
             self.retry_at = (!written).then(|| log_retry(now));
+            self.close_log();
         }
         for index in 0..self.slots.len() {
             if let Some(slot) = self.slots[index].as_mut().filter(|s| s.stream.deadline().is_some_and(|d| d <= now)) {
@@ -152,6 +154,14 @@ impl Container {
         }
         self.stdin = None;
         self.state.exit = Some(exit);
+        self.close_log();
+    }
+
+    /// Once all is written the log needn't be open: an ended container is remembered for long.
+    fn close_log(&mut self) {
+        if self.is_idle() {
+            self.log = None;
+        }
     }
 
     /// Nothing is left to do for it.

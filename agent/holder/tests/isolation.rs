@@ -5,6 +5,7 @@ mod support;
 
 use podholder::protocol::*;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use support::*;
 
 #[test]
@@ -15,7 +16,7 @@ fn no_descriptor_of_the_holder_leaks() {
     pod.start(&neighbour).unwrap();
     let out = pod.sh("ls -l /proc/self/fd");
     // 3 is ls's own view of the folder.
-    let fds: Vec<&str> = out.lines().filter(|l| l.contains("->")).map(|l| l.split_whitespace().nth(8).unwrap()).collect();
+    let fds: Vec<&str> = out.lines().filter_map(|l| l.split_whitespace().nth(8)).collect();
     assert_eq!(fds, ["0", "1", "2", "3"], "{out}");
     let process = Process { argv: vec!["ls".into(), "/proc/self/fd".into()], ..neighbour.process.clone() };
     assert_eq!(pod.exec(&neighbour, process).unwrap().1, "0\n1\n2\n3\n");
@@ -45,12 +46,26 @@ fn the_hosts_mounts_are_as_before_and_a_neighbours_are_not_seen() {
     }
 }
 
+/// What busybox lacks, in a container: the host's program with its libraries.
+fn host_tool(pod: &mut Pod, argv: &[&str]) -> String {
+    let mut recipe = pod.recipe("tool", argv);
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), recipe.rootfs.upper.join(name)).unwrap();
+    }
+    recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
+    let ran = pod.run(&recipe);
+    assert_eq!(ran.exit.code, 0, "{ran:?}");
+    ran.stdout
+}
+
 #[test]
 fn hostname_and_ipc_are_shared_in_a_pod_and_not_beyond() {
     let (mut one, mut two) = (Pod::new(), Pod::new());
-    let id: String = one.sh("ipcmk -M 4096").split_whitespace().last().unwrap().into();
-    assert!(one.sh("ipcs -m").contains(&format!(" {id} ")), "the pod's other container sees it");
-    assert_eq!(two.sh("ipcs -m").lines().filter(|l| l.starts_with("0x")).count(), 0);
+    let made = host_tool(&mut one, &["/usr/bin/ipcmk", "-M", "4096"]);
+    let id: String = made.split_whitespace().last().unwrap().into();
+    let seen = host_tool(&mut one, &["/usr/bin/ipcs", "-m"]);
+    assert!(seen.contains(&format!(" {id} ")), "the pod's other container sees it: {seen}");
+    assert_eq!(host_tool(&mut two, &["/usr/bin/ipcs", "-m"]).lines().filter(|l| l.starts_with("0x")).count(), 0);
     one.sh("echo shared > /dev/shm/file");
     assert_eq!(one.sh("cat /dev/shm/file; df -k /dev/shm | grep -c 65536"), "shared\n1\n");
     assert_eq!(two.sh("ls /dev/shm"), "");
@@ -66,7 +81,7 @@ fn hostname_and_ipc_are_shared_in_a_pod_and_not_beyond() {
 #[test]
 fn masked_and_read_only_paths() {
     let mut pod = Pod::new();
-    let out = pod.sh("wc -c < /proc/kcore; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : ; \
+    let out = pod.sh("wc -c < /proc/keys; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : ; \
          echo 1 > /proc/sys/kernel/panic || echo read-only; touch /sys/x 2>/dev/null || echo read-only; \
          echo b > /proc/sysrq-trigger || echo read-only");
     let lines: Vec<&str> = out.lines().filter(|l| !l.is_empty()).collect();
@@ -78,7 +93,7 @@ fn devices_and_links_of_dev() {
     let mut pod = Pod::new();
     let out = pod
         .sh("ls /dev | sort | tr '\\n' ' '; echo; echo lost > /dev/null; head -c 4 /dev/zero | wc -c; stat -c %a /dev/null; \
-                      readlink /dev/fd /dev/stdout /dev/ptmx; echo again > /dev/stdout; echo full > /dev/full || echo full");
+                      for l in fd stdout ptmx; do readlink /dev/$l; done; echo again > /dev/stdout; echo full > /dev/full || echo full");
     let expect = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero \n4\n666\n/proc/self/fd\n/proc/self/fd/1\npts/ptmx\nagain\nfull\n";
     assert_eq!(out, expect.replace("fd full", "fd full"));
 }
@@ -95,7 +110,7 @@ fn a_user_may_open_its_standard_output_again() {
 #[test]
 fn a_container_is_pid_1_and_the_host_cannot_be_signalled() {
     let mut pod = Pod::new();
-    let recipe = pod.shell("app", "echo $$; kill -0 1000000 || echo none; ps | wc -l; while true; do sleep 1; done");
+    let recipe = pod.shell("app", "echo $$; kill -0 1000000 2>/dev/null || echo none; ps | wc -l; while true; do sleep 1; done");
     let pid = pod.start(&recipe).unwrap();
     assert!(is_alive(pid));
     eventually("it spoke", || log_of(&recipe).lines().count() == 3);
@@ -112,15 +127,15 @@ fn a_shared_pid_namespace_has_a_pause_that_reaps_and_hides_the_host() {
     let mut sleeper = pod.recipe("sleeper", &["sleep", "1234"]);
     sleeper.pid = PidNamespace::Pod;
     let pid = pod.start(&sleeper).unwrap();
-    let mut other = pod.shell("other", "ps -o pid,args; sh -c 'sleep 0.2 & exit'; ls -A /proc/1/root/; while true; do sleep 0.05; ps -o stat,args | grep '^Z' || { echo clean; break; }; done");
+    let mut other = pod.shell("other", "ps -o pid,args; sh -c 'sleep 0.2 & exit'; echo ROOT; ls -A /proc/1/root/; echo END; while true; do sleep 0.05; ps -o stat,args | grep '^Z' || { echo clean; break; }; done");
     other.pid = PidNamespace::Pod;
     other.process.capabilities =
         Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
     let out = pod.run(&other).stdout;
     assert!(out.contains("sleep 1234"), "{out}");
     assert!(out.ends_with("clean\n"), "{out}");
-    let root = out.lines().skip_while(|l| !l.contains("ps -o")).skip(1).collect::<Vec<_>>();
-    assert!(!root.iter().any(|l| l.contains("etc") || l.contains("proc")), "pause's root shows the host: {out}");
+    let root = out.lines().skip_while(|l| *l != "ROOT").skip(1).take_while(|l| *l != "END").collect::<Vec<_>>();
+    assert_eq!(root, [""; 0], "pause's root shows the host: {out}");
     assert!(is_alive(pid));
     let status = std::fs::read_to_string(format!("/proc/{pause}/status")).unwrap();
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");

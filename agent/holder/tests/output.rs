@@ -23,7 +23,7 @@ fn partial_and_long_lines() {
 #[test]
 fn no_byte_of_a_hundred_megabytes_is_lost() {
     let mut pod = Pod::new();
-    let recipe = pod.shell("app", "seq -f '%099.0f' 1 1000000");
+    let recipe = pod.shell("app", "awk 'BEGIN { for (n = 1; n <= 1000000; n++) printf \"%099d\\n\", n }'");
     pod.start(&recipe).unwrap();
     // The agent is killed in the middle of it.
     pod.disconnect();

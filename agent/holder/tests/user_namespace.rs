@@ -53,7 +53,7 @@ fn many_layers_users_devices_masks_and_read_only_root() {
     let mut pod = Pod::with_user_namespace();
     let mut recipe = pod.shell(
         "app",
-        "id; cat /top; touch /x 2>/dev/null || echo read-only; wc -c < /proc/kcore; echo x > /dev/null && echo null; ls /sys/firmware; \
+        "id; cat /top; touch /x 2>/dev/null || echo read-only; wc -c < /proc/keys; echo x > /dev/null && echo null; ls /sys/firmware; \
          echo 1 > /proc/sys/kernel/panic || echo read-only; echo again > /proc/self/fd/1",
     );
     let image = recipe.rootfs.lower.remove(0);

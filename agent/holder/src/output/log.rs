@@ -23,6 +23,8 @@ pub struct Log {
     last_stamp: u64,
     /// What the disk refused. Never grows: nothing is read while it isn't empty.
     unwritten: Vec<u8>,
+    /// The file ends amid a line.
+    in_line: bool,
 }
 
 impl Log {
@@ -31,7 +33,7 @@ impl Log {
         let size = file.metadata()?.len();
         let max_files = log.max_files.max(2) as usize;
         let (path, max_size) = (log.path.clone(), log.max_size);
-        Ok(Self { file, path, size, max_size, max_files, rotated: VecDeque::new(), last_stamp: 0, unwritten: Vec::new() })
+        Ok(Self { file, path, size, max_size, max_files, rotated: VecDeque::new(), last_stamp: 0, unwritten: Vec::new(), in_line: false })
     }
 
     /// Whether the disk refused something: nothing may be appended until [`Log::retry`] says that it was written.
@@ -45,21 +47,52 @@ impl Log {
             self.unwritten.append(lines);
             return;
         }
-        let written = self.write(lines);
+        let written = self.write_rotating(lines);
         if written < lines.len() {
             self.unwritten = lines.split_off(written);
         }
         lines.clear();
-        self.rotate_if_due();
     }
 
     /// Writes what was refused. Whether all is written now.
     pub fn retry(&mut self) -> bool {
         let unwritten = std::mem::take(&mut self.unwritten);
-        let written = self.write(&unwritten);
+        let written = self.write_rotating(&unwritten);
         self.unwritten = unwritten[written..].to_vec();
-        self.rotate_if_due();
         !self.is_blocked()
+    }
+
+    /// Fills the file up to its size with whole lines, goes on with the next one, and so on.
+    fn write_rotating(&mut self, text: &[u8]) -> usize {
+        let mut done = 0;
+        while done < text.len() {
+            let piece = self.piece(&text[done..]);
+            if piece.is_empty() && self.rotate() {
+                continue;
+            }
+            // Where it couldn't be rotated, the file that is open takes it all.
+            let piece = if piece.is_empty() { &text[done..] } else { piece };
+            let written = self.write(piece);
+            done += written;
+            if written < piece.len() {
+                break;
+            }
+        }
+        done
+    }
+
+    /// As many lines as there is room for; at least one in a new file, and the rest of one that was begun.
+    fn piece<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+        let room = usize::try_from(self.max_size.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        if self.max_size == 0 || text.len() <= room {
+            return text;
+        }
+        let end = match memchr::memrchr(b'\n', &text[..room]) {
+            Some(end) => end + 1,
+            None if self.size == 0 || self.in_line => memchr::memchr(b'\n', text).map_or(text.len(), |end| end + 1),
+            None => 0,
+        };
+        &text[..end]
     }
 
     fn write(&mut self, text: &[u8]) -> usize {
@@ -73,14 +106,12 @@ impl Log {
             }
         }
         self.size += done as u64;
+        self.in_line = text[..done].last().map_or(self.in_line, |last| *last != b'\n');
         done
     }
 
-    /// Between two lines only: nothing is unwritten then.
-    fn rotate_if_due(&mut self) {
-        if self.max_size == 0 || self.size < self.max_size || self.is_blocked() {
-            return;
-        }
+    /// Between two lines only. Whether there is a new file.
+    fn rotate(&mut self) -> bool {
         // Two rotations in one second must not have one name: then the later borrows from the future.
         let stamp = (clock::now() / 1_000_000_000).max(self.last_stamp + 1);
         let mut name = self.path.clone().into_os_string();
@@ -88,13 +119,13 @@ impl Log {
         let rotated = PathBuf::from(name);
         if std::fs::rename(&self.path, &rotated).is_err() {
             // Somebody removed it, or the folder is read-only: go on with the file that is open.
-            return;
+            return false;
         }
         match open(&self.path) {
             Ok(file) => (self.file, self.size, self.last_stamp) = (file, 0, stamp),
             Err(_) => {
                 let _ = std::fs::rename(&rotated, &self.path);
-                return;
+                return false;
             }
         }
         self.rotated.push_back(rotated);
@@ -103,6 +134,7 @@ impl Log {
                 let _ = std::fs::remove_file(oldest);
             }
         }
+        true
     }
 }
 
@@ -133,6 +165,23 @@ mod tests {
             let stamp = name.extension().unwrap().to_str().unwrap();
             assert!(stamp.len() == 15 && stamp.as_bytes()[8] == b'-', "{stamp}");
         }
+    }
+
+    #[test]
+    fn no_file_is_larger_than_it_may_be_and_no_line_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&LogFile { path, max_size: 100, max_files: 1000 }).unwrap();
+        let all: String = (0..500).map(|n| format!("line {n}\n")).collect();
+        for chunk in all.as_bytes().chunks(1009) {
+            log.append(&mut chunk.to_vec());
+        }
+        let mut names: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        names.rotate_left(1);
+        let texts: Vec<String> = names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+        assert_eq!(texts.concat(), all);
+        assert!(texts.iter().all(|text| text.len() <= 120 && text.ends_with('\n')), "{texts:?}");
     }
 
     #[test]
