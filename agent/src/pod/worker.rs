@@ -778,7 +778,9 @@ impl Worker {
         let before = status::waits(old);
         for (name, reason) in status::waits(new).into_iter().filter(|wait| !before.contains(wait)) {
             let message = match reason {
-                "CrashLoopBackOff" => format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid()),
+                "CrashLoopBackOff" => {
+                    format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid())
+                }
                 "ImagePullBackOff" => {
                     let image = self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default();
                     format!("Back-off pulling image \"{image}\"")
