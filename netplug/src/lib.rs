@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+pub mod cni;
 mod engine;
 mod error;
 pub mod ipam;

@@ -18,7 +18,7 @@ use crate::{
 const ETHERNET_MTU: u32 = 1500;
 
 /// The bridge, up.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bridge {
     pub index: u32,
     pub mtu: u32,
@@ -56,7 +56,29 @@ impl Bridge {
             // A pod could otherwise announce itself as the host's router (CVE-2020-10749).
             sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
         }
-        Ok(Bridge { index, mtu, ipv6: Path::new("/proc/sys/net/ipv6").exists() })
+        Ok(Bridge { index, mtu, ipv6: has_ipv6() })
+    }
+
+    /// As [`Bridge::up`], but a bridge that was made here isn't examined: nothing is listed, however many links there are.
+    pub(crate) fn ready(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Bridge, Error> {
+        match find(wire, socket, &settings.bridge)? {
+            Some(link) if is_ours(&link, settings) && link.up && settings.mtu.is_none_or(|mtu| mtu == link.mtu) => {
+                let addresses = gateways(settings).map(|(ip, subnet)| links::add_address(link.index, ip, subnet)).collect();
+                all(wire, socket, addresses, || format!("give bridge {} its addresses", link.name))?;
+                Ok(Bridge::of(&link))
+            }
+            // Pods may be on it, so it isn't renumbered.
+            _ => Bridge::up(wire, socket, settings, usize::MAX),
+        }
+    }
+
+    /// The bridge as it is, if it is.
+    pub(crate) fn as_found(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Bridge, Error> {
+        Ok(Bridge::of(&find(wire, socket, &settings.bridge)?.unwrap_or_default()))
+    }
+
+    fn of(link: &Link) -> Bridge {
+        Bridge { index: link.index, mtu: link.mtu, ipv6: has_ipv6() }
     }
 
     /// Removes the bridge if it was made here.
@@ -70,6 +92,10 @@ impl Bridge {
             _ => Ok(()),
         }
     }
+}
+
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// A link by name.
@@ -124,7 +150,7 @@ fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, po
         };
     }
     if !stray.is_empty() && pods > 0 {
-        return taken(format!("serves {pods} pods with address {}; the settings say {}", have(), want()));
+        return taken(format!("serves pods with address {}; the settings say {}", have(), want()));
     }
     all(wire, socket, stray.into_iter().map(links::remove_address).collect(), || format!("renumber bridge {}", link.name))
 }

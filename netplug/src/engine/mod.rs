@@ -11,7 +11,6 @@ mod watch;
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
@@ -22,7 +21,10 @@ use netlink_sys::{
 
 use self::bridge::Bridge;
 use self::watch::Watch;
-pub(crate) use self::{pod::Wanted, watch::Wake};
+pub(crate) use self::{
+    pod::{Via, Wanted},
+    watch::Wake,
+};
 use crate::{
     error::{Doing, Error, PortHolder},
     ipam::{Pools, Refusal},
@@ -47,10 +49,22 @@ pub(crate) struct Engine {
     leases: HashMap<String, Lease>,
     ports: Ports,
     clock: Clock,
-    watch: Watch,
+    /// None for [`Engine::for_one`]: that doesn't live long enough.
+    watch: Option<Watch>,
+    /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
+    complete: bool,
     /// The numbers of `route` and `nft`: what they do needs no repair.
     port_ids: (u32, u32),
     closed: bool,
+}
+
+/// What [`Engine::for_one`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The bridge and the table are to be there.
+    Attach,
+    /// Nothing is made.
+    Remove,
 }
 
 /// Which pod has which host port.
@@ -59,51 +73,83 @@ type Ports = HashMap<(Protocol, u16), Vec<(Port, String)>>;
 impl Engine {
     /// Brings the network up in the calling thread's network namespace, and takes over what an earlier process left.
     pub(crate) fn open(settings: Settings) -> Result<Engine, Error> {
-        settings.check()?;
-        let mut wire = Wire::new();
-        let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a route netlink socket".into())?;
-        let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netfilter netlink socket".into())?;
-        let port_ids = (netlink::port_id(&route), netlink::port_id(&nft));
-        let port_ids = (
-            port_ids.0.doing(|| "ask for a netlink socket's number".into())?,
-            port_ids.1.doing(|| "ask for a netlink socket's number".into())?,
-        );
-        let watch = Watch::new()?;
-        let mut dir = LeaseDir::open(&settings.state_dir)?;
-        let found = dir.load(settings.reuse_after)?;
-        let clock = Clock::new(settings.reuse_after);
-        let mut pools = Pools::new(&settings.ranges, settings.reuse_after);
-        for lease in &found.leases {
-            keep(&mut pools, lease)?;
-        }
-        for (ip, age) in found.resting {
-            pools.remember(ip, clock.now().saturating_sub(age));
-        }
-        let bridge = Bridge::up(&mut wire, &route, &settings, found.leases.len())?;
-        let table = Table::new(&settings);
-        let mut ports = Ports::new();
-        for lease in &found.leases {
-            index(&mut ports, lease);
-        }
-        let leases = found.leases.into_iter().map(|lease| (lease.uid.clone(), lease)).collect();
-        let mut engine = Engine {
-            settings,
-            wire,
-            route,
-            nft,
-            table,
-            bridge,
-            dir,
-            pools,
-            leases,
-            ports,
-            clock,
-            watch,
-            port_ids,
-            closed: false,
-        };
+        let mut engine = Engine::idle(settings)?;
+        engine.watch = Some(Watch::new()?);
+        engine.complete()?;
+        engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.render()?;
         Ok(engine)
+    }
+
+    /// For a process that does one thing for one pod and ends: reads no more than that pod's lease, and lists nothing, so that it
+    /// costs the same however many pods there are. Somebody else keeps other processes away and chooses the address.
+    pub(crate) fn for_one(settings: Settings, uid: &str, purpose: Purpose) -> Result<Engine, Error> {
+        let mut engine = Engine::idle(settings)?;
+        if let Some(lease) = engine.dir.load_one(uid)? {
+            engine.adopt(lease)?;
+        }
+        match purpose {
+            Purpose::Attach => {
+                engine.bridge = Bridge::ready(&mut engine.wire, &engine.route, &engine.settings)?;
+                let action = || format!("look for the nftables table inet {}", engine.settings.table);
+                if !engine.table.stands(&mut engine.wire, &engine.nft).doing(action)? {
+                    engine.render()?;
+                }
+            }
+            Purpose::Remove => engine.bridge = Bridge::as_found(&mut engine.wire, &engine.route, &engine.settings)?,
+        }
+        Ok(engine)
+    }
+
+    /// With nothing done and nothing known.
+    fn idle(settings: Settings) -> Result<Engine, Error> {
+        settings.check()?;
+        let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a route netlink socket".into())?;
+        let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netfilter netlink socket".into())?;
+        let number = |socket| netlink::port_id(socket).doing(|| "ask for a netlink socket's number".into());
+        let port_ids = (number(&route)?, number(&nft)?);
+        Ok(Engine {
+            wire: Wire::new(),
+            route,
+            nft,
+            table: Table::new(&settings),
+            bridge: Bridge::default(),
+            dir: LeaseDir::open(&settings.state_dir)?,
+            pools: Pools::new(&settings.ranges, settings.reuse_after),
+            leases: HashMap::new(),
+            ports: Ports::new(),
+            clock: Clock::new(settings.reuse_after),
+            watch: None,
+            complete: false,
+            port_ids,
+            closed: false,
+            settings,
+        })
+    }
+
+    /// Reads all leases, unless that was done.
+    fn complete(&mut self) -> Result<(), Error> {
+        if self.complete {
+            return Ok(());
+        }
+        let found = self.dir.load(self.settings.reuse_after)?;
+        for lease in found.leases {
+            if !self.leases.contains_key(&lease.uid) {
+                self.adopt(lease)?;
+            }
+        }
+        for (ip, age) in found.resting {
+            self.pools.remember(ip, self.clock.now().saturating_sub(age));
+        }
+        self.complete = true;
+        Ok(())
+    }
+
+    fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
+        keep(&mut self.pools, &lease)?;
+        index(&mut self.ports, &lease);
+        self.leases.insert(lease.uid.clone(), lease);
+        Ok(())
     }
 
     /// Wires a pod, or mends what is missing.
@@ -150,6 +196,7 @@ impl Engine {
 
     /// Frees all that belongs to none of these pods, links included that no lease names.
     pub(crate) fn retain(&mut self, live: &HashSet<String>) -> Result<(), Error> {
+        self.complete()?;
         let dead: Vec<Lease> = self.leases.values().filter(|lease| !live.contains(&lease.uid)).cloned().collect();
         let kept: HashSet<String> =
             self.leases.values().filter(|lease| live.contains(&lease.uid)).map(|lease| lease.host_if.clone()).collect();
@@ -204,9 +251,19 @@ impl Engine {
         Error::all(ports.into_iter().chain(table).collect())
     }
 
-    /// Sleeps until there is something to do.
-    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
-        self.watch.sleep(bell)
+
+    /// What a pod holds.
+    pub(crate) fn lease_of(&self, uid: &str) -> Option<&Lease> {
+        self.leases.get(uid)
+    }
+
+    /// Removes the table and the lease directory when no pod is left.
+    pub(crate) fn tidy(&mut self) -> Result<(), Error> {
+        if !self.dir.is_empty()? {
+            return Ok(());
+        }
+        self.destroy_table()?;
+        self.dir.destroy()
     }
 
     fn destroy_table(&mut self) -> Result<(), Error> {
@@ -215,6 +272,7 @@ impl Engine {
 
     /// The whole table from what is known.
     fn render(&mut self) -> Result<(), Error> {
+        self.complete()?;
         self.table
             .render(&mut self.wire, &self.nft, self.leases.values())
             .doing(|| format!("set up the nftables table inet {}", self.settings.table))
@@ -281,7 +339,7 @@ impl Engine {
         steps.done("veth");
         self.set_up_inside(wanted, lease, index, &inside)?;
         steps.done("address");
-        self.open_ports(lease, before)?;
+        self.open_ports(wanted, lease, before)?;
         steps.done("ports");
         Ok(Attached {
             ips: lease.ips.clone(),
@@ -335,12 +393,15 @@ impl Engine {
     }
 
     /// In one batch; if the kernel doesn't have the table that we think it has, all of it anew.
-    fn open_ports(&mut self, lease: &Lease, before: Option<&Lease>) -> Result<(), Error> {
+    fn open_ports(&mut self, wanted: &Wanted, lease: &Lease, before: Option<&Lease>) -> Result<(), Error> {
         let changed = before.is_some_and(|before| before.ports != lease.ports);
         if !changed && lease.ports.is_empty() {
             return Ok(());
         }
         if changed || self.table.add(&mut self.wire, &self.nft, lease).is_err() {
+            // Perhaps because another pod has the port that wasn't known of.
+            self.complete()?;
+            self.check_ports(wanted)?;
             return self.render();
         }
         Ok(())
@@ -351,6 +412,7 @@ impl Engine {
         if self.table.remove(&mut self.wire, &self.nft, lease).is_ok() {
             return Ok(());
         }
+        self.complete()?;
         let leases = self.leases.values().filter(|other| other.uid != lease.uid);
         self.table
             .render(&mut self.wire, &self.nft, leases)
@@ -358,7 +420,7 @@ impl Engine {
     }
 
     fn release(&mut self, lease: &Lease) -> Result<(), Error> {
-        self.dir.release(&lease.uid)?;
+        if self.settings.reuse_after.is_zero() { self.dir.forget(&lease.uid)? } else { self.dir.release(&lease.uid)? }
         self.leases.remove(&lease.uid);
         self.give_back(lease);
         Ok(())

@@ -86,7 +86,7 @@ impl Watch {
     }
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
-    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+    fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
         let timeout = self.due.map(|due| {
             let left = due.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -142,17 +142,21 @@ fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> boo
 }
 
 impl Engine {
+    /// Sleeps until there may be something to do.
+    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+        self.watch.as_ref().map_or(Wake::Bell, |watch| watch.sleep(bell))
+    }
+
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself
     /// changed is read before somebody sleeps on it.
     pub(crate) fn notice(&mut self) {
-        let hurt = self.read_links() | self.read_tables();
-        if self.closed {
-            return;
+        // Taken out for the time, so that it can be read beside the rest.
+        let Some(mut watch) = self.watch.take() else { return };
+        let hurt = self.read_links(&mut watch) | self.read_tables(&mut watch);
+        if hurt && !self.closed {
+            watch.plan_repair();
         }
-        if hurt {
-            self.watch.plan_repair();
-        }
-        if self.watch.is_due() {
+        if watch.is_due() && !self.closed {
             match self.repair() {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
@@ -161,18 +165,19 @@ impl Engine {
                 ),
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
-                    self.watch.plan_repair();
+                    watch.plan_repair();
                 }
             }
         }
+        self.watch = Some(watch);
     }
 
     /// Whether the bridge or a pod's port was hurt.
-    fn read_links(&mut self) -> bool {
+    fn read_links(&self, watch: &mut Watch) -> bool {
         let (bridge, me) = (self.bridge.index, self.port_ids.0);
         let mut hurt = false;
         let mut seen: HashMap<u32, Seen> = HashMap::new();
-        let lost = drain(&self.watch.route, &mut self.watch.buffer, |message| {
+        let lost = drain(&watch.route, &mut watch.buffer, |message| {
             let index = u32_at(message, 20);
             match kind(message) {
                 RTM_DELADDR => hurt |= index == bridge && sender(message) != me,
@@ -192,11 +197,11 @@ impl Engine {
     }
 
     /// Whether something was taken out of our table.
-    fn read_tables(&mut self) -> bool {
+    fn read_tables(&self, watch: &mut Watch) -> bool {
         let mut hurt = false;
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
-        let lost = drain(&self.watch.nft, &mut self.watch.buffer, |message| {
+        let lost = drain(&watch.nft, &mut watch.buffer, |message| {
             hurt |= deletes_from(message) && sender(message) != me && table_of(message) == Some(table.as_bytes());
         });
         hurt || lost

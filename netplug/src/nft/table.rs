@@ -9,13 +9,13 @@ use netlink_sys::Socket;
 
 use super::{
     rule::{Family, Is, Rule, Verdict},
-    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op},
+    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op, single},
 };
 use crate::{
     cidr::Cidr,
     error::Refused,
     lease::Lease,
-    netlink::{Answer, Wire},
+    netlink::{Answer, Wire, attributes},
     settings::{Isolation, Port, Settings},
 };
 
@@ -28,6 +28,7 @@ const PRIORITY_DNAT: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SNAT: i32 = 100;
 
+const USERDATA_OF_TABLE: u16 = 6;
 const SET_INTERVAL: u32 = 4;
 const SET_MAP: u32 = 8;
 const ELEMENT_INTERVAL_END: u32 = 1;
@@ -78,7 +79,9 @@ impl Table {
         // Added first, so that there is one to delete.
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
         batch.add(Op::DelTable, 0, &self.attrs());
-        batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
+        let mut named = self.attrs();
+        named.bytes(USERDATA_OF_TABLE, &comment(&self.fingerprint()));
+        batch.add(Op::NewTable, NLM_F_CREATE, &named);
         self.add_sets(&mut batch);
         self.add_chains(&mut batch);
         for rule in &rules {
@@ -106,6 +109,28 @@ impl Table {
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
         batch.add(Op::DelTable, 0, &self.attrs());
         commit(wire, socket, batch)
+    }
+
+    /// Whether the table is there and was made of these settings by this version.
+    pub(crate) fn stands(&self, wire: &mut Wire, socket: &Socket) -> Result<bool, Refused> {
+        let wanted = comment(&self.fingerprint());
+        let mut stands = false;
+        wire.exchange(socket, &single(Op::GetTable, &self.attrs()), |_, answer| {
+            if let Answer::Message(message) = answer {
+                let mut attributes = attributes(message.get(20..).unwrap_or_default());
+                stands |= attributes.any(|(kind, value)| kind == USERDATA_OF_TABLE && value == wanted);
+            }
+        })?;
+        Ok(stands)
+    }
+
+    /// What the table is made of, but for the ports. FNV-1a.
+    fn fingerprint(&self) -> String {
+        let text = format!("{} {self:?}", env!("CARGO_PKG_VERSION"));
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("netplug {hash:016x}")
     }
 
     fn change(&self, wire: &mut Wire, socket: &Socket, op: Op, lease: &Lease) -> Result<(), Refused> {
@@ -208,11 +233,7 @@ impl Table {
     fn rule_attrs(&self, rule: &Rule) -> Attrs {
         let mut attrs = self.attrs();
         attrs.str(2, rule.chain).bytes(4 | 0x8000, rule.expressions());
-        // Userdata of type 0 is a comment: type, length, text with its NUL.
-        let mut comment = vec![0, rule.comment.len() as u8 + 1];
-        comment.extend(rule.comment.bytes());
-        comment.push(0);
-        attrs.bytes(7, &comment);
+        attrs.bytes(7, &comment(rule.comment));
         attrs
     }
 
@@ -262,6 +283,14 @@ impl Element {
             }
         });
     }
+}
+
+/// Userdata of type 0 is a comment: type, length, text with its NUL.
+fn comment(text: &str) -> Vec<u8> {
+    let mut bytes = vec![0, text.len() as u8 + 1];
+    bytes.extend(text.bytes());
+    bytes.push(0);
+    bytes
 }
 
 /// A pod's ports as elements, each with the map that it belongs to.

@@ -22,6 +22,7 @@ pub(crate) const NFPROTO_INET: u8 = 1;
 #[repr(u16)]
 pub(crate) enum Op {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     NewRule = 6,
@@ -113,6 +114,14 @@ impl Batch {
         message(&mut self.packet, kind, flags, self.first + self.count, family, resource, attrs);
         self.count += 1;
     }
+}
+
+/// One question outside a batch.
+pub(crate) fn single(op: Op, attrs: &Attrs) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let kind = SUBSYSTEM << 8 | op as u16;
+    message(&mut packet, kind, NLM_F_REQUEST | NLM_F_ACK, netlink::sequence(1), NFPROTO_INET, 0, &attrs.0);
+    packet
 }
 
 /// Whether a message tells that something was deleted: a table, chain, rule, set or element.

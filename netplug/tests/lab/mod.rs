@@ -54,6 +54,11 @@ impl Netns {
         outcome.recv().expect("the job panicked")
     }
 
+    /// A path that leads here while this lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid)
+    }
+
     pub fn ip(&self, args: &str) -> String {
         self.command("ip", args).unwrap()
     }
