@@ -76,7 +76,7 @@ fn round(way: &mut Way, number: usize, host_port: usize) -> Fallible<()> {
         config["prevResult"] = call(plugin, "ADD", &container, &path, &config)?;
     }
     way.add.push(start.elapsed());
-    if number % 4 != 0 {
+    if !number.is_multiple_of(4) {
         std::mem::forget(netns);
         return Ok(());
     }
@@ -90,7 +90,10 @@ fn round(way: &mut Way, number: usize, host_port: usize) -> Fallible<()> {
 
 fn call(plugin: &str, command: &str, container: &str, netns: &str, config: &Value) -> Fallible<Value> {
     let mut config = config.clone();
-    if command == "ADD" && config["prevResult"].is_null() && let Some(object) = config.as_object_mut() {
+    if command == "ADD"
+        && config["prevResult"].is_null()
+        && let Some(object) = config.as_object_mut()
+    {
         object.remove("prevResult");
     }
     config["type"] = plugin.rsplit('/').next().unwrap_or(plugin).into();

@@ -39,10 +39,8 @@ impl Cidr {
         let (ip, prefix) = text.split_once('/').ok_or_else(|| format!("{text:?} has no /prefix, as in 10.88.0.0/24"))?;
         let ip: IpAddr = ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?;
         let prefix = prefix.parse().map_err(|_| format!("{prefix:?} is not a prefix length"))?;
-        match prefix <= width(ip) {
-            true => Cidr::new(from_number(number(ip) & mask(width(ip), prefix), ip), prefix),
-            false => Cidr::new(ip, prefix),
-        }
+        let base = if prefix <= width(ip) { from_number(number(ip) & mask(width(ip), prefix), ip) } else { ip };
+        Cidr::new(base, prefix)
     }
 
     /// `0.0.0.0/0` or `::/0`, of the family of that address.

@@ -79,10 +79,8 @@ impl LeaseDir {
     /// One pod's lease.
     pub(crate) fn load_one(&self, uid: &str) -> Result<Option<Lease>, Error> {
         let path = self.path(uid);
-        match path.try_exists().map_err(state("look for the lease", &path))? {
-            true => read(&path).map(Some),
-            false => Ok(None),
-        }
+        let exists = path.try_exists().map_err(state("look for the lease", &path))?;
+        exists.then(|| read(&path)).transpose()
     }
 
     pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {

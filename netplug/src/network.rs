@@ -120,7 +120,8 @@ impl Network {
     pub async fn attach(&self, attachment: Attachment<'_>) -> Result<Attached, Error> {
         let Attachment { uid, pod, netns, netlink, ports, fixed } = attachment;
         let netns = netns.try_clone_to_owned().doing(|| format!("duplicate the network namespace's descriptor of pod {pod}"))?;
-        let wanted = Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed, link: POD_LINK.into(), routes: None };
+        let wanted =
+            Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed, link: POD_LINK.into(), routes: None };
         self.run(move |engine| engine.attach(&wanted)).await?
     }
 

@@ -67,10 +67,8 @@ impl Node {
             child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
             child.wait_with_output().unwrap()
         });
-        let document = match output.stdout.is_empty() {
-            true => Value::Null,
-            false => serde_json::from_slice(&output.stdout).unwrap(),
-        };
+        let said = if output.stdout.is_empty() { b"null" } else { output.stdout.as_slice() };
+        let document = serde_json::from_slice(said).unwrap();
         if output.status.success() { Ok(document) } else { Err(document) }
     }
 
@@ -130,7 +128,8 @@ fn a_life(#[case] version: &str) {
     assert!(!pod.netns.ip("link show").contains("eth0"));
     assert_eq!(node.lab.node.nft("list ruleset"), "");
     let kept: Vec<_> = std::fs::read_dir(node.lab.state.path().join("lib/podnet")).unwrap().flatten().collect();
-    let kept: Vec<_> = kept.iter().map(|entry| entry.file_name().into_string().unwrap()).filter(|n| n.starts_with("10.")).collect();
+    let kept: Vec<_> =
+        kept.iter().map(|entry| entry.file_name().into_string().unwrap()).filter(|n| n.starts_with("10.")).collect();
     assert_eq!(kept, Vec::<String>::new(), "reservations");
     assert!(!node.lab.state.path().join("run/podnet").exists());
 }
@@ -156,7 +155,8 @@ fn dual_stack_and_routes() {
     let node = Node::new("1.0.0").with("/ipam/ranges", sets);
     let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
     let first = node.netplug("ADD", &pods[0]).unwrap();
-    let addresses = |result: &Value| [&result["ips"][0]["address"], &result["ips"][1]["address"]].map(|a| a.as_str().unwrap().to_owned());
+    let addresses =
+        |result: &Value| [&result["ips"][0]["address"], &result["ips"][1]["address"]].map(|a| a.as_str().unwrap().to_owned());
     assert_eq!(addresses(&first), ["10.22.0.100/24", "fd00:22::2/64"]);
     let second = node.netplug("ADD", &pods[1]).unwrap();
     assert_eq!(addresses(&second), ["10.22.0.101/24", "fd00:22::3/64"]);
@@ -213,7 +213,9 @@ fn host_ports_are_refused_by_their_holder() {
 fn gc_frees_what_is_not_named() {
     let node = Node::new("1.1.0").with("/ipam/ranges/0/0/subnet", json!("10.22.0.0/29"));
     let pods: Vec<Pod> = (0..5).map(|n| Pod::new(&format!("pod{n}"))).collect();
-    pods.iter().for_each(|pod| drop(node.netplug("ADD", pod).unwrap()));
+    for pod in &pods {
+        node.netplug("ADD", pod).unwrap();
+    }
     let full = details(node.netplug("STATUS", &pods[0]));
     assert_eq!(full, "range 10.22.0.0/29 is full: end pods, or add a range");
     let mut config = node.config.clone();

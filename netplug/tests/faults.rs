@@ -92,7 +92,9 @@ fn its_own_doings_are_no_harm() {
     let before = handle();
     for round in 0..5 {
         let pods: Vec<Pod> = (0..3).map(|n| Pod::new(&format!("pod{n}")).port(&format!("{}:80/TCP", 8000 + n))).collect();
-        pods.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+        for pod in &pods {
+            pod.attach(&network).unwrap();
+        }
         if round % 2 == 0 {
             wait(network.release_when_netns_dies("pod0")).unwrap();
         }
@@ -190,7 +192,9 @@ fn retain_frees_all_others() {
     let (_, _server) = keep.up(&network);
     let before = lab.node.picture();
     let gone: Vec<Pod> = (0..5).map(|n| Pod::new(&format!("gone{n}")).port(&format!("{}:80/TCP", 9000 + n))).collect();
-    gone.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+    for pod in &gone {
+        pod.attach(&network).unwrap();
+    }
     wait(network.release_when_netns_dies("gone0")).unwrap();
     wait(network.retain(&["keep", "unknown"])).unwrap();
     assert_eq!(lab.node.picture(), before);

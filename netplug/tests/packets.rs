@@ -41,7 +41,7 @@ fn set_br_netfilter(lab: &Lab, value: &'static str) {
     let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     lab.node.run(move || {
         if path.exists() {
-            std::fs::write(path, value).unwrap()
+            std::fs::write(path, value).unwrap();
         }
     });
 }

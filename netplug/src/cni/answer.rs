@@ -31,8 +31,8 @@ impl Complaint {
     pub(crate) const FULL: u32 = 101;
     pub(crate) const CHECK: u32 = 102;
 
-    pub(crate) fn new(code: u32, msg: impl Into<String>, details: impl ToString) -> Complaint {
-        Complaint { code, msg: msg.into(), details: details.to_string() }
+    pub(crate) fn new(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Complaint {
+        Complaint { code, msg: msg.into(), details: details.into() }
     }
 
     pub(crate) fn to_json(&self, version: &str) -> Value {
@@ -42,13 +42,14 @@ impl Complaint {
 
 impl From<Error> for Complaint {
     fn from(error: Error) -> Complaint {
+        let details = error.to_string();
         match &error {
             Error::Settings { .. } | Error::Overlap { .. } | Error::BridgeTaken { .. } => {
-                Complaint::new(Complaint::INVALID_CONFIG, "invalid network config", error)
+                Complaint::new(Complaint::INVALID_CONFIG, "invalid network config", details)
             }
-            Error::Address { .. } => Complaint::new(Complaint::FULL, "no address", error),
-            Error::State { .. } => Complaint::new(Complaint::IO, "I/O failure", error),
-            _ => Complaint::new(Complaint::FAILED, "the pod could not be wired", error),
+            Error::Address { .. } => Complaint::new(Complaint::FULL, "no address", details),
+            Error::State { .. } => Complaint::new(Complaint::IO, "I/O failure", details),
+            _ => Complaint::new(Complaint::FAILED, "the pod could not be wired", details),
         }
     }
 }
@@ -128,7 +129,7 @@ impl Outcome {
         }
     }
 
-    pub(crate) fn to_json(mut self, version: Version) -> Value {
+    pub(crate) fn into_json(mut self, version: Version) -> Value {
         for ip in &mut self.ips {
             let family = if ip.address.contains(':') { "6" } else { "4" };
             ip.version = (version < Version::V1_0).then(|| family.into());

@@ -7,10 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::answer::{Complaint, Dns, Outcome, Route};
-use crate::{
-    Cidr, Port, Protocol, Range, Settings, Span,
-    engine::Via,
-};
+use crate::{Cidr, Port, Protocol, Range, Settings, Span, engine::Via};
 
 /// Where leases and ports of all networks live; ended by a reboot, as the pods are.
 const STATE: &str = "/run/netplug";
@@ -82,7 +79,8 @@ pub(crate) struct Config {
     #[serde(default)]
     dns: Dns,
     #[serde(default)]
-    runtime_config: RuntimeConfig,
+    #[serde(rename = "runtimeConfig")]
+    runtime: RuntimeConfig,
     #[serde(default)]
     args: Args,
     #[serde(default)]
@@ -177,7 +175,7 @@ impl Config {
             (self.vlan != 0, "vlan", "pods of different VLANs are different networks: give each a bridge"),
             (self.promisc_mode, "promiscMode", "hairpin works without it: remove the field"),
             (self.macspoofchk, "macspoofchk", "use the plugin bridge for a network that needs it"),
-            (self.runtime_config.bandwidth.is_some(), "runtimeConfig.bandwidth", "chain the plugin bandwidth after this one"),
+            (self.runtime.bandwidth.is_some(), "runtimeConfig.bandwidth", "chain the plugin bandwidth after this one"),
         ];
         match refusals.into_iter().find(|(has, ..)| *has) {
             Some((_, field, problem)) => {
@@ -259,7 +257,7 @@ impl Config {
     }
 
     pub(crate) fn ports(&self) -> Result<Vec<Port>, Complaint> {
-        let mappings = self.runtime_config.port_mappings.iter().enumerate();
+        let mappings = self.runtime.port_mappings.iter().enumerate();
         // Podman and containerd list container ports without host port as 0.
         mappings.filter(|(_, mapping)| mapping.host_port != 0).map(|(number, mapping)| mapping.read(number)).collect()
     }
@@ -267,7 +265,7 @@ impl Config {
     /// Addresses that are asked for, by any of the three ways.
     pub(crate) fn fixed(&self, cni_args: &str) -> Result<Vec<IpAddr>, Complaint> {
         let by_env = cni_args.split(';').filter_map(|pair| pair.strip_prefix("IP=")).flat_map(|list| list.split(','));
-        let by_config = self.args.cni.ips.iter().chain(&self.runtime_config.ips).map(String::as_str);
+        let by_config = self.args.cni.ips.iter().chain(&self.runtime.ips).map(String::as_str);
         let read = |text: &str| {
             let ip = text.split_once('/').map_or(text, |(ip, _)| ip);
             ip.parse().map_err(|_| invalid("ips", format!("{text:?} is not an IP address")))

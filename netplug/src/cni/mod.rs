@@ -11,8 +11,8 @@ mod verbs;
 
 use serde_json::{Value, json};
 
-use self::config::{Config, Version};
 pub use self::answer::Complaint;
+use self::config::{Config, Version};
 
 /// What the runtime asks.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +60,7 @@ fn answer(request: &Request, asked: &str) -> Result<Option<Value>, Complaint> {
     }
     let config = Config::read(&request.input)?;
     match request.command.as_str() {
-        "ADD" => Ok(Some(verbs::add(request, &config)?.to_json(version))),
+        "ADD" => Ok(Some(verbs::add(request, &config)?.into_json(version))),
         "DEL" => verbs::delete(request, &config).map(|()| None),
         "CHECK" => verbs::check(request, &config).map(|()| None),
         "GC" => verbs::collect(&config).map(|()| None),

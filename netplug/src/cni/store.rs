@@ -42,10 +42,8 @@ impl Store {
         owner: &Owner<'_>,
     ) -> Result<IpAddr, Complaint> {
         if let Some(ip) = fixed {
-            return match self.take(ip, owner)? {
-                true => Ok(ip),
-                false => Err(Complaint::new(Complaint::FULL, "no address", Refusal::Taken(ip))),
-            };
+            let taken = || Complaint::new(Complaint::FULL, "no address", Refusal::Taken(ip).to_string());
+            return if self.take(ip, owner)? { Ok(ip) } else { Err(taken()) };
         }
         let last = self.dir.join(format!("last_reserved_ip.{set}"));
         let after = fs::read_to_string(&last).ok().and_then(|text| text.trim().parse::<IpAddr>().ok());
@@ -60,10 +58,8 @@ impl Store {
             }
         }
         let capacity = |range: &Range| crate::ipam::Pool::new(range, std::time::Duration::ZERO).capacity();
-        let full: Vec<String> = ranges
-            .iter()
-            .map(|range| Refusal::Full { subnet: range.subnet, capacity: capacity(range) }.to_string())
-            .collect();
+        let full: Vec<String> =
+            ranges.iter().map(|range| Refusal::Full { subnet: range.subnet, capacity: capacity(range) }.to_string()).collect();
         Err(Complaint::new(Complaint::FULL, "no address", full.join("; ")))
     }
 

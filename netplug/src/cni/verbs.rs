@@ -1,14 +1,6 @@
 //! What each command does. The order is the same in all: the network's lock, then the engine with that pod's lease, then the kernel.
 
-use std::{
-    collections::HashSet,
-    fs::File,
-    io,
-    net::IpAddr,
-    os::fd::OwnedFd,
-    path::Path,
-    thread,
-};
+use std::{collections::HashSet, fs::File, io, net::IpAddr, os::fd::OwnedFd, path::Path, thread};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -163,8 +155,7 @@ fn outcome(request: &Request, settings: &Settings, attached: &Attached) -> Outco
     let mac = attached.mac.map(|byte| format!("{byte:02x}")).join(":");
     let bridge = Interface { name: settings.bridge.clone(), ..Interface::default() };
     let host = Interface { name: attached.host_if.clone(), mtu: Some(attached.mtu), ..Interface::default() };
-    let pod =
-        Interface { name: request.ifname.clone(), mac, mtu: Some(attached.mtu), sandbox: Some(request.netns.clone()) };
+    let pod = Interface { name: request.ifname.clone(), mac, mtu: Some(attached.mtu), sandbox: Some(request.netns.clone()) };
     let prefix = |ip: IpAddr| settings.ranges.iter().map(|range| range.subnet).find(|subnet| subnet.contains(ip));
     let ips = attached.ips.iter().zip(&attached.gateways).map(|(ip, gateway)| Ip {
         version: None,

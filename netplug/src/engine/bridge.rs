@@ -82,7 +82,7 @@ impl Bridge {
     }
 
     /// Removes the bridge if it was made here.
-    pub(crate) fn down(self, wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<(), Error> {
+    pub(crate) fn down(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<(), Error> {
         match find(wire, socket, &settings.bridge)? {
             Some(link) if is_ours(&link, settings) => {
                 all(wire, socket, vec![links::doom(link.index), links::delete_doomed()], || {

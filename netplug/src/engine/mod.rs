@@ -6,6 +6,7 @@
 mod bridge;
 mod host_port;
 mod pod;
+mod ports;
 mod watch;
 
 use std::{
@@ -20,20 +21,23 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-use self::watch::Watch;
 pub(crate) use self::{
     pod::{Via, Wanted},
     watch::Wake,
 };
+use self::{
+    ports::{Ports, index, unindex},
+    watch::Watch,
+};
 use crate::{
-    error::{Doing, Error, PortHolder},
+    error::{Doing, Error},
     ipam::{Pools, Refusal},
     lease::{Lease, LeaseDir},
     links,
     netlink::{self, Wire},
     network::{Attached, Remove},
     nft::Table,
-    settings::{Port, Protocol, Settings},
+    settings::Settings,
 };
 
 /// One network, open.
@@ -66,9 +70,6 @@ pub(crate) enum Purpose {
     /// Nothing is made.
     Remove,
 }
-
-/// Which pod has which host port.
-type Ports = HashMap<(Protocol, u16), Vec<(Port, String)>>;
 
 impl Engine {
     /// Brings the network up in the calling thread's network namespace, and takes over what an earlier process left.
@@ -162,7 +163,7 @@ impl Engine {
         let before = self.leases.get(&wanted.uid).cloned();
         let lease = self.lease(wanted, before.as_ref(), &inside)?;
         steps.done("lease");
-        match self.make(wanted, &lease, before.as_ref(), inside, &mut steps) {
+        match self.make(wanted, &lease, before.as_ref(), &inside, &mut steps) {
             Ok(attached) => Ok(attached),
             Err(error) => {
                 if before.is_none() {
@@ -234,7 +235,7 @@ impl Engine {
         let mut errors = Vec::new();
         errors.extend(self.retain(&HashSet::new()).err());
         errors.extend(self.destroy_table().err());
-        errors.extend(self.bridge.down(&mut self.wire, &self.route, &self.settings).err());
+        errors.extend(Bridge::down(&mut self.wire, &self.route, &self.settings).err());
         if errors.is_empty() {
             errors.extend(self.dir.destroy().err());
         }
@@ -250,7 +251,6 @@ impl Engine {
         let table = self.render().err();
         Error::all(ports.into_iter().chain(table).collect())
     }
-
 
     /// What a pod holds.
     pub(crate) fn lease_of(&self, uid: &str) -> Option<&Lease> {
@@ -281,20 +281,17 @@ impl Engine {
     /// Makes or renews the lease, on disk before anything else, so that a crash can't give the address twice.
     fn lease(&mut self, wanted: &Wanted, before: Option<&Lease>, inside: &pod::Inside) -> Result<Lease, Error> {
         let address = |refusal: Refusal| Error::Address { pod: wanted.pod.clone(), refusal };
-        let (ips, host_if) = match before {
-            Some(lease) => {
-                if let Some(ip) = wanted.fixed.iter().find(|ip| !lease.ips.contains(ip)) {
-                    let problem = format!("the address {ip} is asked for, but the pod runs with {}", show(&lease.ips));
-                    return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
-                }
-                (lease.ips.clone(), lease.host_if.clone())
+        let (ips, host_if) = if let Some(lease) = before {
+            if let Some(ip) = wanted.fixed.iter().find(|ip| !lease.ips.contains(ip)) {
+                let problem = format!("the address {ip} is asked for, but the pod runs with {}", show(&lease.ips));
+                return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
             }
-            None => {
-                // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
-                let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
-                let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
-                (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
-            }
+            (lease.ips.clone(), lease.host_if.clone())
+        } else {
+            // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
+            let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
+            let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
+            (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
         };
         let lease = Lease { uid: wanted.uid.clone(), pod: wanted.pod.clone(), ips, host_if, ports: wanted.ports.clone() };
         if before == Some(&lease) {
@@ -320,16 +317,16 @@ impl Engine {
         wanted: &Wanted,
         lease: &Lease,
         before: Option<&Lease>,
-        inside: pod::Inside,
+        inside: &pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
         if before.is_some() && inside.link.is_none() {
             self.evict(&lease.host_if)?;
         }
-        let (host_if, index) = match self.pair(wanted, lease, &inside) {
+        let (host_if, index) = match self.pair(wanted, lease, inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;
-                self.pair(wanted, lease, &inside)?
+                self.pair(wanted, lease, inside)?
             }
             pair => pair?,
         };
@@ -337,7 +334,7 @@ impl Engine {
             self.rename(&lease.uid, &host_if)?;
         }
         steps.done("veth");
-        self.set_up_inside(wanted, lease, index, &inside)?;
+        self.set_up_inside(wanted, lease, index, inside)?;
         steps.done("address");
         self.open_ports(wanted, lease, before)?;
         steps.done("ports");
@@ -369,58 +366,12 @@ impl Engine {
         inside.addresses.iter().map(|address| address.ip).filter(|ip| pools.claim(*ip).is_ok()).collect()
     }
 
-    fn check_ports(&self, wanted: &Wanted) -> Result<(), Error> {
-        let mine: &[Port] = self.leases.get(&wanted.uid).map_or(&[], |lease| &lease.ports);
-        for (number, port) in wanted.ports.iter().enumerate() {
-            let taken = |holder| Err(Error::PortTaken { pod: wanted.pod.clone(), port: *port, holder });
-            if wanted.ports[..number].iter().any(|earlier| earlier.collides(port)) {
-                return taken(PortHolder::Pod(format!("{} itself", wanted.pod)));
-            }
-            let others = self.ports.get(&(port.protocol, port.host_port)).into_iter().flatten();
-            let other = others
-                .filter(|(other, uid)| *uid != wanted.uid && other.collides(port))
-                .find_map(|(_, uid)| self.leases.get(uid));
-            if let Some(other) = other {
-                return taken(PortHolder::Pod(other.pod.clone()));
-            }
-            if !mine.contains(port)
-                && let Some(holder) = host_port::holder(port)
-            {
-                return taken(holder);
-            }
-        }
-        Ok(())
-    }
-
-    /// In one batch; if the kernel doesn't have the table that we think it has, all of it anew.
-    fn open_ports(&mut self, wanted: &Wanted, lease: &Lease, before: Option<&Lease>) -> Result<(), Error> {
-        let changed = before.is_some_and(|before| before.ports != lease.ports);
-        if !changed && lease.ports.is_empty() {
-            return Ok(());
-        }
-        if changed || self.table.add(&mut self.wire, &self.nft, lease).is_err() {
-            // Perhaps because another pod has the port that wasn't known of.
-            self.complete()?;
-            self.check_ports(wanted)?;
-            return self.render();
-        }
-        Ok(())
-    }
-
-    fn close_ports(&mut self, lease: &Lease) -> Result<(), Error> {
-        unindex(&mut self.ports, lease);
-        if self.table.remove(&mut self.wire, &self.nft, lease).is_ok() {
-            return Ok(());
-        }
-        self.complete()?;
-        let leases = self.leases.values().filter(|other| other.uid != lease.uid);
-        self.table
-            .render(&mut self.wire, &self.nft, leases)
-            .doing(|| format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table))
-    }
-
     fn release(&mut self, lease: &Lease) -> Result<(), Error> {
-        if self.settings.reuse_after.is_zero() { self.dir.forget(&lease.uid)? } else { self.dir.release(&lease.uid)? }
+        if self.settings.reuse_after.is_zero() {
+            self.dir.forget(&lease.uid)?;
+        } else {
+            self.dir.release(&lease.uid)?;
+        }
         self.leases.remove(&lease.uid);
         self.give_back(lease);
         Ok(())
@@ -461,24 +412,6 @@ fn keep(pools: &mut Pools, lease: &Lease) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn index(ports: &mut Ports, lease: &Lease) {
-    for port in &lease.ports {
-        ports.entry((port.protocol, port.host_port)).or_default().push((*port, lease.uid.clone()));
-    }
-}
-
-fn unindex(ports: &mut Ports, lease: &Lease) {
-    for port in &lease.ports {
-        let key = (port.protocol, port.host_port);
-        if let Some(holders) = ports.get_mut(&key) {
-            holders.retain(|(_, uid)| *uid != lease.uid);
-            if holders.is_empty() {
-                ports.remove(&key);
-            }
-        }
-    }
 }
 
 fn is_ours(link: &str) -> bool {

@@ -212,7 +212,7 @@ fn port(message: &[u8], bridge: u32) -> Seen {
     let (mut name, mut master) = (String::new(), None);
     for (kind, value) in attributes(message.get(LINK_HEADER..).unwrap_or_default()) {
         match kind {
-            IFLA_IFNAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            IFLA_IFNAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut name),
             IFLA_MASTER => master = Some(u32_at(value, 0)),
             _ => {}
         }

@@ -127,9 +127,8 @@ impl Table {
     /// What the table is made of, but for the ports. FNV-1a.
     fn fingerprint(&self) -> String {
         let text = format!("{} {self:?}", env!("CARGO_PKG_VERSION"));
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash =
+            text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         format!("netplug {hash:016x}")
     }
 
@@ -200,10 +199,10 @@ impl Table {
         let bridge = self.bridge.as_str();
         // The bridge has route_localnet, for the host's own way to host ports by 127.0.0.1. Without this rule a pod could reach
         // what listens on the host's loopback (CVE-2020-8558). Answers pass: conntrack rewrites them later.
-        let guard = Rule::new("guard", "pods never reach the host's loopback").from_link(bridge).family(Family::V4);
-        let mut rules = vec![guard.to_loopback().then(Verdict::Drop)];
+        let guard = Rule::new("guard", "pods never reach the host's loopback").input_link(bridge).family(Family::V4);
+        let mut rules = vec![guard.loopback_destination().then(Verdict::Drop)];
         for chain in ["prerouting", "output"] {
-            rules.push(Rule::new(chain, "host ports").to_this_node().then(Verdict::Jump("ports")));
+            rules.push(Rule::new(chain, "host ports").local_destination().then(Verdict::Jump("ports")));
         }
         for family in Family::BOTH {
             let (at, any) = (format!("ports_at{}", family.digit()), format!("ports{}", family.digit()));
@@ -211,19 +210,19 @@ impl Table {
             rules.push(Rule::new("ports", "of any host address").family(family).redirect_by_port(family, &any));
         }
         if self.isolation == Isolation::Pods {
-            let rule = Rule::new("forward", "pods are isolated").from_link(bridge).to_link(bridge);
+            let rule = Rule::new("forward", "pods are isolated").input_link(bridge).output_link(bridge);
             rules.push(rule.then(Verdict::Drop));
         }
-        let loopback = Rule::new("postrouting", "host ports from the host's loopback").to_link(bridge).family(Family::V4);
-        rules.push(loopback.from_loopback().masquerade());
+        let loopback = Rule::new("postrouting", "host ports from the host's loopback").output_link(bridge).family(Family::V4);
+        rules.push(loopback.loopback_source().masquerade());
         for family in Family::BOTH {
             let (pods, unmasked) = (format!("pods{}", family.digit()), format!("unmasked{}", family.digit()));
             // Pod and pod are neighbours on the bridge: without this the answer would take the short way, past conntrack.
-            let hairpin = Rule::new("postrouting", "host ports from pods").to_link(bridge).redirected().family(family);
+            let hairpin = Rule::new("postrouting", "host ports from pods").output_link(bridge).redirected().family(family);
             rules.push(hairpin.source(family, Is::In, &pods).masquerade());
             if self.masquerade {
                 let leaving = Rule::new("postrouting", "pods to the world").family(family).source(family, Is::In, &pods);
-                let leaving = leaving.destination(family, Is::NotIn, &unmasked).not_to_link(bridge);
+                let leaving = leaving.destination(family, Is::NotIn, &unmasked).not_output_link(bridge);
                 rules.push(leaving.masquerade());
             }
         }

@@ -39,7 +39,9 @@ impl Netns {
             unshare(CloneFlags::CLONE_NEWNET).expect("unshare a network namespace: run the tests as root");
             let file = File::open("/proc/thread-self/ns/net").unwrap();
             ready.send((file, rustix::thread::gettid().as_raw_nonzero().get())).unwrap();
-            queue.into_iter().for_each(|job| job());
+            for job in queue {
+                job();
+            }
         });
         let (file, tid) = opened.recv().unwrap();
         let netns = Netns { jobs, file, tid };
@@ -72,10 +74,10 @@ impl Netns {
         self.run(move || {
             let output = Command::new(&program).args(args.split_whitespace()).output();
             let output = output.unwrap_or_else(|error| panic!("{program}: {error}: install iproute2 and nftables"));
-            match output.status.success() {
-                true => Ok(String::from_utf8(output.stdout).unwrap()),
-                false => Err(format!("{program} {args}: {}", String::from_utf8_lossy(&output.stderr))),
+            if !output.status.success() {
+                return Err(format!("{program} {args}: {}", String::from_utf8_lossy(&output.stderr)));
             }
+            Ok(String::from_utf8(output.stdout).unwrap())
         })
     }
 
