@@ -17,4 +17,5 @@ pub use cidr::{Cidr, Span};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
+pub use nft::Obstacle;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};

@@ -23,6 +23,7 @@ use crate::{
     error::{Doing, Error},
     lease::Lease,
     links::POD_LINK,
+    nft::Obstacle,
     settings::{Port, Settings},
 };
 
@@ -152,6 +153,11 @@ impl Network {
     pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
         let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
         self.run(move |engine| engine.retain(&live)).await?
+    }
+
+    /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
+    pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
+        self.run(Engine::obstacles).await?
     }
 
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].

@@ -36,7 +36,7 @@ use crate::{
     links,
     netlink::{self, Wire},
     network::{Attached, Remove},
-    nft::Table,
+    nft::{Obstacle, Table, others::obstacles},
     settings::Settings,
 };
 
@@ -250,6 +250,12 @@ impl Engine {
         let ports = self.mend_ports().err();
         let table = self.render().err();
         Error::all(ports.into_iter().chain(table).collect())
+    }
+
+    /// Other people's chains that may drop what pods send.
+    pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
+        let Settings { table, bridge, .. } = &self.settings;
+        obstacles(&mut self.wire, &self.nft, table, bridge).doing(|| "list nftables chains".into())
     }
 
     /// What a pod holds.

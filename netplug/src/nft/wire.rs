@@ -25,6 +25,7 @@ pub(crate) enum Op {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
     NewSet = 9,
     NewElements = 12,
@@ -118,9 +119,18 @@ impl Batch {
 
 /// One question outside a batch.
 pub(crate) fn single(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, NLM_F_ACK, NFPROTO_INET, attrs)
+}
+
+/// A question for all objects of a kind, of every family.
+pub(crate) fn dump(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, netlink_packet_core::NLM_F_DUMP, NFPROTO_UNSPEC, attrs)
+}
+
+fn question(op: Op, flags: u16, family: u8, attrs: &Attrs) -> Vec<u8> {
     let mut packet = Vec::new();
     let kind = SUBSYSTEM << 8 | op as u16;
-    message(&mut packet, kind, NLM_F_REQUEST | NLM_F_ACK, netlink::sequence(1), NFPROTO_INET, 0, &attrs.0);
+    message(&mut packet, kind, NLM_F_REQUEST | flags, netlink::sequence(1), family, 0, &attrs.0);
     packet
 }
 
