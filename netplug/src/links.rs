@@ -44,6 +44,7 @@ pub(crate) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub alias: Option<String>,
+    pub mac: Option<Mac>,
 }
 
 impl Link {
@@ -55,6 +56,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
                 LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {

@@ -76,6 +76,30 @@ impl Node {
         self.call(NETPLUG, command, pod, &self.config)
     }
 
+    /// An ADD that is killed at a system call. Answers whether it came through because it doesn't make so many.
+    fn killed(&self, syscall: &str, step: u32, pod: &Pod) -> bool {
+        let script = self.lab.state.path().join("killed");
+        let log = self.lab.state.path().join("log");
+        let text = format!(
+            "#!/bin/sh\nexec strace -f -qq -o {} -e trace={syscall} -e inject={syscall}:signal=SIGKILL:when={step} {NETPLUG}\n",
+            log.display()
+        );
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(self.lab.node.command("strace", "-V").is_ok(), "install strace");
+        self.call(script.to_str().unwrap(), "ADD", pod, &self.config).is_ok()
+    }
+
+    fn assert_nothing_left(&self, pod: &Pod) {
+        assert!(!pod.netns.ip("link show").contains("eth0"));
+        assert!(!self.lab.node.ip("link show").contains("master cni0"));
+        assert_eq!(self.lab.node.nft("list ruleset"), "");
+        let kept = std::fs::read_dir(self.lab.state.path().join("lib/podnet")).unwrap().flatten();
+        let kept: Vec<String> = kept.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        assert!(!kept.iter().any(|name| name.starts_with("10.")), "reservations: {kept:?}");
+        assert!(!self.lab.state.path().join("run/podnet").exists());
+    }
+
     fn check(&self, pod: &Pod, result: &Value) -> Result<Value, Value> {
         let mut config = self.config.clone();
         config["prevResult"] = result.clone();
@@ -125,13 +149,39 @@ fn a_life(#[case] version: &str) {
         assert_eq!(node.netplug("DEL", &pod), Ok(Value::Null));
     }
     node.lab.outside.assert_unreachable(Tcp, &format!("{NODE}:8080"));
-    assert!(!pod.netns.ip("link show").contains("eth0"));
-    assert_eq!(node.lab.node.nft("list ruleset"), "");
-    let kept: Vec<_> = std::fs::read_dir(node.lab.state.path().join("lib/podnet")).unwrap().flatten().collect();
-    let kept: Vec<_> =
-        kept.iter().map(|entry| entry.file_name().into_string().unwrap()).filter(|n| n.starts_with("10.")).collect();
-    assert_eq!(kept, Vec::<String>::new(), "reservations");
-    assert!(!node.lab.state.path().join("run/podnet").exists());
+    node.assert_nothing_left(&pod);
+}
+
+/// Whatever it was just about to do when it was killed: DEL leaves nothing, and the next ADD works.
+#[rstest]
+#[case("sendto")]
+#[case("write")]
+#[case("rename")]
+#[case("openat")]
+#[case("setns")]
+fn killed_at_each_step(#[case] syscall: &str) {
+    for step in 1..200 {
+        let node = Node::new("1.1.0").adding("runtimeConfig", ports(8080));
+        let pod = Pod::new("pod");
+        let alive = node.killed(syscall, step, &pod);
+        if step % 2 == 0 {
+            node.netplug("DEL", &pod).unwrap();
+            node.assert_nothing_left(&pod);
+        }
+        let result = node.netplug("ADD", &pod).unwrap_or_else(|complaint| panic!("{syscall} {step}: {complaint}"));
+        let server = pod.netns.serve(Tcp, "[::]:80", "pod");
+        let answer = node.lab.outside.ask(Tcp, &format!("{NODE}:8080"));
+        assert_eq!(answer, Ok(format!("pod ::ffff:{OUTSIDE}")), "{syscall} {step}");
+        node.check(&pod, &result).unwrap();
+        drop(server);
+        node.netplug("DEL", &pod).unwrap();
+        node.assert_nothing_left(&pod);
+        if alive {
+            assert!(step > 1, "{syscall} is never called");
+            return;
+        }
+    }
+    panic!("{syscall}: there is no end to it");
 }
 
 #[rstest]

@@ -205,7 +205,7 @@ impl Config {
         Ok(settings)
     }
 
-    fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| STATE.into()).join(&self.name)
     }
 

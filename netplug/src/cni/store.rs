@@ -17,11 +17,14 @@ use crate::{Range, ipam::Refusal};
 #[derive(Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
+    /// Whose ADD is going on. It lives from before the reservation until the lease is written, so whoever finds it finds a crash.
+    intent: PathBuf,
     _lock: File,
 }
 
 impl Store {
-    pub(crate) fn open(dir: &Path) -> Result<Store, Complaint> {
+    /// `state`: where the leases are. Frees what somebody who crashed had reserved.
+    pub(crate) fn open(dir: &Path, state: &Path) -> Result<Store, Complaint> {
         fs::create_dir_all(dir).map_err(|error| io("create", dir, &error))?;
         let path = dir.join("lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(|error| io("open", &path, &error))?;
@@ -30,7 +33,39 @@ impl Store {
                 return Err(io("lock", &path, &errno.into()));
             }
         }
-        Ok(Store { dir: dir.to_owned(), _lock: lock })
+        let store = Store { dir: dir.to_owned(), intent: state.join("intent"), _lock: lock };
+        if let Ok(line) = fs::read_to_string(&store.intent) {
+            store.clean_up(&line, state)?;
+        }
+        Ok(store)
+    }
+
+    /// A crash that is found is the last one's: the lock admits one at a time.
+    fn clean_up(&self, line: &str, state: &Path) -> Result<(), Complaint> {
+        if let Some((container, ifname)) = line.split_once("\r\n") {
+            let owner = Owner { container, ifname };
+            if !state.join(format!("{}.lease", owner.uid())).exists() {
+                // An empty one was made, and not written any more.
+                self.retain(|found| !found.is_empty() && !owner.is(found))?;
+            }
+        }
+        self.settle()
+    }
+
+    /// To be said before anything is reserved.
+    pub(crate) fn intend(&self, owner: &Owner<'_>) -> Result<(), Complaint> {
+        // Whole or not at all: a name that is cut off would be another's.
+        let new = self.intent.with_extension("new");
+        fs::write(&new, owner.line()).map_err(|error| io("write", &new, &error))?;
+        fs::rename(&new, &self.intent).map_err(|error| io("rename", &new, &error))
+    }
+
+    /// The lease is written, or the reservation given back.
+    pub(crate) fn settle(&self) -> Result<(), Complaint> {
+        match fs::remove_file(&self.intent) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", &self.intent, &error)),
+            _ => Ok(()),
+        }
     }
 
     /// Reserves the address that is asked for, or the next after the one given last.
@@ -132,6 +167,11 @@ pub(crate) struct Owner<'a> {
 }
 
 impl Owner<'_> {
+    /// By which the library knows the pod.
+    pub(crate) fn uid(&self) -> String {
+        format!("{}.{}", self.container, self.ifname)
+    }
+
     pub(crate) fn line(&self) -> String {
         format!("{}\r\n{}", self.container, self.ifname)
     }

@@ -25,15 +25,17 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
     let settings = config.settings()?;
     let (routes, dns) = (config.routes()?, config.dns()?);
     let (netns, netlink) = enter(&request.netns)?;
-    let store = Store::open(&config.reservations())?;
-    let mut engine = Engine::for_one(settings.clone(), &uid(&owner), Purpose::Attach)?;
-    let known = engine.lease_of(&uid(&owner)).is_some();
-    let fixed = match engine.lease_of(&uid(&owner)) {
-        Some(lease) => lease.ips.clone(),
-        None => reserve(&store, config, &config.fixed(&request.args)?, &owner)?,
+    let store = Store::open(&config.reservations(), &config.state_dir())?;
+    let mut engine = Engine::for_one(settings.clone(), &owner.uid(), Purpose::Attach)?;
+    let known = engine.lease_of(&owner.uid()).is_some();
+    let fixed = if let Some(lease) = engine.lease_of(&owner.uid()) {
+        lease.ips.clone()
+    } else {
+        store.intend(&owner)?;
+        reserve(&store, config, &config.fixed(&request.args)?, &owner)?
     };
     let wanted = Wanted {
-        uid: uid(&owner),
+        uid: owner.uid(),
         pod: format!("{} ({})", request.container, request.ifname),
         netns: netns.into(),
         netlink,
@@ -44,6 +46,7 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
     };
     match engine.attach(&wanted) {
         Ok(attached) => {
+            store.settle()?;
             let mut outcome = outcome(request, &settings, &attached);
             outcome.routes = routes.iter().map(|via| Route { dst: via.to.to_string(), gw: via.gateway }).collect();
             outcome.dns = dns;
@@ -55,6 +58,7 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
         Err(error) => {
             if !known {
                 store.free(&wanted.fixed, &owner)?;
+                store.settle()?;
             }
             Err(error.into())
         }
@@ -64,11 +68,11 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
 /// DEL: takes back what there is, also without namespace, and after a crash.
 pub(super) fn delete(request: &Request, config: &Config) -> Result<(), Complaint> {
     let owner = owner(request)?;
-    let store = Store::open(&config.reservations())?;
-    let mut engine = Engine::for_one(config.settings()?, &uid(&owner), Purpose::Remove)?;
-    match engine.lease_of(&uid(&owner)).cloned() {
+    let store = Store::open(&config.reservations(), &config.state_dir())?;
+    let mut engine = Engine::for_one(config.settings()?, &owner.uid(), Purpose::Remove)?;
+    match engine.lease_of(&owner.uid()).cloned() {
         Some(lease) => {
-            engine.detach(&uid(&owner))?;
+            engine.detach(&owner.uid())?;
             store.free(&lease.ips, &owner)?;
         }
         // A crash between reservation and lease, or host-local's own.
@@ -85,9 +89,9 @@ pub(super) fn check(request: &Request, config: &Config) -> Result<(), Complaint>
         return Err(Complaint::new(Complaint::INVALID_CONFIG, "invalid network config", "prevResult: CHECK needs it"));
     };
     let (netns, netlink) = enter(&request.netns)?;
-    let _store = Store::open(&config.reservations())?;
-    let mut engine = Engine::for_one(config.settings()?, &uid(&owner), Purpose::Remove)?;
-    let Some(lease) = engine.lease_of(&uid(&owner)).cloned() else {
+    let _store = Store::open(&config.reservations(), &config.state_dir())?;
+    let mut engine = Engine::for_one(config.settings()?, &owner.uid(), Purpose::Remove)?;
+    let Some(lease) = engine.lease_of(&owner.uid()).cloned() else {
         return Err(changed(format!("nothing is known of interface {} of {}", request.ifname, request.container)));
     };
     let said: Vec<IpAddr> = earlier.ips.iter().filter_map(|ip| ip.address.split('/').next()?.parse().ok()).collect();
@@ -95,7 +99,7 @@ pub(super) fn check(request: &Request, config: &Config) -> Result<(), Complaint>
         return Err(changed(format!("{} has address {ip}, which prevResult doesn't have", request.ifname)));
     }
     let wanted = Wanted {
-        uid: uid(&owner),
+        uid: owner.uid(),
         pod: format!("{} ({})", request.container, request.ifname),
         netns: netns.into(),
         netlink,
@@ -112,11 +116,11 @@ pub(super) fn check(request: &Request, config: &Config) -> Result<(), Complaint>
 
 /// GC: frees whatever belongs to none of those that live on.
 pub(super) fn collect(config: &Config) -> Result<(), Complaint> {
-    let store = Store::open(&config.reservations())?;
+    let store = Store::open(&config.reservations(), &config.state_dir())?;
     let valid: Vec<Owner<'_>> =
         config.valid.iter().map(|valid| Owner { container: &valid.container, ifname: &valid.ifname }).collect();
     let mut engine = Engine::for_one(config.settings()?, "", Purpose::Remove)?;
-    engine.retain(&valid.iter().map(uid).collect::<HashSet<_>>())?;
+    engine.retain(&valid.iter().map(Owner::uid).collect::<HashSet<_>>())?;
     store.retain(|found| valid.iter().any(|owner| owner.is(found)))?;
     Ok(engine.tidy()?)
 }
@@ -125,7 +129,7 @@ pub(super) fn collect(config: &Config) -> Result<(), Complaint> {
 pub(super) fn status(config: &Config) -> Result<(), Complaint> {
     let unavailable = |details: String| Complaint::new(Complaint::NOT_AVAILABLE, "the plugin is not available", details);
     Engine::for_one(config.settings()?, "", Purpose::Remove).map_err(|error| unavailable(error.to_string()))?;
-    let store = Store::open(&config.reservations())?;
+    let store = Store::open(&config.reservations(), &config.state_dir())?;
     for set in config.sets()? {
         if !store.has_room(&set)? {
             let subnets: Vec<String> = set.iter().map(|range| range.subnet.to_string()).collect();
@@ -144,6 +148,7 @@ fn reserve(store: &Store, config: &Config, fixed: &[IpAddr], owner: &Owner<'_>) 
             Ok(ip) => ips.push(ip),
             Err(complaint) => {
                 store.free(&ips, owner)?;
+                store.settle()?;
                 return Err(complaint);
             }
         }
@@ -179,10 +184,6 @@ fn owner(request: &Request) -> Result<Owner<'_>, Complaint> {
         return wrong(format!("CNI_IFNAME: {name:?} is no name of an interface"));
     }
     Ok(Owner { container: id, ifname: name })
-}
-
-fn uid(owner: &Owner<'_>) -> String {
-    format!("{}.{}", owner.container, owner.ifname)
 }
 
 /// The namespace, and a socket of it. A thread goes there, and ends there: this one stays where it is.
