@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Ok(document) => (document, ExitCode::SUCCESS),
         Err(complaint) => (Some(complaint), ExitCode::FAILURE),
     };
-    match document.map(|document| writeln!(std::io::stdout(), "{document:#}")) {
+    // In one piece: a runtime should not read half of it.
+    match document.map(|document| std::io::stdout().write_all(format!("{document:#}\n").as_bytes())) {
         Some(Err(_)) => ExitCode::FAILURE,
         _ => code,
     }
