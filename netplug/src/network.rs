@@ -16,7 +16,10 @@ use rustix::{
     io::{read, write},
     pipe::{PipeFlags, pipe_with},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, unbounded_channel},
+    oneshot,
+};
 
 use crate::{
     engine::{Engine, Wake, Wanted},
@@ -153,6 +156,14 @@ impl Network {
     pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
         let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
         self.run(move |engine| engine.retain(&live)).await?
+    }
+
+    /// The UIDs of pods whose link somebody deletes, as it happens. The network alone can't mend that, for it keeps no pod's namespace
+    /// open: [`Network::attach`] does. A pod whose namespace ended before it was released is told of as well.
+    pub async fn severed(&self) -> Result<UnboundedReceiver<String>, Error> {
+        let (listener, severed) = unbounded_channel();
+        self.run(move |engine| engine.listen(listener)).await?;
+        Ok(severed)
     }
 
     /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.

@@ -83,6 +83,26 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
     wait(network.close(Remove::All)).unwrap();
 }
 
+#[test]
+fn a_pod_that_loses_its_link_is_told_of() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let mut severed = wait(network.severed()).unwrap();
+    let [pod, released, detached] = ["pod", "released", "detached"].map(Pod::new);
+    let (first, _server) = pod.up(&network);
+    released.attach(&network).unwrap();
+    detached.attach(&network).unwrap();
+    wait(network.detach("detached")).unwrap();
+    wait(network.release_when_netns_dies("released")).unwrap();
+    drop(released);
+    lab.node.ip(&format!("link delete {}", first.host_if));
+    assert_eq!(wait(severed.recv()), Some("pod".into()));
+    assert_eq!(pod.attach(&network).unwrap().ips, first.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", first.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+    drop(network);
+    assert_eq!(wait(severed.recv()), None, "nothing else, and the end");
+}
+
 /// The table's handle tells whether it was made anew.
 #[test]
 fn its_own_doings_are_no_harm() {

@@ -2,7 +2,7 @@
 //! Here is decided whether a change hurts ours; [`Engine::repair`] puts it back.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,8 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
 };
+
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::Engine;
 use crate::{
@@ -54,6 +56,8 @@ pub(crate) struct Watch {
     due: Option<Instant>,
     patience: Duration,
     repaired: Option<Instant>,
+    /// Who wants to know of pods that lost their link.
+    listeners: Vec<UnboundedSender<String>>,
 }
 
 /// Why the thread woke up.
@@ -82,7 +86,7 @@ impl Watch {
                 socket.add_membership(*group).doing(|| format!("join netlink group {group}"))?;
             }
         }
-        Ok(Watch { route, nft, buffer: vec![0; 64 * 1024], due: None, patience: PATIENCE, repaired: None })
+        Ok(Watch { route, nft, buffer: vec![0; 64 * 1024], due: None, patience: PATIENCE, repaired: None, listeners: Vec::new() })
     }
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
@@ -147,6 +151,13 @@ impl Engine {
         self.watch.as_ref().map_or(Wake::Bell, |watch| watch.sleep(bell))
     }
 
+    /// Tells that one of pods that lose their link from now on.
+    pub(crate) fn listen(&mut self, listener: UnboundedSender<String>) {
+        if let Some(watch) = &mut self.watch {
+            watch.listeners.push(listener);
+        }
+    }
+
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself
     /// changed is read before somebody sleeps on it.
     pub(crate) fn notice(&mut self) {
@@ -177,6 +188,7 @@ impl Engine {
         let (bridge, me) = (self.bridge.index, self.port_ids.0);
         let mut hurt = false;
         let mut seen: HashMap<u32, Seen> = HashMap::new();
+        let mut gone: HashSet<String> = HashSet::new();
         let lost = drain(&watch.route, &mut watch.buffer, |message| {
             let index = u32_at(message, 20);
             match kind(message) {
@@ -185,12 +197,17 @@ impl Engine {
                 RTM_DELLINK => {
                     hurt |= index == bridge;
                     seen.remove(&index);
+                    gone.insert(port(message, bridge).name);
                 }
                 RTM_NEWLINK if index == bridge => hurt |= u32_at(message, 24) & IFF_UP == 0,
                 RTM_NEWLINK => drop(seen.insert(index, port(message, bridge))),
                 _ => {}
             }
         });
+        // A pod that was wired anew has a link of that name again.
+        gone.retain(|name| !seen.values().any(|port| port.name == *name));
+        let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
+        severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
         let astray: Vec<Seen> = seen.into_values().filter(|port| !port.in_order).collect();
         let of_a_pod = |name: &str| self.leases.values().any(|lease| lease.host_if == name);
         hurt || lost || astray.iter().any(|port| of_a_pod(&port.name))
