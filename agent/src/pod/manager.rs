@@ -96,6 +96,10 @@ impl Manager {
         match event {
             source::Event::Init => {}
             source::Event::Apply(pod) => self.apply(pod),
+            source::Event::ApplyObject(object) => self.node.objects.put(object),
+            source::Event::DeleteObject(key) => {
+                self.node.objects.remove(&key);
+            }
             source::Event::InitDone => self.forget_unwanted(),
             source::Event::Delete(uid) => {
                 self.wanted.remove(&uid);

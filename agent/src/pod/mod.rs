@@ -20,6 +20,7 @@ pub mod handle;
 mod image_api;
 pub mod manager;
 pub mod node;
+pub mod objects;
 pub mod observed;
 pub mod plan;
 pub mod recorder;
@@ -36,6 +37,8 @@ pub struct Node {
     pub host_ips: Vec<IpAddr>,
     /// Pods and events.
     pub store: Arc<store::Store>,
+    /// ConfigMaps, Secrets, claims, Services.
+    pub objects: objects::Objects,
     /// Writes events.
     pub recorder: recorder::Recorder,
     /// Holders, cgroups, files.

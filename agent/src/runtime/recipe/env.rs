@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim, ResourceFieldSelector, Secret, Service,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::model::ValidPod;
@@ -13,12 +15,16 @@ use crate::runtime::error::ConfigError;
 use crate::runtime::resources::{self, nano};
 use crate::runtime::settings::Settings;
 
-/// Where ConfigMaps and Secrets come from.
+/// Where the objects come from that pods refer to.
 pub trait Objects: Sync {
     /// A ConfigMap by namespace and name.
     fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>>;
     /// A Secret by namespace and name.
     fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>>;
+    /// A PersistentVolumeClaim by namespace and name.
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>>;
+    /// The Services of a namespace, by name.
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
 }
 
 /// There are none.
@@ -31,6 +37,12 @@ impl Objects for NoObjects {
     }
     fn secret(&self, _: &str, _: &str) -> Option<Arc<Secret>> {
         None
+    }
+    fn claim(&self, _: &str, _: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        None
+    }
+    fn services(&self, _: &str) -> Vec<Arc<Service>> {
+        Vec::new()
     }
 }
 
@@ -136,10 +148,11 @@ fn missing(kind: &str, name: &str) -> ConfigError {
 fn from_source(context: &Context<'_>, name: &str, source: &EnvVarSource) -> Result<Option<String>, ConfigError> {
     let namespace = context.pod.namespace();
     if let Some(selector) = &source.field_ref {
-        return field(context, selector).map(Some);
+        return field(context.pod, context.settings, context.pod_ips, selector).map(Some);
     }
     if let Some(selector) = &source.resource_field_ref {
-        return resource(context, selector).map(Some);
+        let own = &context.container.name;
+        return resource(context.pod, context.settings, own, selector).map(Some);
     }
     if let Some(key) = &source.config_map_key_ref {
         let map = context.objects.config_map(namespace, &key.name);
@@ -172,10 +185,14 @@ fn required(
 }
 
 /// A field of the pod, as the downward API names it.
-pub fn field(context: &Context<'_>, selector: &ObjectFieldSelector) -> Result<String, ConfigError> {
-    let Context { pod, settings, .. } = context;
+pub fn field(
+    pod: &ValidPod,
+    settings: &Settings,
+    pod_ips: &[IpAddr],
+    selector: &ObjectFieldSelector,
+) -> Result<String, ConfigError> {
     let ips = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let pod_ips = || if context.pod_ips.is_empty() { ips(&settings.node_ips) } else { ips(context.pod_ips) };
+    let pod_ips = || if pod_ips.is_empty() { ips(&settings.node_ips) } else { ips(pod_ips) };
     let first = |list: Vec<String>| list.into_iter().next().unwrap_or_default();
     let path = selector.field_path.as_str();
     let keyed = |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");
@@ -207,9 +224,15 @@ fn formatted(map: Option<&BTreeMap<String, String>>) -> String {
 }
 
 /// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.
-pub fn resource(context: &Context<'_>, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
-    let name = selector.container_name.as_deref().unwrap_or(&context.container.name);
-    let Some(container) = context.pod.all_containers().find(|c| c.name == name) else {
+/// `own`: the container that is meant when the selector names none.
+pub fn resource(
+    pod: &ValidPod,
+    settings: &Settings,
+    own: &str,
+    selector: &ResourceFieldSelector,
+) -> Result<String, ConfigError> {
+    let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(own);
+    let Some(container) = pod.all_containers().find(|c| c.name == name) else {
         return Err(ConfigError::new(format!("resourceFieldRef: container {name} not found")));
     };
     let unknown = || ConfigError::new(format!("resourceFieldRef: unsupported container resource: {}", selector.resource));
@@ -217,7 +240,7 @@ pub fn resource(context: &Context<'_>, selector: &ResourceFieldSelector) -> Resu
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|l| l.get(resource));
     let requests = resources.and_then(|r| r.requests.as_ref()).and_then(|r| r.get(resource));
-    let all = &context.settings.allocatable;
+    let all = &settings.allocatable;
     let node = match resource {
         "cpu" => i128::from(all.cpu_millis) * 1_000_000,
         "memory" => i128::from(all.memory) * 1_000_000_000,
