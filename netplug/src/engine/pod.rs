@@ -130,14 +130,14 @@ impl Engine {
         if self.bridge.ipv6 && !self.settings.has(false) {
             requests.push(links::quiet(&wanted.link));
         }
-        requests.push(links::up(index));
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
-        for ip in &lease.ips {
-            if let Some(pool) = self.pools.of(*ip) {
-                requests.push(links::add_address(index, *ip, pool.subnet()));
-                requests.extend(routes(wanted, *ip, pool).map(|(to, gateway)| links::route(index, to, gateway)));
-            }
+        let pools: Vec<(IpAddr, &Pool)> = lease.ips.iter().filter_map(|ip| Some((*ip, self.pools.of(*ip)?))).collect();
+        requests.extend(pools.iter().map(|(ip, pool)| links::add_address(index, *ip, pool.subnet())));
+        // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
+        requests.push(links::up(index));
+        for (ip, pool) in pools {
+            requests.extend(routes(wanted, ip, pool).map(|(to, gateway)| links::route(index, to, gateway)));
         }
         bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
     }
