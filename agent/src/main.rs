@@ -43,11 +43,7 @@ fn main() -> ExitCode {
 
 fn local(flags: &Flags) -> Local<'static> {
     let lib = flags.root.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
-    Local {
-        validate: Box::new(validate),
-        check: Box::new(move || machine::check::all(&lib)),
-        grammar: Box::new(Cli::command),
-    }
+    Local { validate: Box::new(validate), check: Box::new(move || machine::check::all(&lib)), grammar: Box::new(Cli::command) }
 }
 
 fn validate(file: &Path, text: &[u8]) -> Validated {

@@ -16,14 +16,14 @@ use crate::config::{OnStop, Settings};
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
+use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
-use crate::pod::objects::Objects;
 use crate::pod::node::{Check, Verdict};
+use crate::pod::objects::Objects;
 use crate::pod::recorder::Recorder;
 use crate::pod::store::Store;
-use crate::pod::Node;
 use crate::runtime::{self, Runtime};
 use crate::source;
 

@@ -225,12 +225,7 @@ fn formatted(map: Option<&BTreeMap<String, String>>) -> String {
 
 /// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.
 /// `own`: the container that is meant when the selector names none.
-pub fn resource(
-    pod: &ValidPod,
-    settings: &Settings,
-    own: &str,
-    selector: &ResourceFieldSelector,
-) -> Result<String, ConfigError> {
+pub fn resource(pod: &ValidPod, settings: &Settings, own: &str, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
     let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(own);
     let Some(container) = pod.all_containers().find(|c| c.name == name) else {
         return Err(ConfigError::new(format!("resourceFieldRef: container {name} not found")));
