@@ -129,6 +129,12 @@ impl Worker {
     /// A pod that an agent before this one left running.
     pub fn adopt(node: Arc<Node>, pod: ValidPod, live: LiveRef, sandbox: Sandbox, state: &HolderState) -> Self {
         let mut worker = Self::new(node, pod, live);
+        if state.note.is_null() {
+            // That agent died before it had wired the sandbox; no container runs in it.
+            worker.sandbox = Some(sandbox);
+            worker.remove_sandbox();
+            return worker;
+        }
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
@@ -748,6 +754,7 @@ impl Worker {
         };
         let mut object = k8s::Pod::clone(self.pod.object());
         object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
+        self.tell_backoffs(old.as_ref().and_then(|o| o.status.as_ref()), object.status.as_ref());
         object.metadata.creation_timestamp = Some(Time(self.start_time));
         if let Some((deadline, grace)) = self.deletion {
             object.metadata.deletion_timestamp = Some(Time(deadline));
@@ -764,6 +771,22 @@ impl Worker {
             _ => Vec::new(),
         };
         live.attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
+    }
+
+    /// A container that begins to wait for its next try says so, once a wait.
+    fn tell_backoffs(&self, old: Option<&k8s::PodStatus>, new: Option<&k8s::PodStatus>) {
+        let before = status::waits(old);
+        for (name, reason) in status::waits(new).into_iter().filter(|wait| !before.contains(wait)) {
+            let message = match reason {
+                "CrashLoopBackOff" => format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid()),
+                "ImagePullBackOff" => {
+                    let image = self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default();
+                    format!("Back-off pulling image \"{image}\"")
+                }
+                _ => continue,
+            };
+            self.say(Some(name), Level::Warning, "BackOff", &message);
+        }
     }
 
     fn say(&self, container: Option<&str>, level: Level, reason: &str, message: &str) {

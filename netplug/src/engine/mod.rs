@@ -6,10 +6,12 @@
 mod bridge;
 mod host_port;
 mod pod;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
@@ -19,7 +21,8 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-pub(crate) use self::pod::Wanted;
+use self::watch::Watch;
+pub(crate) use self::{pod::Wanted, watch::Wake};
 use crate::{
     error::{Doing, Error, PortHolder},
     ipam::{Pools, Refusal},
@@ -44,6 +47,10 @@ pub(crate) struct Engine {
     leases: HashMap<String, Lease>,
     ports: Ports,
     clock: Clock,
+    watch: Watch,
+    /// The numbers of `route` and `nft`: what they do needs no repair.
+    port_ids: (u32, u32),
+    closed: bool,
 }
 
 /// Which pod has which host port.
@@ -56,6 +63,12 @@ impl Engine {
         let mut wire = Wire::new();
         let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a route netlink socket".into())?;
         let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netfilter netlink socket".into())?;
+        let port_ids = (netlink::port_id(&route), netlink::port_id(&nft));
+        let port_ids = (
+            port_ids.0.doing(|| "ask for a netlink socket's number".into())?,
+            port_ids.1.doing(|| "ask for a netlink socket's number".into())?,
+        );
+        let watch = Watch::new()?;
         let mut dir = LeaseDir::open(&settings.state_dir)?;
         let found = dir.load(settings.reuse_after)?;
         let clock = Clock::new(settings.reuse_after);
@@ -73,7 +86,22 @@ impl Engine {
             index(&mut ports, lease);
         }
         let leases = found.leases.into_iter().map(|lease| (lease.uid.clone(), lease)).collect();
-        let mut engine = Engine { settings, wire, route, nft, table, bridge, dir, pools, leases, ports, clock };
+        let mut engine = Engine {
+            settings,
+            wire,
+            route,
+            nft,
+            table,
+            bridge,
+            dir,
+            pools,
+            leases,
+            ports,
+            clock,
+            watch,
+            port_ids,
+            closed: false,
+        };
         engine.render()?;
         Ok(engine)
     }
@@ -152,6 +180,7 @@ impl Engine {
 
     /// Ends the network: everything that it made is removed; a bridge that was there before stays.
     pub(crate) fn close(&mut self, remove: Remove) -> Result<(), Error> {
+        self.closed = true;
         if remove == Remove::Nothing {
             return Ok(());
         }
@@ -167,11 +196,17 @@ impl Engine {
 
     /// Puts back what somebody deleted by hand: the bridge, its settings, its ports, the table.
     pub(crate) fn repair(&mut self) -> Result<(), Error> {
-        self.bridge = Bridge::up(&mut self.wire, &self.route, &self.settings, self.leases.len())?;
-        let astray = self.ports_astray()?;
-        let mut errors: Vec<Error> = astray.iter().filter_map(|lease| self.mend(lease).err()).collect();
-        errors.extend(self.render().err());
-        Error::all(errors)
+        // The pods have this MTU, whatever the uplink's has become.
+        let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
+        self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
+        let ports = self.mend_ports().err();
+        let table = self.render().err();
+        Error::all(ports.into_iter().chain(table).collect())
+    }
+
+    /// Sleeps until there is something to do.
+    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+        self.watch.sleep(bell)
     }
 
     fn destroy_table(&mut self) -> Result<(), Error> {
@@ -230,6 +265,9 @@ impl Engine {
         inside: pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
+        if before.is_some() && inside.link.is_none() {
+            self.evict(&lease.host_if)?;
+        }
         let (host_if, index) = match self.pair(wanted, lease, &inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;

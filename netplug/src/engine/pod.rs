@@ -137,7 +137,7 @@ impl Engine {
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, wanted.netns.as_raw_fd(), mac);
+            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac);
             let mut outcomes =
                 self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
@@ -169,6 +169,15 @@ impl Engine {
         Ok(bridge::find(&mut self.wire, &self.route, name)?.is_some())
     }
 
+    /// Removes the link of a pod's last namespace, should that still be dying: it would answer to the address that the new
+    /// one gets.
+    pub(super) fn evict(&mut self, host_if: &str) -> Result<(), Error> {
+        match bridge::find(&mut self.wire, &self.route, host_if)? {
+            Some(link) if link.bridge == Some(self.bridge.index) => self.delete_links(&HashSet::from([link.name])),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a host end that exists back in order.
     pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
         let host_if = lease.host_if.as_str();
@@ -195,13 +204,27 @@ impl Engine {
         Ok(found.is_none_or(|link| link.index != self.bridge.index))
     }
 
-    /// The pods whose link is there, but not in the bridge, or not up.
-    pub(super) fn ports_astray(&mut self) -> Result<Vec<Lease>, Error> {
+    /// Puts the pods' links that are there, but not in the bridge, or not up, back in order: all in few packets.
+    pub(super) fn mend_ports(&mut self) -> Result<(), Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
-        let astray =
-            |lease: &&Lease| links.get(&lease.host_if).is_some_and(|link| link.bridge != Some(self.bridge.index) || !link.up);
-        Ok(self.leases.values().filter(astray).cloned().collect())
+        let mut requests = Vec::new();
+        for lease in self.leases.values() {
+            if let Some(link) = links.get(&lease.host_if)
+                && (link.bridge != Some(self.bridge.index) || !link.up)
+            {
+                let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
+                requests.extend(self.port_requests(enslave, &lease.host_if, lease));
+            }
+        }
+        let gone = Errno::NODEV.raw_os_error();
+        for outcome in self.wire.route(&self.route, requests).doing(|| "put pods' links in order".into())? {
+            match outcome.refusal() {
+                Some(refused) if refused.errno != gone => return Err(refused).doing(|| "put a pod's link in order".into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The links in the bridge.

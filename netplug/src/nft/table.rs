@@ -9,7 +9,7 @@ use netlink_sys::Socket;
 
 use super::{
     rule::{Family, Is, Rule, Verdict},
-    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op, single},
+    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op},
 };
 use crate::{
     cidr::Cidr,
@@ -106,14 +106,6 @@ impl Table {
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
         batch.add(Op::DelTable, 0, &self.attrs());
         commit(wire, socket, batch)
-    }
-
-    /// Whether the table is there.
-    pub(crate) fn exists(&self, wire: &mut Wire, socket: &Socket) -> Result<bool, Refused> {
-        let mut exists = false;
-        let packet = single(Op::GetTable, super::wire::NLM_F_ACK, &self.attrs());
-        wire.exchange(socket, &packet, |_, answer| exists |= matches!(answer, Answer::Message(_)))?;
-        Ok(exists)
     }
 
     fn change(&self, wire: &mut Wire, socket: &Socket, op: Op, lease: &Lease) -> Result<(), Refused> {

@@ -22,7 +22,6 @@ pub(crate) const NFPROTO_INET: u8 = 1;
 #[repr(u16)]
 pub(crate) enum Op {
     NewTable = 0,
-    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     NewRule = 6,
@@ -116,12 +115,17 @@ impl Batch {
     }
 }
 
-/// One request outside a batch.
-pub(crate) fn single(op: Op, flags: u16, attrs: &Attrs) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let kind = SUBSYSTEM << 8 | op as u16;
-    message(&mut packet, kind, NLM_F_REQUEST | flags, netlink::sequence(1), NFPROTO_INET, 0, &attrs.0);
-    packet
+/// Whether a message tells that something was deleted: a table, chain, rule, set or element.
+pub(crate) fn deletes_from(message: &[u8]) -> bool {
+    const DELETIONS: [u16; 5] = [2, 5, 8, 11, 14];
+    let kind = netlink::kind(message);
+    kind >> 8 == SUBSYSTEM && DELETIONS.contains(&(kind & 0xff))
+}
+
+/// The table that a message is about: the first attribute of each kind of object.
+pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
+    let (_, name) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 1)?;
+    Some(name.strip_suffix(&[0]).unwrap_or(name))
 }
 
 /// nlmsghdr, nfgenmsg, attributes.

@@ -87,7 +87,7 @@ impl Netns {
     /// What the namespace holds, to compare before and after, less whether cables are plugged in.
     pub fn picture(&self) -> String {
         let words = ["-o link show", "-4 route show table all", "-o -4 address show"].map(|args| self.ip(args)).concat();
-        let cables = ["NO-CARRIER,", ",LOWER_UP", " linkdown", " state UP", " state DOWN", "\\"];
+        let cables = ["NO-CARRIER,", ",LOWER_UP", " linkdown", " state UP", " state DOWN", " state UNKNOWN", "\\"];
         cables.iter().fold(words, |words, cable| words.replace(cable, "")) + &self.nft("list ruleset")
     }
 
@@ -244,6 +244,16 @@ pub fn range(subnet: &str) -> Range {
 
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
     futures::executor::block_on(future)
+}
+
+/// Asks again and again; only a failure waits for long.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "after {PATIENCE:?} it was not so that {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    println!("{what}: after {:?}", begun.elapsed());
 }
 
 /// A pod's namespace, and what it is to be attached with.
