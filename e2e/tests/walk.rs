@@ -38,7 +38,13 @@ fn quickstart_edit_logs_exec_delete_and_the_machine_is_as_before() {
     web.container("client").logged("shop: call 1: http://127.0.0.1:8080/json answered");
     assert_eq!(web.container("web").demo("hostname"), "shop");
     let (inspected, pid) = (web.run(&["inspect"], &[]).ok(), web.container("web").host_pid());
-    for shown in ["Holder:", &web.ip(), web.container("web").id().trim_start_matches("nodeagent://"), &format!("{pid}         1  /demo serve"), "overlay"] {
+    for shown in [
+        "Holder:",
+        &web.ip(),
+        web.container("web").id().trim_start_matches("nodeagent://"),
+        &format!("{pid}         1  /demo serve"),
+        "overlay",
+    ] {
         assert!(inspected.contains(shown), "{shown} is not in {inspected}");
     }
     let explained = web.run(&["explain"], &[]).ok();
