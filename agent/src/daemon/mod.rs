@@ -20,8 +20,8 @@ use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
-use crate::pod::objects::Objects;
 use crate::pod::node::{Check, Verdict};
+use crate::pod::objects::Objects;
 use crate::pod::recorder::Recorder;
 use crate::pod::store::Store;
 use crate::runtime::{self, Runtime};
@@ -142,6 +142,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         runtime: Arc::new(runtime),
         network,
         images,
+        volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,
             max: settings.backoff.max,

@@ -173,7 +173,8 @@ impl Folder {
         }
         file.digest = Some(digest);
         let mut loaded = model::load(path, bytes, &self.defaults);
-        let mut items: Vec<Item> = loaded.objects.into_iter().map(Item::Object).chain(loaded.pods.into_iter().map(Item::Pod)).collect();
+        let mut items: Vec<Item> =
+            loaded.objects.into_iter().map(Item::Object).chain(loaded.pods.into_iter().map(Item::Pod)).collect();
         // An editor or `>` empties a file before it writes it: that isn't a wish to have its pods deleted.
         if bytes.iter().all(u8::is_ascii_whitespace) && !file.items.is_empty() {
             let message = "the file is empty: its last good version runs on; remove the file to end its pods";
@@ -236,9 +237,7 @@ impl Folder {
             Id::Pod(uid) => Event::Delete(uid),
             Id::Object(key) => Event::DeleteObject(key),
         }));
-        let same = |id: &Id, held: &Held| {
-            before.get(id).is_some_and(|old| old.file == held.file && old.item.same(&held.item))
-        };
+        let same = |id: &Id, held: &Held| before.get(id).is_some_and(|old| old.file == held.file && old.item.same(&held.item));
         let held = touched.iter().filter_map(|path| self.files.get(path)).flat_map(|file| &file.holds);
         let changed = held.filter_map(|id| self.held.get(id).filter(|held| !same(id, held)));
         let (pods, objects): (Vec<_>, Vec<_>) = changed.partition(|held| matches!(held.item, Item::Pod(_)));

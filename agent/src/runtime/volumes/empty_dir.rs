@@ -44,7 +44,9 @@ fn mount_huge_pages(pod: &ValidPod, source: &EmptyDirVolumeSource, medium: &str,
     let bytes = units(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(size.clone()));
     let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", bytes / 1024);
     if !Path::new(&pool).exists() {
-        return Err(ConfigError::new(format!("medium {medium}: this machine has no huge pages of {size}: {pool} is missing")).into());
+        return Err(
+            ConfigError::new(format!("medium {medium}: this machine has no huge pages of {size}: {pool} is missing")).into()
+        );
     }
     let limit = source.size_limit.as_ref().map(units).filter(|n| *n > 0);
     let limit = limit.map(|n| format!(",size={n}")).unwrap_or_default();
