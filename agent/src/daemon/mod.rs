@@ -142,6 +142,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         runtime: Arc::new(runtime),
         network,
         images,
+        volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,
             max: settings.backoff.max,

@@ -58,6 +58,17 @@ pub enum PullPolicy {
     Never,
 }
 
+impl PullPolicy {
+    /// From an `imagePullPolicy` that has its default.
+    pub fn named(policy: Option<&str>) -> Self {
+        match policy {
+            Some("Always") => Self::Always,
+            Some("Never") => Self::Never,
+            _ => Self::IfNotPresent,
+        }
+    }
+}
+
 /// See the module's page.
 #[derive(Debug, Clone)]
 pub struct Images {

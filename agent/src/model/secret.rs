@@ -26,7 +26,7 @@ pub fn readable(root: &Node) -> Result<Node, Vec<Problem>> {
             Value::Map(values) => {
                 for value in values {
                     if let Err(wrong) = check(&mut value.value.value, encoded) {
-                        let field = path.child(&value.key).to_string();
+                        let field = path.key(&value.key).to_string();
                         let message = format!("Invalid value: <secret contents redacted>: {wrong}");
                         problems.push(Problem { at: value.value.at, field, message });
                     }

@@ -477,10 +477,10 @@ impl Worker {
             // Shown as it was until it is known whether this try did better.
             *retry_at = Timestamp::MAX;
         }
-        let (node, name) = (self.node.clone(), name.to_owned());
+        let (node, name, credentials) = (self.node.clone(), name.to_owned(), self.node.credentials(&self.pod));
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let result = node.images.ensure(&reference, policy, &[], &|_| ()).await;
+            let result = node.images.ensure(&reference, policy, &credentials, &|_| ()).await;
             Outcome::Image { name, reference, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
         }));
     }
@@ -514,7 +514,10 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let images = BTreeMap::new();
+            let images = match node.volume_images(&pod).await {
+                Ok(images) => images,
+                Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
+            };
             let input = VolumeInput { pod: &pod, pod_ips: &ips, objects: &node.objects, images: &images };
             let volumes = match node.runtime.prepare_volumes(input) {
                 Ok(volumes) => volumes,
@@ -822,11 +825,7 @@ impl Worker {
 }
 
 fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
-    match container.image_pull_policy.as_deref() {
-        Some("Always") => image::PullPolicy::Always,
-        Some("Never") => image::PullPolicy::Never,
-        _ => image::PullPolicy::IfNotPresent,
-    }
+    image::PullPolicy::named(container.image_pull_policy.as_deref())
 }
 
 /// Attempts of which the log is kept: the present one, the one before.

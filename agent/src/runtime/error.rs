@@ -105,6 +105,12 @@ pub fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
 }
 
 impl Error {
+    /// A volume that can't be made, because of something that isn't the runtime's.
+    pub fn volume(pod: impl std::fmt::Display, volume: &str, message: impl Into<String>) -> Self {
+        let cause = Box::new(Cause::Config(ConfigError::new(message)));
+        Place::pod(pod).error(Cause::Volume { volume: volume.into(), cause })
+    }
+
     /// The holder's own words: stage, subject and errno.
     pub fn fault(&self) -> Option<&Fault> {
         match &self.cause {

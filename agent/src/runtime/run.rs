@@ -293,6 +293,7 @@ impl Runtime {
             pod_ips,
             objects,
             volumes,
+            env_file: &|volume, path| volumes::read_env_file(volumes, volume, path),
             cgroups: group.joins(rules),
             host_devices: if rules == DeviceRules::Unlimited { devices::of_host() } else { Vec::new() },
             seccomp: &|need| self.filters.get(need),

@@ -31,14 +31,14 @@ fn config_map(report: &mut Report<'_>, map: &ConfigMap) {
     let mut size = 0;
     for (key, value) in map.data.iter().flatten() {
         size += value.len();
-        report.each_invalid(&data.child(key), key, names::config_key(key));
+        report.each_invalid(&data.key(key), key, names::config_key(key));
         if map.binary_data.iter().flatten().any(|(other, _)| other == key) {
-            report.invalid(&data.child(key), key, "duplicate of key present in binaryData");
+            report.invalid(&data.key(key), key, "duplicate of key present in binaryData");
         }
     }
     for (key, value) in map.binary_data.iter().flatten() {
         size += value.0.len();
-        report.each_invalid(&binary.child(key), key, names::config_key(key));
+        report.each_invalid(&binary.key(key), key, names::config_key(key));
     }
     too_long(report, size);
 }
@@ -52,13 +52,13 @@ fn too_long(report: &mut Report<'_>, size: usize) {
 fn secret(report: &mut Report<'_>, secret: &Secret) {
     let at = Path::ROOT.child("data");
     for key in secret.data.iter().flatten().map(|(key, _)| key) {
-        report.each_invalid(&at.child(key), key, names::config_key(key));
+        report.each_invalid(&at.key(key), key, names::config_key(key));
     }
     too_long(report, secret.data.iter().flatten().map(|(_, v)| v.0.len()).sum());
     let value = |key: &str| secret.data.as_ref().and_then(|d| d.get(key));
     let mut needed = |keys: &[&str]| {
         for key in keys.iter().filter(|key| value(key).is_none()) {
-            report.required(&at.child(key), "");
+            report.required(&at.key(key), "");
         }
     };
     match secret.type_.as_deref().unwrap_or_default() {
@@ -75,9 +75,9 @@ fn secret(report: &mut Report<'_>, secret: &Secret) {
 
 fn json_file(report: &mut Report<'_>, at: &Path<'_>, key: &str, value: Option<&ByteString>) {
     match value {
-        None => report.required(&at.child(key), ""),
+        None => report.required(&at.key(key), ""),
         Some(bytes) if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes.0).is_err() => {
-            report.say(&at.child(key), "Invalid value: <secret contents redacted>: must be a JSON object");
+            report.say(&at.key(key), "Invalid value: <secret contents redacted>: must be a JSON object");
         }
         Some(_) => {}
     }
@@ -101,9 +101,9 @@ fn claim(report: &mut Report<'_>, claim: &PersistentVolumeClaim) {
     let requests = at_resources.child("requests");
     match spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")) {
         Some(size) => {
-            resources::quantity(report, &requests.child("storage"), &size.0);
+            resources::quantity(report, &requests.key("storage"), &size.0);
         }
-        None => report.required(&requests.child("storage"), ""),
+        None => report.required(&requests.key("storage"), ""),
     }
     report.one_of(&at.child("volumeMode"), spec.volume_mode.as_deref(), &["Filesystem", "Block"]);
     if spec.volume_mode.as_deref() == Some("Block") {

@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim, ResourceFieldSelector, Secret, Service,
+    ConfigMap, Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, PersistentVolumeClaim, ResourceFieldSelector,
+    Secret, Service,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::model::ValidPod;
+use super::{env_file, links};
+use crate::model::{ObjectKind, ValidPod};
 use crate::runtime::error::ConfigError;
 use crate::runtime::resources::{self, nano};
 use crate::runtime::settings::Settings;
@@ -56,22 +58,42 @@ pub struct Context<'a> {
     pub pod_ips: &'a [IpAddr],
     /// The node.
     pub settings: &'a Settings,
-    /// ConfigMaps and Secrets.
+    /// ConfigMaps, Secrets and Services.
     pub objects: &'a dyn Objects,
+    /// Reads a file of a volume.
+    pub env_file: &'a ReadFile<'a>,
 }
 
-/// The container's own variables, envFrom first, each name once, later ones winning. Values may refer to earlier names.
+/// Reads the file of this path in the volume of this name. `None`: there is none.
+pub type ReadFile<'a> = dyn Fn(&str, &str) -> std::io::Result<Option<Vec<u8>>> + 'a;
+
+/// The container's own variables, envFrom first, each name once, later ones winning, then those that tell of Services. Values may
+/// refer to earlier names.
 pub fn resolve(context: &Context<'_>) -> Result<Vec<(String, String)>, ConfigError> {
+    let services = match context.pod.spec().enable_service_links {
+        Some(false) => Vec::new(),
+        _ => context.objects.services(context.pod.namespace()),
+    };
+    let mut links = Env::default();
+    for (name, value) in links::variables(services.iter().map(AsRef::as_ref)) {
+        links.set(&name, value);
+    }
     let mut env = Env::default();
     env_from(context, &mut env)?;
     for var in context.container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(value), _) => Some(expand(value, |name| env.get(name))),
+            (Some(value), _) => Some(expand(value, |name| env.get(name).or_else(|| links.get(name)))),
             (None, Some(source)) => from_source(context, &var.name, source)?,
             (None, None) => Some(String::new()),
         };
         if let Some(value) = value {
             env.set(&var.name, value);
+        }
+    }
+    // What the pod says itself is not overruled by a Service that happens to have the name.
+    for (name, value) in links.list {
+        if env.get(&name).is_none() {
+            env.set(&name, value);
         }
     }
     Ok(env.list)
@@ -157,30 +179,51 @@ fn from_source(context: &Context<'_>, name: &str, source: &EnvVarSource) -> Resu
     if let Some(key) = &source.config_map_key_ref {
         let map = context.objects.config_map(namespace, &key.name);
         let value = map.as_ref().and_then(|m| m.data.as_ref()?.get(&key.key).cloned());
-        return required(value, key.optional, "configmap", &key.name, &key.key, map.is_some());
+        return required(value, key.optional, ObjectKind::ConfigMap, (namespace, &key.name), &key.key, map.is_some());
     }
     if let Some(key) = &source.secret_key_ref {
         let secret = context.objects.secret(namespace, &key.name);
         let value = secret.as_ref().and_then(|s| s.data.as_ref()?.get(&key.key).cloned());
         let text = value.map(|v| String::from_utf8_lossy(&v.0).into_owned());
-        return required(text, key.optional, "secret", &key.name, &key.key, secret.is_some());
+        return required(text, key.optional, ObjectKind::Secret, (namespace, &key.name), &key.key, secret.is_some());
     }
-    Err(ConfigError::new(format!("env {name}: this kind of valueFrom is not known to this agent")))
+    match &source.file_key_ref {
+        Some(selector) => from_file(context, name, selector),
+        None => Err(ConfigError::new(format!("env {name}: this kind of valueFrom is not known to this agent"))),
+    }
+}
+
+fn from_file(context: &Context<'_>, name: &str, from: &FileKeySelector) -> Result<Option<String>, ConfigError> {
+    let FileKeySelector { key, optional, path, volume_name } = from;
+    let failed =
+        |why: &dyn std::fmt::Display| ConfigError::new(format!("env {name}: file {path} of volume {volume_name}: {why}"));
+    let bytes = match (context.env_file)(volume_name, path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) if *optional == Some(true) => return Ok(None),
+        Ok(None) => return Err(failed(&"there is no such file")),
+        Err(error) => return Err(failed(&error)),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| failed(&"it is not UTF-8"))?;
+    match env_file::value(&text, key).map_err(|wrong| failed(&wrong))? {
+        Some(value) => Ok(Some(value.to_owned())),
+        None if *optional == Some(true) => Ok(None),
+        None => Err(failed(&format_args!("couldn't find key {key}"))),
+    }
 }
 
 fn required(
     value: Option<String>,
     optional: Option<bool>,
-    kind: &str,
-    object: &str,
+    kind: ObjectKind,
+    (namespace, object): (&str, &str),
     key: &str,
     exists: bool,
 ) -> Result<Option<String>, ConfigError> {
     match value {
         Some(value) => Ok(Some(value)),
         None if optional == Some(true) => Ok(None),
-        None if exists => Err(ConfigError::new(format!("couldn't find key {key} in {kind} {object}"))),
-        None => Err(missing(kind, object)),
+        None if exists => Err(ConfigError::new(format!("couldn't find key {key} in {} {namespace}/{object}", kind.as_str()))),
+        None => Err(missing(&kind.as_str().to_lowercase(), object)),
     }
 }
 
@@ -220,7 +263,27 @@ pub fn field(
 
 /// `key="value"` lines, as downwardAPI files have them.
 fn formatted(map: Option<&BTreeMap<String, String>>) -> String {
-    map.into_iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
+    map.into_iter().flatten().map(|(k, v)| format!("{k}={}", quoted(v))).collect::<Vec<_>>().join("\n")
+}
+
+/// As Go quotes a string, which is what readers of these files unquote.
+fn quoted(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if u32::from(c) < 0x20 || c == '\u{7f}' => {
+                // Writing to a string doesn't fail.
+                let _ = write!(out, "\\x{:02x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 /// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.

@@ -1,4 +1,4 @@
-//! Image volumes: an image's layers, read-only, as a folder.
+//! Image volumes: an image's layers as a folder, read-only and without execution.
 //! <https://kubernetes.io/docs/tasks/configure-pod-container/image-volumes/>
 
 use std::ffi::CString;
@@ -43,7 +43,7 @@ pub fn mount(input: Input<'_>, settings: &Settings, name: &str, source: &ImageVo
         open.push(fd);
     }
     let options = CString::new(options).unwrap_or_default();
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("overlay", &path, "overlay", flags, options.as_c_str())
         .map_err(|e| file("mount the image at", &path)(e.into()))?;
     Ok(path)

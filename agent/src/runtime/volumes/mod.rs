@@ -15,6 +15,7 @@ pub mod payload;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::cgroup::layout::unescape;
 use super::error::{Cause, ConfigError, file};
 use super::recipe::env::Objects;
+use super::recipe::env_file::FILE_LIMIT;
 use super::recipe::sandbox;
 use super::remove::is_mount_point;
 use super::settings::Settings;
@@ -148,6 +150,27 @@ fn own(path: &Path, gid: Option<u32>, mode: u32) -> Result<(), Cause> {
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| file("open", path)(e.into()))?;
     let owned = gid.map_or(Ok(()), |gid| rustix::fs::fchown(&dir, None, Some(rustix::fs::Gid::from_raw(gid))));
     owned.and_then(|()| rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))).map_err(|e| file("set the owner of", path)(e.into()))
+}
+
+/// Reads a file that a container may have written: beneath the volume whatever links say, and only as much as is allowed.
+pub fn read_env_file(volumes: &Volumes, name: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
+    let Some(volume) = volumes.get(name) else { return Ok(None) };
+    let top = rustix::fs::open(&volume.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(&top, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => fs::File::from(opened?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(io::Error::other(format!("it is larger than {} KiB", FILE_LIMIT / 1024)));
+    }
+    Ok(Some(bytes))
 }
 
 /// Makes the folders of a subPath that aren't there, with the volume's own mode. Links in the volume are a container's doing:
