@@ -240,11 +240,11 @@ fn a_stopped_process_is_ended_all_the_same() {
 fn what_a_container_left_running_ends_with_it() {
     let node = NodeBox::builder().with_registry().config(QUICK).start();
     // Children that ignore SIGTERM, in sessions of their own, with their parent gone.
-    let script = "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; sleep 1000' & done; trap 'exit 0' TERM; wait";
+    let script = "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; sleep 100'$i & done; trap 'exit 0' TERM; wait";
     let brood = node.put(&pod("brood").spec("shareProcessNamespace: true").shell("main", "busybox:1", script).runs("b", "sleep"));
     brood.is_ready();
     assert_eventually!(
-        node.snapshot().facts("process").iter().filter(|process| process.contains("sleep 1000")).count() >= 3,
+        node.snapshot().facts("process").iter().filter(|process| process.contains("sleep 100")).count() >= 3,
         "the children run"
     );
     node.remove("brood.yaml");
@@ -272,16 +272,10 @@ fn exec_gives_the_status_of_its_command() {
 
 #[test]
 fn a_full_disk_stops_what_needs_room_and_nothing_else() {
-    let node = NodeBox::builder().with_registry().disk(48).config(QUICK).start();
+    let node = NodeBox::builder().with_registry().disk(144).config(QUICK).start();
     let counting = node.put(&pod("counting").runs("main", "count --every 5ms"));
     counting.is_ready();
     let id = counting.container("main").id();
-    // An image that is larger than the disk: refused before or while it's unpacked, and nothing of it stays.
-    let large = node.put(&pod("large").image("main", "nginx:1", ""));
-    large.tells(&["Failed", "no space left"]);
-    node.remove("large.yaml");
-    large.is_gone();
-
     node.inside("sh", &["-c", &format!("cat /dev/zero > {}/fill", node.root().display())]).fails();
     let late = node.put(&pod("late").runs("main", "sleep"));
     late.tells(&["Failed", "No space left"]);
@@ -295,6 +289,12 @@ fn a_full_disk_stops_what_needs_room_and_nothing_else() {
     late.is_ready();
     let lines = counting.container("main").logs(&[]).lines().count();
     assert_eventually!(counting.container("main").logs(&[]).lines().count() > lines, "the log goes on");
+
+    // An image that is larger than the disk: refused before or while it's unpacked, and nothing of it stays.
+    let large = node.put(&pod("large").image("main", "nginx:1", ""));
+    large.tells(&["Failed", "no space left"]);
+    node.remove("large.yaml");
+    large.is_gone();
     assert_eq!((counting.container("main").id(), counting.container("main").restarts()), (id, 0));
 }
 
