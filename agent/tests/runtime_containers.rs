@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nodeagent::runtime::Cause;
 use rstest::rstest;
-use runtime_support::{LIMIT, Node, pod, script};
+use runtime_support::{LIMIT, Node, pod, script, volumes};
 
 fn mounts_below(dir: &Path) -> usize {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -261,20 +261,8 @@ async fn exec_and_attach_by_descriptors() {
     let sandbox = node.sandbox(&script("sleep 1000", "")).await;
     let started = node.start(&sandbox, "app").await.unwrap();
     let container = sandbox.pod.all_containers().next().unwrap();
-    let volumes = node.runtime.prepare_volumes(&sandbox.pod).unwrap();
-    let input = nodeagent::runtime::StartInput {
-        pod: &sandbox.pod,
-        container,
-        attempt: 0,
-        image: &node.image,
-        layers: &node.layers,
-        pod_ips: &[],
-        volumes: &volumes,
-        objects: &nodeagent::runtime::recipe::env::NoObjects,
-        note: serde_json::Value::Null,
-    };
     let argv = ["sh", "-c", "cat; hostname; exit 7"].map(String::from).to_vec();
-    let (process, cgroups) = node.runtime.exec_process(&sandbox, input, &started.id, argv, false).unwrap();
+    let (process, cgroups) = node.runtime.exec_process(&sandbox, (container, 0, &started.id), argv, false).unwrap();
     let (read, write) = rustix::pipe::pipe().unwrap();
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
     let stdio = vec![null.try_clone().unwrap().into(), write, null.into()];
@@ -297,7 +285,7 @@ async fn host_paths_are_checked(#[case] kind: &str, #[case] path: &str, #[case] 
     let pod = pod(&format!(
         "  volumes: [{{name: v, hostPath: {{path: {path}, type: {kind}}}}}]\n  containers: [{{name: app, image: busybox}}]\n"
     ));
-    let error = node.runtime.prepare_volumes(&pod).unwrap_err();
+    let error = volumes(&node.runtime, &pod).unwrap_err();
     assert!(error.to_string().contains(message), "{error}");
 }
 
@@ -318,8 +306,8 @@ async fn a_sub_path_that_is_a_hostile_link_leads_nowhere() {
         )
     };
     // Resolved as if the volume were `/`: a link to nowhere there.
-    let pod = pod(&spec("link/made"));
-    assert!(node.runtime.prepare_volumes(&pod).is_err());
+    let hostile = node.sandbox(&spec("link/made")).await;
+    assert!(node.start(&hostile, "app").await.is_err());
     assert!(!outside.join("made").exists());
     let sandbox = node.sandbox(&spec("up")).await;
     let (_, _, log) = node.run(&sandbox, "app").await;

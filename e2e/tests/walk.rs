@@ -37,8 +37,18 @@ fn quickstart_edit_logs_exec_delete_and_the_machine_is_as_before() {
     // logs and exec
     web.container("client").logged("shop: call 1: http://127.0.0.1:8080/json answered");
     assert_eq!(web.container("web").demo("hostname"), "shop");
-    assert!(web.run(&["inspect"], &[]).ok().contains("podholder"));
-    assert!(web.run(&["explain"], &[]).ok().contains("ms"));
+    let (inspected, pid) = (web.run(&["inspect"], &[]).ok(), web.container("web").host_pid());
+    for shown in [
+        "Holder:",
+        &web.ip(),
+        web.container("web").id().trim_start_matches("nodeagent://"),
+        &format!("{pid}         1  /demo serve"),
+        "overlay",
+    ] {
+        assert!(inspected.contains(shown), "{shown} is not in {inspected}");
+    }
+    let explained = web.run(&["explain"], &[]).ok();
+    assert!(explained.contains("overlay") && explained.contains("It waits for nothing."), "{explained}");
 
     // An edit of a label keeps the pod; one of a command makes it anew.
     let (uid, id) = (web.uid(), web.container("web").id());

@@ -3,7 +3,7 @@
 //! carries a whole step. rtnetlink's own connection sends one request a system call and wakes a task for each answer.
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -39,13 +39,27 @@ pub(crate) fn sequence(count: usize) -> u32 {
 
 /// A socket of the calling thread's network namespace.
 pub(crate) fn socket(protocol: isize) -> std::io::Result<Socket> {
-    let socket = Socket::new(protocol)?;
+    let mut socket = Socket::new(protocol)?;
+    // Bound from the start: its number then stands in what the kernel tells others of our requests.
+    socket.bind_auto()?;
     socket.set_ext_ack(true)?;
     socket.set_cap_ack(true)?;
     // Best effort: without CAP_NET_ADMIN nothing else will work either, and that error is the better one.
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER);
     let _ = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER);
     Ok(socket)
+}
+
+/// A route socket of the calling thread's network namespace, to be used from others.
+pub(crate) fn inside() -> std::io::Result<OwnedFd> {
+    socket(netlink_sys::protocols::NETLINK_ROUTE)?.as_fd().try_clone_to_owned()
+}
+
+/// The number by which the kernel names a socket.
+pub(crate) fn port_id(socket: &Socket) -> std::io::Result<u32> {
+    let mut address = netlink_sys::SocketAddr::new(0, 0);
+    socket.get_address(&mut address)?;
+    Ok(address.port_number())
 }
 
 /// What the kernel said to one message.
@@ -252,6 +266,11 @@ fn flags(message: &[u8]) -> u16 {
     message.get(6..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+/// Whose request a message answers or tells of: the port of the socket that it came by.
+pub(crate) fn sender(message: &[u8]) -> u32 {
+    u32_at(message, 12)
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }

@@ -3,18 +3,30 @@
 use std::{
     collections::HashSet,
     net::IpAddr,
-    os::fd::{BorrowedFd, OwnedFd},
-    sync::mpsc,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{self, TryRecvError},
+    },
     thread,
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use rustix::{
+    io::{read, write},
+    pipe::{PipeFlags, pipe_with},
+};
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, unbounded_channel},
+    oneshot,
+};
 
 use crate::{
-    engine::{Engine, Wanted},
+    engine::{Engine, Wake, Wanted},
     error::{Doing, Error},
     lease::Lease,
+    links::POD_LINK,
+    nft::Obstacle,
     settings::{Port, Settings},
 };
 
@@ -26,7 +38,15 @@ type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 /// again after a failure or a crash; it then does what is left to do.
 #[derive(Debug, Clone)]
 pub struct Network {
+    desk: Arc<Desk>,
+}
+
+/// Where jobs are handed in. The thread sleeps on the kernel's news as well, so a bell tells it of jobs; the bell's end tells it
+/// that there won't be any more. Fields are dropped in this order: when the thread hears it, the queue is closed.
+#[derive(Debug)]
+struct Desk {
     jobs: mpsc::Sender<Job>,
+    bell: OwnedFd,
 }
 
 /// What a pod asks for.
@@ -81,18 +101,20 @@ impl Network {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, opened) = oneshot::channel();
         // Spawned here, not in a pool: a thread begins in the network namespace of the one that spawned it.
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (heard, bell) = pipe_with(flags).doing(|| "make the pipe to the network's thread".into())?;
         let work = move || {
             let mut engine = match Engine::open(settings) {
                 Ok(engine) => engine,
                 Err(error) => return drop(ready.send(Err(error))),
             };
             if ready.send(Ok(())).is_ok() {
-                queue.into_iter().for_each(|job| job(&mut engine));
+                serve(&mut engine, &queue, &heard);
             }
         };
         thread::Builder::new().name("netplug".into()).spawn(work).doing(|| "start the network's thread".into())?;
         opened.await.map_err(|_| Error::Closed)??;
-        Ok(Network { jobs })
+        Ok(Network { desk: Arc::new(Desk { jobs, bell }) })
     }
 
     /// Gives a pod its interface, addresses, routes and host ports. For a UID that is attached it answers with the same addresses
@@ -102,7 +124,8 @@ impl Network {
     pub async fn attach(&self, attachment: Attachment<'_>) -> Result<Attached, Error> {
         let Attachment { uid, pod, netns, netlink, ports, fixed } = attachment;
         let netns = netns.try_clone_to_owned().doing(|| format!("duplicate the network namespace's descriptor of pod {pod}"))?;
-        let wanted = Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed };
+        let wanted =
+            Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed, link: POD_LINK.into(), routes: None };
         self.run(move |engine| engine.attach(&wanted)).await?
     }
 
@@ -135,6 +158,19 @@ impl Network {
         self.run(move |engine| engine.retain(&live)).await?
     }
 
+    /// The UIDs of pods whose link somebody deletes, as it happens. The network alone can't mend that, for it keeps no pod's namespace
+    /// open: [`Network::attach`] does. A pod whose namespace ended before it was released is told of as well.
+    pub async fn severed(&self) -> Result<UnboundedReceiver<String>, Error> {
+        let (listener, severed) = unbounded_channel();
+        self.run(move |engine| engine.listen(listener)).await?;
+        Ok(severed)
+    }
+
+    /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
+    pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
+        self.run(Engine::obstacles).await?
+    }
+
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].
     pub async fn close(self, remove: Remove) -> Result<(), Error> {
         self.run(move |engine| engine.close(remove)).await?
@@ -143,7 +179,27 @@ impl Network {
     async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Engine) -> T + Send + 'static) -> Result<T, Error> {
         let (done, outcome) = oneshot::channel();
         let job: Job = Box::new(move |engine| drop(done.send(job(engine))));
-        self.jobs.send(job).map_err(|_| Error::Closed)?;
+        self.desk.jobs.send(job).map_err(|_| Error::Closed)?;
+        // A full pipe means that the bell rings already.
+        let _ = write(&self.desk.bell, &[0]);
         outcome.await.map_err(|_| Error::Closed)
+    }
+}
+
+/// The thread's life: jobs, one after the other, and between them what the kernel tells.
+fn serve(engine: &mut Engine, queue: &mpsc::Receiver<Job>, heard: &OwnedFd) {
+    loop {
+        if engine.sleep(heard.as_fd()) == Wake::Bell {
+            // Silenced before the queue is read: a job that comes in between rings again.
+            while read(heard, &mut [0; 64]).is_ok_and(|length| length == 64) {}
+            loop {
+                match queue.try_recv() {
+                    Ok(job) => job(engine),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+        }
+        engine.notice();
     }
 }

@@ -51,6 +51,83 @@ fn attaching_again_mends_the_host(#[case] harm: &str) {
 }
 
 #[rstest]
+#[case::link_down("ip link set $veth down")]
+#[case::link_out_of_the_bridge("ip link set $veth nomaster")]
+#[case::bridge_deleted("ip link delete pods0")]
+#[case::bridge_down("ip link set pods0 down")]
+#[case::addresses_removed("ip address flush dev pods0")]
+#[case::address_removed("ip address delete 10.88.0.1/24 dev pods0")]
+#[case::ruleset_flushed("nft flush ruleset")]
+#[case::table_deleted("nft delete table inet netplug_test")]
+#[case::chain_flushed("nft flush chain inet netplug_test ports")]
+#[case::port_deleted("nft flush map inet netplug_test ports4")]
+fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.dual_stack());
+    let pod = Pod::new("pod").port("8080:80/TCP");
+    let (attached, _server) = pod.up(&network);
+    for again in ["", " again"] {
+        // But for the bridge's number, all is as it was.
+        let picture = || {
+            let addresses = lab.node.command("ip", "-br -4 address show dev pods0").unwrap_or_default();
+            (addresses, lab.node.nft("list ruleset"))
+        };
+        let before = picture();
+        let harm = harm.replace("$veth", &attached.host_if);
+        let (program, args) = harm.split_once(' ').unwrap();
+        lab.node.command(program, args).unwrap();
+        lab::eventually(&format!("{harm}{again} is mended"), || picture() == before);
+        lab::eventually("by IPv4", || lab.outside.ask(Tcp, &format!("{NODE}:8080")) == Ok(format!("pod ::ffff:{OUTSIDE}")));
+        lab::eventually("by IPv6", || lab.node.ask(Tcp, &format!("[{}]:80", attached.ips[1])).is_ok());
+    }
+    wait(network.close(Remove::All)).unwrap();
+}
+
+#[test]
+fn a_pod_that_loses_its_link_is_told_of() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let mut severed = wait(network.severed()).unwrap();
+    let [pod, released, detached] = ["pod", "released", "detached"].map(Pod::new);
+    let (first, _server) = pod.up(&network);
+    released.attach(&network).unwrap();
+    detached.attach(&network).unwrap();
+    wait(network.detach("detached")).unwrap();
+    wait(network.release_when_netns_dies("released")).unwrap();
+    drop(released);
+    lab.node.ip(&format!("link delete {}", first.host_if));
+    assert_eq!(wait(severed.recv()), Some("pod".into()));
+    assert_eq!(pod.attach(&network).unwrap().ips, first.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", first.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+    drop(network);
+    assert_eq!(wait(severed.recv()), None, "nothing else, and the end");
+}
+
+/// The table's handle tells whether it was made anew.
+#[test]
+fn its_own_doings_are_no_harm() {
+    let lab = Lab::new();
+    let network = lab.open(lab.dual_stack());
+    let handle = || lab.node.nft("-a list tables");
+    let before = handle();
+    for round in 0..5 {
+        let pods: Vec<Pod> = (0..3).map(|n| Pod::new(&format!("pod{n}")).port(&format!("{}:80/TCP", 8000 + n))).collect();
+        for pod in &pods {
+            pod.attach(&network).unwrap();
+        }
+        if round % 2 == 0 {
+            wait(network.release_when_netns_dies("pod0")).unwrap();
+        }
+        wait(network.detach("pod1")).unwrap();
+        drop(pods);
+        wait(network.retain(&[])).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    wait(network.attached()).unwrap();
+    assert_eq!(handle(), before);
+}
+
+#[rstest]
 #[case::down("link set eth0 down")]
 #[case::no_address("address flush dev eth0")]
 #[case::another_address("address add 10.88.0.99/24 dev eth0")]
@@ -135,7 +212,9 @@ fn retain_frees_all_others() {
     let (_, _server) = keep.up(&network);
     let before = lab.node.picture();
     let gone: Vec<Pod> = (0..5).map(|n| Pod::new(&format!("gone{n}")).port(&format!("{}:80/TCP", 9000 + n))).collect();
-    gone.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+    for pod in &gone {
+        pod.attach(&network).unwrap();
+    }
     wait(network.release_when_netns_dies("gone0")).unwrap();
     wait(network.retain(&["keep", "unknown"])).unwrap();
     assert_eq!(lab.node.picture(), before);

@@ -113,7 +113,7 @@ pub enum Request {
     NetNamespace,
     /// Replace the note that [`HolderState::note`] gives back. → [`Reply::Done`]
     Note(serde_json::Value),
-    /// An ended container's record isn't needed any more. → [`Reply::Done`]
+    /// An ended container's record isn't needed any more. → [`Reply::Done`], also when there is none.
     Forget {
         /// The container's id.
         container: String,

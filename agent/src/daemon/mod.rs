@@ -21,6 +21,7 @@ use crate::pod::backoff::Backoff;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::node::{Check, Verdict};
+use crate::pod::objects::Objects;
 use crate::pod::recorder::Recorder;
 use crate::pod::store::Store;
 use crate::runtime::{self, Runtime};
@@ -110,9 +111,19 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     ended.cancel();
     let _ = serving.await;
     if settings.on_stop == OnStop::Drain && node.runtime.leftovers().is_empty() {
-        node.network.clone().close(netplug::Remove::All).await?;
+        leave_as_found(&node).await;
     }
     Ok(())
+}
+
+/// After the last pod: bridge, table and cgroups go too. What can't, the next start finds and uses.
+async fn leave_as_found(node: &Node) {
+    if let Err(error) = node.network.clone().close(netplug::Remove::All).await {
+        tracing::warn!(%error, "the pod network could not be taken down");
+    }
+    if let Err(error) = node.runtime.cgroups().remove().await {
+        tracing::warn!(%error, "the agent's cgroups could not be removed");
+    }
 }
 
 /// All that the pods' workers share.
@@ -127,9 +138,11 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         host_ips,
         recorder: Recorder::new(store.clone(), &settings.node_name),
         store,
+        objects: Objects::default(),
         runtime: Arc::new(runtime),
         network,
         images,
+        volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,
             max: settings.backoff.max,

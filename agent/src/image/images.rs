@@ -58,6 +58,17 @@ pub enum PullPolicy {
     Never,
 }
 
+impl PullPolicy {
+    /// From an `imagePullPolicy` that has its default.
+    pub fn named(policy: Option<&str>) -> Self {
+        match policy {
+            Some("Always") => Self::Always,
+            Some("Never") => Self::Never,
+            _ => Self::IfNotPresent,
+        }
+    }
+}
+
 /// See the module's page.
 #[derive(Debug, Clone)]
 pub struct Images {
@@ -208,7 +219,7 @@ impl Images {
 
     /// Counts one more pull that needs a layer, until the guard is dropped.
     pub(super) fn hold(&self, diff_id: &Digest) -> Hold {
-        self.inner.layers().entry(diff_id.clone()).or_default().holds += 1;
+        self.inner.hold(diff_id);
         Hold { images: self.clone(), diff_id: diff_id.clone() }
     }
 }
@@ -238,9 +249,7 @@ pub(super) struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(state) = self.images.inner.layers().get_mut(&self.diff_id) {
-            state.holds = state.holds.saturating_sub(1);
-        }
+        self.images.inner.release(&self.diff_id);
     }
 }
 
@@ -277,6 +286,16 @@ impl Inner {
     /// When it was last in use, as far as this process knows.
     pub(super) fn last_use(&self, id: &Digest) -> Option<jiff::Timestamp> {
         self.uses().get(id).and_then(|usage| usage.last)
+    }
+
+    pub(super) fn hold(&self, diff_id: &Digest) {
+        self.layers().entry(diff_id.clone()).or_default().holds += 1;
+    }
+
+    pub(super) fn release(&self, diff_id: &Digest) {
+        if let Some(state) = self.layers().get_mut(diff_id) {
+            state.holds = state.holds.saturating_sub(1);
+        }
     }
 
     /// A layer that is laid out and verified.
@@ -382,11 +401,21 @@ impl Inner {
 
     /// Makes an image whose layers are laid out, and held by the caller, durable and visible. Blocks.
     pub(super) fn commit(&self, new: NewImage) -> Result<Image> {
+        let mut layers = each_once(&new.layers);
+        let restored = self.implicit_directories(&layers)?;
+        layers.extend(restored.clone());
+        let image = self.record(new, layers);
+        if let Some(restored) = restored {
+            self.release(&restored);
+        }
+        image
+    }
+
+    fn record(&self, new: NewImage, layers: Vec<Digest>) -> Result<Image> {
         let config = Arc::new(parse_config(&new.config)?);
         let manifest = Digest::of(&new.manifest);
         self.store.write_document(Document::Config, &new.id, &new.config)?;
         self.store.write_document(Document::Manifest, &manifest, &new.manifest)?;
-        let layers = each_once(&new.layers);
         self.store.sync()?;
         let known: Vec<(Digest, LayerRecord)> =
             layers.iter().filter_map(|layer| Some((layer.clone(), self.layer(layer)?))).collect();

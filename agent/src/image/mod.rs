@@ -12,6 +12,7 @@ mod error;
 mod flight;
 mod gc;
 mod images;
+mod implicit;
 mod layer;
 mod manifest;
 mod pax;

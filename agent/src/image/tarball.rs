@@ -206,8 +206,8 @@ impl<R: Read> Entries<R> {
             .size
             .map_or_else(|| unless_empty(&header.as_old().size, || header.entry_size()), Ok)
             .map_err(|error| bad("size", error))?;
-        // Only files have data; some writers put the target's size on a hard link.
-        let size = if kind == Kind::File { stored } else { 0 };
+        // Only files have data, also those whose slash makes them directories; some writers put the target's size on a hard link.
+        let size = if matches!(header.entry_type().as_byte(), b'0' | 0 | b'7' | b'S') { stored } else { 0 };
         let sparse = self.sparse(header, &pax.sparse, size)?;
         let old = header.as_old();
         Ok(Entry {

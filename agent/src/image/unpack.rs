@@ -152,7 +152,8 @@ impl Unpacker<'_> {
         }
         match open_beneath(self.root, if dir.is_empty() { b"." } else { dir }) {
             Ok(fd) => Ok(fd),
-            Err(Errno::NOENT) => self.make_parents(dir, path),
+            // What isn't a directory may be our own whiteout.
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(dir, path),
             Err(errno) => Err(Fault::kernel(path, "open its directory", errno)),
         }
     }
@@ -560,3 +561,7 @@ fn split(clean: &[u8]) -> Option<(&[u8], &[u8])> {
         None => Some((b"", clean)),
     }
 }
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;

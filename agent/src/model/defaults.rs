@@ -1,20 +1,65 @@
 //! What the API server fills in before anyone sees a pod, so that `get pod -o yaml` shows what it would show there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, ContainerResizePolicy, EmptyDirVolumeSource, EnvVar, EphemeralContainer, HTTPGetAction,
     LifecycleHandler, Pod, PodSpec, Probe, ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ring::digest;
 
+use super::Body;
 use super::load::Defaults;
 use super::quantity::Quantity;
 
+/// Gives an object beside pods its namespace, its UID and its type's defaults.
+pub fn object(body: Body, defaults: &Defaults) -> Body {
+    match body {
+        Body::ConfigMap(mut object) => {
+            object_metadata(&mut Arc::make_mut(&mut object).metadata, "configmaps", defaults);
+            Body::ConfigMap(object)
+        }
+        Body::Secret(mut object) => {
+            let secret = Arc::make_mut(&mut object);
+            object_metadata(&mut secret.metadata, "secrets", defaults);
+            set(&mut secret.type_, "Opaque");
+            Body::Secret(object)
+        }
+        Body::PersistentVolumeClaim(mut object) => {
+            let claim = Arc::make_mut(&mut object);
+            object_metadata(&mut claim.metadata, "persistentvolumeclaims", defaults);
+            claim.status = None;
+            if let Some(spec) = &mut claim.spec {
+                set(&mut spec.volume_mode, "Filesystem");
+            }
+            Body::PersistentVolumeClaim(object)
+        }
+        Body::Service(mut object) => {
+            let service = Arc::make_mut(&mut object);
+            object_metadata(&mut service.metadata, "services", defaults);
+            service.status = None;
+            if let Some(spec) = &mut service.spec {
+                set(&mut spec.type_, "ClusterIP");
+                set(&mut spec.session_affinity, "None");
+                spec.ports.iter_mut().flatten().for_each(|port| set(&mut port.protocol, "TCP"));
+            }
+            Body::Service(object)
+        }
+    }
+}
+
+fn object_metadata(meta: &mut ObjectMeta, resource: &str, defaults: &Defaults) {
+    let name = meta.name.clone().unwrap_or_default();
+    metadata(meta, &format!("{resource}/{name}"), defaults);
+}
+
 /// Fills in what is missing. Twice is the same as once.
 pub fn apply(pod: &mut Pod, defaults: &Defaults) {
-    metadata(pod, defaults);
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    metadata(&mut pod.metadata, &name, defaults);
     pod.status = None;
     if let Some(spec) = &mut pod.spec {
         spec.node_name = Some(defaults.node_name.clone()).filter(|n| !n.is_empty()).or(spec.node_name.take());
@@ -22,10 +67,9 @@ pub fn apply(pod: &mut Pod, defaults: &Defaults) {
     }
 }
 
-fn metadata(pod: &mut Pod, defaults: &Defaults) {
-    let meta = &mut pod.metadata;
+/// `name`: what makes the UID differ from those of others in the namespace.
+fn metadata(meta: &mut ObjectMeta, name: &str, defaults: &Defaults) {
     let namespace = meta.namespace.take().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
-    let name = meta.name.as_deref().unwrap_or_default();
     if meta.uid.as_deref().is_none_or(str::is_empty) {
         meta.uid = Some(derived_uid(&namespace, name, &defaults.node_name));
     }

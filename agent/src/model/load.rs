@@ -1,15 +1,16 @@
-//! A file's bytes to pods that may run: parse, flatten lists, decode, default, validate. Each document stands for itself: a wrong
-//! one is told and left out, the others are taken.
+//! A file's bytes to pods that may run, and to the objects that they refer to: parse, flatten lists, decode, default, validate. Each
+//! document stands for itself: a wrong one is told and left out, the others are taken.
 
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 
 use super::decode::{decode, nearest};
 use super::error::{FileError, Position, Problem};
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
-use super::{Origin, ValidPod, defaults, validate};
+use super::{Body, ObjectKind, Origin, ValidObject, ValidPod, defaults, secret, validate};
 
 /// What a manifest leaves open and the node knows.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +24,8 @@ pub struct Defaults {
 pub struct Loaded {
     /// The pods of the documents that are right.
     pub pods: Vec<ValidPod>,
+    /// Their ConfigMaps, Secrets and the like.
+    pub objects: Vec<ValidObject>,
     /// What is wrong, in the order of the text.
     pub errors: Vec<FileError>,
     /// What is right but perhaps not meant.
@@ -31,9 +34,9 @@ pub struct Loaded {
 
 /// An object of a manifest, decoded and not yet looked at.
 #[derive(Debug)]
-pub enum Object {
-    /// v1 Pod.
+enum Object {
     Pod(Box<Pod>),
+    Other(Body),
 }
 
 /// Errors that are told of one file: of more, the first ones are enough.
@@ -74,6 +77,7 @@ impl Loader<'_> {
     fn object(&mut self, root: &Node, kind: Option<&str>) {
         match object_of(root, kind) {
             Ok(Object::Pod(pod)) => self.pod(*pod, root),
+            Ok(Object::Other(body)) => self.other(body, root),
             Err(problems) => self.tell(problems),
         }
     }
@@ -88,6 +92,17 @@ impl Loader<'_> {
             self.loaded.pods.push(ValidPod::trusted(pod, origin));
         } else {
             problems.sort_by_key(|p| p.at);
+            self.tell(problems);
+        }
+    }
+
+    fn other(&mut self, body: Body, root: &Node) {
+        let body = defaults::object(body, self.defaults);
+        let problems = validate::object(&body, root);
+        if problems.is_empty() {
+            let origin = self.origin(root.at);
+            self.loaded.objects.push(ValidObject::trusted(body, origin));
+        } else {
             self.tell(problems);
         }
     }
@@ -125,7 +140,11 @@ fn list_items(root: &Node) -> Result<Option<Items<'_>>, Vec<Problem>> {
     let kind = match root.get("kind").and_then(Node::text) {
         Some("List") => None,
         Some("PodList") => Some("Pod"),
-        _ => return Ok(None),
+        Some(list) => match list.strip_suffix("List").and_then(ObjectKind::parse) {
+            Some(kind) => Some(kind.as_str()),
+            None => return Ok(None),
+        },
+        None => return Ok(None),
     };
     let mut problems = Vec::new();
     if let Value::Map(entries) = &root.value {
@@ -167,19 +186,42 @@ fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
             return Err(told(format!("Invalid value: {}: must be a string, not {}", other.shown(), other.kind())));
         }
     };
-    match kind {
-        "Pod" => {
-            let version = if root.get("kind").is_some() { wrong_version(root, "v1") } else { None };
-            let decoded = if version.is_some() { Err(Vec::new()) } else { decode::<Pod>(root) };
-            decoded.map(|pod| Object::Pod(Box::new(pod))).map_err(|more| version.into_iter().chain(more).collect())
-        }
-        "List" | "PodList" => Err(told(format!("Forbidden: a {kind} can't be inside of a list"))),
-        other => {
-            let shown = yaml::shown_text(other);
-            let hint = nearest(other, &["Pod", "List", "PodList"]).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
-            Err(told(format!("Unsupported value: {shown}: supported values: \"Pod\", \"List\"{hint}")))
-        }
+    if matches!(kind, "List" | "PodList") {
+        return Err(told(format!("Forbidden: a {kind} can't be inside of a list")));
     }
+    let Some(decode) = decoder(kind) else {
+        let shown = yaml::shown_text(kind);
+        let known: Vec<&str> = KINDS.iter().copied().chain(["List", "PodList"]).collect();
+        let hint = nearest(kind, &known).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
+        let supported = KINDS.map(|k| format!("{k:?}")).join(", ");
+        return Err(told(format!("Unsupported value: {shown}: supported values: {supported}, \"List\"{hint}")));
+    };
+    let version = if root.get("kind").is_some() { wrong_version(root, "v1") } else { None };
+    match version {
+        Some(problem) => Err(vec![problem]),
+        None => decode(root),
+    }
+}
+
+/// The kinds that a manifest can have.
+const KINDS: [&str; 5] = ["ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service"];
+
+type Decoder = fn(&Node) -> Result<Object, Vec<Problem>>;
+
+fn decoder(kind: &str) -> Option<Decoder> {
+    Some(match kind {
+        "Pod" => |root| decode::<Pod>(root).map(|pod| Object::Pod(Box::new(pod))),
+        "ConfigMap" => |root| decode::<ConfigMap>(root).map(|o| Object::Other(Body::ConfigMap(Arc::new(o)))),
+        "Secret" => |root| {
+            let readable = secret::readable(root)?;
+            decode::<Secret>(&readable).map(|o| Object::Other(Body::Secret(Arc::new(secret::merged(o)))))
+        },
+        "PersistentVolumeClaim" => {
+            |root| decode::<PersistentVolumeClaim>(root).map(|o| Object::Other(Body::PersistentVolumeClaim(Arc::new(o))))
+        }
+        "Service" => |root| decode::<Service>(root).map(|o| Object::Other(Body::Service(Arc::new(o)))),
+        _ => return None,
+    })
 }
 
 fn wrong_version(root: &Node, wanted: &str) -> Option<Problem> {

@@ -5,8 +5,11 @@ pub mod decode;
 pub mod defaults;
 mod error;
 mod load;
+pub mod object;
 mod path;
 pub mod quantity;
+pub mod references;
+mod secret;
 pub mod validate;
 pub mod yaml;
 
@@ -18,7 +21,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 pub use error::{FileError, Position, Problem};
-pub use load::{Defaults, Loaded, Object, load};
+pub use load::{Defaults, Loaded, load};
+pub use object::{Body, ObjectKind, ObjectRef, ValidObject};
 pub use path::Path;
 
 /// `metadata.uid`: a pod's identity. Safe as one path component: 1..=63 characters of `[a-z0-9-]`, checked by validation.

@@ -23,8 +23,7 @@ use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::recipe::env::NoObjects;
-use crate::runtime::{Sandbox, StartInput, inspect as kernel};
+use crate::runtime::{Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -77,27 +76,11 @@ impl Handle {
         attempt: &Attempt,
         tty: bool,
     ) -> Result<(Process, Vec<PathBuf>), NodeError> {
-        let internal = |message: String| NodeError::Internal(message);
         let container = pod.all_containers().find(|c| c.name == name);
         let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
-        let gone =
-            || internal(format!("image {} of container {} is not on the node any more", attempt.note.image, container.name));
-        let image = self.node.images.resolve(&attempt.note.image_id).or_else(|| self.node.images.resolve(&attempt.note.image));
-        let image = image.ok_or_else(gone)?;
-        let volumes = self.node.runtime.prepare_volumes(pod).map_err(|e| internal(e.to_string()))?;
-        let input = StartInput {
-            pod,
-            container,
-            attempt: attempt.number,
-            image: &image.config,
-            layers: &image.layers,
-            pod_ips: &self.live(pod.uid())?.ips,
-            volumes: &volumes,
-            objects: &NoObjects,
-            note: serde_json::Value::Null,
-        };
-        let made = self.node.runtime.exec_process(sandbox, input, &attempt.id, argv.to_vec(), tty);
-        made.map_err(|e| internal(e.to_string()))
+        let identity = (container, attempt.number, attempt.id.as_str());
+        let made = self.node.runtime.exec_process(sandbox, identity, argv.to_vec(), tty);
+        made.map_err(|e| NodeError::Internal(e.to_string()))
     }
 
     fn order(&self, order: Order) -> Result<(), NodeError> {

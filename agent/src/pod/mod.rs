@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -20,8 +20,10 @@ pub mod handle;
 mod image_api;
 pub mod manager;
 pub mod node;
+pub mod objects;
 pub mod observed;
 pub mod plan;
+pub mod pulls;
 pub mod recorder;
 pub mod status;
 pub mod store;
@@ -36,6 +38,8 @@ pub struct Node {
     pub host_ips: Vec<IpAddr>,
     /// Pods and events.
     pub store: Arc<store::Store>,
+    /// ConfigMaps, Secrets, claims, Services.
+    pub objects: objects::Objects,
     /// Writes events.
     pub recorder: recorder::Recorder,
     /// Holders, cgroups, files.
@@ -44,6 +48,8 @@ pub struct Node {
     pub network: netplug::Network,
     /// The image store.
     pub images: Images,
+    /// Images of image volumes.
+    pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.
     pub backoff: backoff::Backoff,
     /// The workers, as the API may see them.
@@ -126,6 +132,9 @@ impl Node {
             self.runtime.remove_sandbox(pod.uid(), sandbox.as_ref()).await
         };
         errors.extend(removed.err().map(|e| e.to_string()));
+        if all && errors.is_empty() {
+            self.release_images(pod.uid());
+        }
         // The address is free at once; the links go with the namespace, whose last process has ended.
         errors.extend(self.network.release_when_netns_dies(pod.uid().as_str()).await.err().map(|e| e.to_string()));
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }

@@ -224,6 +224,13 @@ fn waiting(
     because(if initialising && !is_init && seen.last.is_none() { "PodInitializing" } else { "ContainerCreating" }, None)
 }
 
+/// The containers that wait, by name, each with the reason.
+pub fn waits(status: Option<&k8s::PodStatus>) -> Vec<(&str, &str)> {
+    let lists = status.map(|s| [&s.init_container_statuses, &s.container_statuses]);
+    let all = lists.into_iter().flatten().flatten().flatten();
+    all.filter_map(|s| Some((s.name.as_str(), s.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?))).collect()
+}
+
 fn terminated(attempt: &Attempt) -> Option<k8s::ContainerState> {
     let finish = attempt.finish.as_ref()?;
     Some(k8s::ContainerState {

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{broadcast, mpsc};
 
 use super::completed::{self, Completed};
+use super::objects::Watch;
 use super::observed::{
     Attempt, Container, Ending, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
 };
@@ -24,10 +25,10 @@ use super::status;
 use super::trace::Trace;
 use super::{Node, SandboxNote};
 use crate::image;
-use crate::model::{ValidPod, change};
-use crate::runtime::recipe::env::NoObjects;
+use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
+use crate::runtime::volumes::Input as VolumeInput;
 use crate::runtime::{self, Sandbox, StartInput};
 use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 
@@ -88,6 +89,8 @@ pub struct Worker {
     removal_delay: Duration,
     live: LiveRef,
     trace: Trace,
+    /// The objects that the pod refers to.
+    needs: Watch,
 }
 
 impl Worker {
@@ -108,6 +111,7 @@ impl Worker {
             removal_delay: Duration::ZERO,
             live,
             trace,
+            needs: Watch::default(),
         };
         worker
     }
@@ -125,6 +129,12 @@ impl Worker {
     /// A pod that an agent before this one left running.
     pub fn adopt(node: Arc<Node>, pod: ValidPod, live: LiveRef, sandbox: Sandbox, state: &HolderState) -> Self {
         let mut worker = Self::new(node, pod, live);
+        if state.note.is_null() {
+            // That agent died before it had wired the sandbox; no container runs in it.
+            worker.sandbox = Some(sandbox);
+            worker.remove_sandbox();
+            return worker;
+        }
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
@@ -185,6 +195,7 @@ impl Worker {
                 self.act(action);
             }
             self.publish();
+            self.node.objects.watch(&mut self.needs, references::of(&self.pod));
             tokio::select! {
                 biased;
                 Some(outcome) = self.outcomes.next(), if !self.outcomes.is_empty() => self.absorb(outcome),
@@ -195,6 +206,7 @@ impl Worker {
                     // The agent stops; the pod goes on without it.
                     None => return,
                 },
+                () = self.needs.changed() => self.objects_changed(),
                 () = until(plan.wake) => {}
             }
         }
@@ -239,6 +251,8 @@ impl Worker {
                 {
                     tracing::warn!(pod = %self.pod, %error, "the pod's new spec could not be noted: an agent that starts now takes the old one");
                 }
+                // Labels and annotations are in downwardAPI volumes.
+                self.refresh_volumes();
             }
         }
     }
@@ -284,6 +298,28 @@ impl Worker {
             Some(Event::Exited { container, exit }) => self.exited(&container, exit),
             Some(Event::ExecExited { .. }) => {}
             None => self.holder_ended().await,
+        }
+    }
+
+    /// An object that the pod refers to is another, new or gone: volumes follow, and what waited for it is tried at once.
+    fn objects_changed(&mut self) {
+        for container in self.observed.containers.values_mut() {
+            container.refused = None;
+        }
+        self.refresh_volumes();
+    }
+
+    fn refresh_volumes(&self) {
+        let SandboxState::Ready { ips, .. } = &self.observed.sandbox else { return };
+        // Of a pod of which nothing has started yet, the first start makes them.
+        if self.observed.containers.values().all(|c| c.last.is_none()) {
+            return;
+        }
+        let input = VolumeInput { pod: &self.pod, pod_ips: ips, objects: &self.node.objects, images: &BTreeMap::new() };
+        for error in self.node.runtime.refresh_volumes(input) {
+            // What is gone stays as it was in the volumes that have it.
+            tracing::info!(pod = %self.pod, "{}", error.message());
+            self.say(None, Level::Warning, error.event(), &error.message());
         }
     }
 
@@ -423,10 +459,10 @@ impl Worker {
             // Shown as it was until it is known whether this try did better.
             *retry_at = Timestamp::MAX;
         }
-        let (node, name) = (self.node.clone(), name.to_owned());
+        let (node, name, credentials) = (self.node.clone(), name.to_owned(), self.node.credentials(&self.pod));
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let result = node.images.ensure(&reference, policy, &[], &|_| ()).await;
+            let result = node.images.ensure(&reference, policy, &credentials, &|_| ()).await;
             Outcome::Image { name, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
         }));
     }
@@ -460,7 +496,12 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let volumes = match node.runtime.prepare_volumes(&pod) {
+            let images = match node.volume_images(&pod).await {
+                Ok(images) => images,
+                Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
+            };
+            let input = VolumeInput { pod: &pod, pod_ips: &ips, objects: &node.objects, images: &images };
+            let volumes = match node.runtime.prepare_volumes(input) {
                 Ok(volumes) => volumes,
                 Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
             };
@@ -472,7 +513,7 @@ impl Worker {
                 layers: &image.layers,
                 pod_ips: &ips,
                 volumes: &volumes,
-                objects: &NoObjects,
+                objects: &node.objects,
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
             let result = node.runtime.start_container(&sandbox, input).await;
@@ -640,7 +681,7 @@ impl Worker {
             }
             Err(error) => error,
         };
-        let message = error.to_string();
+        let (message, event) = (error.message(), error.event());
         match error.reason() {
             // The command couldn't be executed: a run that ended at once.
             "StartError" => {
@@ -668,7 +709,11 @@ impl Worker {
                 container.refused = Some(Refused { reason, message: message.clone(), retry_at });
             }
         }
-        self.say(Some(name), Level::Warning, "Failed", &format!("Error: {message}"));
+        match event {
+            // About the pod, not the container.
+            "FailedMount" => self.say(None, Level::Warning, event, &message),
+            _ => self.say(Some(name), Level::Warning, event, &format!("Error: {message}")),
+        }
     }
 
     /// An exit that came before the start's answer was taken.
@@ -712,6 +757,7 @@ impl Worker {
         };
         let mut object = k8s::Pod::clone(self.pod.object());
         object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
+        self.tell_backoffs(old.as_ref().and_then(|o| o.status.as_ref()), object.status.as_ref());
         object.metadata.creation_timestamp = Some(Time(self.start_time));
         if let Some((deadline, grace)) = self.deletion {
             object.metadata.deletion_timestamp = Some(Time(deadline));
@@ -730,6 +776,24 @@ impl Worker {
         live.attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
     }
 
+    /// A container that begins to wait for its next try says so, once a wait.
+    fn tell_backoffs(&self, old: Option<&k8s::PodStatus>, new: Option<&k8s::PodStatus>) {
+        let before = status::waits(old);
+        for (name, reason) in status::waits(new).into_iter().filter(|wait| !before.contains(wait)) {
+            let message = match reason {
+                "CrashLoopBackOff" => {
+                    format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid())
+                }
+                "ImagePullBackOff" => {
+                    let image = self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default();
+                    format!("Back-off pulling image \"{image}\"")
+                }
+                _ => continue,
+            };
+            self.say(Some(name), Level::Warning, "BackOff", &message);
+        }
+    }
+
     fn say(&self, container: Option<&str>, level: Level, reason: &str, message: &str) {
         self.node.recorder.pod(&self.pod, container, level, reason, message);
     }
@@ -740,11 +804,7 @@ impl Worker {
 }
 
 fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
-    match container.image_pull_policy.as_deref() {
-        Some("Always") => image::PullPolicy::Always,
-        Some("Never") => image::PullPolicy::Never,
-        _ => image::PullPolicy::IfNotPresent,
-    }
+    image::PullPolicy::named(container.image_pull_policy.as_deref())
 }
 
 /// Attempts of which the log is kept: the present one, the one before.

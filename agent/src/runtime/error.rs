@@ -71,6 +71,14 @@ pub enum Cause {
     /// The spec asks for what can't be, here or with this image.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A volume of the pod can't be made, now. The kubelet's sentence.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
+    Volume {
+        /// Its name in the pod.
+        volume: String,
+        /// Why.
+        cause: Box<Cause>,
+    },
     /// A cleanup met several obstacles; it went on past each.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Many(Vec<Cause>),
@@ -97,6 +105,12 @@ pub fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
 }
 
 impl Error {
+    /// A volume that can't be made, because of something that isn't the runtime's.
+    pub fn volume(pod: impl std::fmt::Display, volume: &str, message: impl Into<String>) -> Self {
+        let cause = Box::new(Cause::Config(ConfigError::new(message)));
+        Place::pod(pod).error(Cause::Volume { volume: volume.into(), cause })
+    }
+
     /// The holder's own words: stage, subject and errno.
     pub fn fault(&self) -> Option<&Fault> {
         match &self.cause {
@@ -114,10 +128,17 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match (&self.cause, self.fault().map(|f| f.stage)) {
             (Cause::Config(_), _) => "CreateContainerConfigError",
+            // The kubelet mounts all volumes before it makes a container.
+            (Cause::Volume { .. }, _) => "ContainerCreating",
             (_, Some(Stage::Exec | Stage::WorkingDir | Stage::User)) => "StartError",
             (Cause::Holder(_), _) => "RunContainerError",
             _ => "CreateContainerError",
         }
+    }
+
+    /// The reason of the event that tells it, as the kubelet has it.
+    pub fn event(&self) -> &'static str {
+        if matches!(self.cause, Cause::Volume { .. }) { "FailedMount" } else { "Failed" }
     }
 
     /// 127 when the command isn't there, 126 when it can't be executed, else 128.

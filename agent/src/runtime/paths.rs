@@ -41,6 +41,16 @@ impl Settings {
         self.pod_lib(uid).join("volumes").join(kind).join(name)
     }
 
+    /// The folder of a PersistentVolumeClaim.
+    pub fn claim_dir(&self, namespace: &str, name: &str) -> PathBuf {
+        self.claims.join(namespace).join(name)
+    }
+
+    /// The process that a container was started with, for those that join it later.
+    pub fn process_json(&self, uid: &PodUid, container: &str, attempt: u32) -> PathBuf {
+        self.pod_run(uid).join(format!("{container}.{attempt}.process.json"))
+    }
+
     /// All logs of a pod, where log shippers look for them.
     pub fn pod_logs(&self, pod: &ValidPod) -> PathBuf {
         self.log.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))

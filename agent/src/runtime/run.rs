@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Container;
 use oci_spec::image::ImageConfiguration;
-use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Step};
+use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Source, Step};
 use rustix::fs::{Mode, OFlags};
 
 use super::cgroup::plan::Limits;
@@ -110,11 +110,11 @@ pub struct Started {
 impl Runtime {
     /// Finds the machine's cgroups and makes the agent's folders.
     pub fn new(settings: Settings) -> Result<Self, Cause> {
-        for dir in [settings.run.join("pods"), settings.lib.join("pods"), settings.log.clone()] {
+        for dir in [settings.run.join("pods"), settings.lib.join("pods"), settings.claims.clone(), settings.log.clone()] {
             fs::create_dir_all(&dir).map_err(file("make", &dir))?;
         }
         // Others on this machine have no business in pods' files and sockets.
-        for dir in [settings.run.join("pods"), settings.lib.join("pods")] {
+        for dir in [settings.run.join("pods"), settings.lib.join("pods"), settings.claims.clone()] {
             fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(file("protect", &dir))?;
         }
         let cgroups = Cgroups::detect(&settings.cgroup_parent)?;
@@ -139,8 +139,14 @@ impl Runtime {
     }
 
     /// Makes the pod's volumes, or finds them as they are.
-    pub fn prepare_volumes(&self, pod: &ValidPod) -> Result<Volumes, Error> {
-        volumes::prepare(pod, &self.settings).map_err(|cause| Place::pod(pod).error(cause))
+    pub fn prepare_volumes(&self, input: volumes::Input<'_>) -> Result<Volumes, Error> {
+        volumes::prepare(input, &self.settings).map_err(|cause| Place::pod(input.pod).error(cause))
+    }
+
+    /// Brings a running pod's volumes to what its objects, labels and annotations say now. Goes on past errors.
+    pub fn refresh_volumes(&self, input: volumes::Input<'_>) -> Vec<Error> {
+        let place = Place::pod(input.pod);
+        volumes::refresh(input, &self.settings).into_iter().map(|cause| place.error(cause)).collect()
     }
 
     /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
@@ -274,9 +280,8 @@ impl Runtime {
     /// The recipe of a container, and the cgroup that it names.
     fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
         let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
-        let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
         let group = sandbox.group.child(id);
-        let rules = if privileged { DeviceRules::Unlimited } else { DeviceRules::Default };
+        let rules = device_rules(container);
         let recipe = recipe::container(ContainerInput {
             settings: &self.settings,
             pod,
@@ -288,30 +293,33 @@ impl Runtime {
             pod_ips,
             objects,
             volumes,
+            env_file: &|volume, path| volumes::read_env_file(volumes, volume, path),
             cgroups: group.joins(rules),
-            host_devices: if privileged { devices::of_host() } else { Vec::new() },
+            host_devices: if rules == DeviceRules::Unlimited { devices::of_host() } else { Vec::new() },
             seccomp: &|need| self.filters.get(need),
             note,
         })?;
         Ok((recipe, group))
     }
 
-    /// One more process for a running container: as its first one, but for the command and the terminal. With the cgroups to join.
+    /// One more process for a running container: as its first one was, but for the command and the terminal, whatever the pod's
+    /// objects say by now. With the cgroups to join.
     pub fn exec_process(
         &self,
         sandbox: &Sandbox,
-        input: StartInput<'_>,
-        id: &str,
+        (container, attempt, id): (&Container, u32, &str),
         argv: Vec<String>,
         tty: bool,
     ) -> Result<(Process, Vec<PathBuf>), Error> {
-        let place = Place::container(input.pod, &input.container.name);
-        let (recipe, _) = self.recipe(sandbox, input, id).map_err(|cause| place.error(cause))?;
-        let mut process = Process { argv, tty, stdin: false, ..recipe.process };
+        let path = self.settings.process_json(sandbox.pod.uid(), &container.name, attempt);
+        let first = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Process>(&bytes)?));
+        let place = Place::container(&sandbox.pod, &container.name);
+        let first = first.map_err(|error| place.error(file("read", &path)(error)))?;
+        let mut process = Process { argv, tty, stdin: false, ..first };
         if tty && !process.env.iter().any(|v| v.starts_with("TERM=")) {
             process.env.push("TERM=xterm".into());
         }
-        Ok((process, recipe.cgroups))
+        Ok((process, sandbox.group.child(id).joins(device_rules(container))))
     }
 
     /// Notes a running pod's new spec for the agent's next life.
@@ -321,10 +329,12 @@ impl Runtime {
 
     async fn start(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<Started, Cause> {
         let mut clock = Clock::start();
-        let (pod, container, attempt) = (input.pod, input.container, input.attempt);
+        let (pod, container, attempt, volumes) = (input.pod, input.container, input.attempt, input.volumes);
         let (recipe, group) = self.recipe(sandbox, input, id)?;
         clock.step("recipe");
         self.make_container_dirs(pod, container, attempt)?;
+        make_sub_paths(&recipe, volumes)?;
+        self.note_process(pod, container, attempt, &recipe.process)?;
         clock.step("folders");
         group.create(&Limits::container(container.resources.as_ref()))?;
         clock.step("cgroup");
@@ -333,6 +343,15 @@ impl Runtime {
         let mut steps = clock.steps;
         steps.extend(reply.steps);
         Ok(Started { id: id.into(), pid: reply.pid, started_at: reply.started_at, steps })
+    }
+
+    /// For [`Self::exec_process`]. On tmpfs, for root alone: the environment may hold secrets.
+    fn note_process(&self, pod: &ValidPod, container: &Container, attempt: u32, process: &Process) -> Result<(), Cause> {
+        let path = self.settings.process_json(pod.uid(), &container.name, attempt);
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(std::io::Error::from);
+        let written = opened.and_then(|fd| Ok(serde_json::to_writer(std::io::BufWriter::new(fs::File::from(fd)), process)?));
+        written.map_err(file("write", &path))
     }
 
     fn make_container_dirs(&self, pod: &ValidPod, container: &Container, attempt: u32) -> Result<(), Cause> {
@@ -431,6 +450,25 @@ fn make_file(path: &Path, mode: u32) -> Result<(), Cause> {
     let made = rustix::fs::open(path, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode)
         .and_then(|file| rustix::fs::fchmod(&file, mode));
     made.map_err(|e| file("make", path)(e.into()))
+}
+
+/// The folders of subPaths that aren't there yet. Where a volume's own word is wanted, such as a Secret's key, nothing is made.
+fn make_sub_paths(recipe: &Recipe, volumes: &Volumes) -> Result<(), Cause> {
+    for mount in &recipe.mounts {
+        if let Source::Bind { path, beneath, .. } = &mount.source
+            && !beneath.as_os_str().is_empty()
+            && volumes.values().any(|volume| volume.path == *path && !volume.read_only)
+            && path.is_dir()
+        {
+            volumes::make_beneath(path, beneath)?;
+        }
+    }
+    Ok(())
+}
+
+fn device_rules(container: &Container) -> DeviceRules {
+    let privileged = container.security_context.as_ref().and_then(|c| c.privileged) == Some(true);
+    if privileged { DeviceRules::Unlimited } else { DeviceRules::Default }
 }
 
 /// For tasks that share it.

@@ -10,6 +10,8 @@ pub struct Settings {
     pub run: PathBuf,
     /// What stays: containers' files and volumes. `/var/lib/nodeagent`.
     pub lib: PathBuf,
+    /// PersistentVolumeClaims' folders, kept when pods go. `/var/lib/nodeagent/claims`.
+    pub claims: PathBuf,
     /// Containers' logs. `/var/log/pods`.
     pub log: PathBuf,
     /// The cgroup of all pods, relative to each hierarchy's mount.
@@ -79,6 +81,7 @@ impl Settings {
         Self {
             run: root.join("run/nodeagent"),
             lib: root.join("var/lib/nodeagent"),
+            claims: root.join("var/lib/nodeagent/claims"),
             log: root.join("var/log/pods"),
             cgroup_parent: cgroup_parent.into(),
             log_max_size: 10 << 20,

@@ -23,6 +23,7 @@ impl Runtime {
         errors.extend(group.kill().err().map(Cause::from));
         errors.extend(group.remove().await.err().map(Cause::from));
         let dir = self.settings.container_dir(sandbox.pod.uid(), container, attempt);
+        errors.extend(delete(self.settings.process_json(sandbox.pod.uid(), container, attempt)).await.err());
         errors.extend(delete(dir).await.err());
         finish(Place::container(&sandbox.pod, container), errors)
     }

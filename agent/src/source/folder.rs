@@ -1,9 +1,9 @@
-//! Files' contents to events: a state machine without I/O. It remembers each file's last good pods, who holds which pod, and which
-//! errors were told.
+//! Files' contents to events: a state machine without I/O. It remembers each file's last good pods and objects, who holds which, and
+//! which errors were told.
 //!
 //! # Guarantees
 //! - A document that is wrong changes nothing: its last good version stays. Nothing of a file is deleted while it has an error.
-//! - Of two places that claim one pod, the first stays and the second is told; when the first gives it up the second gets it.
+//! - Of two places that claim one pod or object, the first stays and the second is told; when the first gives it up the second gets it.
 //! - A change costs what the changed files cost, however many others there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use ring::digest;
 
 use super::Event;
-use crate::model::{self, Defaults, FileError, Origin, PodUid, ValidPod};
+use crate::model::{self, Defaults, FileError, ObjectRef, Origin, PodUid, ValidObject, ValidPod};
 
 /// What a file is now.
 #[derive(Debug)]
@@ -30,28 +30,81 @@ pub enum Content {
 pub struct Folder {
     defaults: Defaults,
     files: BTreeMap<PathBuf, File>,
-    /// Files with a pod that another place holds.
+    /// Files with something that another place holds.
     shadowed: BTreeSet<PathBuf>,
-    held: HashMap<PodUid, Held>,
-    names: HashMap<String, PodUid>,
+    held: HashMap<Id, Held>,
+    names: HashMap<String, Id>,
 }
 
 #[derive(Debug, Default)]
 struct File {
     digest: Option<[u8; 32]>,
-    pods: Vec<ValidPod>,
+    items: Vec<Item>,
     /// What is wrong with the file itself.
     errors: Vec<FileError>,
     /// What the last `Fault` said.
     told: Vec<FileError>,
-    /// The pods that this file holds.
-    holds: Vec<PodUid>,
+    /// What of them this file holds.
+    holds: Vec<Id>,
 }
 
 #[derive(Debug)]
 struct Held {
     file: PathBuf,
-    pod: ValidPod,
+    item: Item,
+}
+
+/// What a file can hold.
+#[derive(Debug, Clone)]
+enum Item {
+    Object(ValidObject),
+    Pod(ValidPod),
+}
+
+/// An item's identity. Objects are before pods.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Id {
+    Object(ObjectRef),
+    Pod(PodUid),
+}
+
+impl Item {
+    fn id(&self) -> Id {
+        match self {
+            Self::Object(object) => Id::Object(object.key().clone()),
+            Self::Pod(pod) => Id::Pod(pod.uid().clone()),
+        }
+    }
+
+    /// What no two of a kind share.
+    fn name(&self) -> String {
+        match self {
+            Self::Object(o) => format!("{} {}/{}", o.key().kind.as_str(), o.key().namespace, o.key().name),
+            Self::Pod(pod) => pod.to_string(),
+        }
+    }
+
+    fn origin(&self) -> &Origin {
+        match self {
+            Self::Object(object) => object.origin(),
+            Self::Pod(pod) => pod.origin(),
+        }
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Object(a), Self::Object(b)) => a.body() == b.body(),
+            (Self::Pod(a), Self::Pod(b)) => a.object() == b.object(),
+            _ => false,
+        }
+    }
+
+    fn applied(&self) -> Event {
+        match self {
+            Self::Object(object) => Event::ApplyObject(object.clone()),
+            Self::Pod(pod) => Event::Apply(pod.clone()),
+        }
+    }
 }
 
 impl Folder {
@@ -85,13 +138,13 @@ impl Folder {
             self.release(path, &mut before);
         }
         let refused = self.claim_all(&touched, &before);
-        self.tell_pods(before, &touched, &mut events);
+        self.tell_items(before, &touched, &mut events);
         self.tell_faults(touched, refused, &mut events);
         events
     }
 
     /// Whether the file is another than before.
-    fn take(&mut self, path: &Path, content: Content, before: &mut HashMap<PodUid, Held>, events: &mut Vec<Event>) -> bool {
+    fn take(&mut self, path: &Path, content: Content, before: &mut HashMap<Id, Held>, events: &mut Vec<Event>) -> bool {
         match content {
             Content::Gone => {
                 self.release(path, before);
@@ -120,70 +173,75 @@ impl Folder {
         }
         file.digest = Some(digest);
         let mut loaded = model::load(path, bytes, &self.defaults);
+        let mut items: Vec<Item> =
+            loaded.objects.into_iter().map(Item::Object).chain(loaded.pods.into_iter().map(Item::Pod)).collect();
         // An editor or `>` empties a file before it writes it: that isn't a wish to have its pods deleted.
-        if bytes.iter().all(u8::is_ascii_whitespace) && !file.pods.is_empty() {
+        if bytes.iter().all(u8::is_ascii_whitespace) && !file.items.is_empty() {
             let message = "the file is empty: its last good version runs on; remove the file to end its pods";
             loaded.errors.push(FileError::whole(path, message));
         }
+        loaded.errors.extend(keep_immutable(path, &file.items, &mut items));
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
         if !loaded.errors.is_empty() {
-            let replaced = |old: &ValidPod| loaded.pods.iter().any(|new| new.uid() == old.uid() || name(new) == name(old));
-            let kept: Vec<ValidPod> = file.pods.drain(..).filter(|old| !replaced(old)).collect();
-            loaded.pods.extend(kept);
+            let replaced = |old: &Item| items.iter().any(|new| new.id() == old.id() || new.name() == old.name());
+            let kept: Vec<Item> = file.items.drain(..).filter(|old| !replaced(old)).collect();
+            items.extend(kept);
         }
-        file.pods = loaded.pods;
+        file.items = items;
         file.errors = loaded.errors;
         true
     }
 
-    fn release(&mut self, path: &Path, before: &mut HashMap<PodUid, Held>) {
+    fn release(&mut self, path: &Path, before: &mut HashMap<Id, Held>) {
         let Some(file) = self.files.get_mut(path) else { return };
-        for uid in file.holds.drain(..) {
-            if let Some(held) = self.held.remove(&uid) {
-                self.names.remove(&name(&held.pod));
-                before.insert(uid, held);
+        for id in file.holds.drain(..) {
+            if let Some(held) = self.held.remove(&id) {
+                self.names.remove(&held.item.name());
+                before.insert(id, held);
             }
         }
     }
 
-    /// Gives each touched file the pods that are free; who held one before comes first. Gives back the claims that failed.
-    fn claim_all(&mut self, touched: &BTreeSet<PathBuf>, before: &HashMap<PodUid, Held>) -> BTreeMap<PathBuf, Vec<FileError>> {
+    /// Gives each touched file what is free; who held one before comes first. Gives back the claims that failed.
+    fn claim_all(&mut self, touched: &BTreeSet<PathBuf>, before: &HashMap<Id, Held>) -> BTreeMap<PathBuf, Vec<FileError>> {
         let mut refused: BTreeMap<PathBuf, Vec<FileError>> = BTreeMap::new();
         for holders_turn in [true, false] {
             for path in touched {
                 let Some(file) = self.files.get_mut(path) else { continue };
-                for pod in &file.pods {
-                    if before.get(pod.uid()).is_some_and(|h| h.file == *path) != holders_turn {
+                for item in &file.items {
+                    let id = item.id();
+                    if before.get(&id).is_some_and(|h| h.file == *path) != holders_turn {
                         continue;
                     }
-                    let holder = self.held.get(pod.uid()).or_else(|| self.held.get(self.names.get(&name(pod))?));
+                    let holder = self.held.get(&id).or_else(|| self.held.get(self.names.get(&item.name())?));
                     if let Some(holder) = holder {
-                        refused.entry(path.clone()).or_default().push(duplicate(path, pod, holder));
+                        refused.entry(path.clone()).or_default().push(duplicate(path, item, holder));
                         continue;
                     }
-                    self.names.insert(name(pod), pod.uid().clone());
-                    self.held.insert(pod.uid().clone(), Held { file: path.clone(), pod: pod.clone() });
-                    file.holds.push(pod.uid().clone());
+                    self.names.insert(item.name(), id.clone());
+                    self.held.insert(id.clone(), Held { file: path.clone(), item: item.clone() });
+                    file.holds.push(id);
                 }
             }
         }
         refused
     }
 
-    fn tell_pods(&self, before: HashMap<PodUid, Held>, touched: &BTreeSet<PathBuf>, events: &mut Vec<Event>) {
-        let mut gone: Vec<PodUid> = before.keys().filter(|uid| !self.held.contains_key(uid)).cloned().collect();
+    /// What is gone, then objects, then the pods that may need them.
+    fn tell_items(&self, before: HashMap<Id, Held>, touched: &BTreeSet<PathBuf>, events: &mut Vec<Event>) {
+        let mut gone: Vec<Id> = before.keys().filter(|id| !self.held.contains_key(id)).cloned().collect();
         gone.sort();
-        events.extend(gone.into_iter().map(Event::Delete));
-        let same = |held: &Held| {
-            before.get(held.pod.uid()).is_some_and(|old| old.file == held.file && old.pod.object() == held.pod.object())
-        };
-        for uid in touched.iter().filter_map(|path| self.files.get(path)).flat_map(|file| &file.holds) {
-            if let Some(held) = self.held.get(uid).filter(|held| !same(held)) {
-                events.push(Event::Apply(held.pod.clone()));
-            }
-        }
+        events.extend(gone.into_iter().rev().map(|id| match id {
+            Id::Pod(uid) => Event::Delete(uid),
+            Id::Object(key) => Event::DeleteObject(key),
+        }));
+        let same = |id: &Id, held: &Held| before.get(id).is_some_and(|old| old.file == held.file && old.item.same(&held.item));
+        let held = touched.iter().filter_map(|path| self.files.get(path)).flat_map(|file| &file.holds);
+        let changed = held.filter_map(|id| self.held.get(id).filter(|held| !same(id, held)));
+        let (pods, objects): (Vec<_>, Vec<_>) = changed.partition(|held| matches!(held.item, Item::Pod(_)));
+        events.extend(objects.into_iter().chain(pods).map(|held| held.item.applied()));
     }
 
     fn tell_faults(
@@ -213,8 +271,30 @@ impl Folder {
     }
 }
 
-fn name(pod: &ValidPod) -> String {
-    format!("{}/{}", pod.namespace(), pod.name())
+/// `immutable: true` is kept: an edit of the values is told, and the old ones stay until the object is deleted.
+fn keep_immutable(path: &Path, old: &[Item], new: &mut Vec<Item>) -> Vec<FileError> {
+    let mut errors = Vec::new();
+    new.retain(|item| {
+        let Item::Object(object) = item else { return true };
+        let before = old.iter().find_map(|i| match i {
+            Item::Object(o) if o.key() == object.key() && o.immutable() => Some(o),
+            _ => None,
+        });
+        let keep = before.is_none_or(|before| before.same_data(object));
+        if !keep {
+            let message = "Forbidden: field is immutable when `immutable` is set: delete the object and make a new one".into();
+            errors.push(FileError { file: path.into(), line: line(item), column: 1, field: "data".into(), message });
+        }
+        keep
+    });
+    errors
+}
+
+fn line(item: &Item) -> usize {
+    match item.origin() {
+        Origin::File { line, .. } => *line,
+        Origin::Stdin => 1,
+    }
 }
 
 fn digest_of(bytes: &[u8]) -> [u8; 32] {
@@ -223,17 +303,16 @@ fn digest_of(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-fn duplicate(path: &Path, pod: &ValidPod, holder: &Held) -> FileError {
-    let place = match holder.pod.origin() {
+fn duplicate(path: &Path, item: &Item, holder: &Held) -> FileError {
+    let place = match holder.item.origin() {
         Origin::File { path, line } => format!("{}:{line}", path.display()),
         Origin::Stdin => "standard input".into(),
     };
-    let line = match pod.origin() {
-        Origin::File { line, .. } => *line,
-        Origin::Stdin => 1,
+    let (field, value) = match &holder.item {
+        Item::Pod(other) if other.to_string() != item.name() => ("metadata.uid", other.uid().to_string()),
+        _ => ("metadata.name", item.name()),
     };
-    let (field, value) =
-        if name(pod) == name(&holder.pod) { ("metadata.name", name(pod)) } else { ("metadata.uid", pod.uid().to_string()) };
-    let message = format!("Duplicate value: {value:?}: {place} has this pod already, and keeps it");
-    FileError { file: path.to_path_buf(), line, column: 1, field: field.into(), message }
+    let what = if matches!(item, Item::Pod(_)) { "pod" } else { "object" };
+    let message = format!("Duplicate value: {value:?}: {place} has this {what} already, and keeps it");
+    FileError { file: path.to_path_buf(), line: line(item), column: 1, field: field.into(), message }
 }

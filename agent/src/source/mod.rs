@@ -1,4 +1,5 @@
-//! Where pods come from: folders and files of manifests, and standard input. Every source tells the same few events.
+//! Where pods, and the objects that they refer to, come from: folders and files of manifests, and standard input. Every source tells
+//! the same few events.
 
 pub mod directory;
 pub mod folder;
@@ -6,7 +7,7 @@ mod scan;
 
 use std::path::PathBuf;
 
-use crate::model::{FileError, PodUid, ValidPod};
+use crate::model::{FileError, ObjectRef, PodUid, ValidObject, ValidPod};
 
 pub use directory::{WatchError, watch};
 
@@ -17,10 +18,14 @@ pub enum Event {
     Init,
     /// This pod shall be, as it is here. One of the same UID is updated.
     Apply(ValidPod),
+    /// This object is, as it is here. Of one moment's changes, objects are told before pods, so that a pod finds what it needs.
+    ApplyObject(ValidObject),
     /// All that is there has been told: a pod that runs and wasn't told may go, unless it is of a file that is at fault.
     InitDone,
     /// This pod shall not be any more.
     Delete(PodUid),
+    /// This object is no more.
+    DeleteObject(ObjectRef),
     /// This file (or folder) is wrong now. What was right in it before goes on.
     Fault {
         /// As it was named to us.

@@ -1,6 +1,7 @@
 //! A node of its own in a temporary folder: real holder, real cgroups, an image of busybox. Dropping it removes all.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use nodeagent::model::{Defaults, ValidPod, load};
 use nodeagent::runtime::recipe::env::NoObjects;
+use nodeagent::runtime::volumes::{Input, Volumes};
 use nodeagent::runtime::{Error, Runtime, Sandbox, Settings, StartInput, Started};
 use oci_spec::image::ImageConfiguration;
 use podholder::protocol::{Event, Exit};
@@ -72,11 +74,16 @@ impl Node {
 
     pub async fn sandbox(&self, manifest: &str) -> Sandbox {
         let pod = pod(manifest);
-        self.runtime.prepare_volumes(&pod).unwrap();
+        volumes(&self.runtime, &pod).unwrap();
         let sandbox = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
         self.runtime.write_files(&pod, &["10.9.8.7".parse().unwrap()]).unwrap();
         sandbox
     }
+}
+
+/// The pod's volumes, of which none is made of objects or images.
+pub fn volumes(runtime: &Runtime, pod: &ValidPod) -> Result<Volumes, Error> {
+    runtime.prepare_volumes(Input { pod, pod_ips: &[], objects: &NoObjects, images: &BTreeMap::new() })
 }
 
 async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) -> Result<Started, Error> {
@@ -89,7 +96,7 @@ async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) ->
         image: &node.image,
         layers: &node.layers,
         pod_ips: &["10.9.8.7".parse().unwrap()],
-        volumes: &runtime.prepare_volumes(pod).unwrap(),
+        volumes: &volumes(runtime, pod).unwrap(),
         objects: &NoObjects,
         note: serde_json::Value::Null,
     };

@@ -25,6 +25,7 @@ pub(crate) enum Op {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
     NewSet = 9,
     NewElements = 12,
@@ -116,12 +117,34 @@ impl Batch {
     }
 }
 
-/// One request outside a batch.
-pub(crate) fn single(op: Op, flags: u16, attrs: &Attrs) -> Vec<u8> {
+/// One question outside a batch.
+pub(crate) fn single(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, NLM_F_ACK, NFPROTO_INET, attrs)
+}
+
+/// A question for all objects of a kind, of every family.
+pub(crate) fn dump(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, netlink_packet_core::NLM_F_DUMP, NFPROTO_UNSPEC, attrs)
+}
+
+fn question(op: Op, flags: u16, family: u8, attrs: &Attrs) -> Vec<u8> {
     let mut packet = Vec::new();
     let kind = SUBSYSTEM << 8 | op as u16;
-    message(&mut packet, kind, NLM_F_REQUEST | flags, netlink::sequence(1), NFPROTO_INET, 0, &attrs.0);
+    message(&mut packet, kind, NLM_F_REQUEST | flags, netlink::sequence(1), family, 0, &attrs.0);
     packet
+}
+
+/// Whether a message tells that something was deleted: a table, chain, rule, set or element.
+pub(crate) fn deletes_from(message: &[u8]) -> bool {
+    const DELETIONS: [u16; 5] = [2, 5, 8, 11, 14];
+    let kind = netlink::kind(message);
+    kind >> 8 == SUBSYSTEM && DELETIONS.contains(&(kind & 0xff))
+}
+
+/// The table that a message is about: the first attribute of each kind of object.
+pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
+    let (_, name) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 1)?;
+    Some(name.strip_suffix(&[0]).unwrap_or(name))
 }
 
 /// nlmsghdr, nfgenmsg, attributes.

@@ -4,6 +4,7 @@
 mod container;
 mod env;
 pub mod names;
+mod object;
 mod pod;
 mod probe;
 mod report;
@@ -17,13 +18,14 @@ use super::error::Problem;
 use super::load::Defaults;
 use super::path::Path;
 use super::yaml::Node;
+pub use object::object;
 pub use report::Report;
 pub(super) use volume::sources as volume_sources;
 
 /// Checks a pod that has its defaults against the text that it came from.
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {
     let mut report = Report::new(root);
-    pod::metadata(&mut report, pod);
+    pod::metadata(&mut report, &pod.metadata);
     match &pod.spec {
         Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec),
         None => report.required(&Path::ROOT.child("spec"), ""),

@@ -1,18 +1,17 @@
 //! Metadata, and the spec's own fields.
 
-use k8s_openapi::api::core::v1::{Pod, PodDNSConfig, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::report::{Report, Unique};
 use super::{container, names, resources, security, volume};
 use crate::model::path::Path;
 
-pub(super) fn metadata(report: &mut Report<'_>, pod: &Pod) {
+pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
     let at = Path::ROOT.child("metadata");
-    let meta = &pod.metadata;
     match meta.name.as_deref().unwrap_or_default() {
         "" if meta.generate_name.is_some() => {
-            report.required(&at.child("name"), "generateName would give another pod each time that the file is read");
+            report.required(&at.child("name"), "generateName would give another object each time that the file is read");
         }
         name => report.name(&at.child("name"), name, names::dns_subdomain),
     }

@@ -23,6 +23,32 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume]) {
             report.forbidden(&at.child(more), "may not specify more than 1 volume type");
         }
         source(report, &at, volume);
+        needs_a_cluster(report, &at, volume);
+    }
+}
+
+/// Sources that a cluster's storage drivers serve, and those that Kubernetes itself gave up.
+fn needs_a_cluster(report: &mut Report<'_>, at: &Path<'_>, volume: &Volume) {
+    const SERVED: [&str; 11] = [
+        "configMap",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "hostPath",
+        "image",
+        "iscsi",
+        "nfs",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    ];
+    for name in sources(volume).into_iter().filter(|name| !SERVED.contains(name)) {
+        let why = match name {
+            "csi" => "CSI drivers are served to a node that is part of a cluster: use a hostPath or a PersistentVolumeClaim file",
+            "gitRepo" => "Kubernetes has disabled gitRepo: let an init container clone into an emptyDir",
+            _ => "this storage needs a cluster's driver: mount it on the node and use a hostPath",
+        };
+        report.forbidden(&at.child(name), why);
     }
 }
 
@@ -185,6 +211,14 @@ fn projection(report: &mut Report<'_>, at: &Path<'_>, source: &VolumeProjection)
     }
     if let Some(downward) = &source.downward_api {
         downward_items(report, &at.child("downwardAPI").child("items"), downward.items.as_deref());
+    }
+    let without_cluster = [
+        ("serviceAccountToken", source.service_account_token.is_some()),
+        ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
+        ("podCertificate", source.pod_certificate.is_some()),
+    ];
+    for (name, _) in without_cluster.iter().filter(|(_, is_some)| *is_some) {
+        report.forbidden(&at.child(name), "only an API server can issue it, and this node is not part of a cluster");
     }
     if let Some(token) = &source.service_account_token {
         service_account_token(report, &at.child("serviceAccountToken"), token);

@@ -5,20 +5,28 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, PersistentVolumeClaim, ResourceFieldSelector,
+    Secret, Service,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::model::ValidPod;
+use super::{env_file, links};
+use crate::model::{ObjectKind, ValidPod};
 use crate::runtime::error::ConfigError;
 use crate::runtime::resources::{self, nano};
 use crate::runtime::settings::Settings;
 
-/// Where ConfigMaps and Secrets come from.
+/// Where the objects come from that pods refer to.
 pub trait Objects: Sync {
     /// A ConfigMap by namespace and name.
     fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>>;
     /// A Secret by namespace and name.
     fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>>;
+    /// A PersistentVolumeClaim by namespace and name.
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>>;
+    /// The Services of a namespace, by name.
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
 }
 
 /// There are none.
@@ -32,6 +40,12 @@ impl Objects for NoObjects {
     fn secret(&self, _: &str, _: &str) -> Option<Arc<Secret>> {
         None
     }
+    fn claim(&self, _: &str, _: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        None
+    }
+    fn services(&self, _: &str) -> Vec<Arc<Service>> {
+        Vec::new()
+    }
 }
 
 /// What values may refer to.
@@ -44,22 +58,42 @@ pub struct Context<'a> {
     pub pod_ips: &'a [IpAddr],
     /// The node.
     pub settings: &'a Settings,
-    /// ConfigMaps and Secrets.
+    /// ConfigMaps, Secrets and Services.
     pub objects: &'a dyn Objects,
+    /// Reads a file of a volume.
+    pub env_file: &'a ReadFile<'a>,
 }
 
-/// The container's own variables, envFrom first, each name once, later ones winning. Values may refer to earlier names.
+/// Reads the file of this path in the volume of this name. `None`: there is none.
+pub type ReadFile<'a> = dyn Fn(&str, &str) -> std::io::Result<Option<Vec<u8>>> + 'a;
+
+/// The container's own variables, envFrom first, each name once, later ones winning, then those that tell of Services. Values may
+/// refer to earlier names.
 pub fn resolve(context: &Context<'_>) -> Result<Vec<(String, String)>, ConfigError> {
+    let services = match context.pod.spec().enable_service_links {
+        Some(false) => Vec::new(),
+        _ => context.objects.services(context.pod.namespace()),
+    };
+    let mut links = Env::default();
+    for (name, value) in links::variables(services.iter().map(AsRef::as_ref)) {
+        links.set(&name, value);
+    }
     let mut env = Env::default();
     env_from(context, &mut env)?;
     for var in context.container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(value), _) => Some(expand(value, |name| env.get(name))),
+            (Some(value), _) => Some(expand(value, |name| env.get(name).or_else(|| links.get(name)))),
             (None, Some(source)) => from_source(context, &var.name, source)?,
             (None, None) => Some(String::new()),
         };
         if let Some(value) = value {
             env.set(&var.name, value);
+        }
+    }
+    // What the pod says itself is not overruled by a Service that happens to have the name.
+    for (name, value) in links.list {
+        if env.get(&name).is_none() {
+            env.set(&name, value);
         }
     }
     Ok(env.list)
@@ -136,46 +170,72 @@ fn missing(kind: &str, name: &str) -> ConfigError {
 fn from_source(context: &Context<'_>, name: &str, source: &EnvVarSource) -> Result<Option<String>, ConfigError> {
     let namespace = context.pod.namespace();
     if let Some(selector) = &source.field_ref {
-        return field(context, selector).map(Some);
+        return field(context.pod, context.settings, context.pod_ips, selector).map(Some);
     }
     if let Some(selector) = &source.resource_field_ref {
-        return resource(context, selector).map(Some);
+        let own = &context.container.name;
+        return resource(context.pod, context.settings, own, selector).map(Some);
     }
     if let Some(key) = &source.config_map_key_ref {
         let map = context.objects.config_map(namespace, &key.name);
         let value = map.as_ref().and_then(|m| m.data.as_ref()?.get(&key.key).cloned());
-        return required(value, key.optional, "configmap", &key.name, &key.key, map.is_some());
+        return required(value, key.optional, ObjectKind::ConfigMap, (namespace, &key.name), &key.key, map.is_some());
     }
     if let Some(key) = &source.secret_key_ref {
         let secret = context.objects.secret(namespace, &key.name);
         let value = secret.as_ref().and_then(|s| s.data.as_ref()?.get(&key.key).cloned());
         let text = value.map(|v| String::from_utf8_lossy(&v.0).into_owned());
-        return required(text, key.optional, "secret", &key.name, &key.key, secret.is_some());
+        return required(text, key.optional, ObjectKind::Secret, (namespace, &key.name), &key.key, secret.is_some());
     }
-    Err(ConfigError::new(format!("env {name}: this kind of valueFrom is not known to this agent")))
+    match &source.file_key_ref {
+        Some(selector) => from_file(context, name, selector),
+        None => Err(ConfigError::new(format!("env {name}: this kind of valueFrom is not known to this agent"))),
+    }
+}
+
+fn from_file(context: &Context<'_>, name: &str, from: &FileKeySelector) -> Result<Option<String>, ConfigError> {
+    let FileKeySelector { key, optional, path, volume_name } = from;
+    let failed =
+        |why: &dyn std::fmt::Display| ConfigError::new(format!("env {name}: file {path} of volume {volume_name}: {why}"));
+    let bytes = match (context.env_file)(volume_name, path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) if *optional == Some(true) => return Ok(None),
+        Ok(None) => return Err(failed(&"there is no such file")),
+        Err(error) => return Err(failed(&error)),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| failed(&"it is not UTF-8"))?;
+    match env_file::value(&text, key).map_err(|wrong| failed(&wrong))? {
+        Some(value) => Ok(Some(value.to_owned())),
+        None if *optional == Some(true) => Ok(None),
+        None => Err(failed(&format_args!("couldn't find key {key}"))),
+    }
 }
 
 fn required(
     value: Option<String>,
     optional: Option<bool>,
-    kind: &str,
-    object: &str,
+    kind: ObjectKind,
+    (namespace, object): (&str, &str),
     key: &str,
     exists: bool,
 ) -> Result<Option<String>, ConfigError> {
     match value {
         Some(value) => Ok(Some(value)),
         None if optional == Some(true) => Ok(None),
-        None if exists => Err(ConfigError::new(format!("couldn't find key {key} in {kind} {object}"))),
-        None => Err(missing(kind, object)),
+        None if exists => Err(ConfigError::new(format!("couldn't find key {key} in {} {namespace}/{object}", kind.as_str()))),
+        None => Err(missing(&kind.as_str().to_lowercase(), object)),
     }
 }
 
 /// A field of the pod, as the downward API names it.
-pub fn field(context: &Context<'_>, selector: &ObjectFieldSelector) -> Result<String, ConfigError> {
-    let Context { pod, settings, .. } = context;
+pub fn field(
+    pod: &ValidPod,
+    settings: &Settings,
+    pod_ips: &[IpAddr],
+    selector: &ObjectFieldSelector,
+) -> Result<String, ConfigError> {
     let ips = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let pod_ips = || if context.pod_ips.is_empty() { ips(&settings.node_ips) } else { ips(context.pod_ips) };
+    let pod_ips = || if pod_ips.is_empty() { ips(&settings.node_ips) } else { ips(pod_ips) };
     let first = |list: Vec<String>| list.into_iter().next().unwrap_or_default();
     let path = selector.field_path.as_str();
     let keyed = |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");
@@ -203,13 +263,34 @@ pub fn field(context: &Context<'_>, selector: &ObjectFieldSelector) -> Result<St
 
 /// `key="value"` lines, as downwardAPI files have them.
 fn formatted(map: Option<&BTreeMap<String, String>>) -> String {
-    map.into_iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
+    map.into_iter().flatten().map(|(k, v)| format!("{k}={}", quoted(v))).collect::<Vec<_>>().join("\n")
+}
+
+/// As Go quotes a string, which is what readers of these files unquote.
+fn quoted(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if u32::from(c) < 0x20 || c == '\u{7f}' => {
+                // Writing to a string doesn't fail.
+                let _ = write!(out, "\\x{:02x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 /// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.
-pub fn resource(context: &Context<'_>, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
-    let name = selector.container_name.as_deref().unwrap_or(&context.container.name);
-    let Some(container) = context.pod.all_containers().find(|c| c.name == name) else {
+/// `own`: the container that is meant when the selector names none.
+pub fn resource(pod: &ValidPod, settings: &Settings, own: &str, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
+    let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(own);
+    let Some(container) = pod.all_containers().find(|c| c.name == name) else {
         return Err(ConfigError::new(format!("resourceFieldRef: container {name} not found")));
     };
     let unknown = || ConfigError::new(format!("resourceFieldRef: unsupported container resource: {}", selector.resource));
@@ -217,7 +298,7 @@ pub fn resource(context: &Context<'_>, selector: &ResourceFieldSelector) -> Resu
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|l| l.get(resource));
     let requests = resources.and_then(|r| r.requests.as_ref()).and_then(|r| r.get(resource));
-    let all = &context.settings.allocatable;
+    let all = &settings.allocatable;
     let node = match resource {
         "cpu" => i128::from(all.cpu_millis) * 1_000_000,
         "memory" => i128::from(all.memory) * 1_000_000_000,

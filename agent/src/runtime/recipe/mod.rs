@@ -2,6 +2,8 @@
 
 pub mod capabilities;
 pub mod env;
+pub mod env_file;
+mod links;
 pub mod mounts;
 pub mod process;
 pub mod sandbox;
@@ -44,6 +46,8 @@ pub struct ContainerInput<'a> {
     pub objects: &'a dyn Objects,
     /// The pod's volumes by name, where they are on this machine.
     pub volumes: &'a BTreeMap<String, VolumeRoot>,
+    /// Reads a file of a volume, for fileKeyRef: the volume's name, the path in it.
+    pub env_file: &'a env::ReadFile<'a>,
     /// What it joins.
     pub cgroups: Vec<PathBuf>,
     /// The machine's device nodes, for a privileged container.
@@ -85,6 +89,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<Recipe, ConfigError> {
         pod_ips: input.pod_ips,
         settings: input.settings,
         objects: input.objects,
+        env_file: input.env_file,
     })?;
     let mounts = mounts::mounts(&input, &own_env)?;
     let process = first_process(&input, &own_env)?;

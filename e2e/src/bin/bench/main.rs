@@ -5,28 +5,45 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cases;
+mod machine;
 mod nodeagent;
 mod podman;
+mod priority;
+mod process;
 mod report;
 mod side;
+mod stopwatch;
+mod wrapper;
 
 use std::process::ExitCode;
 
+use cases::Choice;
 use report::Report;
 
 fn main() -> ExitCode {
     let mut words = std::env::args();
-    // podman calls this program by the name that its containers.conf has for its runtime.
-    if words.next().is_some_and(|name| name.ends_with(podman::RUNTIME)) {
-        return podman::without_rlimits(&words.collect::<Vec<_>>());
+    let name = words.next().unwrap_or_default();
+    let words: Vec<String> = words.collect();
+    // The same program by other names: what is to run inside the boxes.
+    if name.ends_with(wrapper::NAME) {
+        return wrapper::without_rlimits(&words);
     }
-    let chosen: Vec<String> = words.collect();
-    if chosen.iter().any(|word| word.starts_with('-')) {
-        println!("Usage: bench [us|podman] [PART...]\nParts: {}", cases::names().join(" "));
-        return ExitCode::SUCCESS;
+    if name.ends_with(stopwatch::NAME) {
+        return stopwatch::time(&words);
     }
-    let mut report = Report::new();
-    cases::run(&chosen, &mut report);
+    match Choice::of(&words) {
+        Ok(choice) => bench(&choice),
+        Err(usage) => {
+            eprintln!("{usage}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench(choice: &Choice) -> ExitCode {
+    priority::raise();
+    let mut report = Report::new(machine::facts());
+    cases::run(choice, &mut report);
     println!("\n{report}");
     let path = e2e::workspace().join("target/bench.json");
     std::fs::write(&path, report.json()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -1,68 +1,123 @@
 //! Us: the release build, in a box like podman's.
 
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use e2e::NodeBox;
+use serde_json::Value;
 
-use crate::side::{self, Side};
+use crate::process::{self, Process};
+use crate::side::{self, Pods, Side, entries};
+use crate::{priority, stopwatch};
 
 pub struct Nodeagent {
-    pub node: NodeBox,
+    node: NodeBox,
+    stopwatch: PathBuf,
+    /// What was found of the pods of that name: folders, cgroups, processes.
+    traces: HashMap<&'static str, Vec<PathBuf>>,
 }
 
 impl Nodeagent {
     pub fn new() -> Self {
-        Self { node: NodeBox::builder().with_registry().start() }
+        let node = NodeBox::builder().with_registry().start();
+        priority::raise_cgroup(node.cgroup_parent());
+        let stopwatch = stopwatch::put(node.folder());
+        Self { node, stopwatch, traces: HashMap::new() }
     }
 
-    /// What the containers printed when they began, as far as it is in the logs.
-    fn stamps(&self) -> Vec<u128> {
-        let mut stamps = Vec::new();
-        for pod in entries(&self.node.root().join("var/log/pods")) {
-            for container in entries(&pod) {
-                let log = std::fs::read_to_string(container.join("0.log")).unwrap_or_default();
-                // CRI log format: time, stream, tag, then the text.
-                stamps.extend(log.lines().next().and_then(|line| line.split(' ').nth(3)?.parse::<u128>().ok()));
-            }
+    /// Runs a client command; how long it took.
+    fn time(&self, words: &[&str]) -> Duration {
+        let mut command = self.node.command(self.stopwatch.to_str().expect("a path in UTF-8"));
+        command.arg(e2e::binary("nodeagent")).arg("--root").arg(self.node.root()).args(words);
+        stopwatch::lap(&mut command).took
+    }
+
+    /// The folders of these pods' logs: NAMESPACE_NAME_UID.
+    fn logs(&self, pods: &Pods) -> Vec<PathBuf> {
+        let prefix = format!("default_{}-", pods.name);
+        let is_theirs = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        entries(&self.node.root().join("var/log/pods")).into_iter().filter(is_theirs).collect()
+    }
+
+    fn stamps(&self, pods: &Pods) -> Vec<u128> {
+        let containers = self.logs(pods).into_iter().flat_map(|folder| entries(&folder));
+        containers.filter_map(|folder| side::stamp(&folder.join("0.log"))).collect()
+    }
+
+    /// All folders and cgroups that carry a UID of these pods.
+    fn folders(&self, pods: &Pods) -> Vec<PathBuf> {
+        let logs = self.logs(pods);
+        let uids: HashSet<&str> = logs.iter().filter_map(|path| path.to_str()?.rsplit('_').next()).collect();
+        let mut found = Vec::new();
+        for folder in ["run/nodeagent/pods", "var/lib/nodeagent/pods"] {
+            found.extend(entries(&self.node.root().join(folder)));
         }
-        stamps
+        for hierarchy in entries(Path::new("/sys/fs/cgroup")) {
+            below(&hierarchy.join(self.node.cgroup_parent()), &mut found);
+        }
+        let names_one = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            uids.iter().any(|uid| name.contains(uid))
+        };
+        found.into_iter().filter(names_one).collect()
     }
 
-    /// Whether no holder, no folder and no cgroup of a pod is left.
-    fn is_empty(&self) -> bool {
-        let root = self.node.root();
-        let cgroups = Path::new("/sys/fs/cgroup");
-        let pods = |hierarchy: &Path| walk(&hierarchy.join(self.node.cgroup_parent())).iter().any(|name| name.contains("pod"));
-        ["run/nodeagent/pods", "var/lib/nodeagent/pods"].iter().all(|folder| entries(&root.join(folder)).is_empty())
-            && !entries(cgroups).iter().any(|hierarchy| pods(hierarchy))
-    }
-
-    fn beside(&self) -> Vec<side::Process> {
-        let agent = self.node.agent_pid();
-        let mut processes = side::descendants(self.node.pid());
-        // Killed agents leave their holders to PID 1, whose child nsenter's child is not: both trees are ours.
-        processes.extend(side::descendants(agent));
-        processes.retain(|process| process.pid != agent && process.arguments.starts_with("podholder"));
+    fn holders(&self) -> Vec<Process> {
+        let mut processes = process::tree(self.node.pid());
+        // The agent is a child of what entered the box; the holders of one that was killed are the box's PID 1's.
+        processes.extend(process::tree(self.node.agent_pid()));
+        processes.retain(|process| process.arguments.starts_with("podholder"));
         processes.sort_by_key(|process| process.pid);
         processes.dedup_by_key(|process| process.pid);
         processes
     }
 
+    /// RSS.
     pub fn agent_memory(&self) -> u64 {
-        side::resident_memory(self.node.agent_pid())
+        process::resident_memory(self.node.agent_pid())
     }
 
-    /// Kills the agent, starts another; how long until it knows these pods as running.
-    pub fn restart(&self, pods: usize) -> Duration {
+    /// Kills the agent, starts another; how long until it shows these pods as running, none of them restarted.
+    pub fn restart(&self, pods: &Pods) -> Duration {
+        let before: Vec<i32> = self.holders().iter().map(|holder| holder.pid).collect();
         self.node.kill_agent();
-        let began = Instant::now();
-        self.node.start_agent();
-        e2e::eventually("all pods are known", || {
-            let running = self.node.run(&["get", "pods", "--no-headers"]).stdout.matches(" Running ").count();
-            if running == pods { Ok(()) } else { Err(running.to_string()) }
+        let took = std::thread::scope(|scope| {
+            let began = Instant::now();
+            // Looks by itself: the harness's own look is a client program's run.
+            let known = scope.spawn(move || {
+                while self.untouched() < pods.count {
+                    assert!(began.elapsed() < Duration::from_secs(60), "pods are lost");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                began.elapsed()
+            });
+            self.node.start_agent();
+            known.join().expect("it looked")
         });
-        began.elapsed()
+        assert_eq!(before, self.holders().iter().map(|holder| holder.pid).collect::<Vec<_>>(), "holders changed");
+        took
+    }
+
+    /// How many pods run of which no container was ever restarted, as the local API tells.
+    fn untouched(&self) -> usize {
+        let text = get(&self.node.root().join("run/nodeagent/agent.sock"), "/api/v1/pods").unwrap_or_default();
+        let list: Value = serde_json::from_str(&text).unwrap_or_default();
+        let runs_on = |pod: &&Value| {
+            let statuses = pod["status"]["containerStatuses"].as_array();
+            let untouched = |status: &Value| status["restartCount"] == 0 && status["state"]["running"].is_object();
+            pod["status"]["phase"] == "Running" && statuses.is_some_and(|all| all.iter().all(untouched))
+        };
+        list["items"].as_array().map_or(0, |items| items.iter().filter(runs_on).count())
+    }
+
+    /// What `explain` tells of these pods' starts.
+    pub fn steps(&self, pods: &Pods) -> Vec<Value> {
+        let path = |number| format!("/apis/nodeagent.dev/v1/namespaces/default/pods/{}-{number}/explain", pods.name);
+        let texts = (0..pods.count).map(|number| get(&self.node.root().join("run/nodeagent/agent.sock"), &path(number)));
+        texts.map(|text| serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default()).collect()
     }
 }
 
@@ -71,56 +126,79 @@ impl Side for Nodeagent {
         "us"
     }
 
-    fn start(&mut self, yaml: &str, containers: usize) -> Duration {
+    fn start(&mut self, pods: &Pods) -> Duration {
+        let others: HashSet<i32> = self.holders().iter().map(|holder| holder.pid).collect();
+        let yaml = pods.yaml();
         let began = side::now();
-        self.node.apply("pods.yaml", yaml);
+        self.node.apply(&pods.file(), &yaml);
         let stamps = e2e::eventually("all containers run", || {
-            let stamps = self.stamps();
-            if stamps.len() == containers { Ok(stamps) } else { Err(format!("{} of {containers}", stamps.len())) }
+            let stamps = self.stamps(pods);
+            if stamps.len() == pods.commands() { Ok(stamps) } else { Err(format!("{} of {}", stamps.len(), pods.commands())) }
         });
+        let mut traces = self.folders(pods);
+        let holders = self.holders().into_iter().filter(|holder| !others.contains(&holder.pid));
+        traces.extend(holders.map(|holder| format!("/proc/{}", holder.pid).into()));
+        self.traces.insert(pods.name, traces);
         side::until_last(began, &stamps)
     }
 
-    fn stop(&mut self) -> Duration {
+    fn stop(&mut self, pods: &Pods) -> Duration {
+        let mut traces = self.traces.remove(pods.name).expect("they were started");
         let began = Instant::now();
-        self.node.remove("pods.yaml");
-        while !self.is_empty() {
-            assert!(began.elapsed() < Duration::from_secs(60), "pods are left: {}", self.node.agent_output());
+        self.node.remove(&pods.file());
+        while let Some(trace) = traces.last() {
+            if !trace.exists() {
+                traces.pop();
+                continue;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{} is left: {}", trace.display(), self.node.agent_output());
             std::thread::sleep(Duration::from_micros(200));
         }
-        began.elapsed()
+        let took = began.elapsed();
+        // Logs may stay a while: the next pods of that name must not be taken for these.
+        self.logs(pods).iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
+        took
     }
 
     fn memory_beside(&self) -> u64 {
-        self.beside().iter().map(|process| side::proportional_memory(process.pid)).sum()
+        self.holders().iter().map(|holder| process::proportional_memory(holder.pid)).sum()
     }
 
     fn processor(&self) -> Duration {
-        let holders: Duration = self.beside().iter().map(|process| side::processor_time(process.pid)).sum();
-        holders + side::processor_time(self.node.agent_pid())
+        let holders: Duration = self.holders().iter().map(|holder| process::processor_time(holder.pid)).sum();
+        holders + process::processor_time(self.node.agent_pid())
     }
 
     fn pull(&mut self, image: &str) -> Duration {
-        self.node.run(&["image", "rm", image]);
-        self.node.run(&["image", "prune", "--all"]);
-        let began = Instant::now();
-        self.node.run(&["image", "pull", image]).ok();
-        began.elapsed()
+        // Not removed but moved out of the way: without a journal, ext4 walks over what was deleted in the last minute whenever
+        // it makes a file.
+        self.node.stop_agent();
+        let images = self.node.root().join("var/lib/nodeagent/images");
+        std::fs::rename(&images, self.node.folder().join(format!("images-{}", side::now()))).expect("the folder can be written");
+        self.node.start_agent();
+        self.time(&["image", "pull", &format!("docker.io/{image}")])
+    }
+
+    fn exec(&mut self, pods: &Pods, words: &[&str]) -> Duration {
+        self.time(&[&["exec", &format!("{}-0", pods.name), "-c", "c0", "--"], words].concat())
     }
 }
 
-fn entries(folder: &Path) -> Vec<std::path::PathBuf> {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-}
-
-/// Names of all folders below.
-fn walk(folder: &Path) -> Vec<String> {
-    let mut names = Vec::new();
+/// All folders below, each before its parent.
+fn below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-            names.extend(walk(&entry.path()));
+            below(&entry.path(), found);
+            found.push(entry.path());
         }
     }
-    names
+}
+
+/// The body of an answer; nothing if nobody answers.
+fn get(socket: &Path, path: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string())
 }

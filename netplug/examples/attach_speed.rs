@@ -1,6 +1,6 @@
 //! What a pod's network costs, with few and with many pods on the node, and how much of it is the kernel's own part.
 //!
-//!     cargo run --release -p netplug --example attach_bench [PODS]
+//!     cargo run --release -p netplug --example attach_speed [PODS ...]
 //!
 //! Needs root. It works in a network namespace of its own: the machine's network is not touched.
 #![allow(clippy::cast_lossless)]
@@ -27,7 +27,10 @@ const SAMPLE: usize = 50;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Fallible<()> {
-    let pods = std::env::args().nth(1).map_or(Ok(500), |word| word.parse::<usize>())?;
+    let mut batches = std::env::args().skip(1).map(|word| word.parse::<usize>()).collect::<Result<Vec<_>, _>>()?;
+    if batches.is_empty() {
+        batches = vec![10, 100, 500];
+    }
     unshare(CloneFlags::CLONE_NEWNET)?;
     let state = tempfile::tempdir_in("/dev/shm")?;
     let settings = Settings {
@@ -39,8 +42,8 @@ async fn main() -> Fallible<()> {
         ..Settings::default()
     };
     let network = Network::open(settings).await?;
-    println!("{:32} {:>9} {:>9}   look     lease    veth     address  ports", "µs, p50 of attach", "total", "system");
-    for batch in [10, pods] {
+    println!("{:20} {:>8} {:>8} {:>8}", "µs, p50 of attach", "total", "kernel", "release");
+    for batch in batches {
         fill(&network, batch).await?;
         measure(&network, batch).await?;
     }
@@ -62,30 +65,44 @@ async fn fill(network: &Network, pods: usize) -> Fallible<()> {
 }
 
 async fn measure(network: &Network, pods: usize) -> Fallible<()> {
-    let mut totals = Vec::new();
-    let mut steps: Vec<Vec<Duration>> = vec![Vec::new(); 5];
+    let (mut attaching, mut releasing) = (Vec::new(), Vec::new());
+    let mut steps: Vec<(&str, Vec<Duration>)> = Vec::new();
     let mut system = Duration::ZERO;
     // Kept to the end: the kernel's work for a dying namespace would be measured with the next attachment.
     let mut namespaces = Vec::new();
     for number in 0..SAMPLE {
+        let uid = format!("sample{number}");
         let (netns, netlink) = namespace()?;
         let before = system_time()?;
         let start = Instant::now();
-        let attached = attach(network, "sample", 60_000 + number as u16, &netns, netlink).await?;
-        totals.push(start.elapsed());
-        system += system_time()? - before;
-        for (list, (_, taken)) in steps.iter_mut().zip(attached.steps) {
-            list.push(taken);
+        let attached = attach(network, &uid, 60_000 + number as u16, &netns, netlink).await?;
+        attaching.push(start.elapsed());
+        system += system_time()?.saturating_sub(before);
+        for (index, (name, taken)) in attached.steps.into_iter().enumerate() {
+            match steps.get_mut(index) {
+                Some((_, list)) => list.push(taken),
+                None => steps.push((name, vec![taken])),
+            }
         }
-        network.detach("sample").await?;
         namespaces.push(netns);
     }
-    print!("{:32} {:>9.0} {:>9.0}", format!("with {pods} pods"), micros(p50(&mut totals)), micros(system) / SAMPLE as f64);
-    for mut step in steps {
-        print!(" {:>8.0}", micros(p50(&mut step)));
+    for number in 0..SAMPLE {
+        let start = Instant::now();
+        network.release_when_netns_dies(&format!("sample{number}")).await?;
+        releasing.push(start.elapsed());
+    }
+    let total = micros(p50(&mut attaching));
+    let kernel = micros(system) / SAMPLE as f64;
+    print!("{:20} {total:>8.0} {kernel:>8.0} {:>8.0}", format!("with {pods} pods"), micros(p50(&mut releasing)));
+    for (name, mut taken) in steps {
+        print!("  {name} {:.0}", micros(p50(&mut taken)));
     }
     println!();
-    Ok(())
+    // What the sample leaves in the bridge must not count as pods of the next batch.
+    drop(namespaces);
+    let live: Vec<String> = network.attached().await?.into_iter().map(|lease| lease.uid).collect();
+    let live: Vec<&str> = live.iter().map(String::as_str).collect();
+    Ok(network.retain(&live).await?)
 }
 
 async fn attach(network: &Network, uid: &str, host_port: u16, netns: &File, netlink: OwnedFd) -> Fallible<Attached> {

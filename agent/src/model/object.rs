@@ -1,0 +1,161 @@
+//! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service. Knows no I/O.
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::Origin;
+
+/// The kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// v1 ConfigMap.
+    ConfigMap,
+    /// v1 Secret.
+    Secret,
+    /// v1 PersistentVolumeClaim.
+    PersistentVolumeClaim,
+    /// v1 Service.
+    Service,
+}
+
+impl ObjectKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::PersistentVolumeClaim, Self::Service];
+
+    /// As manifests write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
+            Self::Service => "Service",
+        }
+    }
+
+    /// From a manifest's `kind`.
+    pub fn parse(kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == kind)
+    }
+}
+
+/// Which object: the name by which pods refer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// metadata.namespace.
+    pub namespace: String,
+    /// metadata.name.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// From its parts.
+    pub fn new(kind: ObjectKind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    /// As the kubelet's errors have it: `configmap "app" not found` begins with the kind in lower case.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\"", self.kind.as_str().to_lowercase(), self.name)
+    }
+}
+
+/// An object of one of the kinds, cheap to clone. Its `Debug` shows no value: a secret must not get into a log by accident.
+#[derive(Clone, PartialEq)]
+pub enum Body {
+    /// v1 ConfigMap.
+    ConfigMap(Arc<ConfigMap>),
+    /// v1 Secret, with `stringData` merged into `data`.
+    Secret(Arc<Secret>),
+    /// v1 PersistentVolumeClaim.
+    PersistentVolumeClaim(Arc<PersistentVolumeClaim>),
+    /// v1 Service.
+    Service(Arc<Service>),
+}
+
+impl Body {
+    /// Its kind.
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::ConfigMap(_) => ObjectKind::ConfigMap,
+            Self::Secret(_) => ObjectKind::Secret,
+            Self::PersistentVolumeClaim(_) => ObjectKind::PersistentVolumeClaim,
+            Self::Service(_) => ObjectKind::Service,
+        }
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::ConfigMap(o) => &o.metadata,
+            Self::Secret(o) => &o.metadata,
+            Self::PersistentVolumeClaim(o) => &o.metadata,
+            Self::Service(o) => &o.metadata,
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.kind().as_str(), self.metadata().name)
+    }
+}
+
+/// An object that has its defaults and passed every check.
+#[derive(Debug, Clone)]
+pub struct ValidObject {
+    key: ObjectRef,
+    body: Body,
+    origin: Origin,
+}
+
+impl ValidObject {
+    /// Only validation calls this.
+    pub(crate) fn trusted(body: Body, origin: Origin) -> Self {
+        let metadata = body.metadata();
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        let key = ObjectRef::new(body.kind(), namespace, metadata.name.as_deref().unwrap_or_default());
+        Self { key, body, origin }
+    }
+
+    /// Its identity.
+    pub fn key(&self) -> &ObjectRef {
+        &self.key
+    }
+
+    /// The object.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Where it came from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// `immutable: true`: neither data nor this mark may change as long as it's there.
+    pub fn immutable(&self) -> bool {
+        match &self.body {
+            Body::ConfigMap(o) => o.immutable == Some(true),
+            Body::Secret(o) => o.immutable == Some(true),
+            _ => false,
+        }
+    }
+
+    /// Whether the other holds the same values, whatever its labels are.
+    pub fn same_data(&self, other: &Self) -> bool {
+        match (&self.body, &other.body) {
+            (Body::ConfigMap(a), Body::ConfigMap(b)) => {
+                a.data == b.data && a.binary_data == b.binary_data && a.immutable == b.immutable
+            }
+            (Body::Secret(a), Body::Secret(b)) => a.data == b.data && a.immutable == b.immutable,
+            (a, b) => a == b,
+        }
+    }
+}

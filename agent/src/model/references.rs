@@ -1,0 +1,83 @@
+//! Which other objects a pod refers to. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{Container, Volume};
+
+use super::ValidPod;
+use super::object::{ObjectKind, ObjectRef};
+
+/// All ConfigMaps, Secrets and claims that a pod's volumes and containers name, optional ones too.
+pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
+    let mut found = Found { namespace: pod.namespace(), refs: BTreeSet::new() };
+    pod.spec().volumes.iter().flatten().for_each(|volume| found.volume(volume));
+    pod.all_containers().for_each(|container| found.container(container));
+    for secret in pod.spec().image_pull_secrets.iter().flatten() {
+        found.add(ObjectKind::Secret, Some(&secret.name));
+    }
+    found.refs
+}
+
+struct Found<'a> {
+    namespace: &'a str,
+    refs: BTreeSet<ObjectRef>,
+}
+
+impl Found<'_> {
+    fn add(&mut self, kind: ObjectKind, name: Option<&String>) {
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            self.refs.insert(ObjectRef::new(kind, self.namespace, name));
+        }
+    }
+
+    fn volume(&mut self, volume: &Volume) {
+        self.add(ObjectKind::ConfigMap, volume.config_map.as_ref().map(|s| &s.name));
+        self.add(ObjectKind::Secret, volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()));
+        self.add(ObjectKind::PersistentVolumeClaim, volume.persistent_volume_claim.as_ref().map(|s| &s.claim_name));
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            self.add(ObjectKind::ConfigMap, source.config_map.as_ref().map(|s| &s.name));
+            self.add(ObjectKind::Secret, source.secret.as_ref().map(|s| &s.name));
+        }
+    }
+
+    fn container(&mut self, container: &Container) {
+        for from in container.env_from.iter().flatten() {
+            self.add(ObjectKind::ConfigMap, from.config_map_ref.as_ref().map(|s| &s.name));
+            self.add(ObjectKind::Secret, from.secret_ref.as_ref().map(|s| &s.name));
+        }
+        for source in container.env.iter().flatten().filter_map(|var| var.value_from.as_ref()) {
+            self.add(ObjectKind::ConfigMap, source.config_map_key_ref.as_ref().map(|s| &s.name));
+            self.add(ObjectKind::Secret, source.secret_key_ref.as_ref().map(|s| &s.name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Origin;
+
+    #[test]
+    fn every_place_that_can_name_an_object_is_looked_at() {
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u"}, "spec": {
+            "volumes": [
+                {"name": "a", "configMap": {"name": "c1"}},
+                {"name": "b", "secret": {"secretName": "s1"}},
+                {"name": "c", "persistentVolumeClaim": {"claimName": "p1"}},
+                {"name": "d", "projected": {"sources": [{"configMap": {"name": "c2"}}, {"secret": {"name": "s2"}}]}},
+            ],
+            "imagePullSecrets": [{"name": "s3"}],
+            "initContainers": [{"name": "i", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s4", "key": "k"}}}]}],
+            "containers": [{"name": "m",
+                "envFrom": [{"configMapRef": {"name": "c3"}}, {"secretRef": {"name": "s5"}}],
+                "env": [{"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "c4", "key": "k"}}}],
+            }],
+        }});
+        let pod = ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Stdin);
+        let names: Vec<String> = of(&pod).into_iter().map(|r| format!("{}/{}", r.namespace, r.name)).collect();
+        let expected = ["c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4", "s5", "p1"];
+        assert_eq!(names, expected.map(|name| format!("shop/{name}")));
+    }
+}

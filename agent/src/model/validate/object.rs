@@ -1,0 +1,152 @@
+//! The API server's rules for the objects beside pods. No message shows a Secret's value.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServicePort};
+
+use super::report::{Report, Unique};
+use super::{names, pod, resources};
+use crate::model::Body;
+use crate::model::error::Problem;
+use crate::model::path::Path;
+use crate::model::yaml::Node;
+
+/// Bytes of one ConfigMap's or Secret's values together: etcd's limit, which manifests written elsewhere keep as well.
+const SIZE_LIMIT: usize = 1024 * 1024;
+
+/// Checks an object that has its defaults against the text that it came from.
+pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
+    let mut report = Report::new(root);
+    pod::metadata(&mut report, body.metadata());
+    match body {
+        Body::ConfigMap(map) => config_map(&mut report, map),
+        Body::Secret(secret) => self::secret(&mut report, secret),
+        Body::PersistentVolumeClaim(claim) => self::claim(&mut report, claim),
+        Body::Service(service) => self::service(&mut report, service),
+    }
+    report.finish()
+}
+
+fn config_map(report: &mut Report<'_>, map: &ConfigMap) {
+    let (data, binary) = (Path::ROOT.child("data"), Path::ROOT.child("binaryData"));
+    let mut size = 0;
+    for (key, value) in map.data.iter().flatten() {
+        size += value.len();
+        report.each_invalid(&data.key(key), key, names::config_key(key));
+        if map.binary_data.iter().flatten().any(|(other, _)| other == key) {
+            report.invalid(&data.key(key), key, "duplicate of key present in binaryData");
+        }
+    }
+    for (key, value) in map.binary_data.iter().flatten() {
+        size += value.0.len();
+        report.each_invalid(&binary.key(key), key, names::config_key(key));
+    }
+    too_long(report, size);
+}
+
+fn too_long(report: &mut Report<'_>, size: usize) {
+    if size > SIZE_LIMIT {
+        report.say(&Path::ROOT, format!("Too long: may not be more than {SIZE_LIMIT} bytes"));
+    }
+}
+
+fn secret(report: &mut Report<'_>, secret: &Secret) {
+    let at = Path::ROOT.child("data");
+    for key in secret.data.iter().flatten().map(|(key, _)| key) {
+        report.each_invalid(&at.key(key), key, names::config_key(key));
+    }
+    too_long(report, secret.data.iter().flatten().map(|(_, v)| v.0.len()).sum());
+    let value = |key: &str| secret.data.as_ref().and_then(|d| d.get(key));
+    let mut needed = |keys: &[&str]| {
+        for key in keys.iter().filter(|key| value(key).is_none()) {
+            report.required(&at.key(key), "");
+        }
+    };
+    match secret.type_.as_deref().unwrap_or_default() {
+        "kubernetes.io/tls" => needed(&["tls.crt", "tls.key"]),
+        "kubernetes.io/ssh-auth" => needed(&["ssh-privatekey"]),
+        "kubernetes.io/basic-auth" if value("username").is_none() && value("password").is_none() => {
+            needed(&["username", "password"]);
+        }
+        "kubernetes.io/dockerconfigjson" => json_file(report, &at, ".dockerconfigjson", value(".dockerconfigjson")),
+        "kubernetes.io/dockercfg" => json_file(report, &at, ".dockercfg", value(".dockercfg")),
+        _ => {}
+    }
+}
+
+fn json_file(report: &mut Report<'_>, at: &Path<'_>, key: &str, value: Option<&ByteString>) {
+    match value {
+        None => report.required(&at.key(key), ""),
+        Some(bytes) if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes.0).is_err() => {
+            report.say(&at.key(key), "Invalid value: <secret contents redacted>: must be a JSON object");
+        }
+        Some(_) => {}
+    }
+}
+
+fn claim(report: &mut Report<'_>, claim: &PersistentVolumeClaim) {
+    let at = Path::ROOT.child("spec");
+    let Some(spec) = &claim.spec else { return report.required(&at, "") };
+    let modes = spec.access_modes.as_deref().unwrap_or_default();
+    if modes.is_empty() {
+        report.required(&at.child("accessModes"), "at least 1 access mode is required");
+    }
+    let known = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
+    for (i, mode) in modes.iter().enumerate() {
+        report.one_of(&at.child("accessModes").index(i), Some(mode), &known);
+    }
+    if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+        report.forbidden(&at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
+    }
+    let at_resources = at.child("resources");
+    let requests = at_resources.child("requests");
+    match spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")) {
+        Some(size) => {
+            resources::quantity(report, &requests.key("storage"), &size.0);
+        }
+        None => report.required(&requests.key("storage"), ""),
+    }
+    report.one_of(&at.child("volumeMode"), spec.volume_mode.as_deref(), &["Filesystem", "Block"]);
+    if spec.volume_mode.as_deref() == Some("Block") {
+        let message = "a claim is a folder on this node: volumeMode Block needs a cluster's storage driver";
+        report.forbidden(&at.child("volumeMode"), message);
+    }
+    for (field, there) in [("dataSource", spec.data_source.is_some()), ("dataSourceRef", spec.data_source_ref.is_some())] {
+        if there {
+            report.forbidden(&at.child(field), "snapshots and clones need a cluster's storage driver");
+        }
+    }
+}
+
+fn service(report: &mut Report<'_>, service: &Service) {
+    let at = Path::ROOT.child("spec");
+    let Some(spec) = &service.spec else { return report.required(&at, "") };
+    report.one_of(&at.child("type"), spec.type_.as_deref(), &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let external = spec.type_.as_deref() == Some("ExternalName");
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    if ports.is_empty() && !headless && !external {
+        report.required(&at.child("ports"), "");
+    }
+    if let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") {
+        report.ip(&at.child("clusterIP"), ip);
+    }
+    let mut seen = Unique::default();
+    for (i, port) in ports.iter().enumerate() {
+        service_port(report, &at.child("ports").index(i), port, ports.len() > 1);
+        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+            seen.check(report, &at.child("ports").index(i).child("name"), name);
+        }
+    }
+}
+
+fn service_port(report: &mut Report<'_>, at: &Path<'_>, port: &ServicePort, several: bool) {
+    match port.name.as_deref().unwrap_or_default() {
+        "" if several => report.required(&at.child("name"), ""),
+        name if !name.is_empty() => report.each_invalid(&at.child("name"), name, names::dns_label(name)),
+        _ => {}
+    }
+    if let Some(wrong) = names::port_number(port.port) {
+        report.invalid(&at.child("port"), &port.port, wrong);
+    }
+    report.one_of(&at.child("protocol"), port.protocol.as_deref(), &["SCTP", "TCP", "UDP"]);
+}

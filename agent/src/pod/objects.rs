@@ -1,0 +1,175 @@
+//! The objects that pods refer to, as the files have them now. One writer (the manager), many readers; who needs an object is told of
+//! its changes, and nobody polls. Knows no I/O.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use tokio::sync::Notify;
+
+use crate::model::{Body, ObjectKind, ObjectRef, ValidObject};
+use crate::runtime::recipe::env;
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub struct Objects {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    objects: HashMap<ObjectRef, ValidObject>,
+    watchers: HashMap<ObjectRef, Vec<Weak<Notify>>>,
+}
+
+/// What one pod needs: wakes when any of it changes. Its drop ends the watch.
+#[derive(Debug, Default)]
+pub struct Watch {
+    keys: BTreeSet<ObjectRef>,
+    changed: Arc<Notify>,
+}
+
+impl Watch {
+    /// Waits for the next change; of changes since the last wait, at once. Never, when nothing is watched.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+impl Objects {
+    /// Takes an object's newest version.
+    pub fn put(&self, object: ValidObject) {
+        let mut inner = self.write();
+        let key = object.key().clone();
+        inner.objects.insert(key.clone(), object);
+        inner.tell(&key);
+    }
+
+    /// The object is gone; its last version.
+    pub fn remove(&self, key: &ObjectRef) -> Option<ValidObject> {
+        let mut inner = self.write();
+        let old = inner.objects.remove(key);
+        inner.tell(key);
+        old
+    }
+
+    /// An object by its name.
+    pub fn get(&self, key: &ObjectRef) -> Option<ValidObject> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// All objects of a kind, ordered by namespace and name.
+    pub fn of_kind(&self, kind: ObjectKind) -> Vec<ValidObject> {
+        let mut found: Vec<_> = self.read().objects.values().filter(|o| o.key().kind == kind).cloned().collect();
+        found.sort_by(|a, b| a.key().cmp(b.key()));
+        found
+    }
+
+    /// Sets what a watch is about. The same keys again cost nothing.
+    pub fn watch(&self, watch: &mut Watch, keys: BTreeSet<ObjectRef>) {
+        if watch.keys == keys {
+            return;
+        }
+        let mut inner = self.write();
+        // A new signal: the old one is dropped, and with it the old keys' entries.
+        watch.changed = Arc::new(Notify::new());
+        for key in &keys {
+            let waiting = inner.watchers.entry(key.clone()).or_default();
+            waiting.retain(|w| w.strong_count() > 0);
+            waiting.push(Arc::downgrade(&watch.changed));
+        }
+        watch.keys = keys;
+        // What changed between the old watch and this one may not be known to the watcher.
+        watch.changed.notify_one();
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn tell(&mut self, key: &ObjectRef) {
+        let Some(waiting) = self.watchers.get_mut(key) else { return };
+        waiting.retain(|watcher| match watcher.upgrade() {
+            Some(changed) => {
+                changed.notify_one();
+                true
+            }
+            None => false,
+        });
+        if waiting.is_empty() {
+            self.watchers.remove(key);
+        }
+    }
+}
+
+impl env::Objects for Objects {
+    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
+        match self.read().objects.get(&ObjectRef::new(ObjectKind::ConfigMap, namespace, name))?.body() {
+            Body::ConfigMap(map) => Some(map.clone()),
+            _ => None,
+        }
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>> {
+        match self.read().objects.get(&ObjectRef::new(ObjectKind::Secret, namespace, name))?.body() {
+            Body::Secret(secret) => Some(secret.clone()),
+            _ => None,
+        }
+    }
+
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        match self.read().objects.get(&ObjectRef::new(ObjectKind::PersistentVolumeClaim, namespace, name))?.body() {
+            Body::PersistentVolumeClaim(claim) => Some(claim.clone()),
+            _ => None,
+        }
+    }
+
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
+        let of_kind = self.of_kind(ObjectKind::Service);
+        let here = of_kind.iter().filter(|object| object.key().namespace == namespace);
+        here.filter_map(|object| if let Body::Service(service) = object.body() { Some(service.clone()) } else { None }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Origin;
+
+    fn config_map(name: &str, value: &str) -> ValidObject {
+        let map = serde_json::json!({"metadata": {"name": name, "namespace": "default"}, "data": {"key": value}});
+        ValidObject::trusted(Body::ConfigMap(Arc::new(serde_json::from_value(map).unwrap())), Origin::Stdin)
+    }
+
+    fn told(watch: &Watch) -> bool {
+        use futures::FutureExt;
+        watch.changed().now_or_never().is_some()
+    }
+
+    #[test]
+    fn only_who_needs_an_object_is_told() {
+        let objects = Objects::default();
+        let (mut one, mut two) = (Watch::default(), Watch::default());
+        let key = |name: &str| ObjectRef::new(ObjectKind::ConfigMap, "default", name);
+        objects.watch(&mut one, [key("a")].into());
+        objects.watch(&mut two, [key("b")].into());
+        assert!(told(&one) && told(&two), "a new watch begins with a look");
+        objects.put(config_map("a", "1"));
+        assert!(told(&one) && !told(&two));
+        objects.watch(&mut one, [key("a")].into());
+        assert!(!told(&one), "the same keys are the same watch");
+        objects.watch(&mut one, [key("b")].into());
+        assert!(told(&one));
+        objects.remove(&key("a"));
+        assert!(!told(&one) && !told(&two));
+        drop(two);
+        objects.put(config_map("b", "2"));
+        assert!(told(&one));
+    }
+}

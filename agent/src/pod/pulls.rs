@@ -1,0 +1,74 @@
+//! What a pod pulls besides its containers' images, and with which logins: image volumes, imagePullSecrets.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use super::Node;
+use crate::image::{Credential, Image, Pin, PullPolicy};
+use crate::model::{PodUid, ValidPod};
+use crate::runtime;
+use crate::runtime::recipe::env::Objects as _;
+
+/// Images that volumes of a pod use, by the volumes' names: not to be collected while the pod is there.
+pub type VolumeImages = BTreeMap<String, (Image, Pin)>;
+
+impl Node {
+    /// The logins of the pod's imagePullSecrets. A Secret that isn't there or isn't right is skipped, as the kubelet does: the image may
+    /// be public, and the registry's own words tell when it isn't.
+    pub(super) fn credentials(&self, pod: &ValidPod) -> Vec<Credential> {
+        let secrets = pod.spec().image_pull_secrets.iter().flatten();
+        let secrets = secrets.filter_map(|reference| self.objects.secret(pod.namespace(), &reference.name));
+        let mut credentials = Vec::new();
+        for secret in secrets {
+            for key in [".dockerconfigjson", ".dockercfg"] {
+                let Some(json) = secret.data.as_ref().and_then(|data| data.get(key)) else { continue };
+                match Credential::from_docker_config(&json.0) {
+                    Ok(logins) => credentials.extend(logins),
+                    Err(_) => {
+                        tracing::warn!(%pod, secret = secret.metadata.name, "the image pull secret is no Docker configuration")
+                    }
+                }
+            }
+        }
+        credentials
+    }
+
+    /// Makes the images of image volumes present. Their layers, the lowest first, by the volumes' names.
+    pub(super) async fn volume_images(&self, pod: &ValidPod) -> Result<BTreeMap<String, Vec<PathBuf>>, runtime::Error> {
+        let mut layers = BTreeMap::new();
+        for volume in pod.spec().volumes.iter().flatten() {
+            let Some(source) = &volume.image else { continue };
+            if let Some(known) = self.held_layers(pod.uid(), &volume.name) {
+                layers.insert(volume.name.clone(), known);
+                continue;
+            }
+            let reference = source.reference.as_deref().unwrap_or_default();
+            let policy = PullPolicy::named(source.pull_policy.as_deref());
+            let pulled = self.images.ensure(reference, policy, &self.credentials(pod), &|_| ()).await;
+            let image = pulled.map_err(|error| {
+                let message = format!("failed to pull image \"{reference}\": {error}");
+                runtime::Error::volume(pod, &volume.name, message)
+            })?;
+            let pin = self.images.pin(&image);
+            layers.insert(volume.name.clone(), image.layers.to_vec());
+            self.hold_image(pod.uid(), &volume.name, image, pin);
+        }
+        Ok(layers)
+    }
+
+    fn held_layers(&self, uid: &PodUid, volume: &str) -> Option<Vec<PathBuf>> {
+        let held = self.volume_images.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(uid)?.get(volume).map(|(image, _)| image.layers.to_vec())
+    }
+
+    fn hold_image(&self, uid: &PodUid, volume: &str, image: Image, pin: Pin) {
+        let mut held = self.volume_images.lock().unwrap_or_else(PoisonError::into_inner);
+        held.entry(uid.clone()).or_default().insert(volume.to_owned(), (image, pin));
+    }
+
+    /// The pod is gone: its volumes' images may be collected.
+    pub(super) fn release_images(&self, uid: &PodUid) {
+        self.volume_images.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}

@@ -1,0 +1,217 @@
+//! A pod's volumes on this machine: made, checked, found again, unmounted.
+//!
+//! What lives in memory (emptyDir of memory, Secrets) is a tmpfs mounted at the volume's folder in the agent's mount namespace, as the
+//! kubelet has it: it must outlive containers and the agent, and the kernel's mount table is what a new agent finds it by. Containers
+//! see none of it but what they mount.
+
+mod atomic;
+mod claim;
+mod empty_dir;
+mod host_path;
+mod image;
+mod ownership;
+pub mod payload;
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Volume;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::cgroup::layout::unescape;
+use super::error::{Cause, ConfigError, file};
+use super::recipe::env::Objects;
+use super::recipe::env_file::FILE_LIMIT;
+use super::recipe::sandbox;
+use super::remove::is_mount_point;
+use super::settings::Settings;
+use crate::model::ValidPod;
+use payload::Sources;
+
+/// Where a volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRoot {
+    /// On the host; a folder, or a file for some hostPaths.
+    pub path: PathBuf,
+    /// Whatever a mount says.
+    pub read_only: bool,
+    /// Owners are to be mapped for a pod with its own USER namespace.
+    pub idmap: bool,
+}
+
+/// A pod's volumes by name.
+pub type Volumes = BTreeMap<String, VolumeRoot>;
+
+/// What a pod's volumes are made from.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// The pod.
+    pub pod: &'a ValidPod,
+    /// Its addresses; empty on the host's network.
+    pub pod_ips: &'a [IpAddr],
+    /// ConfigMaps, Secrets and claims.
+    pub objects: &'a dyn Objects,
+    /// The layers of image volumes, the lowest first, by the volumes' names.
+    pub images: &'a BTreeMap<String, Vec<PathBuf>>,
+}
+
+/// Makes, or finds, all volumes of a pod. May be repeated.
+pub fn prepare(input: Input<'_>, settings: &Settings) -> Result<Volumes, Cause> {
+    let pod = input.pod;
+    let mut roots = Volumes::new();
+    for volume in pod.spec().volumes.iter().flatten() {
+        let (path, read_only) = one(input, settings, volume)
+            .map_err(|cause| Cause::Volume { volume: volume.name.clone(), cause: Box::new(cause) })?;
+        roots.insert(volume.name.clone(), VolumeRoot { path, read_only, idmap: sandbox::wants_ids(pod) });
+    }
+    Ok(roots)
+}
+
+/// Brings the volumes that are made of objects, or of the pod's own fields, to what those say now. Goes on past errors.
+pub fn refresh(input: Input<'_>, settings: &Settings) -> Vec<Cause> {
+    let mut errors = Vec::new();
+    for volume in input.pod.spec().volumes.iter().flatten() {
+        if let Some(Err(cause)) = files(input, settings, volume) {
+            errors.push(Cause::Volume { volume: volume.name.clone(), cause: Box::new(cause) });
+        }
+    }
+    errors
+}
+
+fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBuf, bool), Cause> {
+    let pod = input.pod;
+    if let Some(source) = &volume.empty_dir {
+        let path = settings.volume_dir(pod.uid(), "empty-dir", &volume.name);
+        empty_dir::make(pod, settings, source, &path)?;
+        return Ok((path, false));
+    }
+    if let Some(source) = &volume.host_path {
+        host_path::check(source)?;
+        return Ok((source.path.clone().into(), false));
+    }
+    if let Some(made) = files(input, settings, volume) {
+        return Ok((made?, true));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let path = claim::bound(input, settings, &source.claim_name)?;
+        return Ok((path, source.read_only == Some(true)));
+    }
+    if volume.ephemeral.is_some() {
+        return Ok((claim::ephemeral(pod, settings, &volume.name)?, false));
+    }
+    if let Some(source) = &volume.image {
+        return Ok((image::mount(input, settings, &volume.name, source)?, true));
+    }
+    Err(ConfigError::new("this kind of volume is not served by this agent").into())
+}
+
+/// A volume of files that the agent writes. `None`: it is of another kind.
+fn files(input: Input<'_>, settings: &Settings, volume: &Volume) -> Option<Result<PathBuf, Cause>> {
+    let Input { pod, pod_ips, objects, .. } = input;
+    let payload = payload::of(&Sources { pod, settings, pod_ips, objects }, volume)?;
+    let write = |payload| {
+        let path = settings.volume_dir(pod.uid(), "files", &volume.name);
+        fs::create_dir_all(&path).map_err(file("make", &path))?;
+        if payload::in_memory(volume) && !is_mount_point(&path) {
+            mount_secret_tmpfs(&path)?;
+        }
+        own(&path, fs_group(pod), if fs_group(pod).is_some() { 0o3777 } else { 0o1777 })?;
+        atomic::write(&path, &payload, fs_group(pod)).map_err(file("write the files of", &path))?;
+        Ok(path)
+    };
+    Some(payload.map_err(Cause::from).and_then(write))
+}
+
+/// securityContext.fsGroup.
+fn fs_group(pod: &ValidPod) -> Option<u32> {
+    pod.spec().security_context.as_ref()?.fs_group.and_then(|gid| u32::try_from(gid).ok())
+}
+
+/// Never written to a disk, also not as swap, where the kernel (Linux 6.4) can promise that.
+fn mount_secret_tmpfs(path: &Path) -> Result<(), Cause> {
+    mount_tmpfs(path, "mode=1777,noswap").or_else(|_| mount_tmpfs(path, "mode=1777"))
+}
+
+fn mount_tmpfs(path: &Path, options: &str) -> Result<(), Cause> {
+    let options = CString::new(options).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, options.as_c_str()).map_err(|e| file("mount a tmpfs at", path)(e.into()))
+}
+
+/// Sets a volume folder's group and rights, whatever lies at the path: a link is refused.
+fn own(path: &Path, gid: Option<u32>, mode: u32) -> Result<(), Cause> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| file("open", path)(e.into()))?;
+    let owned = gid.map_or(Ok(()), |gid| rustix::fs::fchown(&dir, None, Some(rustix::fs::Gid::from_raw(gid))));
+    owned.and_then(|()| rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))).map_err(|e| file("set the owner of", path)(e.into()))
+}
+
+/// Reads a file that a container may have written: beneath the volume whatever links say, and only as much as is allowed.
+pub fn read_env_file(volumes: &Volumes, name: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
+    let Some(volume) = volumes.get(name) else { return Ok(None) };
+    let top = rustix::fs::open(&volume.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(&top, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => fs::File::from(opened?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(io::Error::other(format!("it is larger than {} KiB", FILE_LIMIT / 1024)));
+    }
+    Ok(Some(bytes))
+}
+
+/// Makes the folders of a subPath that aren't there, with the volume's own mode. Links in the volume are a container's doing:
+/// they are resolved as if the volume were `/`, so none leads out.
+pub fn make_beneath(root: &Path, sub: &Path) -> Result<(), Cause> {
+    let failed = |error: Errno| file("make subPath in", root)(error.into());
+    let top = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&top).map_err(failed)?.st_mode & 0o7777);
+    let open =
+        |path: &Path| rustix::fs::openat2(&top, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT);
+    let mut done = PathBuf::from(".");
+    for part in sub.components() {
+        let parent = open(&done).map_err(failed)?;
+        done.push(part);
+        match open(&done) {
+            Ok(_) => continue,
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        match rustix::fs::mkdirat(&parent, part.as_os_str(), mode) {
+            // Another container's start was quicker, or it is a link to nowhere: the mount will tell.
+            Err(Errno::EXIST) => continue,
+            made => made.map_err(failed)?,
+        }
+        // mkdir is subject to the agent's umask.
+        rustix::fs::chmodat(&parent, part.as_os_str(), mode, AtFlags::empty()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Unmounts all that is mounted below a folder, the deepest first.
+pub fn unmount_below(dir: &Path) -> Vec<Cause> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).map(PathBuf::from);
+    let mut ours: Vec<PathBuf> = points.filter(|point| point.starts_with(dir)).collect();
+    ours.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    let failed = ours.iter().filter_map(|point| match rustix::mount::unmount(point, flags) {
+        // Somebody else was quicker.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => None,
+        Err(error) => Some(file("unmount", point)(error.into())),
+    });
+    failed.collect()
+}

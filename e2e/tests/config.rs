@@ -1,0 +1,170 @@
+//! ConfigMaps and Secrets as files beside the pods: what a container gets of them, and when.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use e2e::{Manifest, NodeBox, assert_eventually, eventually, pod};
+
+/// No test's output may have this.
+const PASSWORD: &str = "correct-horse-battery-staple";
+
+fn config_map(data: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: app}}\ndata: {data}\n")
+}
+
+fn secret() -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: login}}\nstringData: {{password: {PASSWORD}}}\ndata: {{user: YWRtaW4=}}\n"
+    )
+}
+
+/// A pod that has ConfigMap `app` at /etc/app, its key `color` at /etc/color, and Secret `login` at /etc/login.
+fn with_volumes() -> Manifest {
+    pod("web")
+        .spec("volumes: [{name: app, configMap: {name: app}}, {name: login, secret: {secretName: login, defaultMode: 0400}}]")
+        .runs_with(
+            "main",
+            "sleep",
+            "volumeMounts: [{name: app, mountPath: /etc/app}, {name: app, mountPath: /etc/color, subPath: color}, {name: login, mountPath: /etc/login}]",
+        )
+}
+
+#[test]
+fn environment_variables_come_from_config_maps_and_secrets() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", &config_map("{color: blue, SIZE: '10'}"));
+    node.apply("login.yaml", &secret());
+    let web = node.put(&pod("web").runs_with(
+        "main",
+        "sleep",
+        "envFrom: [{configMapRef: {name: app}}, {prefix: LOGIN_, secretRef: {name: login}}, {configMapRef: {name: none, optional: true}}]
+         env: [{name: COLOR, valueFrom: {configMapKeyRef: {name: app, key: color}}}, {name: SIZE, value: '$(SIZE)0'}, {name: NONE, valueFrom: {secretKeyRef: {name: login, key: none, optional: true}}}]",
+    ));
+    web.is_ready();
+    let env = web.container("main").demo("env");
+    let lines: Vec<&str> = env.lines().collect();
+    let password = format!("LOGIN_password={PASSWORD}");
+    for expected in ["color=blue", "COLOR=blue", "SIZE=100", "LOGIN_user=admin", &password] {
+        assert!(lines.contains(&expected), "{expected} is not in\n{env}");
+    }
+    assert!(!env.contains("NONE="), "{env}");
+    // exec has what the container has, also when the object says something else by now.
+    node.apply("app.yaml", &config_map("{color: red}"));
+    node.remove("login.yaml");
+    assert_eventually!(!node.run(&["get", "pods"]).ok().is_empty());
+    assert!(web.container("main").demo("env").contains("COLOR=blue"));
+}
+
+#[test]
+fn a_volume_follows_its_config_map_and_a_sub_path_does_not() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", &config_map("{color: blue, gone: x}"));
+    node.apply("login.yaml", &secret());
+    let web = node.put(&with_volumes());
+    web.is_ready();
+    let main = web.container("main");
+    assert_eq!(main.demo("read /etc/app/color"), "blue");
+    assert_eq!(main.demo("read /etc/login/password"), PASSWORD);
+    assert_eq!(main.demo("read /etc/login/user"), "admin");
+    assert!(main.demo("mounts").lines().any(|line| line.contains("/etc/login") && line.contains("tmpfs")));
+    main.exec(&["/demo", "write", "/etc/app/color", "mine"]).fails();
+    main.exec(&["/demo", "write", "/etc/login/password", "mine"]).fails();
+
+    node.apply("app.yaml", &config_map("{color: red, new: why}"));
+    assert_eventually!(main.demo("read /etc/app/color") == "red", "the edit is seen");
+    assert_eq!(main.demo("read /etc/app/new"), "why");
+    main.exec(&["/demo", "read", "/etc/app/gone"]).fails();
+    assert_eq!(main.demo("read /etc/color"), "blue", "a subPath stays as it was when the container started");
+    assert_eq!(main.restarts(), 0);
+
+    // What is deleted under a running pod stays in its volumes.
+    node.remove("app.yaml");
+    web.tells(&["FailedMount", "configmap \"app\" not found"]);
+    assert_eq!(main.demo("read /etc/app/color"), "red");
+}
+
+#[test]
+fn an_agent_that_was_away_brings_the_volumes_up_to_date() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    node.apply("login.yaml", &secret());
+    let web = node.put(&with_volumes());
+    web.is_ready();
+    node.kill_agent();
+    node.apply("app.yaml", &config_map("{color: red}"));
+    node.start_agent();
+    assert_eventually!(web.container("main").demo("read /etc/app/color") == "red", "the edit is seen");
+    assert_eq!(web.container("main").restarts(), 0);
+}
+
+#[test]
+fn a_pod_waits_for_what_is_missing_and_says_what() {
+    let node = NodeBox::start();
+    let volume = node.put(&with_volumes());
+    let from_key = node.put(&pod("key").runs_with(
+        "main",
+        "sleep",
+        "env: [{name: COLOR, valueFrom: {configMapKeyRef: {name: app, key: color}}}]",
+    ));
+    let message = from_key.container("main").waits_because("CreateContainerConfigError");
+    assert_eq!(message, "configmap \"app\" not found");
+    volume.tells(&["FailedMount", "MountVolume.SetUp failed for volume \"app\"", "configmap \"app\" not found"]);
+    let message = volume.container("main").waits_because("ContainerCreating");
+    assert!(message.contains("configmap \"app\" not found"), "{message}");
+
+    node.apply("app.yaml", &config_map("{colour: blue}"));
+    eventually("the missing key is told", || {
+        let message = from_key.container("main").waits_because("CreateContainerConfigError");
+        if message == "couldn't find key color in ConfigMap default/app" { Ok(()) } else { Err(message) }
+    });
+    volume.tells(&["FailedMount", "secret \"login\" not found"]);
+    node.apply("login.yaml", &secret());
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    for waiting in [&volume, &from_key] {
+        waiting.is_ready();
+        assert_eq!(waiting.container("main").restarts(), 0);
+    }
+}
+
+#[test]
+fn a_secret_is_shown_nowhere() {
+    let node = NodeBox::start();
+    node.apply("login.yaml", &secret());
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    let web = node.put(&with_volumes());
+    web.is_ready();
+    // A secret that is wrong is told of without its value.
+    node.apply("bad.yaml", &format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: bad}}\ndata: {{password: {PASSWORD}!}}\n"));
+    assert_eventually!(node.agent_output().contains("bad.yaml"), "the error is told");
+    let described = web.run(&["describe", "pod"], &[]).ok();
+    let listed = node.run(&["get", "pods", "-o", "json"]).ok();
+    let events = node.run(&["get", "events", "-A", "-o", "json"]).ok();
+    let encoded = "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ";
+    for text in [&described, &listed, &events, &node.agent_output()] {
+        assert!(!text.contains(PASSWORD) && !text.contains(encoded), "{text}");
+    }
+    // Nothing of it is on the disk: only the manifests themselves.
+    let root = node.root();
+    let search = format!("find {} -xdev -type f -exec grep -l {PASSWORD} {{}} +", root.display());
+    assert_eq!(node.inside("sh", &["-c", &search]).all(), "");
+}
+
+#[test]
+fn a_wrong_object_says_where_and_its_last_good_version_goes_on() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    node.apply("login.yaml", &secret());
+    let web = node.put(&with_volumes());
+    web.is_ready();
+    node.apply("app.yaml", &config_map("{color: 1}"));
+    assert_eventually!(
+        node.agent_output().contains("app.yaml:4:15: data[color]: Invalid value: 1: must be a string, not an integer"),
+        "the error has its place:\n{}",
+        node.agent_output()
+    );
+    assert_eq!(web.container("main").demo("read /etc/app/color"), "blue");
+    let immutable = |color: &str| format!("{}immutable: true\n", config_map(&format!("{{color: {color}}}")));
+    node.apply("app.yaml", &immutable("green"));
+    assert_eventually!(web.container("main").demo("read /etc/app/color") == "green", "the edit is seen");
+    node.apply("app.yaml", &immutable("red"));
+    assert_eventually!(node.agent_output().contains("field is immutable when `immutable` is set"), "the refusal is told");
+    assert_eq!(web.container("main").demo("read /etc/app/color"), "green");
+}

@@ -1,0 +1,220 @@
+//! Volumes of every kind, as a container sees them, and what becomes of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use e2e::{Manifest, NodeBox, Pod, assert_eventually, eventually, pod};
+use rstest::rstest;
+
+/// A pod with volume `v` at /v.
+fn with_volume(name: &str, volume: &str, mount: &str) -> Manifest {
+    let mounts = format!("volumeMounts: [{{name: v, mountPath: /v{mount}}}]");
+    pod(name).spec(&format!("volumes: [{{name: v, {volume}}}]")).runs_with("main", "sleep", &mounts)
+}
+
+fn listed(pod: &Pod<'_>, folder: &str) -> Vec<String> {
+    let names = pod.container("main").demo(&format!("list {folder}"));
+    names.lines().filter(|name| !name.starts_with("..")).map(str::to_owned).collect()
+}
+
+#[rstest]
+#[case::empty_dir("emptyDir: {}", "0:0 777")]
+#[case::mode("emptyDir: {mode: 0750}", "0:0 750")]
+#[case::memory("emptyDir: {medium: Memory, sizeLimit: 1Mi}", "0:0 777")]
+#[case::ephemeral(
+    "ephemeral: {volumeClaimTemplate: {spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}}}",
+    "0:0 777"
+)]
+#[case::image("image: {reference: 'localhost/nodeagent-demo:latest'}", "0:0 755")]
+fn a_folder_of_its_own(#[case] volume: &str, #[case] rights: &str) {
+    let node = NodeBox::start();
+    let one = node.put(&with_volume("one", volume, ""));
+    one.is_ready();
+    let own = one.container("main").demo("own /v");
+    assert!(own.starts_with(rights), "{own}");
+    if volume.starts_with("image") {
+        assert_eq!(listed(&one, "/v"), ["demo"]);
+        one.container("main").exec(&["/demo", "write", "/v/x", "y"]).fails();
+    } else {
+        one.container("main").demo("write /v/x kept");
+    }
+    node.remove("one.yaml");
+    one.is_gone();
+    let left = node.inside("find", &[node.root().to_str().unwrap(), "-path", "*/volumes/*"]);
+    assert_eq!(left.ok(), "");
+}
+
+#[test]
+fn the_pods_own_fields_are_files_and_follow_its_labels() {
+    let node = NodeBox::start();
+    let volume = "downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}, \
+                  {path: deep/name, mode: 0440, fieldRef: {fieldPath: metadata.name}}, \
+                  {path: cpu, resourceFieldRef: {containerName: main, resource: limits.cpu, divisor: 1m}}]}";
+    let manifest = |color: &str| {
+        let mounts = "resources: {limits: {cpu: 250m}}\nvolumeMounts: [{name: v, mountPath: /v}]";
+        pod("web")
+            .metadata(&format!("labels: {{color: {color}}}"))
+            .spec(&format!("volumes: [{{name: v, {volume}}}]"))
+            .runs_with("main", "sleep", mounts)
+    };
+    let web = node.put(&manifest("blue"));
+    web.is_ready();
+    let main = web.container("main");
+    assert_eq!(main.demo("read /v/labels"), "color=\"blue\"");
+    assert_eq!(main.demo("read /v/deep/name"), "web");
+    assert_eq!(main.demo("read /v/cpu"), "250");
+    node.put(&manifest("red"));
+    assert_eventually!(main.demo("read /v/labels") == "color=\"red\"", "the new label is seen");
+    assert_eq!(main.restarts(), 0);
+}
+
+#[test]
+fn a_projected_volume_gathers_its_sources() {
+    let node = NodeBox::start();
+    node.apply(
+        "objects.yaml",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {a: '1', b: '2'}\nbinaryData: {c: /w==}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {password: p}\n",
+    );
+    let sources = "projected: {defaultMode: 0400, sources: [{configMap: {name: app, items: [{key: a, path: sub/one, mode: 0444}]}}, \
+                   {secret: {name: login}}, {configMap: {name: none, optional: true}}, \
+                   {downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}]}";
+    let all = node.put(&with_volume("all", sources, ""));
+    all.is_ready();
+    assert_eq!(listed(&all, "/v"), ["name", "password", "sub"]);
+    let main = all.container("main");
+    assert_eq!(main.demo("read /v/sub/one"), "1");
+    assert_eq!(main.demo("read /v/password"), "p");
+    assert!(main.demo("own /v/..data/password").starts_with("0:0 400"));
+    assert!(main.demo("own /v/..data/sub/one").starts_with("0:0 444"));
+}
+
+#[test]
+fn a_claim_outlives_its_pods_and_its_file() {
+    let node = NodeBox::start();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\n\
+                 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    let volume = "persistentVolumeClaim: {claimName: data}";
+    let first = node.put(&with_volume("first", volume, ""));
+    first.tells(&["FailedMount", "persistentvolumeclaim \"data\" not found"]);
+    node.apply("claim.yaml", claim);
+    first.is_ready();
+    first.container("main").demo("write /v/x kept");
+    node.remove("first.yaml");
+    first.is_gone();
+    node.remove("claim.yaml");
+    node.apply("claim.yaml", claim);
+    let second = node.put(&with_volume("second", volume, ", readOnly: true"));
+    second.is_ready();
+    assert_eq!(second.container("main").demo("read /v/x"), "kept");
+    second.container("main").exec(&["/demo", "write", "/v/x", "y"]).fails();
+    let folder = node.root().join("var/lib/nodeagent/claims/default/data/x");
+    assert_eq!(std::fs::read_to_string(folder).unwrap().trim_end(), "kept");
+}
+
+#[test]
+fn a_group_owns_what_is_in_the_volumes() {
+    let node = NodeBox::start();
+    node.apply("login.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {password: p}\n");
+    node.apply(
+        "claim.yaml",
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n",
+    );
+    let volumes = "volumes: [{name: s, secret: {secretName: login, defaultMode: 0400}}, {name: e, emptyDir: {}}, {name: p, persistentVolumeClaim: {claimName: data}}]";
+    let mounts = "volumeMounts: [{name: s, mountPath: /s}, {name: e, mountPath: /e}, {name: p, mountPath: /p}]";
+    let grouped = pod("grouped")
+        .spec(volumes)
+        .spec("securityContext: {fsGroup: 4242, runsAsUser: 1000}".replace("runsAsUser", "runAsUser").as_str())
+        .runs_with("main", "sleep", mounts);
+    let grouped = node.put(&grouped);
+    grouped.is_ready();
+    let main = grouped.container("main");
+    assert!(main.demo("own /s/..data/password").starts_with("0:4242 440"));
+    assert_eq!(main.demo("read /s/password"), "p");
+    for folder in ["/e", "/p"] {
+        assert!(main.demo(&format!("own {folder}")).starts_with("0:4242 2777"), "{}", main.demo(&format!("own {folder}")));
+        main.demo(&format!("write {folder}/x y"));
+        assert!(main.demo(&format!("own {folder}/x")).starts_with("1000:4242 "));
+    }
+}
+
+#[test]
+fn a_sub_path_can_be_made_of_variables() {
+    let node = NodeBox::start();
+    let name = "env: [{name: WHO, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]";
+    let mounts = "volumeMounts: [{name: v, mountPath: /own, subPathExpr: $(WHO)/logs}, {name: v, mountPath: /all}]";
+    let manifest = pod("web").spec("volumes: [{name: v, emptyDir: {}}]").runs_with("main", "sleep", &format!("{name}\n{mounts}"));
+    let web = node.put(&manifest);
+    web.is_ready();
+    web.container("main").demo("write /own/x y");
+    assert_eq!(web.container("main").demo("read /all/web/logs/x"), "y");
+}
+
+#[test]
+fn what_an_init_container_writes_can_be_the_environment_of_the_others() {
+    let node = NodeBox::start();
+    node.apply(
+        "service.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: data-base}\nspec: {clusterIP: 10.96.0.7, ports: [{port: 5432}]}\n",
+    );
+    let file = "env: [{name: COLOR, valueFrom: {fileKeyRef: {volumeName: v, path: config.env, key: COLOR}}}, \
+                {name: NONE, valueFrom: {fileKeyRef: {volumeName: v, path: none, key: COLOR, optional: true}}}, \
+                {name: URL, value: 'db://$(DATA_BASE_SERVICE_HOST)/$(COLOR)/$$(COLOR)'}]";
+    let manifest = pod("web")
+        .spec("volumes: [{name: v, emptyDir: {}}]")
+        .first_runs("setup", "write /v/config.env COLOR='blue'", "volumeMounts: [{name: v, mountPath: /v}]")
+        .runs_with("main", "sleep", file);
+    let web = node.put(&manifest);
+    web.is_ready();
+    let env = web.container("main").demo("env");
+    let lines: Vec<&str> = env.lines().collect();
+    for expected in ["COLOR=blue", "URL=db://10.96.0.7/blue/$(COLOR)", "DATA_BASE_PORT_5432_TCP_ADDR=10.96.0.7"] {
+        assert!(lines.contains(&expected), "{expected} is not in\n{env}");
+    }
+    assert!(!env.contains("NONE"), "{env}");
+}
+
+#[rstest]
+#[case(
+    "csi: {driver: x.example.org}",
+    "spec.volumes[0].csi: Forbidden: CSI drivers are served to a node that is part of a cluster"
+)]
+#[case("gitRepo: {repository: 'https://example.org/x'}", "spec.volumes[0].gitRepo: Forbidden")]
+#[case(
+    "projected: {sources: [{serviceAccountToken: {path: token}}]}",
+    "spec.volumes[0].projected.sources[0].serviceAccountToken: Forbidden: only an API server can issue it"
+)]
+fn what_cannot_be_here_says_why(#[case] volume: &str, #[case] expected: &str) {
+    let node = NodeBox::start();
+    node.put(&with_volume("refused", volume, ""));
+    eventually("the reason is told", || {
+        let said = node.agent_output();
+        if said.contains(expected) { Ok(()) } else { Err(said) }
+    });
+}
+
+/// CVE-2021-25741, CVE-2017-1002101: a container swaps a subPath for a link to the host's files.
+#[test]
+fn a_link_in_a_sub_path_leads_into_the_volume_alone() {
+    let node = NodeBox::start();
+    let secret = node.folder().join("secret-of-the-host");
+    std::fs::write(&secret, "x").unwrap();
+    let volume = node.folder().join("volume");
+    std::fs::create_dir_all(volume.join("etc")).unwrap();
+    std::os::unix::fs::symlink("/etc", volume.join("absolute")).unwrap();
+    std::os::unix::fs::symlink("../../../../../../..", volume.join("up")).unwrap();
+    std::os::unix::fs::symlink(&secret, volume.join("file")).unwrap();
+    let manifest = |name: &str, sub: &str| {
+        let hostile = format!("hostPath: {{path: {}}}", volume.display());
+        node.put(&with_volume(name, &hostile, &format!(", subPath: {sub}")))
+    };
+    let absolute = manifest("absolute", "absolute");
+    absolute.is_ready();
+    assert!(listed(&absolute, "/v").is_empty(), "it is the volume's own /etc");
+    let up = manifest("up", "up");
+    up.is_ready();
+    assert_eq!(listed(&up, "/v"), ["absolute", "etc", "file", "up"]);
+    let file = manifest("file", "file");
+    file.until("does not start", |pod| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
+        if waiting.is_string() { Ok(()) } else { Err(pod["status"].to_string()) }
+    });
+}
