@@ -120,6 +120,10 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&call.shared),
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
+        (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
+            call.node().start(namespace, name).await?;
+            Ok(reply::success(json!({ "name": name, "kind": "pods" })))
+        }
         (["namespaces", namespace, "pods", name, act], method) => {
             let target = Target::find(call.node(), namespace, name)?;
             match (*act, method) {

@@ -65,6 +65,8 @@ pub enum Command {
     Delete(delete::DeleteArgs),
     /// End a pod and keep it ended until its manifest changes
     Stop(delete::StopArgs),
+    /// Let a stopped pod run again
+    Start(delete::StartArgs),
     /// Show what a pod is on this machine: namespaces, processes, mounts, cgroups
     Inspect(inspect::InspectArgs),
     /// Show each step of a pod's start with its time, and what it waits for
@@ -178,6 +180,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::PortForward(args) => forward::run(&client, args).await,
             Command::Delete(args) => delete::run(&client, args).await,
             Command::Stop(args) => delete::stop(&client, args).await,
+            Command::Start(args) => delete::start(&client, args).await,
             Command::Inspect(args) => inspect::run(&client, args).await,
             Command::Explain(args) => inspect::explain(&client, args).await,
             Command::Image(command) => image::run(&client, command).await,
@@ -191,7 +194,12 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
 async fn version(client: &Client) -> Result<ExitCode, CliError> {
     println!("Client Version: v{}", env!("CARGO_PKG_VERSION"));
     match client.get("/version").await {
-        Ok(version) => println!("Agent Version: {}", version["gitVersion"].as_str().unwrap_or_default()),
+        Ok(version) => {
+            // `v1.37.0+nodeagent.0.1.0`: Kubernetes' version, whose types are served, then the agent's own.
+            let text = version["gitVersion"].as_str().unwrap_or_default();
+            let (kubernetes, agent) = text.split_once("+nodeagent.").unwrap_or((text, "unknown"));
+            println!("Agent Version: v{agent} (Kubernetes {kubernetes})");
+        }
         Err(error @ CliError::NoAgent { .. }) => println!("Agent Version: none ({error})"),
         Err(error) => return Err(error),
     }
