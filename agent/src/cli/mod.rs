@@ -81,8 +81,12 @@ pub enum Command {
     /// Find out whether this machine can run pods, and what to do if not
     Check(CheckArgs),
     /// Print the versions of this program and of the agent that runs
+    #[command(after_help = "Examples:\n  nodeagent version")]
     Version,
     /// Print a shell's completion script
+    #[command(
+        after_help = "Examples:\n  nodeagent completions bash > /etc/bash_completion.d/nodeagent\n  source <(nodeagent completions zsh)"
+    )]
     Completions {
         /// Which shell
         shell: Shell,
@@ -111,6 +115,7 @@ pub struct ValidateArgs {
 
 /// Checking the machine.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nodeagent check\n  nodeagent check --json | jq '.checks[] | select(.verdict != \"good\")'")]
 pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
