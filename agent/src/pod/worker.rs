@@ -303,6 +303,8 @@ impl Worker {
             self.observed.ending = Some(ending);
             return false;
         }
+        // Whoever watches sees one pod go and another come, under the same UID.
+        self.node.store.remove_pod(self.pod.uid());
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
