@@ -218,3 +218,71 @@ fn a_link_in_a_sub_path_leads_into_the_volume_alone() {
         if waiting.is_string() { Ok(()) } else { Err(pod["status"].to_string()) }
     });
 }
+
+#[test]
+fn an_empty_dir_beyond_its_limit_is_the_end_of_the_pod() {
+    let node = NodeBox::start();
+    let limited = |name: &str| with_volume(name, "emptyDir: {sizeLimit: 1Mi}", "").runs("calm", "sleep");
+    let modest = node.put(&limited("modest"));
+    let greedy = node.put(&limited("greedy"));
+    modest.is_ready();
+    greedy.is_ready();
+    let volume = node.root().join("var/lib/nodeagent/pods").join(greedy.uid()).join("volumes/empty-dir/v/big");
+    std::fs::write(volume, vec![1; 2 << 20]).unwrap();
+    greedy.becomes("Failed");
+    let status = greedy.get().unwrap()["status"].clone();
+    assert_eq!(status["reason"], "Evicted", "{status}");
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ");
+    greedy.tells(&["Evicted", "exceeds the limit"]);
+    modest.is_ready();
+    // It stays so.
+    node.kill_agent();
+    node.start_agent();
+    greedy.becomes("Failed");
+    assert_eq!(greedy.get().unwrap()["status"]["reason"], "Evicted");
+    node.remove("greedy.yaml");
+    greedy.is_gone();
+}
+
+#[test]
+fn a_claims_data_goes_when_it_asks_for_that_and_nobody_uses_it() {
+    let node = NodeBox::start();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data, annotations: {nodeagent.dev/reclaim-policy: Delete}}\n\
+                 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    node.apply("claim.yaml", claim);
+    let user = node.put(&with_volume("user", "persistentVolumeClaim: {claimName: data}", ""));
+    user.is_ready();
+    user.container("main").demo("write /v/x y");
+    let folder = node.root().join("var/lib/nodeagent/claims/default/data");
+    node.remove("claim.yaml");
+    let late = node.put(&with_volume("late", "persistentVolumeClaim: {claimName: data}", ""));
+    late.tells(&["FailedMount", "persistentvolumeclaim \"data\" not found"]);
+    assert!(folder.join("x").exists(), "a pod uses it");
+    node.remove("late.yaml");
+    late.is_gone();
+    node.remove("user.yaml");
+    user.is_gone();
+    assert_eventually!(!folder.exists(), "nobody uses it");
+}
+
+/// CVE-2025-9566: a link that an image or volume holds must not turn the writing of a ConfigMap into a write to the host.
+#[test]
+fn what_the_agent_writes_for_a_pod_follows_no_link_of_the_pods() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: first}\n");
+    let target = node.folder().join("of-the-host");
+    std::fs::write(&target, "untouched").unwrap();
+    let mounts = "securityContext: {privileged: true}\nvolumeMounts: [{name: v, mountPath: /v}]";
+    let web = node.put(&pod("web").spec("volumes: [{name: v, configMap: {name: app}}]").runs_with("main", "sleep", mounts));
+    web.is_ready();
+    // As if a pod had got at its volume: the name is a link to the host's file, and so is the present version's file.
+    let volume = node.root().join("var/lib/nodeagent/pods").join(web.uid()).join("volumes/files/v");
+    let version = volume.join(std::fs::read_link(volume.join("..data")).unwrap());
+    for link in [volume.join("evil"), version.join("evil")] {
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+    }
+    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: second}\n");
+    assert_eventually!(web.container("main").demo("read /v/evil") == "second", "the edit is seen");
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
+}

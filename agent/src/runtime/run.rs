@@ -149,6 +149,11 @@ impl Runtime {
         volumes::refresh(input, &self.settings).into_iter().map(|cause| place.error(cause)).collect()
     }
 
+    /// Looks how much the pod's emptyDirs hold: the kubelet's sentence about one that is beyond its limit. Blocks on the disk.
+    pub fn volume_over_limit(&self, pod: &ValidPod) -> Option<String> {
+        volumes::usage::over_limit(pod, &self.settings)
+    }
+
     /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
     pub fn write_files(&self, pod: &ValidPod, pod_ips: &[IpAddr]) -> Result<(), Error> {
         files::write(pod, &self.settings, pod_ips).map_err(|cause| Place::pod(pod).error(cause))

@@ -11,6 +11,8 @@ mod host_path;
 mod image;
 mod ownership;
 pub mod payload;
+pub mod usage;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
