@@ -116,8 +116,8 @@ fn a_pod_waits_for_what_is_missing_and_says_what() {
         if message == "couldn't find key color in ConfigMap default/app" { Ok(()) } else { Err(message) }
     });
     volume.tells(&["FailedMount", "secret \"login\" not found"]);
-    node.apply("login.yaml", &secret());
     node.apply("app.yaml", &config_map("{color: blue}"));
+    node.apply("login.yaml", &secret());
     for waiting in [&volume, &from_key] {
         waiting.is_ready();
         assert_eq!(waiting.container("main").restarts(), 0);
