@@ -35,7 +35,7 @@ unit: ## Tests that need neither images nor the whole agent
 e2e: packages build images ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
 
-bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts
+bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace

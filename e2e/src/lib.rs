@@ -26,7 +26,7 @@ pub use namespaces::{INSIDE, Isolated, OUTSIDE, Outside};
 pub use node::{Builder, NodeBox};
 pub use paths::{binary, workspace};
 pub use pod::{Container, Pod};
-pub use registry::{REGISTRY, registries_conf, start as start_registry, storage};
+pub use registry::{REGISTRY, blob, manifest, registries_conf, replace, start as start_registry, storage};
 pub use snapshot::Snapshot;
 pub use yaml::{DEMO, Manifest, SHARED, pod};
 

@@ -12,6 +12,8 @@ use crate::{Isolated, Manifest, Output, Outside, Pod, Running, Snapshot, command
 #[derive(Debug, Default)]
 pub struct Builder {
     registry: bool,
+    damage: Option<fn(&Path)>,
+    disk: Option<u32>,
     configuration: Option<String>,
     arguments: Vec<String>,
     agent: NotYet,
@@ -28,6 +30,18 @@ impl Builder {
     /// A registry on its loopback that has library/{busybox,nginx,redis,debian}, and docker.io mirrored to it.
     pub fn with_registry(mut self) -> Self {
         self.registry = true;
+        self
+    }
+
+    /// The same over a copy of the storage, to which this has been done.
+    pub fn with_registry_after(mut self, damage: fn(&Path)) -> Self {
+        self.damage = Some(damage);
+        self
+    }
+
+    /// The agent's `--root` is a disk of its own, of so many MiB.
+    pub fn disk(mut self, mebibytes: u32) -> Self {
+        self.disk = Some(mebibytes);
         self
     }
 
@@ -97,7 +111,14 @@ impl NodeBox {
         std::fs::write(&registries, registry::registries_conf()).expect("the folder can be written");
         // The box has a MNT namespace of its own: the machine's file stays as it is.
         run(inside.command("mount").arg("--bind").arg(&registries).arg("/etc/containers/registries.conf")).ok();
-        let registry = with.registry.then(|| registry::start(&inside, folder.path()));
+        if let Some(mebibytes) = with.disk {
+            let size = format!("size={mebibytes}m,mode=755");
+            run(inside.command("mount").args(["-t", "tmpfs", "-o", &size, "disk"]).arg(folder.path().join("root"))).ok();
+        }
+        let registry = match with.damage {
+            Some(damage) => Some(registry::start_after(damage, &inside, folder.path())),
+            None => with.registry.then(|| registry::start(&inside, folder.path())),
+        };
         let mut arguments = with.arguments.clone();
         if let Some(yaml) = &with.configuration {
             let path = folder.path().join("config.yaml");
@@ -161,8 +182,13 @@ impl NodeBox {
 
     /// The command that runs the agent.
     pub fn agent_command(&self) -> Command {
+        self.agent_command_on(self.manifests().to_str().expect("a path in UTF-8"))
+    }
+
+    /// The same with another source of manifests.
+    pub fn agent_command_on(&self, manifests: &str) -> Command {
         let mut command = self.command(paths::binary("nodeagent").to_str().expect("a path in UTF-8"));
-        command.arg("--manifests").arg(self.manifests()).arg("--root").arg(self.root());
+        command.args(["--manifests", manifests, "--root"]).arg(self.root());
         command.args(["--node-name", "node", "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
         command
     }
@@ -170,7 +196,15 @@ impl NodeBox {
     /// Starts the agent and waits until it answers.
     #[track_caller]
     pub fn start_agent(&self) {
-        let mut agent = Running::start(&mut self.agent_command());
+        self.start_agent_with(self.agent_command(), "");
+    }
+
+    /// Starts the agent by this command, with this standard input, and waits until it answers.
+    #[track_caller]
+    pub fn start_agent_with(&self, mut command: Command, input: &str) {
+        let mut agent = Running::start(&mut command);
+        agent.write(input);
+        agent.close_input();
         eventually("the agent answers", || {
             assert!(agent.is_alive(), "the agent has ended:\n{}", agent.output());
             run(&mut self.client(&["version"])).result()?;
@@ -289,6 +323,26 @@ impl NodeBox {
     /// A pod: `web` or `namespace/web`.
     pub fn pod(&self, name: &str) -> Pod<'_> {
         Pod::named(self, name.to_string())
+    }
+
+    /// `REASON MESSAGE` of each event, of whatever object.
+    pub fn events(&self) -> Vec<String> {
+        let output = self.run(&["get", "events", "-A", "-o", "json"]).ok();
+        let list: serde_json::Value = serde_json::from_str(&output).unwrap_or_else(|e| panic!("{e}: {output}"));
+        let line = |event: &serde_json::Value| {
+            format!("{} {}", event["reason"].as_str().unwrap_or_default(), event["message"].as_str().unwrap_or_default())
+        };
+        list["items"].as_array().into_iter().flatten().map(line).collect()
+    }
+
+    /// Waits for an event that has all of these words.
+    #[track_caller]
+    pub fn tells(&self, words: &[&str]) -> String {
+        eventually(&format!("the node tells {words:?}"), || {
+            let events = self.events();
+            let told = events.iter().find(|event| words.iter().all(|word| event.contains(word)));
+            told.cloned().ok_or_else(|| events.join("\n"))
+        })
     }
 
     /// What `curl` gets on the node.

@@ -77,7 +77,7 @@ async fn measure(network: &Network, pods: usize) -> Fallible<()> {
         let start = Instant::now();
         let attached = attach(network, &uid, 60_000 + number as u16, &netns, netlink).await?;
         attaching.push(start.elapsed());
-        system += system_time()? - before;
+        system += system_time()?.saturating_sub(before);
         for (index, (name, taken)) in attached.steps.into_iter().enumerate() {
             match steps.get_mut(index) {
                 Some((_, list)) => list.push(taken),

@@ -34,6 +34,20 @@ impl Cidr {
         Ok(Cidr { base, prefix })
     }
 
+    /// The subnet that an address with prefix lies in: host bits are no error.
+    pub(crate) fn around(text: &str) -> Result<Cidr, String> {
+        let (ip, prefix) = text.split_once('/').ok_or_else(|| format!("{text:?} has no /prefix, as in 10.88.0.0/24"))?;
+        let ip: IpAddr = ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?;
+        let prefix = prefix.parse().map_err(|_| format!("{prefix:?} is not a prefix length"))?;
+        let base = if prefix <= width(ip) { from_number(number(ip) & mask(width(ip), prefix), ip) } else { ip };
+        Cidr::new(base, prefix)
+    }
+
+    /// `0.0.0.0/0` or `::/0`, of the family of that address.
+    pub(crate) fn everything(like: IpAddr) -> Cidr {
+        Cidr { base: from_number(0, like), prefix: 0 }
+    }
+
     /// The network's address.
     pub fn base(&self) -> IpAddr {
         self.base

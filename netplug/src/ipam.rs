@@ -295,7 +295,9 @@ impl Pools {
                 Ok(ip) => given.extend(ip),
                 Err(refusal) => {
                     // Given back as if never used: nobody has seen them.
-                    given.iter().for_each(|ip| self.undo(*ip));
+                    for ip in given {
+                        self.undo(ip);
+                    }
                     return Err(refusal);
                 }
             }

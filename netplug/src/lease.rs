@@ -76,6 +76,13 @@ impl LeaseDir {
         Ok(found)
     }
 
+    /// One pod's lease.
+    pub(crate) fn load_one(&self, uid: &str) -> Result<Option<Lease>, Error> {
+        let path = self.path(uid);
+        let exists = path.try_exists().map_err(state("look for the lease", &path))?;
+        exists.then(|| read(&path)).transpose()
+    }
+
     pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
         let path = self.path(&lease.uid);
         let new = path.with_extension("new");
@@ -123,6 +130,12 @@ impl LeaseDir {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether no pod has a lease.
+    pub(crate) fn is_empty(&self) -> Result<bool, Error> {
+        let mut entries = fs::read_dir(&self.dir).map_err(state("read the lease directory", &self.dir))?;
+        Ok(!entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|kind| kind == LEASE))))
     }
 
     /// Assumes a UID that [`check_uid`] accepts.

@@ -1,7 +1,26 @@
-//! The pod network of one node.
+//! The pod network of one node: a bridge, a veth straight into each pod's namespace, addresses, routes, host ports, all by netlink and
+//! without executing a program. [`Network`] is the library for an agent that lives on; [`cni`] is the same as a plugin.
+//!
+//! | module | what | knows |
+//! |---|---|---|
+//! | `settings`, `cidr` | what is wanted, checked | nobody |
+//! | [`ipam`] | which address: pure, O(1) | settings |
+//! | `lease` | what pods hold, crash-safe on disk | settings |
+//! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
+//! | `nft` | our table as messages; other people's chains | settings, lease |
+//! | `netlink` | many requests in one send | nobody |
+//! | `engine` | ties them; repairs | all of the above |
+//! | `network` | the asynchronous handle | engine |
+//! | [`cni`] | the plugin | engine |
+//!
+//! Messages are built with rtnetlink's builders (`LinkMessageBuilder`, `RouteMessageBuilder`) over netlink-packet-route's types. They
+//! don't travel by rtnetlink's `Handle`: that sends one request a system call and waits for each answer in a task, which costs a
+//! wake-up each; a pod's dozen requests go in a few packets here, whose answers are there when `send` returns. It would also want a
+//! tokio reactor in the plugin's process.
 #![forbid(unsafe_code)]
 
 mod cidr;
+pub mod cni;
 mod engine;
 mod error;
 pub mod ipam;
@@ -16,4 +35,5 @@ pub use cidr::{Cidr, Span};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
+pub use nft::Obstacle;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};

@@ -13,7 +13,7 @@ use netlink_packet_route::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -44,6 +44,7 @@ pub(crate) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub alias: Option<String>,
+    pub mac: Option<Mac>,
 }
 
 impl Link {
@@ -55,6 +56,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
                 LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
@@ -220,8 +222,8 @@ pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: bool) ->
 
 /// A veth pair: the host's end in the bridge, the pod's in its namespace from the start. Both are still down: a veth opens only
 /// when it has its peer, and what [`set_port`] and [`quiet`] set must be set before.
-pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac) -> Request {
-    let peer = LinkUnspec::new_with_name(POD_LINK).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
+pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac, inside: &str) -> Request {
+    let peer = LinkUnspec::new_with_name(inside).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
     let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
         .mtu(mtu)
@@ -320,11 +322,29 @@ fn address(index: u32, ip: IpAddr, prefix: u8) -> AddressMessage {
     message
 }
 
-/// The pod's way out.
-pub(crate) fn default_route(index: u32, gateway: IpAddr) -> Request {
-    let message = match gateway {
-        IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build(),
-        IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index).build(),
+/// A way out of the pod. Added, or put in place of the one to the same destination.
+pub(crate) fn route(index: u32, to: Cidr, gateway: IpAddr) -> Request {
+    let message = match (to.base(), gateway) {
+        (IpAddr::V4(base), IpAddr::V4(gateway)) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(base, to.prefix());
+            route.gateway(gateway).output_interface(index).build()
+        }
+        (IpAddr::V6(base), IpAddr::V6(gateway)) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(base, to.prefix());
+            route.gateway(gateway).output_interface(index).build()
+        }
+        // By a gateway of the other family (RTA_VIA): the kernel says whether it can.
+        (_, gateway) => {
+            let route = RouteMessageBuilder::<IpAddr>::new().output_interface(index);
+            let mut message = route.build();
+            message.header.address_family = family(to.is_v4());
+            message.header.destination_prefix_length = to.prefix();
+            message.attributes.push(RouteAttribute::Via(match gateway {
+                IpAddr::V4(ip) => RouteVia::Inet(ip),
+                IpAddr::V6(ip) => RouteVia::Inet6(ip),
+            }));
+            message
+        }
     };
     Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }

@@ -3,7 +3,7 @@
 //! carries a whole step. rtnetlink's own connection sends one request a system call and wakes a task for each answer.
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -48,6 +48,11 @@ pub(crate) fn socket(protocol: isize) -> std::io::Result<Socket> {
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER);
     let _ = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER);
     Ok(socket)
+}
+
+/// A route socket of the calling thread's network namespace, to be used from others.
+pub(crate) fn inside() -> std::io::Result<OwnedFd> {
+    socket(netlink_sys::protocols::NETLINK_ROUTE)?.as_fd().try_clone_to_owned()
 }
 
 /// The number by which the kernel names a socket.

@@ -16,12 +16,17 @@ use rustix::{
     io::{read, write},
     pipe::{PipeFlags, pipe_with},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, unbounded_channel},
+    oneshot,
+};
 
 use crate::{
     engine::{Engine, Wake, Wanted},
     error::{Doing, Error},
     lease::Lease,
+    links::POD_LINK,
+    nft::Obstacle,
     settings::{Port, Settings},
 };
 
@@ -119,7 +124,8 @@ impl Network {
     pub async fn attach(&self, attachment: Attachment<'_>) -> Result<Attached, Error> {
         let Attachment { uid, pod, netns, netlink, ports, fixed } = attachment;
         let netns = netns.try_clone_to_owned().doing(|| format!("duplicate the network namespace's descriptor of pod {pod}"))?;
-        let wanted = Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed };
+        let wanted =
+            Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed, link: POD_LINK.into(), routes: None };
         self.run(move |engine| engine.attach(&wanted)).await?
     }
 
@@ -150,6 +156,19 @@ impl Network {
     pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
         let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
         self.run(move |engine| engine.retain(&live)).await?
+    }
+
+    /// The UIDs of pods whose link somebody deletes, as it happens. The network alone can't mend that, for it keeps no pod's namespace
+    /// open: [`Network::attach`] does. A pod whose namespace ended before it was released is told of as well.
+    pub async fn severed(&self) -> Result<UnboundedReceiver<String>, Error> {
+        let (listener, severed) = unbounded_channel();
+        self.run(move |engine| engine.listen(listener)).await?;
+        Ok(severed)
+    }
+
+    /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
+    pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
+        self.run(Engine::obstacles).await?
     }
 
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].

@@ -83,6 +83,26 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
     wait(network.close(Remove::All)).unwrap();
 }
 
+#[test]
+fn a_pod_that_loses_its_link_is_told_of() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let mut severed = wait(network.severed()).unwrap();
+    let [pod, released, detached] = ["pod", "released", "detached"].map(Pod::new);
+    let (first, _server) = pod.up(&network);
+    released.attach(&network).unwrap();
+    detached.attach(&network).unwrap();
+    wait(network.detach("detached")).unwrap();
+    wait(network.release_when_netns_dies("released")).unwrap();
+    drop(released);
+    lab.node.ip(&format!("link delete {}", first.host_if));
+    assert_eq!(wait(severed.recv()), Some("pod".into()));
+    assert_eq!(pod.attach(&network).unwrap().ips, first.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", first.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
+    drop(network);
+    assert_eq!(wait(severed.recv()), None, "nothing else, and the end");
+}
+
 /// The table's handle tells whether it was made anew.
 #[test]
 fn its_own_doings_are_no_harm() {
@@ -92,7 +112,9 @@ fn its_own_doings_are_no_harm() {
     let before = handle();
     for round in 0..5 {
         let pods: Vec<Pod> = (0..3).map(|n| Pod::new(&format!("pod{n}")).port(&format!("{}:80/TCP", 8000 + n))).collect();
-        pods.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+        for pod in &pods {
+            pod.attach(&network).unwrap();
+        }
         if round % 2 == 0 {
             wait(network.release_when_netns_dies("pod0")).unwrap();
         }
@@ -190,7 +212,9 @@ fn retain_frees_all_others() {
     let (_, _server) = keep.up(&network);
     let before = lab.node.picture();
     let gone: Vec<Pod> = (0..5).map(|n| Pod::new(&format!("gone{n}")).port(&format!("{}:80/TCP", 9000 + n))).collect();
-    gone.iter().for_each(|pod| drop(pod.attach(&network).unwrap()));
+    for pod in &gone {
+        pod.attach(&network).unwrap();
+    }
     wait(network.release_when_netns_dies("gone0")).unwrap();
     wait(network.retain(&["keep", "unknown"])).unwrap();
     assert_eq!(lab.node.picture(), before);

@@ -41,7 +41,7 @@ fn set_br_netfilter(lab: &Lab, value: &'static str) {
     let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     lab.node.run(move || {
         if path.exists() {
-            std::fs::write(path, value).unwrap()
+            std::fs::write(path, value).unwrap();
         }
     });
 }
@@ -220,6 +220,30 @@ fn ipv6_alone() {
     let (attached, _pod) = pod.up(&network);
     assert_eq!(attached.ips, ["fd00:88::2".parse::<IpAddr>().unwrap()]);
     assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("pod {OUTSIDE6}")));
+}
+
+#[test]
+fn a_firewall_that_drops_is_named() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let told = || wait(network.obstacles()).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(told(), Vec::<String>::new());
+    lab.node.nft("add table ip filter");
+    for (chain, policy) in [("input", "drop"), ("forward", "accept")] {
+        lab.node.nft(&format!("add chain ip filter {chain} {{ type filter hook {chain} priority 0; policy {policy}; }}"));
+    }
+    assert_eq!(told(), Vec::<String>::new());
+    lab.node.nft("add chain ip filter forward { policy drop; }");
+    let pod = Pod::new("pod");
+    pod.attach(&network).unwrap();
+    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
+    pod.netns.assert_unreachable(Tcp, &format!("{OUTSIDE}:80"));
+    let told = told();
+    assert!(told.len() == 1 && told[0].contains("chain forward of table ip filter"), "{told:?}");
+    // What it says helps.
+    lab.node.nft("insert rule ip filter forward iifname pods0 accept");
+    lab.node.nft("insert rule ip filter forward oifname pods0 accept");
+    assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")));
 }
 
 #[test]

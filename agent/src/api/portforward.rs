@@ -1,15 +1,22 @@
 //! `pods/portforward`: by WebSocket channels (one connection a request), and by SPDY, straight or inside a WebSocket (any number of
 //! connections).
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::route::{Call, Target};
+use super::spdy::{self, Patience, Sender, Stream};
 use super::websocket::{Socket, message};
-use super::{ApiError, Response, remote, websocket};
+use super::{ApiError, Response, remote, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 
@@ -20,6 +27,13 @@ pub const DATA: u8 = 0;
 /// The first port's error.
 pub const ERROR: u8 = 1;
 
+/// WebSocket protocol: SPDY in binary messages.
+pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// How long the other connections wait for one whose server in the pod doesn't read.
+const STUCK: Patience = Patience::Until(Duration::from_secs(30));
+/// In which a connection's second stream must follow the first.
+const PAIRING: Duration = Duration::from_secs(30);
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
 
@@ -27,7 +41,16 @@ const CHUNK: usize = 32 * 1024;
 pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
     let (node, uid) = (call.node().clone(), target.uid.clone());
     if websocket::is_wanted(call.request.headers()) {
-        let (response, _, socket) = websocket::accept(&mut call.request, &[CHANNELS])?;
+        let (response, protocol, socket) = websocket::accept(&mut call.request, &[TUNNEL, CHANNELS])?;
+        if protocol == TUNNEL {
+            tokio::spawn(async move {
+                if let Ok(socket) = socket.await {
+                    let (near, far) = tokio::io::duplex(CHUNK);
+                    tokio::join!(websocket::tunnel(socket, far), forward_all(near, node, uid));
+                }
+            });
+            return Ok(response);
+        }
         let port = port(&call)?;
         tokio::spawn(async move {
             if let Ok(socket) = socket.await {
@@ -36,7 +59,120 @@ pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
         });
         return Ok(response);
     }
+    if streams::is_wanted(call.request.headers()) {
+        let (response, connection) = streams::accept(&mut call.request, streams::PORT_FORWARD)?;
+        tokio::spawn(async move {
+            if let Ok(connection) = connection.await {
+                forward_all(connection, node, uid).await;
+            }
+        });
+        return Ok(response);
+    }
     Err(remote::upgrade_required())
+}
+
+/// Serves a SPDY connection: each forwarded connection is a stream for data and one for an error, with the same request number.
+pub async fn forward_all<S>(io: S, node: Arc<dyn Node>, uid: PodUid)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut streams, connection) = spdy::serve(io, STUCK);
+    let pairing = async move {
+        let mut forwarded = JoinSet::new();
+        let mut halves: HashMap<String, Half> = HashMap::new();
+        while let Some(stream) = streams.recv().await {
+            while forwarded.try_join_next().is_some() {}
+            halves.retain(|_, half| half.since.elapsed() < PAIRING);
+            let request = stream.header("requestid").unwrap_or_default().to_owned();
+            let half = halves.entry(request.clone()).or_insert_with(Half::new);
+            match stream.header(streams::TYPE) {
+                Some("data") => half.data = Some(stream),
+                Some("error") => half.error = Some(stream),
+                _ => {}
+            }
+            if half.is_whole()
+                && let Some(Half { data: Some(data), error: Some(error), .. }) = halves.remove(&request)
+            {
+                let (node, uid) = (node.clone(), uid.clone());
+                forwarded.spawn(async move { forward(data, error, &node, &uid).await });
+            }
+        }
+    };
+    // The client's end ends all that is forwarded.
+    tokio::select! {
+        () = pairing => {}
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!("a connection of port-forward ended: {error}");
+        },
+    }
+}
+
+struct Half {
+    since: Instant,
+    data: Option<Stream>,
+    error: Option<Stream>,
+}
+
+impl Half {
+    fn new() -> Self {
+        Self { since: Instant::now(), data: None, error: None }
+    }
+    fn is_whole(&self) -> bool {
+        self.data.is_some() && self.error.is_some()
+    }
+}
+
+/// One connection into the pod.
+async fn forward(data: Stream, error: Stream, node: &Arc<dyn Node>, uid: &PodUid) {
+    let port = data.header("port").and_then(|port| port.parse().ok()).filter(|port| *port != 0);
+    let (incoming, data) = data.split();
+    let (_, error) = error.split();
+    let connected = match port {
+        Some(port) => node.connect(uid, port).await.map_err(|error| error.to_string()),
+        None => Err("the stream's header `port` is not a port".to_owned()),
+    };
+    match connected {
+        Ok(stream) => {
+            tokio::select! {
+                () = splice(stream, incoming, &data) => {}
+                () = data.closed() => {}
+            }
+        }
+        Err(message) => {
+            let _ = error.send(message.as_bytes()).await;
+            let _ = data.finish().await;
+        }
+    }
+    let _ = error.finish().await;
+}
+
+/// Both directions, each to its own end: one that is closed doesn't end the other.
+async fn splice(stream: TcpStream, mut incoming: mpsc::Receiver<Bytes>, data: &Sender) {
+    let (mut reader, mut writer) = stream.into_split();
+    let upload = async {
+        while let Some(bytes) = incoming.recv().await {
+            if writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        let _ = writer.shutdown().await;
+    };
+    let download = async {
+        let mut chunk = vec![0; spdy::PIECE];
+        while let Ok(length @ 1..) = reader.read(&mut chunk).await {
+            if data.send(&chunk[..length]).await.is_err() {
+                return;
+            }
+        }
+        // Said at once: the client may wait for it before it closes its side.
+        let _ = data.finish().await;
+    };
+    tokio::pin!(upload);
+    tokio::select! {
+        // A server that has said all and closed reads no more either.
+        () = download => {}
+        () = async { upload.await; std::future::pending::<()>().await } => {}
+    }
 }
 
 fn port(call: &Call) -> Result<u16, ApiError> {

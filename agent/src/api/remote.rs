@@ -17,7 +17,7 @@ use super::descriptor::Descriptor;
 use super::logs::{container, remark};
 use super::query::Query;
 use super::route::{Call, Target};
-use super::{ApiError, Response, websocket};
+use super::{ApiError, Response, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::{AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
 
@@ -143,6 +143,15 @@ where
             let Ok(socket) = socket.await else { return };
             let (peer, transport) = pair(options.stdin);
             tokio::join!(run(options, peer), websocket::carry(socket, version, transport));
+        });
+        return Ok(response);
+    }
+    if streams::is_wanted(call.request.headers()) {
+        let (response, connection) = streams::accept(&mut call.request, streams::REMOTE_COMMAND)?;
+        tokio::spawn(async move {
+            let Ok(connection) = connection.await else { return };
+            let (peer, transport) = pair(options.stdin);
+            streams::carry(connection, &options.clone(), transport, run(options, peer)).await;
         });
         return Ok(response);
     }

@@ -42,6 +42,10 @@ impl ApiError {
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "BadRequest", message)
     }
+    /// 403.
+    pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(403, "Forbidden", message)
+    }
     /// 404, of an object.
     pub fn not_found(resource: &str, name: &str) -> Self {
         Self {

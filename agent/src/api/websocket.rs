@@ -15,7 +15,7 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::time::{Duration, Instant, interval_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -30,6 +30,9 @@ use crate::pod::node::TerminalSize;
 const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
 /// Without hearing anything for a minute kubectl gives up, also when its pings wait behind stdin that the process doesn't read.
 const HEARTBEAT: Duration = Duration::from_secs(20);
+
+/// Bytes of a message of [`tunnel`].
+const TUNNEL: usize = 32 * 1024;
 
 /// Channels of a remote command.
 pub mod channel {
@@ -127,6 +130,34 @@ impl WireSize {
     pub fn parse(bytes: &[u8]) -> Option<TerminalSize> {
         let size: Self = serde_json::from_slice(bytes).ok()?;
         Some(TerminalSize { rows: size.height, columns: size.width })
+    }
+}
+
+/// Carries a byte stream in binary messages, whatever their bounds, until either end is over.
+pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send>(socket: Socket<S>, stream: DuplexStream) {
+    let (mut sink, mut messages) = socket.split();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let inward = async {
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(bytes) if writer.write_all(&bytes).await.is_err() => return,
+                Message::Close(_) => return,
+                _ => {}
+            }
+        }
+    };
+    let outward = async {
+        let mut chunk = vec![0; TUNNEL];
+        while let Ok(length @ 1..) = reader.read(&mut chunk).await {
+            if sink.send(Message::Binary(Bytes::copy_from_slice(&chunk[..length]))).await.is_err() {
+                return;
+            }
+        }
+        let _ = sink.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))).await;
+    };
+    tokio::select! {
+        () = inward => {}
+        () = outward => {}
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Manager {
     /// What the sources want, by UID.
     wanted: HashMap<PodUid, ValidPod>,
     adopted: HashMap<PodUid, Adopted>,
+    /// Pods of which nothing is known but what they left; it is being cleared away.
+    clearing: HashSet<PodUid>,
     /// Files that are wrong now.
     faults: HashSet<PathBuf>,
     /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on.
@@ -68,6 +70,7 @@ impl Manager {
             running: HashMap::new(),
             wanted: HashMap::new(),
             adopted,
+            clearing: HashSet::new(),
             faults: HashSet::new(),
             in_doubt: HashSet::new(),
             reclaim: Vec::new(),
@@ -79,7 +82,7 @@ impl Manager {
     pub async fn run(mut self, mut source: mpsc::Receiver<source::Event>, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut sourced = true;
         loop {
-            if self.draining && self.running.is_empty() {
+            if self.draining && self.running.is_empty() && self.clearing.is_empty() {
                 return;
             }
             tokio::select! {
@@ -153,6 +156,8 @@ impl Manager {
             Some(running) => {
                 let _ = running.commands.send(Command::Update(pod));
             }
+            // It begins once nothing of its predecessor is left.
+            None if self.clearing.contains(&uid) => {}
             None => self.begin(pod),
         }
     }
@@ -223,7 +228,8 @@ impl Manager {
             self.spawn(orphan.uid, worker, live, commands, inbox);
         }
         for uid in self.node.runtime.leftovers() {
-            if !self.wanted.contains_key(&uid) && !self.running.contains_key(&uid) {
+            let known = self.wanted.contains_key(&uid) || self.running.contains_key(&uid) || self.clearing.contains(&uid);
+            if !known {
                 self.clear(uid);
             }
         }
@@ -231,12 +237,14 @@ impl Manager {
     }
 
     /// Removes what is left of a pod that nobody knows any more.
-    fn clear(&self, uid: PodUid) {
+    fn clear(&mut self, uid: PodUid) {
         let node = self.node.clone();
-        tokio::spawn(async move {
+        self.clearing.insert(uid.clone());
+        self.workers.spawn(async move {
             if let Err(error) = node.runtime.remove_pod(&uid, None).await {
                 tracing::warn!(%uid, %error, "what is left of a pod could not be cleared away; the next start of the agent tries again");
             }
+            uid
         });
     }
 
@@ -252,6 +260,10 @@ impl Manager {
             }
             Order::Drain => {
                 self.draining = true;
+                // Also those that the sources hadn't come to yet.
+                self.wanted.clear();
+                self.faults.clear();
+                self.forget_unwanted();
                 for running in self.running.values() {
                     let _ = running.commands.send(Command::End { grace: None, then: Then::Gone });
                 }
@@ -296,6 +308,7 @@ impl Manager {
             }
         };
         self.running.remove(&uid);
+        self.clearing.remove(&uid);
         self.node.live.write().unwrap_or_else(PoisonError::into_inner).remove(&uid);
         self.node.store.remove_pod(&uid);
         self.reclaim_unused();

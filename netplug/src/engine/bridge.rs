@@ -18,7 +18,7 @@ use crate::{
 const ETHERNET_MTU: u32 = 1500;
 
 /// The bridge, up.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bridge {
     pub index: u32,
     pub mtu: u32,
@@ -45,22 +45,49 @@ impl Bridge {
             }
             None => create(wire, socket, settings, mtu)?,
         };
-        forward(settings, &routes)?;
+        guard_routers(settings, &routes)?;
+        forward(settings)?;
+        if settings.has(false) {
+            // A pod could otherwise announce itself as the host's router (CVE-2020-10749).
+            sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+        }
+        // The alias comes last: who finds it knows that nothing before it was left out.
         let alias = alias(settings);
         let mut requests = vec![links::set_bridge(name, ours.then_some(alias.as_str()), mtu, settings.has(true))];
         for (gateway, subnet) in gateways(settings) {
             requests.push(links::add_address(index, gateway, subnet));
         }
         all(wire, socket, requests, || format!("set up bridge {name}"))?;
-        if settings.has(false) {
-            // A pod could otherwise announce itself as the host's router (CVE-2020-10749).
-            sysctl(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+        Ok(Bridge { index, mtu, ipv6: has_ipv6() })
+    }
+
+    /// As [`Bridge::up`], but a bridge that was made here isn't examined: nothing is listed, however many links there are.
+    pub(crate) fn ready(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Bridge, Error> {
+        match find(wire, socket, &settings.bridge)? {
+            Some(link)
+                if link.alias.as_ref() == Some(&alias(settings)) && link.up && settings.mtu.is_none_or(|mtu| mtu == link.mtu) =>
+            {
+                forward(settings)?;
+                let addresses = gateways(settings).map(|(ip, subnet)| links::add_address(link.index, ip, subnet)).collect();
+                all(wire, socket, addresses, || format!("give bridge {} its addresses", link.name))?;
+                Ok(Bridge::of(&link))
+            }
+            // Pods may be on it, so it isn't renumbered.
+            _ => Bridge::up(wire, socket, settings, usize::MAX),
         }
-        Ok(Bridge { index, mtu, ipv6: Path::new("/proc/sys/net/ipv6").exists() })
+    }
+
+    /// The bridge as it is, if it is.
+    pub(crate) fn as_found(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Bridge, Error> {
+        Ok(Bridge::of(&find(wire, socket, &settings.bridge)?.unwrap_or_default()))
+    }
+
+    fn of(link: &Link) -> Bridge {
+        Bridge { index: link.index, mtu: link.mtu, ipv6: has_ipv6() }
     }
 
     /// Removes the bridge if it was made here.
-    pub(crate) fn down(self, wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<(), Error> {
+    pub(crate) fn down(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<(), Error> {
         match find(wire, socket, &settings.bridge)? {
             Some(link) if is_ours(&link, settings) => {
                 all(wire, socket, vec![links::doom(link.index), links::delete_doomed()], || {
@@ -70,6 +97,10 @@ impl Bridge {
             _ => Ok(()),
         }
     }
+}
+
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// A link by name.
@@ -96,7 +127,7 @@ pub(crate) fn all(
 
 fn create(wire: &mut Wire, socket: &Socket, settings: &Settings, mtu: u32) -> Result<u32, Error> {
     let name = settings.bridge.as_str();
-    let mac = settings.ranges.first().map(|range| links::mac_of(range.gateway())).unwrap_or_default();
+    let mac = mac(settings).unwrap_or_default();
     wire.route_one(socket, links::new_bridge(name, mac, mtu)).doing(|| format!("create bridge {name}"))?;
     match find(wire, socket, name)? {
         Some(link) => Ok(link.index),
@@ -124,13 +155,22 @@ fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, po
         };
     }
     if !stray.is_empty() && pods > 0 {
-        return taken(format!("serves {pods} pods with address {}; the settings say {}", have(), want()));
+        return taken(format!("serves pods with address {}; the settings say {}", have(), want()));
     }
     all(wire, socket, stray.into_iter().map(links::remove_address).collect(), || format!("renumber bridge {}", link.name))
 }
 
+/// The bridge's MAC: given, or it would change with its ports.
+fn mac(settings: &Settings) -> Option<links::Mac> {
+    settings.ranges.first().map(|range| links::mac_of(range.gateway()))
+}
+
 fn is_ours(link: &Link, settings: &Settings) -> bool {
-    link.alias.as_deref() == Some(alias(settings).as_str())
+    match &link.alias {
+        Some(found) => *found == alias(settings),
+        // A crash left it without alias; but nobody else gives it this MAC.
+        None => link.kind == Some(InfoKind::Bridge) && link.mac.is_some() && link.mac == mac(settings),
+    }
 }
 
 fn alias(settings: &Settings) -> String {
@@ -202,19 +242,25 @@ impl Routes {
 }
 
 /// Lets the host route between the bridge and the world. Left on at the end: by then others may rely on it.
-fn forward(settings: &Settings, routes: &Routes) -> Result<(), Error> {
+fn forward(settings: &Settings) -> Result<(), Error> {
     if settings.has(true) {
         sysctl("net/ipv4/ip_forward", "1")?;
     }
     if settings.has(false) {
-        // A host that forwards ignores router advertisements unless told otherwise: it would lose its own default route.
-        if let Some(uplink) = routes.uplink(Some(false)) {
-            let path = format!("net/ipv6/conf/{}/accept_ra", uplink.name);
-            if fs::read_to_string(format!("/proc/sys/{path}")).is_ok_and(|value| value.trim() == "1") {
-                sysctl(&path, "2")?;
-            }
-        }
         sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
+}
+
+/// A host that forwards ignores router advertisements unless told otherwise: it would lose its own default route.
+fn guard_routers(settings: &Settings, routes: &Routes) -> Result<(), Error> {
+    if settings.has(false)
+        && let Some(uplink) = routes.uplink(Some(false))
+    {
+        let path = format!("net/ipv6/conf/{}/accept_ra", uplink.name);
+        if fs::read_to_string(format!("/proc/sys/{path}")).is_ok_and(|value| value.trim() == "1") {
+            sysctl(&path, "2")?;
+        }
     }
     Ok(())
 }

@@ -6,12 +6,12 @@
 mod bridge;
 mod host_port;
 mod pod;
+mod ports;
 mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
@@ -21,17 +21,23 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-use self::watch::Watch;
-pub(crate) use self::{pod::Wanted, watch::Wake};
+pub(crate) use self::{
+    pod::{Via, Wanted},
+    watch::Wake,
+};
+use self::{
+    ports::{Ports, index, unindex},
+    watch::Watch,
+};
 use crate::{
-    error::{Doing, Error, PortHolder},
+    error::{Doing, Error},
     ipam::{Pools, Refusal},
     lease::{Lease, LeaseDir},
     links,
     netlink::{self, Wire},
     network::{Attached, Remove},
-    nft::Table,
-    settings::{Port, Protocol, Settings},
+    nft::{Obstacle, Table, others::obstacles},
+    settings::Settings,
 };
 
 /// One network, open.
@@ -47,63 +53,104 @@ pub(crate) struct Engine {
     leases: HashMap<String, Lease>,
     ports: Ports,
     clock: Clock,
-    watch: Watch,
+    /// None for [`Engine::for_one`]: that doesn't live long enough.
+    watch: Option<Watch>,
+    /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
+    complete: bool,
     /// The numbers of `route` and `nft`: what they do needs no repair.
     port_ids: (u32, u32),
     closed: bool,
 }
 
-/// Which pod has which host port.
-type Ports = HashMap<(Protocol, u16), Vec<(Port, String)>>;
+/// What [`Engine::for_one`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The bridge and the table are to be there.
+    Attach,
+    /// Nothing is made.
+    Remove,
+}
 
 impl Engine {
     /// Brings the network up in the calling thread's network namespace, and takes over what an earlier process left.
     pub(crate) fn open(settings: Settings) -> Result<Engine, Error> {
-        settings.check()?;
-        let mut wire = Wire::new();
-        let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a route netlink socket".into())?;
-        let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netfilter netlink socket".into())?;
-        let port_ids = (netlink::port_id(&route), netlink::port_id(&nft));
-        let port_ids = (
-            port_ids.0.doing(|| "ask for a netlink socket's number".into())?,
-            port_ids.1.doing(|| "ask for a netlink socket's number".into())?,
-        );
-        let watch = Watch::new()?;
-        let mut dir = LeaseDir::open(&settings.state_dir)?;
-        let found = dir.load(settings.reuse_after)?;
-        let clock = Clock::new(settings.reuse_after);
-        let mut pools = Pools::new(&settings.ranges, settings.reuse_after);
-        for lease in &found.leases {
-            keep(&mut pools, lease)?;
-        }
-        for (ip, age) in found.resting {
-            pools.remember(ip, clock.now().saturating_sub(age));
-        }
-        let bridge = Bridge::up(&mut wire, &route, &settings, found.leases.len())?;
-        let table = Table::new(&settings);
-        let mut ports = Ports::new();
-        for lease in &found.leases {
-            index(&mut ports, lease);
-        }
-        let leases = found.leases.into_iter().map(|lease| (lease.uid.clone(), lease)).collect();
-        let mut engine = Engine {
-            settings,
-            wire,
-            route,
-            nft,
-            table,
-            bridge,
-            dir,
-            pools,
-            leases,
-            ports,
-            clock,
-            watch,
-            port_ids,
-            closed: false,
-        };
+        let mut engine = Engine::idle(settings)?;
+        engine.watch = Some(Watch::new()?);
+        engine.complete()?;
+        engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.render()?;
         Ok(engine)
+    }
+
+    /// For a process that does one thing for one pod and ends: reads no more than that pod's lease, and lists nothing, so that it
+    /// costs the same however many pods there are. Somebody else keeps other processes away and chooses the address.
+    pub(crate) fn for_one(settings: Settings, uid: &str, purpose: Purpose) -> Result<Engine, Error> {
+        let mut engine = Engine::idle(settings)?;
+        if let Some(lease) = engine.dir.load_one(uid)? {
+            engine.adopt(lease)?;
+        }
+        match purpose {
+            Purpose::Attach => {
+                engine.bridge = Bridge::ready(&mut engine.wire, &engine.route, &engine.settings)?;
+                let action = || format!("look for the nftables table inet {}", engine.settings.table);
+                if !engine.table.stands(&mut engine.wire, &engine.nft).doing(action)? {
+                    engine.render()?;
+                }
+            }
+            Purpose::Remove => engine.bridge = Bridge::as_found(&mut engine.wire, &engine.route, &engine.settings)?,
+        }
+        Ok(engine)
+    }
+
+    /// With nothing done and nothing known.
+    fn idle(settings: Settings) -> Result<Engine, Error> {
+        settings.check()?;
+        let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a route netlink socket".into())?;
+        let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netfilter netlink socket".into())?;
+        let number = |socket| netlink::port_id(socket).doing(|| "ask for a netlink socket's number".into());
+        let port_ids = (number(&route)?, number(&nft)?);
+        Ok(Engine {
+            wire: Wire::new(),
+            route,
+            nft,
+            table: Table::new(&settings),
+            bridge: Bridge::default(),
+            dir: LeaseDir::open(&settings.state_dir)?,
+            pools: Pools::new(&settings.ranges, settings.reuse_after),
+            leases: HashMap::new(),
+            ports: Ports::new(),
+            clock: Clock::new(settings.reuse_after),
+            watch: None,
+            complete: false,
+            port_ids,
+            closed: false,
+            settings,
+        })
+    }
+
+    /// Reads all leases, unless that was done.
+    fn complete(&mut self) -> Result<(), Error> {
+        if self.complete {
+            return Ok(());
+        }
+        let found = self.dir.load(self.settings.reuse_after)?;
+        for lease in found.leases {
+            if !self.leases.contains_key(&lease.uid) {
+                self.adopt(lease)?;
+            }
+        }
+        for (ip, age) in found.resting {
+            self.pools.remember(ip, self.clock.now().saturating_sub(age));
+        }
+        self.complete = true;
+        Ok(())
+    }
+
+    fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
+        keep(&mut self.pools, &lease)?;
+        index(&mut self.ports, &lease);
+        self.leases.insert(lease.uid.clone(), lease);
+        Ok(())
     }
 
     /// Wires a pod, or mends what is missing.
@@ -116,7 +163,7 @@ impl Engine {
         let before = self.leases.get(&wanted.uid).cloned();
         let lease = self.lease(wanted, before.as_ref(), &inside)?;
         steps.done("lease");
-        match self.make(wanted, &lease, before.as_ref(), inside, &mut steps) {
+        match self.make(wanted, &lease, before.as_ref(), &inside, &mut steps) {
             Ok(attached) => Ok(attached),
             Err(error) => {
                 if before.is_none() {
@@ -150,6 +197,7 @@ impl Engine {
 
     /// Frees all that belongs to none of these pods, links included that no lease names.
     pub(crate) fn retain(&mut self, live: &HashSet<String>) -> Result<(), Error> {
+        self.complete()?;
         let dead: Vec<Lease> = self.leases.values().filter(|lease| !live.contains(&lease.uid)).cloned().collect();
         let kept: HashSet<String> =
             self.leases.values().filter(|lease| live.contains(&lease.uid)).map(|lease| lease.host_if.clone()).collect();
@@ -187,7 +235,7 @@ impl Engine {
         let mut errors = Vec::new();
         errors.extend(self.retain(&HashSet::new()).err());
         errors.extend(self.destroy_table().err());
-        errors.extend(self.bridge.down(&mut self.wire, &self.route, &self.settings).err());
+        errors.extend(Bridge::down(&mut self.wire, &self.route, &self.settings).err());
         if errors.is_empty() {
             errors.extend(self.dir.destroy().err());
         }
@@ -204,9 +252,24 @@ impl Engine {
         Error::all(ports.into_iter().chain(table).collect())
     }
 
-    /// Sleeps until there is something to do.
-    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
-        self.watch.sleep(bell)
+    /// Other people's chains that may drop what pods send.
+    pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
+        let Settings { table, bridge, .. } = &self.settings;
+        obstacles(&mut self.wire, &self.nft, table, bridge).doing(|| "list nftables chains".into())
+    }
+
+    /// What a pod holds.
+    pub(crate) fn lease_of(&self, uid: &str) -> Option<&Lease> {
+        self.leases.get(uid)
+    }
+
+    /// Removes the table and the lease directory when no pod is left.
+    pub(crate) fn tidy(&mut self) -> Result<(), Error> {
+        if !self.dir.is_empty()? {
+            return Ok(());
+        }
+        self.destroy_table()?;
+        self.dir.destroy()
     }
 
     fn destroy_table(&mut self) -> Result<(), Error> {
@@ -215,6 +278,7 @@ impl Engine {
 
     /// The whole table from what is known.
     fn render(&mut self) -> Result<(), Error> {
+        self.complete()?;
         self.table
             .render(&mut self.wire, &self.nft, self.leases.values())
             .doing(|| format!("set up the nftables table inet {}", self.settings.table))
@@ -223,20 +287,17 @@ impl Engine {
     /// Makes or renews the lease, on disk before anything else, so that a crash can't give the address twice.
     fn lease(&mut self, wanted: &Wanted, before: Option<&Lease>, inside: &pod::Inside) -> Result<Lease, Error> {
         let address = |refusal: Refusal| Error::Address { pod: wanted.pod.clone(), refusal };
-        let (ips, host_if) = match before {
-            Some(lease) => {
-                if let Some(ip) = wanted.fixed.iter().find(|ip| !lease.ips.contains(ip)) {
-                    let problem = format!("the address {ip} is asked for, but the pod runs with {}", show(&lease.ips));
-                    return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
-                }
-                (lease.ips.clone(), lease.host_if.clone())
+        let (ips, host_if) = if let Some(lease) = before {
+            if let Some(ip) = wanted.fixed.iter().find(|ip| !lease.ips.contains(ip)) {
+                let problem = format!("the address {ip} is asked for, but the pod runs with {}", show(&lease.ips));
+                return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
             }
-            None => {
-                // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
-                let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
-                let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
-                (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
-            }
+            (lease.ips.clone(), lease.host_if.clone())
+        } else {
+            // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
+            let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
+            let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
+            (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
         };
         let lease = Lease { uid: wanted.uid.clone(), pod: wanted.pod.clone(), ips, host_if, ports: wanted.ports.clone() };
         if before == Some(&lease) {
@@ -262,16 +323,16 @@ impl Engine {
         wanted: &Wanted,
         lease: &Lease,
         before: Option<&Lease>,
-        inside: pod::Inside,
+        inside: &pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
         if before.is_some() && inside.link.is_none() {
             self.evict(&lease.host_if)?;
         }
-        let (host_if, index) = match self.pair(wanted, lease, &inside) {
+        let (host_if, index) = match self.pair(wanted, lease, inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;
-                self.pair(wanted, lease, &inside)?
+                self.pair(wanted, lease, inside)?
             }
             pair => pair?,
         };
@@ -279,9 +340,9 @@ impl Engine {
             self.rename(&lease.uid, &host_if)?;
         }
         steps.done("veth");
-        self.set_up_inside(wanted, lease, index, &inside)?;
+        self.set_up_inside(wanted, lease, index, inside)?;
         steps.done("address");
-        self.open_ports(lease, before)?;
+        self.open_ports(wanted, lease, before)?;
         steps.done("ports");
         Ok(Attached {
             ips: lease.ips.clone(),
@@ -311,54 +372,12 @@ impl Engine {
         inside.addresses.iter().map(|address| address.ip).filter(|ip| pools.claim(*ip).is_ok()).collect()
     }
 
-    fn check_ports(&self, wanted: &Wanted) -> Result<(), Error> {
-        let mine: &[Port] = self.leases.get(&wanted.uid).map_or(&[], |lease| &lease.ports);
-        for (number, port) in wanted.ports.iter().enumerate() {
-            let taken = |holder| Err(Error::PortTaken { pod: wanted.pod.clone(), port: *port, holder });
-            if wanted.ports[..number].iter().any(|earlier| earlier.collides(port)) {
-                return taken(PortHolder::Pod(format!("{} itself", wanted.pod)));
-            }
-            let others = self.ports.get(&(port.protocol, port.host_port)).into_iter().flatten();
-            let other = others
-                .filter(|(other, uid)| *uid != wanted.uid && other.collides(port))
-                .find_map(|(_, uid)| self.leases.get(uid));
-            if let Some(other) = other {
-                return taken(PortHolder::Pod(other.pod.clone()));
-            }
-            if !mine.contains(port)
-                && let Some(holder) = host_port::holder(port)
-            {
-                return taken(holder);
-            }
-        }
-        Ok(())
-    }
-
-    /// In one batch; if the kernel doesn't have the table that we think it has, all of it anew.
-    fn open_ports(&mut self, lease: &Lease, before: Option<&Lease>) -> Result<(), Error> {
-        let changed = before.is_some_and(|before| before.ports != lease.ports);
-        if !changed && lease.ports.is_empty() {
-            return Ok(());
-        }
-        if changed || self.table.add(&mut self.wire, &self.nft, lease).is_err() {
-            return self.render();
-        }
-        Ok(())
-    }
-
-    fn close_ports(&mut self, lease: &Lease) -> Result<(), Error> {
-        unindex(&mut self.ports, lease);
-        if self.table.remove(&mut self.wire, &self.nft, lease).is_ok() {
-            return Ok(());
-        }
-        let leases = self.leases.values().filter(|other| other.uid != lease.uid);
-        self.table
-            .render(&mut self.wire, &self.nft, leases)
-            .doing(|| format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table))
-    }
-
     fn release(&mut self, lease: &Lease) -> Result<(), Error> {
-        self.dir.release(&lease.uid)?;
+        if self.settings.reuse_after.is_zero() {
+            self.dir.forget(&lease.uid)?;
+        } else {
+            self.dir.release(&lease.uid)?;
+        }
         self.leases.remove(&lease.uid);
         self.give_back(lease);
         Ok(())
@@ -399,24 +418,6 @@ fn keep(pools: &mut Pools, lease: &Lease) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn index(ports: &mut Ports, lease: &Lease) {
-    for port in &lease.ports {
-        ports.entry((port.protocol, port.host_port)).or_default().push((*port, lease.uid.clone()));
-    }
-}
-
-fn unindex(ports: &mut Ports, lease: &Lease) {
-    for port in &lease.ports {
-        let key = (port.protocol, port.host_port);
-        if let Some(holders) = ports.get_mut(&key) {
-            holders.retain(|(_, uid)| *uid != lease.uid);
-            if holders.is_empty() {
-                ports.remove(&key);
-            }
-        }
-    }
 }
 
 fn is_ours(link: &str) -> bool {

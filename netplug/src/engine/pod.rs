@@ -12,9 +12,11 @@ use rustix::io::Errno;
 
 use super::{Engine, bridge};
 use crate::{
+    cidr::Cidr,
     error::{Doing, Error, Refused},
+    ipam::Pool,
     lease::{Lease, check_uid},
-    links::{self, Address, Link, POD_LINK},
+    links::{self, Address, Link, Route},
     netlink::{Outcome, Request},
     settings::{Isolation, Port, Settings},
 };
@@ -33,6 +35,18 @@ pub(crate) struct Wanted {
     pub netlink: OwnedFd,
     pub ports: Vec<Port>,
     pub fixed: Vec<IpAddr>,
+    /// The interface's name inside.
+    pub link: String,
+    /// Where the pod may go by its gateway, or by another neighbour; none given: everywhere.
+    pub routes: Option<Vec<Via>>,
+}
+
+/// A route of a pod.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Via {
+    pub to: Cidr,
+    /// Unset: the gateway of the pod's address of that family.
+    pub gateway: Option<IpAddr>,
 }
 
 impl Wanted {
@@ -66,7 +80,7 @@ impl Engine {
     /// Brings the pod's loopback up, and looks whether it has been wired before.
     pub(super) fn look_inside(&mut self, wanted: &Wanted) -> Result<Inside, Error> {
         let action = || format!("look into the network namespace of pod {}", wanted.pod);
-        let requests = vec![links::loopback_up(), links::get_link(POD_LINK)];
+        let requests = vec![links::loopback_up(), links::get_link(&wanted.link)];
         let mut outcomes = self.wire.route(&wanted.netlink, requests).doing(action)?.into_iter();
         if let Some(loopback) = outcomes.next() {
             loopback.ok().doing(|| format!("bring up the loopback of pod {}", wanted.pod))?;
@@ -78,7 +92,7 @@ impl Engine {
         };
         let Some(link) = link else { return Ok(Inside::default()) };
         if link.kind != Some(InfoKind::Veth) {
-            let problem = format!("its network namespace has an interface {POD_LINK} already, which is not a veth");
+            let problem = format!("its network namespace has an interface {} already, which is not a veth", wanted.link);
             return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
         }
         let found = self.wire.dump(&wanted.netlink, links::all_addresses).doing(action)?;
@@ -94,15 +108,15 @@ impl Engine {
             return Ok((host_if.clone(), link.index));
         }
         if inside.link.is_some() {
-            let problem = format!("its interface {POD_LINK} is not connected to this host");
+            let problem = format!("its interface {} is not connected to this host", wanted.link);
             return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
         }
         let host_if = self.create(wanted, lease)?;
-        let messages = self.wire.route_one(&wanted.netlink, links::get_link(POD_LINK));
-        let messages = messages.doing(|| format!("find {POD_LINK} of pod {}", wanted.pod))?;
+        let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link));
+        let messages = messages.doing(|| format!("find {} of pod {}", wanted.link, wanted.pod))?;
         match Link::all(&messages).next() {
             Some(link) => Ok((host_if, link.index)),
-            None => Err(Errno::NODEV).doing(|| format!("find {POD_LINK} of pod {}", wanted.pod)),
+            None => Err(Errno::NODEV).doing(|| format!("find {} of pod {}", wanted.link, wanted.pod)),
         }
     }
 
@@ -114,18 +128,47 @@ impl Engine {
             requests.push(links::set_pod_link(index, mac, self.bridge.mtu));
         }
         if self.bridge.ipv6 && !self.settings.has(false) {
-            requests.push(links::quiet(POD_LINK));
+            requests.push(links::quiet(&wanted.link));
         }
-        requests.push(links::up(index));
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
-        for ip in &lease.ips {
-            if let Some(pool) = self.pools.of(*ip) {
-                requests.push(links::add_address(index, *ip, pool.subnet()));
-                requests.push(links::default_route(index, pool.gateway()));
-            }
+        let pools: Vec<(IpAddr, &Pool)> = lease.ips.iter().filter_map(|ip| Some((*ip, self.pools.of(*ip)?))).collect();
+        requests.extend(pools.iter().map(|(ip, pool)| links::add_address(index, *ip, pool.subnet())));
+        // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
+        requests.push(links::up(index));
+        for (ip, pool) in pools {
+            requests.extend(routes(wanted, ip, pool).map(|(to, gateway)| links::route(index, to, gateway)));
         }
         bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
+    }
+
+    /// What of a pod isn't as it was left, if something.
+    pub(crate) fn examine(&mut self, wanted: &Wanted, lease: &Lease) -> Result<Option<String>, Error> {
+        let inside = self.look_inside(wanted)?;
+        let Some(link) = &inside.link else { return Ok(Some(format!("interface {} is gone", wanted.link))) };
+        if !link.up {
+            return Ok(Some(format!("interface {} is down", wanted.link)));
+        }
+        if let Some(ip) = lease.ips.iter().find(|ip| !inside.addresses.iter().any(|address| address.ip == **ip)) {
+            return Ok(Some(format!("interface {} has lost its address {ip}", wanted.link)));
+        }
+        for ip in &lease.ips {
+            let messages = self.wire.dump(&wanted.netlink, || links::all_routes(ip.is_ipv4())).doing(|| "list routes".into())?;
+            let found: Vec<Route> = Route::all(&messages).collect();
+            let asked = wanted.routes.iter().flatten().filter(|via| via.to.is_v4() == ip.is_ipv4());
+            if let Some(via) = asked.into_iter().find(|via| !found.iter().any(|route| route.destination == via.to)) {
+                return Ok(Some(format!("the route to {} is gone", via.to)));
+            }
+        }
+        let host = bridge::find(&mut self.wire, &self.route, &lease.host_if)?;
+        if !host.is_some_and(|host| host.up && host.bridge == Some(self.bridge.index)) {
+            return Ok(Some(format!("{} is not in bridge {}, or down", lease.host_if, self.settings.bridge)));
+        }
+        let action = || format!("look for the nftables table inet {}", self.settings.table);
+        if !self.table.stands(&mut self.wire, &self.nft).doing(action)? {
+            return Ok(Some(format!("the nftables table inet {} is gone, or made of other settings", self.settings.table)));
+        }
+        Ok(None)
     }
 
     /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
@@ -137,7 +180,7 @@ impl Engine {
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac);
+            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac, &wanted.link);
             let mut outcomes =
                 self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
@@ -254,6 +297,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The routes of an address's family: what was asked for, or all by the gateway.
+fn routes<'a>(wanted: &'a Wanted, ip: IpAddr, pool: &'a Pool) -> impl Iterator<Item = (Cidr, IpAddr)> + 'a {
+    let everywhere = wanted.routes.is_none().then_some((Cidr::everything(ip), pool.gateway()));
+    let asked = wanted.routes.iter().flatten().filter(move |via| via.to.is_v4() == ip.is_ipv4());
+    everywhere.into_iter().chain(asked.map(|via| (via.to, via.gateway.unwrap_or_else(|| pool.gateway()))))
 }
 
 /// The name of the host's end: the same for the same pod, whatever process asks. FNV-1a.

@@ -2,7 +2,7 @@
 //! Here is decided whether a change hurts ours; [`Engine::repair`] puts it back.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,8 @@ use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
 };
+
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::Engine;
 use crate::{
@@ -54,6 +56,8 @@ pub(crate) struct Watch {
     due: Option<Instant>,
     patience: Duration,
     repaired: Option<Instant>,
+    /// Who wants to know of pods that lost their link.
+    listeners: Vec<UnboundedSender<String>>,
 }
 
 /// Why the thread woke up.
@@ -82,11 +86,11 @@ impl Watch {
                 socket.add_membership(*group).doing(|| format!("join netlink group {group}"))?;
             }
         }
-        Ok(Watch { route, nft, buffer: vec![0; 64 * 1024], due: None, patience: PATIENCE, repaired: None })
+        Ok(Watch { route, nft, buffer: vec![0; 64 * 1024], due: None, patience: PATIENCE, repaired: None, listeners: Vec::new() })
     }
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
-    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+    fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
         let timeout = self.due.map(|due| {
             let left = due.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -142,17 +146,28 @@ fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> boo
 }
 
 impl Engine {
+    /// Sleeps until there may be something to do.
+    pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+        self.watch.as_ref().map_or(Wake::Bell, |watch| watch.sleep(bell))
+    }
+
+    /// Tells that one of pods that lose their link from now on.
+    pub(crate) fn listen(&mut self, listener: UnboundedSender<String>) {
+        if let Some(watch) = &mut self.watch {
+            watch.listeners.push(listener);
+        }
+    }
+
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself
     /// changed is read before somebody sleeps on it.
     pub(crate) fn notice(&mut self) {
-        let hurt = self.read_links() | self.read_tables();
-        if self.closed {
-            return;
+        // Taken out for the time, so that it can be read beside the rest.
+        let Some(mut watch) = self.watch.take() else { return };
+        let hurt = self.read_links(&mut watch) | self.read_tables(&mut watch);
+        if hurt && !self.closed {
+            watch.plan_repair();
         }
-        if hurt {
-            self.watch.plan_repair();
-        }
-        if self.watch.is_due() {
+        if watch.is_due() && !self.closed {
             match self.repair() {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
@@ -161,18 +176,20 @@ impl Engine {
                 ),
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
-                    self.watch.plan_repair();
+                    watch.plan_repair();
                 }
             }
         }
+        self.watch = Some(watch);
     }
 
     /// Whether the bridge or a pod's port was hurt.
-    fn read_links(&mut self) -> bool {
+    fn read_links(&self, watch: &mut Watch) -> bool {
         let (bridge, me) = (self.bridge.index, self.port_ids.0);
         let mut hurt = false;
         let mut seen: HashMap<u32, Seen> = HashMap::new();
-        let lost = drain(&self.watch.route, &mut self.watch.buffer, |message| {
+        let mut gone: HashSet<String> = HashSet::new();
+        let lost = drain(&watch.route, &mut watch.buffer, |message| {
             let index = u32_at(message, 20);
             match kind(message) {
                 RTM_DELADDR => hurt |= index == bridge && sender(message) != me,
@@ -180,23 +197,28 @@ impl Engine {
                 RTM_DELLINK => {
                     hurt |= index == bridge;
                     seen.remove(&index);
+                    gone.insert(port(message, bridge).name);
                 }
                 RTM_NEWLINK if index == bridge => hurt |= u32_at(message, 24) & IFF_UP == 0,
                 RTM_NEWLINK => drop(seen.insert(index, port(message, bridge))),
                 _ => {}
             }
         });
+        // A pod that was wired anew has a link of that name again.
+        gone.retain(|name| !seen.values().any(|port| port.name == *name));
+        let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
+        severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
         let astray: Vec<Seen> = seen.into_values().filter(|port| !port.in_order).collect();
         let of_a_pod = |name: &str| self.leases.values().any(|lease| lease.host_if == name);
         hurt || lost || astray.iter().any(|port| of_a_pod(&port.name))
     }
 
     /// Whether something was taken out of our table.
-    fn read_tables(&mut self) -> bool {
+    fn read_tables(&self, watch: &mut Watch) -> bool {
         let mut hurt = false;
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
-        let lost = drain(&self.watch.nft, &mut self.watch.buffer, |message| {
+        let lost = drain(&watch.nft, &mut watch.buffer, |message| {
             hurt |= deletes_from(message) && sender(message) != me && table_of(message) == Some(table.as_bytes());
         });
         hurt || lost
@@ -207,7 +229,7 @@ fn port(message: &[u8], bridge: u32) -> Seen {
     let (mut name, mut master) = (String::new(), None);
     for (kind, value) in attributes(message.get(LINK_HEADER..).unwrap_or_default()) {
         match kind {
-            IFLA_IFNAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            IFLA_IFNAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut name),
             IFLA_MASTER => master = Some(u32_at(value, 0)),
             _ => {}
         }

@@ -108,27 +108,27 @@ impl Rule {
     }
 
     /// `iifname "…"`
-    pub(crate) fn from_link(self, name: &str) -> Rule {
+    pub(crate) fn input_link(self, name: &str) -> Rule {
         self.meta(META_IIFNAME, R1).compare(CMP_EQ, &link_name(name))
     }
 
     /// `oifname "…"`
-    pub(crate) fn to_link(self, name: &str) -> Rule {
+    pub(crate) fn output_link(self, name: &str) -> Rule {
         self.meta(META_OIFNAME, R1).compare(CMP_EQ, &link_name(name))
     }
 
     /// `oifname != "…"`
-    pub(crate) fn not_to_link(self, name: &str) -> Rule {
+    pub(crate) fn not_output_link(self, name: &str) -> Rule {
         self.meta(META_OIFNAME, R1).compare(CMP_NEQ, &link_name(name))
     }
 
     /// `ip saddr 127.0.0.0/8`
-    pub(crate) fn from_loopback(self) -> Rule {
+    pub(crate) fn loopback_source(self) -> Rule {
         self.payload(BASE_NETWORK, Family::V4.source_offset(), 1, R1).compare(CMP_EQ, &[127])
     }
 
     /// `ip daddr 127.0.0.0/8`
-    pub(crate) fn to_loopback(self) -> Rule {
+    pub(crate) fn loopback_destination(self) -> Rule {
         self.payload(BASE_NETWORK, Family::V4.destination_offset(), 1, R1).compare(CMP_EQ, &[127])
     }
 
@@ -143,7 +143,7 @@ impl Rule {
     }
 
     /// `fib daddr type local`: addressed to this node.
-    pub(crate) fn to_this_node(self) -> Rule {
+    pub(crate) fn local_destination(self) -> Rule {
         self.expression("fib", |data| {
             data.u32(1, R1).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR);
         })

@@ -9,13 +9,13 @@ use netlink_sys::Socket;
 
 use super::{
     rule::{Family, Is, Rule, Verdict},
-    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op},
+    wire::{Attrs, Batch, NLM_F_APPEND, NLM_F_CREATE, Op, single},
 };
 use crate::{
     cidr::Cidr,
     error::Refused,
     lease::Lease,
-    netlink::{Answer, Wire},
+    netlink::{Answer, Wire, attributes},
     settings::{Isolation, Port, Settings},
 };
 
@@ -28,6 +28,7 @@ const PRIORITY_DNAT: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SNAT: i32 = 100;
 
+const USERDATA_OF_TABLE: u16 = 6;
 const SET_INTERVAL: u32 = 4;
 const SET_MAP: u32 = 8;
 const ELEMENT_INTERVAL_END: u32 = 1;
@@ -78,7 +79,9 @@ impl Table {
         // Added first, so that there is one to delete.
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
         batch.add(Op::DelTable, 0, &self.attrs());
-        batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
+        let mut named = self.attrs();
+        named.bytes(USERDATA_OF_TABLE, &comment(&self.fingerprint()));
+        batch.add(Op::NewTable, NLM_F_CREATE, &named);
         self.add_sets(&mut batch);
         self.add_chains(&mut batch);
         for rule in &rules {
@@ -106,6 +109,27 @@ impl Table {
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
         batch.add(Op::DelTable, 0, &self.attrs());
         commit(wire, socket, batch)
+    }
+
+    /// Whether the table is there and was made of these settings by this version.
+    pub(crate) fn stands(&self, wire: &mut Wire, socket: &Socket) -> Result<bool, Refused> {
+        let wanted = comment(&self.fingerprint());
+        let mut stands = false;
+        wire.exchange(socket, &single(Op::GetTable, &self.attrs()), |_, answer| {
+            if let Answer::Message(message) = answer {
+                let mut attributes = attributes(message.get(20..).unwrap_or_default());
+                stands |= attributes.any(|(kind, value)| kind == USERDATA_OF_TABLE && value == wanted);
+            }
+        })?;
+        Ok(stands)
+    }
+
+    /// What the table is made of, but for the ports. FNV-1a.
+    fn fingerprint(&self) -> String {
+        let text = format!("{} {self:?}", env!("CARGO_PKG_VERSION"));
+        let hash =
+            text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        format!("netplug {hash:016x}")
     }
 
     fn change(&self, wire: &mut Wire, socket: &Socket, op: Op, lease: &Lease) -> Result<(), Refused> {
@@ -175,10 +199,10 @@ impl Table {
         let bridge = self.bridge.as_str();
         // The bridge has route_localnet, for the host's own way to host ports by 127.0.0.1. Without this rule a pod could reach
         // what listens on the host's loopback (CVE-2020-8558). Answers pass: conntrack rewrites them later.
-        let guard = Rule::new("guard", "pods never reach the host's loopback").from_link(bridge).family(Family::V4);
-        let mut rules = vec![guard.to_loopback().then(Verdict::Drop)];
+        let guard = Rule::new("guard", "pods never reach the host's loopback").input_link(bridge).family(Family::V4);
+        let mut rules = vec![guard.loopback_destination().then(Verdict::Drop)];
         for chain in ["prerouting", "output"] {
-            rules.push(Rule::new(chain, "host ports").to_this_node().then(Verdict::Jump("ports")));
+            rules.push(Rule::new(chain, "host ports").local_destination().then(Verdict::Jump("ports")));
         }
         for family in Family::BOTH {
             let (at, any) = (format!("ports_at{}", family.digit()), format!("ports{}", family.digit()));
@@ -186,19 +210,19 @@ impl Table {
             rules.push(Rule::new("ports", "of any host address").family(family).redirect_by_port(family, &any));
         }
         if self.isolation == Isolation::Pods {
-            let rule = Rule::new("forward", "pods are isolated").from_link(bridge).to_link(bridge);
+            let rule = Rule::new("forward", "pods are isolated").input_link(bridge).output_link(bridge);
             rules.push(rule.then(Verdict::Drop));
         }
-        let loopback = Rule::new("postrouting", "host ports from the host's loopback").to_link(bridge).family(Family::V4);
-        rules.push(loopback.from_loopback().masquerade());
+        let loopback = Rule::new("postrouting", "host ports from the host's loopback").output_link(bridge).family(Family::V4);
+        rules.push(loopback.loopback_source().masquerade());
         for family in Family::BOTH {
             let (pods, unmasked) = (format!("pods{}", family.digit()), format!("unmasked{}", family.digit()));
             // Pod and pod are neighbours on the bridge: without this the answer would take the short way, past conntrack.
-            let hairpin = Rule::new("postrouting", "host ports from pods").to_link(bridge).redirected().family(family);
+            let hairpin = Rule::new("postrouting", "host ports from pods").output_link(bridge).redirected().family(family);
             rules.push(hairpin.source(family, Is::In, &pods).masquerade());
             if self.masquerade {
                 let leaving = Rule::new("postrouting", "pods to the world").family(family).source(family, Is::In, &pods);
-                let leaving = leaving.destination(family, Is::NotIn, &unmasked).not_to_link(bridge);
+                let leaving = leaving.destination(family, Is::NotIn, &unmasked).not_output_link(bridge);
                 rules.push(leaving.masquerade());
             }
         }
@@ -208,11 +232,7 @@ impl Table {
     fn rule_attrs(&self, rule: &Rule) -> Attrs {
         let mut attrs = self.attrs();
         attrs.str(2, rule.chain).bytes(4 | 0x8000, rule.expressions());
-        // Userdata of type 0 is a comment: type, length, text with its NUL.
-        let mut comment = vec![0, rule.comment.len() as u8 + 1];
-        comment.extend(rule.comment.bytes());
-        comment.push(0);
-        attrs.bytes(7, &comment);
+        attrs.bytes(7, &comment(rule.comment));
         attrs
     }
 
@@ -262,6 +282,14 @@ impl Element {
             }
         });
     }
+}
+
+/// Userdata of type 0 is a comment: type, length, text with its NUL.
+fn comment(text: &str) -> Vec<u8> {
+    let mut bytes = vec![0, text.len() as u8 + 1];
+    bytes.extend(text.bytes());
+    bytes.push(0);
+    bytes
 }
 
 /// A pod's ports as elements, each with the map that it belongs to.

@@ -22,8 +22,10 @@ pub(crate) const NFPROTO_INET: u8 = 1;
 #[repr(u16)]
 pub(crate) enum Op {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
     NewSet = 9,
     NewElements = 12,
@@ -113,6 +115,23 @@ impl Batch {
         message(&mut self.packet, kind, flags, self.first + self.count, family, resource, attrs);
         self.count += 1;
     }
+}
+
+/// One question outside a batch.
+pub(crate) fn single(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, NLM_F_ACK, NFPROTO_INET, attrs)
+}
+
+/// A question for all objects of a kind, of every family.
+pub(crate) fn dump(op: Op, attrs: &Attrs) -> Vec<u8> {
+    question(op, netlink_packet_core::NLM_F_DUMP, NFPROTO_UNSPEC, attrs)
+}
+
+fn question(op: Op, flags: u16, family: u8, attrs: &Attrs) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let kind = SUBSYSTEM << 8 | op as u16;
+    message(&mut packet, kind, NLM_F_REQUEST | flags, netlink::sequence(1), family, 0, &attrs.0);
+    packet
 }
 
 /// Whether a message tells that something was deleted: a table, chain, rule, set or element.

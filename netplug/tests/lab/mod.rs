@@ -39,7 +39,9 @@ impl Netns {
             unshare(CloneFlags::CLONE_NEWNET).expect("unshare a network namespace: run the tests as root");
             let file = File::open("/proc/thread-self/ns/net").unwrap();
             ready.send((file, rustix::thread::gettid().as_raw_nonzero().get())).unwrap();
-            queue.into_iter().for_each(|job| job());
+            for job in queue {
+                job();
+            }
         });
         let (file, tid) = opened.recv().unwrap();
         let netns = Netns { jobs, file, tid };
@@ -52,6 +54,11 @@ impl Netns {
         let (done, outcome) = mpsc::channel();
         self.jobs.send(Box::new(move || done.send(job()).unwrap_or(()))).unwrap();
         outcome.recv().expect("the job panicked")
+    }
+
+    /// A path that leads here while this lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid)
     }
 
     pub fn ip(&self, args: &str) -> String {
@@ -67,10 +74,10 @@ impl Netns {
         self.run(move || {
             let output = Command::new(&program).args(args.split_whitespace()).output();
             let output = output.unwrap_or_else(|error| panic!("{program}: {error}: install iproute2 and nftables"));
-            match output.status.success() {
-                true => Ok(String::from_utf8(output.stdout).unwrap()),
-                false => Err(format!("{program} {args}: {}", String::from_utf8_lossy(&output.stderr))),
+            if !output.status.success() {
+                return Err(format!("{program} {args}: {}", String::from_utf8_lossy(&output.stderr)));
             }
+            Ok(String::from_utf8(output.stdout).unwrap())
         })
     }
 
@@ -248,9 +255,11 @@ pub fn wait<T>(future: impl Future<Output = T>) -> T {
 
 /// Asks again and again; only a failure waits for long.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    // Longer than one question may take: a packet that is sent into the gap is sent again only after a second, or three.
+    let patience = PATIENCE * 6;
     let begun = std::time::Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "after {PATIENCE:?} it was not so that {what}");
+        assert!(begun.elapsed() < patience, "after {patience:?} it was not so: {what}");
         thread::sleep(Duration::from_millis(2));
     }
     println!("{what}: after {:?}", begun.elapsed());

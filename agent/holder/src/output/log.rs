@@ -33,7 +33,17 @@ impl Log {
         let size = file.metadata()?.len();
         let max_files = log.max_files.max(2) as usize;
         let (path, max_size) = (log.path.clone(), log.max_size);
-        Ok(Self { file, path, size, max_size, max_files, rotated: VecDeque::new(), last_stamp: 0, unwritten: Vec::new(), in_line: false })
+        Ok(Self {
+            file,
+            path,
+            size,
+            max_size,
+            max_files,
+            rotated: VecDeque::new(),
+            last_stamp: 0,
+            unwritten: Vec::new(),
+            in_line: false,
+        })
     }
 
     /// Whether the disk refused something: nothing may be appended until [`Log::retry`] says that it was written.

@@ -8,6 +8,7 @@ mod cases;
 mod machine;
 mod nodeagent;
 mod podman;
+mod priority;
 mod process;
 mod report;
 mod side;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn bench(choice: &Choice) -> ExitCode {
+    priority::raise();
     let mut report = Report::new(machine::facts());
     cases::run(choice, &mut report);
     println!("\n{report}");

@@ -8,7 +8,7 @@ use e2e::{Isolated, Output, Running, run};
 
 use crate::process::{self, Process};
 use crate::side::{self, Pods, Side, entries};
-use crate::{stopwatch, wrapper};
+use crate::{priority, stopwatch, wrapper};
 
 pub struct Podman {
     inside: Isolated,
@@ -27,8 +27,13 @@ impl Podman {
         configure(folder.path());
         let registry = e2e::start_registry(&inside, folder.path());
         let stopwatch = stopwatch::put(folder.path());
-        let podman = Self { inside, _registry: registry, folder, stopwatch };
+        let mut podman = Self { inside, _registry: registry, folder, stopwatch };
         podman.import_demo();
+        // The first pod brings podman's cgroup parent, which stays.
+        let first = Pods::new("first", 1, 1);
+        podman.start(&first);
+        priority::raise_cgroup("libpod_parent");
+        podman.stop(&first);
         podman
     }
 
@@ -48,9 +53,13 @@ impl Podman {
 
     /// podman with these words, behind another program or alone.
     fn command(&self, program: Option<&Path>, words: &[&str]) -> Command {
+        self.command_on(&self.storage(), program, words)
+    }
+
+    fn command_on(&self, storage: &Path, program: Option<&Path>, words: &[&str]) -> Command {
         let mut command = self.inside.command("env");
         command.arg(format!("CONTAINERS_CONF={}", self.folder.path().join("containers.conf").display())).args(program);
-        command.args(["podman", "--root"]).arg(self.storage());
+        command.args(["podman", "--root"]).arg(storage);
         command.args(["--runroot", "/run/storage", "--tmpdir", "/run/libpod"]).args(words);
         command
     }
@@ -148,9 +157,11 @@ impl Side for Podman {
     }
 
     fn pull(&mut self, image: &str) -> Duration {
+        // Another storage each time, for the same reason as on our side.
+        let storage = self.folder.path().join(format!("storage-{}", side::now()));
         let reference = format!("{}/{image}", e2e::REGISTRY);
-        self.podman(&["rmi", "--force", &reference]);
-        self.lap(&["pull", "--quiet", "--tls-verify=false", &reference]).took
+        let words = ["pull", "--quiet", "--tls-verify=false", &reference];
+        stopwatch::lap(&mut self.command_on(&storage, Some(&self.stopwatch), &words)).took
     }
 
     fn exec(&mut self, pods: &Pods, words: &[&str]) -> Duration {

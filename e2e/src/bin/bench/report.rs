@@ -71,7 +71,7 @@ impl Row {
 
     /// How many times ours the other's is.
     fn ratio(&self) -> Option<f64> {
-        Some(self.median("podman")? / self.median("us")?).filter(|ratio| ratio.is_finite())
+        Some(self.median("podman")? / self.median("us")?).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
     }
 
     fn json(&self) -> Value {

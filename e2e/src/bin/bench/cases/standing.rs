@@ -20,7 +20,7 @@ pub fn idle(bench: &mut Bench<'_>) {
         std::thread::sleep(SETTLE);
         let (began, used) = (Instant::now(), side.processor());
         std::thread::sleep(WATCH);
-        let share = (side.processor() - used).as_secs_f64() / began.elapsed().as_secs_f64();
+        let share = side.processor().saturating_sub(used).as_secs_f64() / began.elapsed().as_secs_f64();
         processor.add(side.name(), share * 100.0);
         side.stop(&pods);
     }

@@ -1,0 +1,154 @@
+use super::frame::Kind;
+use super::*;
+use rstest::rstest;
+use tokio::io::{DuplexStream, duplex};
+use tokio::task::JoinHandle;
+
+/// The other end of a connection: a client in bytes.
+struct Client {
+    io: DuplexStream,
+    headers: flate2::Compress,
+}
+
+impl Client {
+    fn connect(patience: Patience) -> (Self, mpsc::Receiver<Stream>, JoinHandle<Result<(), SpdyError>>) {
+        let (near, far) = duplex(64 * 1024);
+        let (streams, connection) = serve(far, patience);
+        let mut headers = flate2::Compress::new(flate2::Compression::default(), true);
+        headers.set_dictionary(&dictionary::dictionary()).unwrap();
+        (Self { io: near, headers }, streams, tokio::spawn(connection))
+    }
+
+    async fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) {
+        let mut frame = vec![0x80, 3];
+        frame.extend(kind.to_be_bytes());
+        frame.extend((u32::from(flags) << 24 | payload.len() as u32).to_be_bytes());
+        frame.extend(payload);
+        self.io.write_all(&frame).await.unwrap();
+    }
+
+    async fn open(&mut self, id: u32, name: &str, value: &str) {
+        let mut plain = 1_u32.to_be_bytes().to_vec();
+        for text in [name, value] {
+            plain.extend((text.len() as u32).to_be_bytes());
+            plain.extend(text.as_bytes());
+        }
+        let mut payload = [id.to_be_bytes(), [0; 4]].concat();
+        payload.extend([0, 0]);
+        let mut packed = Vec::with_capacity(plain.len() + 100);
+        self.headers.compress_vec(&plain, &mut packed, flate2::FlushCompress::Sync).unwrap();
+        payload.extend(packed);
+        self.control(control::SYN_STREAM, 0, &payload).await;
+    }
+
+    async fn data(&mut self, id: u32, flags: u8, bytes: &[u8]) {
+        self.io.write_all(&frame::data(id, flags, bytes)).await.unwrap();
+    }
+
+    async fn next(&mut self) -> (Kind, u8, Vec<u8>) {
+        let mut header = [0; HEADER];
+        self.io.read_exact(&mut header).await.unwrap();
+        let header = Header::parse(header).unwrap();
+        let mut payload = vec![0; header.length];
+        self.io.read_exact(&mut payload).await.unwrap();
+        (header.kind, header.flags, payload)
+    }
+
+    async fn is_told(&mut self, kind: u16) -> Vec<u8> {
+        let (told, _, payload) = self.next().await;
+        assert_eq!(told, Kind::Control(kind));
+        payload
+    }
+}
+
+const SOON: Patience = Patience::Until(Duration::from_millis(20));
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_each_has_its_end() {
+    let (mut client, mut streams, connection) = Client::connect(SOON);
+    client.open(1, "StreamType", "data").await;
+    let stream = streams.recv().await.unwrap();
+    assert_eq!(stream.header("streamtype"), Some("data"));
+    client.is_told(control::SYN_REPLY).await;
+    let (mut incoming, sender) = stream.split();
+    client.data(1, 0, &vec![7; 40_000]).await;
+    client.data(1, FIN, b"end").await;
+    let mut got = Vec::new();
+    while let Some(piece) = incoming.recv().await {
+        assert!(piece.len() <= PIECE);
+        got.extend(piece);
+    }
+    assert_eq!((got.len(), &got[40_000..]), (40_003, &b"end"[..]));
+    sender.send(b"answer").await.unwrap();
+    sender.finish().await.unwrap();
+    drop((sender, streams));
+    assert_eq!(client.next().await, (Kind::Data(1), 0, b"answer".to_vec()));
+    assert_eq!(client.next().await, (Kind::Data(1), FIN, Vec::new()));
+    connection.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_ping_is_answered() {
+    let (mut client, _streams, _connection) = Client::connect(SOON);
+    client.control(control::PING, 0, &[0, 0, 0, 9]).await;
+    assert_eq!(client.is_told(control::PING).await, [0, 0, 0, 9]);
+}
+
+#[tokio::test]
+async fn a_stuck_stream_is_reset_and_the_others_go_on() {
+    let (mut client, mut streams, _connection) = Client::connect(SOON);
+    client.open(1, "a", "stuck").await;
+    client.open(3, "a", "lively").await;
+    let stuck = streams.recv().await.unwrap();
+    let (mut lively, _lively) = streams.recv().await.unwrap().split();
+    client.is_told(control::SYN_REPLY).await;
+    client.is_told(control::SYN_REPLY).await;
+    client.data(1, 0, &vec![0; PIECE * (BACKLOG + 1)]).await;
+    client.data(3, 0, b"still here").await;
+    assert_eq!(lively.recv().await.unwrap(), "still here");
+    assert_eq!(client.is_told(control::RST_STREAM).await[..4], [0, 0, 0, 1]);
+    assert_eq!(stuck.split().1.send(b"late").await, Err(Gone));
+}
+
+#[tokio::test]
+async fn a_reset_by_the_client_ends_both_directions() {
+    let (mut client, mut streams, _connection) = Client::connect(SOON);
+    client.open(1, "a", "b").await;
+    let (mut incoming, sender) = streams.recv().await.unwrap().split();
+    client.control(control::RST_STREAM, 0, &[0, 0, 0, 1, 0, 0, 0, 5]).await;
+    assert_eq!(incoming.recv().await, None);
+    sender.closed().await;
+    assert_eq!(sender.send(b"late").await, Err(Gone));
+}
+
+#[tokio::test]
+async fn too_many_streams_are_refused_and_places_come_back() {
+    let (mut client, mut streams, _connection) = Client::connect(SOON);
+    let mut held = Vec::new();
+    for number in 0..STREAMS as u32 {
+        client.open(number * 2 + 1, "a", "b").await;
+        held.push(streams.recv().await.unwrap());
+        client.is_told(control::SYN_REPLY).await;
+    }
+    client.open(STREAMS as u32 * 2 + 1, "a", "b").await;
+    client.is_told(control::RST_STREAM).await;
+    held.pop();
+    client.open(STREAMS as u32 * 2 + 3, "a", "b").await;
+    client.is_told(control::SYN_REPLY).await;
+}
+
+#[rstest]
+#[case::another_protocol(b"GET / HTTP/1.1\r\n\r\n".to_vec())]
+#[case::another_version(vec![0x80, 2, 0, 1, 0, 0, 0, 0])]
+#[case::large_control(vec![0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff])]
+#[case::short_syn(vec![0x80, 3, 0, 1, 0, 0, 0, 2, 0, 1])]
+#[case::bad_headers(vec![0x80, 3, 0, 8, 0, 0, 0, 8, 0, 0, 0, 1, 9, 9, 9, 9])]
+#[tokio::test]
+async fn nonsense_ends_the_connection(#[case] bytes: Vec<u8>) {
+    let (mut client, _streams, connection) = Client::connect(SOON);
+    client.io.write_all(&bytes).await.unwrap();
+    drop(client);
+    // Bytes of a stream that isn't there are passed over: `GET ` begins such a frame.
+    let ended = connection.await.unwrap();
+    assert!(ended.is_err() || bytes[0] & 0x80 == 0);
+}

@@ -1,0 +1,83 @@
+//! Host ports: who has which, and their elements in the table.
+
+use std::collections::HashMap;
+
+use super::{Engine, host_port, pod::Wanted};
+use crate::{
+    error::{Doing, Error, PortHolder},
+    lease::Lease,
+    settings::{Port, Protocol},
+};
+
+/// Which pod has which host port.
+pub(super) type Ports = HashMap<(Protocol, u16), Vec<(Port, String)>>;
+
+impl Engine {
+    pub(super) fn check_ports(&self, wanted: &Wanted) -> Result<(), Error> {
+        let mine: &[Port] = self.leases.get(&wanted.uid).map_or(&[], |lease| &lease.ports);
+        for (number, port) in wanted.ports.iter().enumerate() {
+            let taken = |holder| Err(Error::PortTaken { pod: wanted.pod.clone(), port: *port, holder });
+            if wanted.ports[..number].iter().any(|earlier| earlier.collides(port)) {
+                return taken(PortHolder::Pod(format!("{} itself", wanted.pod)));
+            }
+            let others = self.ports.get(&(port.protocol, port.host_port)).into_iter().flatten();
+            let other = others
+                .filter(|(other, uid)| *uid != wanted.uid && other.collides(port))
+                .find_map(|(_, uid)| self.leases.get(uid));
+            if let Some(other) = other {
+                return taken(PortHolder::Pod(other.pod.clone()));
+            }
+            if !mine.contains(port)
+                && let Some(holder) = host_port::holder(port)
+            {
+                return taken(holder);
+            }
+        }
+        Ok(())
+    }
+
+    /// In one batch; if the kernel doesn't have the table that we think it has, all of it anew.
+    pub(super) fn open_ports(&mut self, wanted: &Wanted, lease: &Lease, before: Option<&Lease>) -> Result<(), Error> {
+        let changed = before.is_some_and(|before| before.ports != lease.ports);
+        if !changed && lease.ports.is_empty() {
+            return Ok(());
+        }
+        if changed || self.table.add(&mut self.wire, &self.nft, lease).is_err() {
+            // Perhaps because another pod has the port that wasn't known of.
+            self.complete()?;
+            self.check_ports(wanted)?;
+            return self.render();
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_ports(&mut self, lease: &Lease) -> Result<(), Error> {
+        unindex(&mut self.ports, lease);
+        if self.table.remove(&mut self.wire, &self.nft, lease).is_ok() {
+            return Ok(());
+        }
+        self.complete()?;
+        let leases = self.leases.values().filter(|other| other.uid != lease.uid);
+        self.table
+            .render(&mut self.wire, &self.nft, leases)
+            .doing(|| format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table))
+    }
+}
+
+pub(super) fn index(ports: &mut Ports, lease: &Lease) {
+    for port in &lease.ports {
+        ports.entry((port.protocol, port.host_port)).or_default().push((*port, lease.uid.clone()));
+    }
+}
+
+pub(super) fn unindex(ports: &mut Ports, lease: &Lease) {
+    for port in &lease.ports {
+        let key = (port.protocol, port.host_port);
+        if let Some(holders) = ports.get_mut(&key) {
+            holders.retain(|(_, uid)| *uid != lease.uid);
+            if holders.is_empty() {
+                ports.remove(&key);
+            }
+        }
+    }
+}
