@@ -286,3 +286,58 @@ fn what_the_agent_writes_for_a_pod_follows_no_link_of_the_pods() {
     assert_eventually!(web.container("main").demo("read /v/evil") == "second", "the edit is seen");
     assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
 }
+
+#[test]
+fn nfs_is_mounted_by_the_nodes_own_client() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let node = NodeBox::start();
+    let volume = "nfs: {server: 192.0.2.7, path: /export/data}";
+    let web = node.put(&with_volume("web", volume, ""));
+    // A client that knows one server: the test's own folder.
+    let (bin, data) = (node.folder().join("bin"), node.folder().join("data"));
+    for folder in [&bin, &data] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(data.join("x"), "from afar").unwrap();
+    let client = bin.join("mount.nfs");
+    let script =
+        format!("#!/bin/sh\n[ \"$1 $3 $4\" = '192.0.2.7:/export/data -o rw' ] && mount --bind {} \"$2\"\n", data.display());
+    std::fs::write(&client, script).unwrap();
+    std::fs::set_permissions(&client, std::fs::Permissions::from_mode(0o755)).unwrap();
+    if !node.inside("which", &["mount.nfs"]).all().contains("mount.nfs") {
+        web.tells(&["FailedMount", "this node has no mount.nfs: install it (Debian: nfs-common)"]);
+    }
+    node.inside("mount", &["--bind", bin.to_str().unwrap(), "/usr/local/sbin"]).ok();
+    web.is_ready();
+    assert_eq!(web.container("main").demo("read /v/x"), "from afar");
+    node.remove("web.yaml");
+    web.is_gone();
+    assert!(data.join("x").exists(), "it was unmounted, not deleted");
+}
+
+#[test]
+fn mounts_show_what_is_mounted_later_only_where_that_is_asked_for() {
+    let node = NodeBox::start();
+    let host = node.folder().join("host");
+    std::fs::create_dir_all(host.join("sub")).unwrap();
+    let path = host.to_str().unwrap();
+    node.inside("mount", &["--bind", path, path]).ok();
+    node.inside("mount", &["--make-shared", path]).ok();
+    let volume = format!("volumes: [{{name: v, hostPath: {{path: {path}}}}}]");
+    let mounts = |more: &str| format!("volumeMounts: [{{name: v, mountPath: /v{more}}}]");
+    let manifest = pod("web")
+        .spec(&volume)
+        .runs_with("closed", "sleep", &mounts(""))
+        .runs_with("open", "sleep", &mounts(", mountPropagation: HostToContainer"))
+        .runs_with("deep", "sleep", &mounts(", readOnly: true, recursiveReadOnly: Enabled"));
+    node.inside("mount", &["-t", "tmpfs", "before", &format!("{path}/sub")]).ok();
+    let web = node.put(&manifest);
+    web.is_ready();
+    web.container("closed").demo("write /v/sub/x y");
+    web.container("deep").exec(&["/demo", "write", "/v/sub/x", "y"]).fails();
+    node.inside("mount", &["-t", "tmpfs", "after", &format!("{path}/sub")]).ok();
+    node.inside("sh", &["-c", &format!("echo new > {path}/sub/new")]).ok();
+    assert_eq!(web.container("open").demo("read /v/sub/new"), "new");
+    web.container("closed").exec(&["/demo", "read", "/v/sub/new"]).fails();
+}

@@ -523,7 +523,7 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let images = match node.volume_images(&pod).await {
+            let images = match node.attach_volumes(&pod).await {
                 Ok(images) => images,
                 Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
             };

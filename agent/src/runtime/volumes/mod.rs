@@ -9,6 +9,7 @@ mod claim;
 mod empty_dir;
 mod host_path;
 mod image;
+mod network;
 mod ownership;
 pub mod payload;
 pub mod usage;
@@ -34,6 +35,7 @@ use super::recipe::sandbox;
 use super::remove::is_mount_point;
 use super::settings::Settings;
 use crate::model::ValidPod;
+pub use network::attach;
 use payload::Sources;
 
 /// Where a volume is.
@@ -96,6 +98,9 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
     if let Some(source) = &volume.host_path {
         host_path::check(source)?;
         return Ok((source.path.clone().into(), false));
+    }
+    if let Some(path) = network::place(pod, settings, volume) {
+        return Ok((network::find(path)?, false));
     }
     if let Some(made) = files(input, settings, volume) {
         return Ok((made?, true));

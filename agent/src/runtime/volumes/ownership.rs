@@ -50,20 +50,18 @@ pub fn give(root: &Path, gid: u32, policy: Policy) -> Result<(), Cause> {
 fn give_one(dir: BorrowedFd<'_>, name: &std::ffi::CStr, gid: u32) -> rustix::io::Result<FileType> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
-        // A link is given itself; where it leads is not looked at.
-        Err(Errno::LOOP) => {
-            let links = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(dir, name, None, Some(Gid::from_raw(gid)), links)?;
-            return Ok(FileType::Symlink);
-        }
-        opened => opened?,
-    };
+    let fd = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&fd)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind == FileType::Symlink {
+        // A link is given itself; where it leads is not looked at.
+        rustix::fs::chownat(&fd, "", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+        return Ok(kind);
+    }
     if differs(&stat, gid) {
         set(fd.as_fd(), &stat, gid)?;
     }
-    Ok(FileType::from_raw_mode(stat.st_mode))
+    Ok(kind)
 }
 
 fn wanted(stat: &Stat) -> u32 {
