@@ -170,11 +170,14 @@ async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
     wanted.registries_conf = vec![conf.clone(), conf.with_extension("conf.d")];
     wanted.auth_files.insert(0, settings.images.auth_file.clone());
     let images = Images::open(wanted)?;
-    let program = Embedded::File(PathBuf::from("/demo"), 0o755, DEMO);
+    // With the directories that are mounted on: each container would have to make them for itself.
+    let directories = ["dev", "etc", "proc", "sys"].map(|name| Embedded::Directory(name.into(), 0o755));
+    let files = [Embedded::File("demo".into(), 0o755, DEMO), Embedded::Directory("tmp".into(), 0o1777)];
+    let entries: Vec<Embedded<'_>> = directories.into_iter().chain(files).collect();
     let mut config = oci_spec::image::Config::default();
     config.set_entrypoint(Some(vec!["/demo".into()]));
     config.set_cmd(Some(vec!["serve".into()]));
-    images.embed(DEMO_IMAGE, &[program], config).await?;
+    images.embed(DEMO_IMAGE, &entries, config).await?;
     Ok(images)
 }
 

@@ -242,6 +242,11 @@ impl Worker {
             self.pending = Some(new);
             return;
         }
+        if self.pod.object() == new.object() {
+            // What an agent that adopts is told of every pod.
+            self.pod = new;
+            return;
+        }
         match change::between(&self.pod, &new) {
             change::Change::Recreate => {
                 self.pending = Some(new);

@@ -188,8 +188,7 @@ impl Runtime {
         clock.step("cgroup");
         let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
         clock.step("holder");
-        let mut steps = clock.steps;
-        steps.extend(reply.steps);
+        let steps = clock.with_inner(reply.steps);
         Ok(Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps })
     }
 
@@ -350,8 +349,7 @@ impl Runtime {
         clock.step("cgroup");
         let reply = sandbox.holder.start(recipe).await?;
         clock.step("holder");
-        let mut steps = clock.steps;
-        steps.extend(reply.steps);
+        let steps = clock.with_inner(reply.steps);
         Ok(Started { id: id.into(), pid: reply.pid, started_at: reply.started_at, steps })
     }
 
@@ -423,6 +421,16 @@ impl Clock {
         let micros = u64::try_from(now.duration_since(self.last).as_micros()).unwrap_or(u64::MAX);
         self.steps.push(Step { name: name.into(), micros });
         self.last = now;
+    }
+
+    /// The last step was made of these, and of what they leave of its time.
+    fn with_inner(mut self, inner: Vec<Step>) -> Vec<Step> {
+        let within = inner.iter().map(|step| step.micros).sum();
+        if let Some(outer) = self.steps.last_mut() {
+            outer.micros = outer.micros.saturating_sub(within);
+        }
+        self.steps.extend(inner);
+        self.steps
     }
 }
 
