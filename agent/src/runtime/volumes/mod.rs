@@ -72,7 +72,8 @@ pub fn prepare(input: Input<'_>, settings: &Settings) -> Result<Volumes, Cause> 
     for volume in pod.spec().volumes.iter().flatten() {
         let (path, read_only) = one(input, settings, volume)
             .map_err(|cause| Cause::Volume { volume: volume.name.clone(), cause: Box::new(cause) })?;
-        roots.insert(volume.name.clone(), VolumeRoot { path, read_only, idmap: sandbox::wants_ids(pod) });
+        let idmap = sandbox::wants_ids(pod) && can_be_mapped(volume);
+        roots.insert(volume.name.clone(), VolumeRoot { path, read_only, idmap });
     }
     Ok(roots)
 }
@@ -116,6 +117,12 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
         return Ok((image::mount(input, settings, &volume.name, source)?, true));
     }
     Err(ConfigError::new("this kind of volume is not served by this agent").into())
+}
+
+/// The kernel maps owners of most file systems; not of overlayfs (image volumes), hugetlbfs and those of other machines.
+fn can_be_mapped(volume: &Volume) -> bool {
+    let huge = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages"));
+    volume.image.is_none() && volume.nfs.is_none() && !huge
 }
 
 /// A volume of files that the agent writes. `None`: it is of another kind.
