@@ -143,10 +143,20 @@ impl Runtime {
         volumes::prepare(input, &self.settings).map_err(|cause| Place::pod(input.pod).error(cause))
     }
 
+    /// Mounts the pod's volumes of other machines; the first step of making its volumes.
+    pub async fn attach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
+        volumes::attach(pod, &self.settings).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
     /// Brings a running pod's volumes to what its objects, labels and annotations say now. Goes on past errors.
     pub fn refresh_volumes(&self, input: volumes::Input<'_>) -> Vec<Error> {
         let place = Place::pod(input.pod);
         volumes::refresh(input, &self.settings).into_iter().map(|cause| place.error(cause)).collect()
+    }
+
+    /// Looks how much the pod's emptyDirs hold: the kubelet's sentence about one that is beyond its limit. Blocks on the disk.
+    pub fn volume_over_limit(&self, pod: &ValidPod) -> Option<String> {
+        volumes::usage::over_limit(pod, &self.settings)
     }
 
     /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
