@@ -42,6 +42,10 @@ impl ApiError {
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "BadRequest", message)
     }
+    /// 401.
+    pub fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "a client certificate is needed: `nodeagent kubeconfig` writes one")
+    }
     /// 403.
     pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(403, "Forbidden", message)

@@ -20,6 +20,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
+use tokio_rustls::server::TlsStream;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
 const YEARS: i32 = 10;
@@ -110,7 +111,8 @@ pub fn acceptor(folder: &Path) -> Result<TlsAcceptor, TlsError> {
 
     let provider = Arc::new(crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let clients = clients.build().map_err(|error| wrong(folder, error))?;
+    // Whoever has none is let in as far as a 401 that says so; a wrong one ends the handshake.
+    let clients = clients.allow_unauthenticated().build().map_err(|error| wrong(folder, error))?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(folder, error))?
@@ -118,6 +120,11 @@ pub fn acceptor(folder: &Path) -> Result<TlsAcceptor, TlsError> {
         .with_single_cert(vec![certificate], key)
         .map_err(|error| wrong(folder, error))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Whether the client of a connection has shown a certificate of ours: others are never accepted.
+pub fn is_known<S>(stream: &TlsStream<S>) -> bool {
+    stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty())
 }
 
 /// A kubeconfig with a new client certificate in it: as good as a password.
