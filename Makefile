@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 # What only the tests and the benchmark need. The agent itself needs a Linux kernel.
-PACKAGES := busybox-static curl debootstrap docker-registry iproute2 jq nftables procps skopeo util-linux xz-utils zstd \
+PACKAGES := busybox-static containernetworking-plugins curl debootstrap docker-registry iproute2 jq nftables procps skopeo strace util-linux xz-utils zstd \
 	dpkg-dev gcc libc6-dev
 # The other side of `make bench`.
 BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables

@@ -56,6 +56,7 @@ fn validate(file: &Path, text: &[u8]) -> Validated {
 }
 
 fn agent(flags: &Flags) -> ExitCode {
+    podholder::sys::keep_little_memory();
     let settings = match config::load(flags) {
         Ok(settings) => settings,
         Err(errors) => {

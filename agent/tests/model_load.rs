@@ -56,3 +56,94 @@ fn a_plain_pod_gets_its_defaults() {
 fn a_wrong_container(#[case] more: &str, #[case] expected: &str) {
     assert_eq!(errors(pod(more)), [expected]);
 }
+
+fn object(kind: &str, rest: &str) -> String {
+    format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: app}}\n{rest}")
+}
+
+#[test]
+fn objects_get_their_defaults_and_a_secrets_text_becomes_data() {
+    let text = [
+        object("ConfigMap", "data: {a: '1'}\nbinaryData: {b: /w==}\n"),
+        object("Secret", "stringData: {user: admin, both: new}\ndata:\n  both: b2xk\n  long: |\n    YWJj\n    ZGVm\n"),
+        object("Service", "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"),
+        object("PersistentVolumeClaim", "spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n"),
+    ]
+    .join("---\n");
+    let loaded = loaded(text);
+    assert_eq!(loaded.errors, []);
+    let kinds: Vec<&str> = loaded.objects.iter().map(|o| o.key().kind.as_str()).collect();
+    assert_eq!(kinds, ["ConfigMap", "Secret", "Service", "PersistentVolumeClaim"]);
+    let uids: std::collections::HashSet<_> = loaded.objects.iter().map(|o| o.body().metadata().uid.clone()).collect();
+    assert_eq!(uids.len(), 4, "objects of one name are not one");
+    let nodeagent::model::Body::Secret(secret) = loaded.objects[1].body() else { panic!("a Secret") };
+    let data = secret.data.as_ref().unwrap();
+    assert_eq!(secret.type_.as_deref(), Some("Opaque"));
+    assert_eq!(data["user"].0, b"admin");
+    assert_eq!(data["both"].0, b"new");
+    assert_eq!(data["long"].0, b"abcdef");
+    assert!(secret.string_data.is_none());
+    assert!(!format!("{loaded:?}").contains("admin") && !format!("{:?}", loaded.objects).contains("97, 100"));
+}
+
+#[rstest]
+#[case::number(
+    "ConfigMap",
+    "data: {port: 80}\n",
+    "4:14: data[port]: Invalid value: 80: must be a string, not an integer: put it in quotes"
+)]
+#[case::key("ConfigMap", "data: {'a/b': x}\n", "4:8: data[a/b]: Invalid value: \"a/b\": ")]
+#[case::both(
+    "ConfigMap",
+    "data: {a: x}\nbinaryData: {a: eA==}\n",
+    "4:8: data[a]: Invalid value: \"a\": duplicate of key present in binaryData"
+)]
+#[case::unknown("ConfigMap", "dat: {}\n", "4:1: dat: unknown field, did you mean \"data\"?")]
+#[case::secret_number(
+    "Secret",
+    "stringData: {pin: 12345}\n",
+    "4:19: stringData[pin]: Invalid value: <secret contents redacted>: must be a string, not an integer: put it in quotes"
+)]
+#[case::secret_text(
+    "Secret",
+    "data: {password: hunter2!}\n",
+    "4:18: data[password]: Invalid value: <secret contents redacted>: must be base64: put plain text into stringData"
+)]
+#[case::secret_map(
+    "Secret",
+    "data: hunter2\n",
+    "4:7: data: Invalid value: <secret contents redacted>: must be a map, not a string"
+)]
+#[case::tls("Secret", "type: kubernetes.io/tls\nstringData: {tls.crt: x}\n", "data[tls.key]: Required value")]
+#[case::docker(
+    "Secret",
+    "type: kubernetes.io/dockerconfigjson\nstringData: {.dockerconfigjson: hunter2}\n",
+    "data[.dockerconfigjson]: Invalid value: <secret contents redacted>: must be a JSON object"
+)]
+#[case::claim_mode(
+    "PersistentVolumeClaim",
+    "spec: {accessModes: [Often], resources: {requests: {storage: 1Gi}}}\n",
+    "spec.accessModes[0]: Unsupported value: \"Often\""
+)]
+#[case::claim_size(
+    "PersistentVolumeClaim",
+    "spec: {accessModes: [ReadWriteOnce]}\n",
+    "spec.resources.requests[storage]: Required value"
+)]
+#[case::claim_block(
+    "PersistentVolumeClaim",
+    "spec: {volumeMode: Block, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n",
+    "spec.volumeMode: Forbidden"
+)]
+#[case::service_port(
+    "Service",
+    "spec: {ports: [{port: 70000}]}\n",
+    "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"
+)]
+#[case::service_names("Service", "spec: {ports: [{port: 1}, {port: 2, name: x}]}\n", "spec.ports[0].name: Required value")]
+#[case::kind("Configmap", "data: {}\n", "did you mean \"ConfigMap\"?")]
+fn a_wrong_object(#[case] kind: &str, #[case] rest: &str, #[case] expected: &str) {
+    let told = errors(object(kind, rest));
+    assert!(told.iter().any(|e| e.contains(expected)), "{told:#?}");
+    assert!(!told.iter().any(|e| e.contains("hunter2") || e.contains("12345")), "{told:#?}");
+}

@@ -116,8 +116,8 @@ fn a_pod_waits_for_what_is_missing_and_says_what() {
         if message == "couldn't find key color in ConfigMap default/app" { Ok(()) } else { Err(message) }
     });
     volume.tells(&["FailedMount", "secret \"login\" not found"]);
-    node.apply("login.yaml", &secret());
     node.apply("app.yaml", &config_map("{color: blue}"));
+    node.apply("login.yaml", &secret());
     for waiting in [&volume, &from_key] {
         waiting.is_ready();
         assert_eq!(waiting.container("main").restarts(), 0);
@@ -167,4 +167,26 @@ fn a_wrong_object_says_where_and_its_last_good_version_goes_on() {
     node.apply("app.yaml", &immutable("red"));
     assert_eventually!(node.agent_output().contains("field is immutable when `immutable` is set"), "the refusal is told");
     assert_eq!(web.container("main").demo("read /etc/app/color"), "green");
+}
+
+#[test]
+fn a_secret_can_be_encrypted_on_the_disk() {
+    use age::secrecy::ExposeSecret;
+    use std::os::unix::fs::PermissionsExt;
+
+    let key = age::x25519::Identity::generate();
+    let keys = tempfile::tempdir().unwrap();
+    let path = keys.path().join("key.txt");
+    std::fs::write(&path, key.to_string().expose_secret()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let config = format!("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nageIdentityFile: {}\n", path.display());
+    let node = NodeBox::builder().config(&config).start();
+    let web = node.put(&with_volumes());
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    let stranger = age::x25519::Identity::generate().to_public();
+    node.apply("login.yaml.age", &age::encrypt_and_armor(&stranger, secret().as_bytes()).unwrap());
+    assert_eventually!(node.agent_output().contains("login.yaml.age: decrypt with the keys of ageIdentityFile"), "it is refused");
+    node.apply("login.yaml.age", &age::encrypt_and_armor(&key.to_public(), secret().as_bytes()).unwrap());
+    web.is_ready();
+    assert_eq!(web.container("main").demo("read /etc/login/password"), PASSWORD);
 }

@@ -31,7 +31,7 @@ fn a_folder_of_its_own(#[case] volume: &str, #[case] rights: &str) {
     let own = one.container("main").demo("own /v");
     assert!(own.starts_with(rights), "{own}");
     if volume.starts_with("image") {
-        assert_eq!(listed(&one, "/v"), ["demo"]);
+        assert!(listed(&one, "/v").contains(&"demo".to_owned()));
         one.container("main").exec(&["/demo", "write", "/v/x", "y"]).fails();
     } else {
         one.container("main").demo("write /v/x kept");
@@ -217,4 +217,150 @@ fn a_link_in_a_sub_path_leads_into_the_volume_alone() {
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
         if waiting.is_string() { Ok(()) } else { Err(pod["status"].to_string()) }
     });
+}
+
+#[test]
+fn an_empty_dir_beyond_its_limit_is_the_end_of_the_pod() {
+    let node = NodeBox::start();
+    let limited = |name: &str| with_volume(name, "emptyDir: {sizeLimit: 1Mi}", "").runs("calm", "sleep");
+    let modest = node.put(&limited("modest"));
+    let greedy = node.put(&limited("greedy"));
+    modest.is_ready();
+    greedy.is_ready();
+    let volume = node.root().join("var/lib/nodeagent/pods").join(greedy.uid()).join("volumes/empty-dir/v/big");
+    std::fs::write(volume, vec![1; 2 << 20]).unwrap();
+    greedy.becomes("Failed");
+    let status = greedy.get().unwrap()["status"].clone();
+    assert_eq!(status["reason"], "Evicted", "{status}");
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ");
+    greedy.tells(&["Evicted", "exceeds the limit"]);
+    modest.is_ready();
+    // It stays so.
+    node.kill_agent();
+    node.start_agent();
+    greedy.becomes("Failed");
+    assert_eq!(greedy.get().unwrap()["status"]["reason"], "Evicted");
+    node.remove("greedy.yaml");
+    greedy.is_gone();
+}
+
+#[test]
+fn a_claims_data_goes_when_it_asks_for_that_and_nobody_uses_it() {
+    let node = NodeBox::start();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data, annotations: {nodeagent.dev/reclaim-policy: Delete}}\n\
+                 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    node.apply("claim.yaml", claim);
+    let user = node.put(&with_volume("user", "persistentVolumeClaim: {claimName: data}", ""));
+    user.is_ready();
+    user.container("main").demo("write /v/x y");
+    let folder = node.root().join("var/lib/nodeagent/claims/default/data");
+    node.remove("claim.yaml");
+    let late = node.put(&with_volume("late", "persistentVolumeClaim: {claimName: data}", ""));
+    late.tells(&["FailedMount", "persistentvolumeclaim \"data\" not found"]);
+    assert!(folder.join("x").exists(), "a pod uses it");
+    node.remove("late.yaml");
+    late.is_gone();
+    node.remove("user.yaml");
+    user.is_gone();
+    assert_eventually!(!folder.exists(), "nobody uses it");
+}
+
+/// CVE-2025-9566: a link that an image or volume holds must not turn the writing of a ConfigMap into a write to the host.
+#[test]
+fn what_the_agent_writes_for_a_pod_follows_no_link_of_the_pods() {
+    let node = NodeBox::start();
+    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: first}\n");
+    let target = node.folder().join("of-the-host");
+    std::fs::write(&target, "untouched").unwrap();
+    let mounts = "securityContext: {privileged: true}\nvolumeMounts: [{name: v, mountPath: /v}]";
+    let web = node.put(&pod("web").spec("volumes: [{name: v, configMap: {name: app}}]").runs_with("main", "sleep", mounts));
+    web.is_ready();
+    // As if a pod had got at its volume: the name is a link to the host's file, and so is the present version's file.
+    let volume = node.root().join("var/lib/nodeagent/pods").join(web.uid()).join("volumes/files/v");
+    let version = volume.join(std::fs::read_link(volume.join("..data")).unwrap());
+    for link in [volume.join("evil"), version.join("evil")] {
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+    }
+    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: second}\n");
+    assert_eventually!(web.container("main").demo("read /v/evil") == "second", "the edit is seen");
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
+}
+
+#[test]
+fn nfs_is_mounted_by_the_nodes_own_client() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let node = NodeBox::start();
+    let volume = "nfs: {server: 192.0.2.7, path: /export/data}";
+    let web = node.put(&with_volume("web", volume, ""));
+    // A client that knows one server: the test's own folder.
+    let (bin, data) = (node.folder().join("bin"), node.folder().join("data"));
+    for folder in [&bin, &data] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(data.join("x"), "from afar").unwrap();
+    let client = bin.join("mount.nfs");
+    let script =
+        format!("#!/bin/sh\n[ \"$1 $3 $4\" = '192.0.2.7:/export/data -o rw' ] && mount --bind {} \"$2\"\n", data.display());
+    std::fs::write(&client, script).unwrap();
+    std::fs::set_permissions(&client, std::fs::Permissions::from_mode(0o755)).unwrap();
+    if !node.inside("which", &["mount.nfs"]).all().contains("mount.nfs") {
+        web.tells(&["FailedMount", "this node has no mount.nfs: install it (Debian: nfs-common)"]);
+    }
+    node.inside("mount", &["--bind", bin.to_str().unwrap(), "/usr/local/sbin"]).ok();
+    web.is_ready();
+    assert_eq!(web.container("main").demo("read /v/x"), "from afar");
+    node.remove("web.yaml");
+    web.is_gone();
+    assert!(data.join("x").exists(), "it was unmounted, not deleted");
+}
+
+#[test]
+fn mounts_show_what_is_mounted_later_only_where_that_is_asked_for() {
+    let node = NodeBox::start();
+    let host = node.folder().join("host");
+    std::fs::create_dir_all(host.join("sub")).unwrap();
+    let path = host.to_str().unwrap();
+    node.inside("mount", &["--bind", path, path]).ok();
+    node.inside("mount", &["--make-shared", path]).ok();
+    let volume = format!("volumes: [{{name: v, hostPath: {{path: {path}}}}}]");
+    let mounts = |more: &str| format!("volumeMounts: [{{name: v, mountPath: /v{more}}}]");
+    let manifest = pod("web")
+        .spec(&volume)
+        .runs_with("closed", "sleep", &mounts(""))
+        .runs_with("open", "sleep", &mounts(", mountPropagation: HostToContainer"))
+        .runs_with("deep", "sleep", &mounts(", readOnly: true, recursiveReadOnly: Enabled"));
+    node.inside("mount", &["-t", "tmpfs", "before", &format!("{path}/sub")]).ok();
+    let web = node.put(&manifest);
+    web.is_ready();
+    web.container("closed").demo("write /v/sub/x y");
+    web.container("deep").exec(&["/demo", "write", "/v/sub/x", "y"]).fails();
+    node.inside("mount", &["-t", "tmpfs", "after", &format!("{path}/sub")]).ok();
+    node.inside("sh", &["-c", &format!("echo new > {path}/sub/new")]).ok();
+    assert_eq!(web.container("open").demo("read /v/sub/new"), "new");
+    web.container("closed").exec(&["/demo", "read", "/v/sub/new"]).fails();
+}
+
+#[test]
+fn volumes_keep_their_owners_in_a_pod_with_its_own_users() {
+    let node = NodeBox::start();
+    node.apply("login.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {password: p}\n");
+    let volumes = "volumes: [{name: s, secret: {secretName: login, defaultMode: 0400}}, {name: e, emptyDir: {}}, \
+                   {name: m, emptyDir: {medium: Memory}}, {name: i, image: {reference: 'localhost/nodeagent-demo:latest'}}]";
+    let mounts =
+        "volumeMounts: [{name: s, mountPath: /s}, {name: e, mountPath: /e}, {name: m, mountPath: /m}, {name: i, mountPath: /i}]";
+    let web = node.put(&pod("web").spec(volumes).spec("hostUsers: false").runs_with("main", "sleep", mounts));
+    web.is_ready();
+    let main = web.container("main");
+    assert!(main.demo("own /s/..data/password").starts_with("0:0 400"));
+    assert_eq!(main.demo("read /s/password"), "p");
+    for folder in ["/e", "/m"] {
+        assert!(main.demo(&format!("own {folder}")).starts_with("0:0 777"));
+        main.demo(&format!("write {folder}/x y"));
+    }
+    let volume = node.root().join("var/lib/nodeagent/pods").join(web.uid()).join("volumes/empty-dir/e/x");
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume).unwrap());
+    assert_eq!(owner, 0, "on the disk as in the pod: another pod can have the volume next");
+    assert!(main.demo("list /i").contains("demo"));
 }

@@ -38,6 +38,8 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         api: api(c, flags, declared),
         userns: userns(c, declared),
         seccomp_default: c.path("seccompDefaultProfile", declared.seccomp_default_profile.as_ref()),
+        claims: c.path("claimsRoot", declared.claims_root.as_ref()),
+        age_identities: c.path("ageIdentityFile", declared.age_identity_file.as_ref()),
         log: Log {
             format: flags.log_format.or(declared.logging.format).unwrap_or_default(),
             level: flags.log_level.or(declared.logging.level).unwrap_or_default(),

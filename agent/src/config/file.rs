@@ -40,6 +40,10 @@ pub struct Declared {
     pub(super) user_namespaces: UsernsSection,
     pub(super) seccomp_default_profile: Option<PathBuf>,
     pub(super) logging: LogSection,
+    /// The folder of PersistentVolumeClaims.
+    pub(super) claims_root: Option<PathBuf>,
+    /// What opens `*.yaml.age`.
+    pub(super) age_identity_file: Option<PathBuf>,
 }
 
 /// `crashLoopBackOff`; durations are Go's: `10s`, `5m`.

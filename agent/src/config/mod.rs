@@ -47,6 +47,10 @@ pub struct Settings {
     pub userns: Userns,
     /// A seccomp profile (OCI JSON) for `RuntimeDefault`, instead of the one that is built in.
     pub seccomp_default: Option<PathBuf>,
+    /// Where PersistentVolumeClaims' folders are; unset: `claims` below /var/lib/nodeagent.
+    pub claims: Option<PathBuf>,
+    /// The age identities that open `*.yaml.age`.
+    pub age_identities: Option<PathBuf>,
     /// The agent's own log.
     pub log: Log,
 }

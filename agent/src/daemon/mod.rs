@@ -22,10 +22,11 @@ use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
-use crate::pod::recorder::Recorder;
+use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
 use crate::runtime::{self, Runtime};
 use crate::source;
+use crate::source::sealed::Keys;
 
 pub use lock::{Lock, LockError};
 
@@ -44,6 +45,14 @@ pub enum DaemonError {
     /// The machine lacks what no pod can do without.
     #[error("this machine cannot run pods:\n{}", advice(.0))]
     Machine(Vec<Check>),
+    /// The keys of sealed manifests.
+    #[error("ageIdentityFile: read {}: {source}", .path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
     /// Another agent is here.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -81,6 +90,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     let _lock = Lock::take(&settings.paths.lock())?;
     let mut stop = Stop::listen()?;
+    let keys = keys(&settings)?;
 
     let node = Arc::new(node(&settings).await?);
     let (orders, inbox) = mpsc::unbounded_channel();
@@ -92,9 +102,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 
     let ended = CancellationToken::new();
     let serving = tokio::spawn(server.serve(ended.clone()));
+    tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
-    let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, events));
+    let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
     let mut managing = tokio::spawn(manager.run(told, inbox));
 
     stop.wait().await;
@@ -160,11 +171,14 @@ async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
     wanted.registries_conf = vec![conf.clone(), conf.with_extension("conf.d")];
     wanted.auth_files.insert(0, settings.images.auth_file.clone());
     let images = Images::open(wanted)?;
-    let program = Embedded::File(PathBuf::from("/demo"), 0o755, DEMO);
+    // With the directories that are mounted on: each container would have to make them for itself.
+    let directories = ["dev", "etc", "proc", "sys"].map(|name| Embedded::Directory(name.into(), 0o755));
+    let files = [Embedded::File("demo".into(), 0o755, DEMO), Embedded::Directory("tmp".into(), 0o1777)];
+    let entries: Vec<Embedded<'_>> = directories.into_iter().chain(files).collect();
     let mut config = oci_spec::image::Config::default();
     config.set_entrypoint(Some(vec!["/demo".into()]));
     config.set_cmd(Some(vec!["serve".into()]));
-    images.embed(DEMO_IMAGE, &[program], config).await?;
+    images.embed(DEMO_IMAGE, &entries, config).await?;
     Ok(images)
 }
 
@@ -187,6 +201,7 @@ fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runti
         run: settings.paths.run(),
         lib: settings.paths.lib(),
         log: settings.paths.log(),
+        claims: settings.claims.clone().unwrap_or_else(|| settings.paths.lib().join("claims")),
         log_max_size: settings.container_logs.max_size,
         log_max_files: settings.container_logs.max_files,
         node_name: settings.node_name.clone(),
@@ -240,8 +255,13 @@ fn tell_where(settings: &Settings, server: &Server) {
     }
 }
 
-async fn watch(manifests: Vec<PathBuf>, defaults: model::Defaults, events: mpsc::Sender<source::Event>) {
-    if let Err(error) = source::watch(manifests, defaults, events).await {
+fn keys(settings: &Settings) -> Result<Keys, DaemonError> {
+    let Some(path) = &settings.age_identities else { return Ok(Keys::default()) };
+    Keys::read(path).map_err(|source| DaemonError::Keys { path: path.clone(), source })
+}
+
+async fn watch(manifests: Vec<PathBuf>, defaults: model::Defaults, keys: Keys, events: mpsc::Sender<source::Event>) {
+    if let Err(error) = source::watch(manifests, defaults, keys, events).await {
         tracing::error!(%error, "manifests are not watched any more; pods run on as they are");
     }
 }
@@ -251,6 +271,17 @@ fn thresholds(settings: &Settings) -> image::Thresholds {
         high_percent: settings.images.gc_high_percent.into(),
         low_percent: settings.images.gc_low_percent.into(),
         ..image::Thresholds::default()
+    }
+}
+
+/// Says which other firewalls stand in the way, and lets pods whose link somebody deleted have it back.
+async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
+    for obstacle in node.network.obstacles().await.unwrap_or_default() {
+        node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
+    }
+    let Ok(mut severed) = node.network.severed().await else { return };
+    while let Some(uid) = severed.recv().await {
+        let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));
     }
 }
 

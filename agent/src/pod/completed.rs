@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use super::observed::Attempt;
+use super::observed::{Attempt, Failure};
 use crate::model::{Origin, PodUid, ValidPod};
 use crate::runtime::Runtime;
 
@@ -23,6 +23,8 @@ pub struct Completed {
     pub start_time: Timestamp,
     /// How each container ended.
     pub attempts: BTreeMap<String, Attempt>,
+    /// Why the pod as a whole failed.
+    pub failure: Option<Failure>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,6 +33,8 @@ struct Record {
     pod: Pod,
     start_time: Timestamp,
     attempts: BTreeMap<String, Attempt>,
+    #[serde(default)]
+    failure: Option<Failure>,
 }
 
 /// Durable: written, synced, renamed. Writing the same again costs a read.
@@ -40,6 +44,7 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
         pod: Pod::clone(completed.pod.object()),
         start_time: completed.start_time,
         attempts: completed.attempts.clone(),
+        failure: completed.failure.clone(),
     };
     let bytes = serde_json::to_vec(&record)?;
     let path = folder.join(FILE);
@@ -62,5 +67,6 @@ pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
         pod: ValidPod::trusted(record.pod, Origin::Stdin),
         start_time: record.start_time,
         attempts: record.attempts,
+        failure: record.failure,
     })
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -11,8 +12,8 @@ use super::Node;
 use super::observed::Then;
 use super::recorder::Level;
 use super::worker::{Command, Live, LiveRef, Worker};
-use crate::model::{Origin, PodUid, ValidPod};
-use crate::runtime::Adopted;
+use crate::model::{ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::runtime::{Adopted, remove_tree};
 use crate::source;
 
 /// What the API asks of the manager.
@@ -41,6 +42,8 @@ pub enum Order {
         /// Hears what comes of it.
         found: oneshot::Sender<Start>,
     },
+    /// Somebody deleted the pod's link.
+    Rewire(PodUid),
     /// End all pods and take nothing new.
     Drain,
 }
@@ -76,6 +79,8 @@ pub struct Manager {
     faults: HashSet<PathBuf>,
     /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on.
     in_doubt: HashSet<PodUid>,
+    /// Claims that were deleted and ask that their data go too, as soon as no pod uses them.
+    reclaim: Vec<ObjectRef>,
     draining: bool,
 }
 
@@ -92,6 +97,7 @@ impl Manager {
             clearing: HashSet::new(),
             faults: HashSet::new(),
             in_doubt: HashSet::new(),
+            reclaim: Vec::new(),
             draining: false,
         }
     }
@@ -121,9 +127,15 @@ impl Manager {
         match event {
             source::Event::Init => {}
             source::Event::Apply(pod) => self.apply(pod),
-            source::Event::ApplyObject(object) => self.node.objects.put(object),
+            source::Event::ApplyObject(object) => {
+                self.reclaim.retain(|claim| claim != object.key());
+                self.node.objects.put(object);
+            }
             source::Event::DeleteObject(key) => {
-                self.node.objects.remove(&key);
+                if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
+                    self.reclaim.push(key);
+                    self.reclaim_unused();
+                }
             }
             source::Event::InitDone => self.forget_unwanted(),
             source::Event::Delete(uid) => {
@@ -275,6 +287,7 @@ impl Manager {
             Order::Start { namespace, name, found } => {
                 let _ = found.send(self.start(&namespace, &name));
             }
+            Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Drain => {
                 self.draining = true;
                 // Also those that the sources hadn't come to yet.
@@ -308,6 +321,27 @@ impl Manager {
         }
     }
 
+    /// Deletes the data of claims that asked for it and that no pod uses any more.
+    fn reclaim_unused(&mut self) {
+        if self.reclaim.is_empty() {
+            return;
+        }
+        let pods = self.running.keys().filter_map(|uid| self.node.store.pod(uid));
+        let used: HashSet<ObjectRef> =
+            pods.flat_map(|pod| references::of(&ValidPod::trusted(Pod::clone(&pod), Origin::Stdin))).collect();
+        let (wait, free): (Vec<_>, Vec<_>) = std::mem::take(&mut self.reclaim).into_iter().partition(|c| used.contains(c));
+        self.reclaim = wait;
+        for claim in free {
+            let folder = self.node.runtime.settings().claim_dir(&claim.namespace, &claim.name);
+            tracing::info!(claim = %claim, folder = %folder.display(), "the claim's data is deleted, as it asks");
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = remove_tree(&folder) {
+                    tracing::warn!(folder = %folder.display(), %error, "the claim's data could not be deleted");
+                }
+            });
+        }
+    }
+
     fn ended(&mut self, ended: Result<PodUid, tokio::task::JoinError>) {
         let uid = match ended {
             Ok(uid) => uid,
@@ -321,11 +355,21 @@ impl Manager {
         self.clearing.remove(&uid);
         self.node.live.write().unwrap_or_else(PoisonError::into_inner).remove(&uid);
         self.node.store.remove_pod(&uid);
+        self.reclaim_unused();
         // Made again while it ended.
         if let Some(pod) = self.wanted.get(&uid).filter(|_| !self.draining && !self.node.is_stopped(&uid)).cloned() {
             self.begin(pod);
         }
     }
+}
+
+/// What a claim says for its data to go with it; else they stay.
+const RECLAIM: &str = "nodeagent.dev/reclaim-policy";
+
+fn asks_deletion(object: &ValidObject) -> bool {
+    let annotations = object.body().metadata().annotations.as_ref();
+    object.key().kind == ObjectKind::PersistentVolumeClaim
+        && annotations.and_then(|a| a.get(RECLAIM)).is_some_and(|policy| policy == "Delete")
 }
 
 impl std::fmt::Debug for Running {

@@ -17,6 +17,20 @@ pub struct Observed {
     pub containers: BTreeMap<String, Container>,
     /// Set once the pod is to end.
     pub ending: Option<Ending>,
+    /// Set once the pod as a whole has failed: it ends and doesn't run again.
+    pub failure: Option<Failure>,
+}
+
+/// Why a pod as a whole has failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Kubernetes' word, such as `Evicted`.
+    pub reason: Cow<'static, str>,
+    /// The sentence.
+    pub message: String,
+    /// From then on, SIGKILL.
+    pub deadline: Timestamp,
 }
 
 /// The pod's namespaces and address.

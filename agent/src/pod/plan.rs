@@ -87,7 +87,8 @@ pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timesta
 /// Whether every regular container has ended and none is to run again: the pod's phase is Succeeded or Failed.
 pub fn is_complete(pod: &ValidPod, observed: &Observed) -> bool {
     let policy = restart_policy(pod);
-    init_failed(pod, observed)
+    observed.failure.is_some()
+        || init_failed(pod, observed)
         || pod.spec().containers.iter().all(|c| {
             observed.containers.get(&c.name).is_some_and(|o| {
                 !o.starting && o.last.as_ref().and_then(Attempt::finished).is_some_and(|f| !restarts(policy, f.code))
@@ -273,7 +274,8 @@ impl Planner<'_> {
 
     // The pod has ended by itself.
     fn complete(&mut self) {
-        if self.stop_all(None) && self.sandbox_down() {
+        let deadline = self.observed.failure.as_ref().map(|failure| failure.deadline);
+        if self.stop_all(deadline) && self.sandbox_down() {
             self.plan.complete = true;
         }
     }

@@ -70,7 +70,7 @@ fn starting(container: Container) -> Container {
 
 fn observe(sandbox: Sandbox, containers: &[(&str, Container)]) -> Observed {
     let containers: BTreeMap<_, _> = containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect();
-    Observed { sandbox, containers, ending: None }
+    Observed { sandbox, containers, ending: None, failure: None }
 }
 
 fn next(spec: Value, observed: &Observed) -> Plan {

@@ -34,8 +34,15 @@ impl Node {
         credentials
     }
 
+    /// What volumes need before they can be made, and may wait for: other machines, images. The images' layers, as
+    /// [`Self::volume_images`] has them.
+    pub(super) async fn attach_volumes(&self, pod: &ValidPod) -> Result<BTreeMap<String, Vec<PathBuf>>, runtime::Error> {
+        self.runtime.attach_volumes(pod).await?;
+        self.volume_images(pod).await
+    }
+
     /// Makes the images of image volumes present. Their layers, the lowest first, by the volumes' names.
-    pub(super) async fn volume_images(&self, pod: &ValidPod) -> Result<BTreeMap<String, Vec<PathBuf>>, runtime::Error> {
+    async fn volume_images(&self, pod: &ValidPod) -> Result<BTreeMap<String, Vec<PathBuf>>, runtime::Error> {
         let mut layers = BTreeMap::new();
         for volume in pod.spec().volumes.iter().flatten() {
             let Some(source) = &volume.image else { continue };

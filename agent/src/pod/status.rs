@@ -37,6 +37,8 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
     let mut status = k8s::PodStatus {
         conditions: Some(conditions(pod, observed, phase, &init, &regular)),
         container_statuses: Some(regular),
+        reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),
+        message: observed.failure.as_ref().map(|failure| failure.message.clone()),
         host_ip: context.host_ips.first().map(IpAddr::to_string),
         host_ips: Some(context.host_ips.iter().map(|ip| k8s::HostIP { ip: ip.to_string() }).collect()),
         init_container_statuses: (!init.is_empty()).then_some(init),
@@ -65,7 +67,7 @@ fn phase(pod: &ValidPod, observed: &Observed) -> &'static str {
     let of = |name: &str| observed.containers.get(name);
     if is_complete(pod, observed) {
         let failed = |c: &k8s::Container| of(&c.name).and_then(|o| o.last.as_ref()?.finish.as_ref()).is_some_and(|f| f.code != 0);
-        let failed = init_failed(pod, observed) || spec.containers.iter().any(failed);
+        let failed = observed.failure.is_some() || init_failed(pod, observed) || spec.containers.iter().any(failed);
         return if failed { "Failed" } else { "Succeeded" };
     }
     let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some());
@@ -197,7 +199,8 @@ fn waiting(
     }
     if let Image::Failed { reason, message, delay, .. } = &seen.image {
         // The first failure shows what it is; the waits after it show that it is waited.
-        let reason = if delay.is_zero() || *reason != "ErrImagePull" { reason } else { "ImagePullBackOff" };
+        let backs_off = !delay.is_zero() && matches!(*reason, "ErrImagePull" | "RegistryUnavailable");
+        let reason = if backs_off { "ImagePullBackOff" } else { reason };
         return because(reason, Some(message.clone()));
     }
     if let Sandbox::Failed { message, .. } = &observed.sandbox {

@@ -51,6 +51,7 @@ fn observe(containers: &[(&str, Container)]) -> Observed {
         sandbox: Sandbox::Ready { generation: 1, ips: vec![IpAddr::from([10, 85, 0, 2])], since: at(0) },
         containers: containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect(),
         ending: None,
+        failure: None,
     }
 }
 

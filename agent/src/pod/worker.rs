@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::completed::{self, Completed};
 use super::objects::Watch;
 use super::observed::{
-    Attempt, Container, Ending, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
+    Attempt, Container, Ending, Failure, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
 };
 use super::plan::{self, Action, plan};
 use super::recorder::Level;
@@ -28,7 +28,7 @@ use crate::image;
 use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
-use crate::runtime::volumes::Input as VolumeInput;
+use crate::runtime::volumes::{Input as VolumeInput, usage};
 use crate::runtime::{self, Sandbox, StartInput};
 use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 
@@ -37,6 +37,8 @@ use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 pub enum Command {
     /// The pod's spec is now this.
     Update(ValidPod),
+    /// Somebody deleted its link: it gets a new one, with the same address.
+    Rewire,
     /// End it.
     End {
         /// Seconds; unset: the spec's.
@@ -66,9 +68,11 @@ pub type LiveRef = Arc<Mutex<Live>>;
 enum Outcome {
     Sandbox(Result<(Sandbox, Vec<IpAddr>), String>),
     Removed(Result<(), String>),
-    Image { name: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
+    Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
+    Rewired(Result<(), String>),
+    Measured { over: Option<String>, took: Duration },
 }
 
 /// See the module's page.
@@ -100,7 +104,7 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None },
+            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None },
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
@@ -143,6 +147,7 @@ impl Worker {
         worker.events = Some(sandbox.holder.events());
         worker.observed.sandbox = SandboxState::Ready { generation, ips, since };
         worker.sandbox = Some(sandbox);
+        worker.measure(Duration::ZERO);
         for container in &state.containers {
             worker.adopt_container(container, generation);
         }
@@ -170,6 +175,7 @@ impl Worker {
         let Some(record) = completed::read(&self.node.runtime, self.pod.uid()) else { return };
         if matches!(change::between(&record.pod, &self.pod), change::Change::Keep) {
             self.start_time = record.start_time;
+            self.observed.failure = record.failure;
             for (name, last) in record.attempts {
                 self.observed.containers.insert(name, Container { last: Some(last), ..Container::default() });
             }
@@ -191,8 +197,13 @@ impl Worker {
             } else if plan.over {
                 continue;
             }
+            // An image that is there is had at once, and nothing would tell us so later.
+            let look_again = plan.actions.iter().any(|action| matches!(action, Action::Pull(_)));
             for action in plan.actions {
                 self.act(action);
+            }
+            if look_again {
+                continue;
             }
             self.publish();
             self.node.objects.watch(&mut self.needs, references::of(&self.pod));
@@ -224,6 +235,7 @@ impl Worker {
     fn command(&mut self, command: Command) {
         match command {
             Command::Update(new) => self.update(new),
+            Command::Rewire => self.rewire(),
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -239,13 +251,21 @@ impl Worker {
             self.pending = Some(new);
             return;
         }
+        if self.pod.object() == new.object() {
+            // What an agent that adopts is told of every pod.
+            self.pod = new;
+            return;
+        }
         match change::between(&self.pod, &new) {
             change::Change::Recreate => {
                 self.pending = Some(new);
                 self.end(None, Then::Again);
             }
-            change::Change::Keep | change::Change::RestartContainers(_) => {
+            kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
                 self.pod = new;
+                if let change::Change::RestartContainers(names) = kept {
+                    self.take_new_images(&names);
+                }
                 if self.sandbox.is_some()
                     && let Err(error) = self.node.runtime.save_pod(&self.pod)
                 {
@@ -255,6 +275,28 @@ impl Worker {
                 self.refresh_volumes();
             }
         }
+    }
+
+    /// Whatever is known of their old images is nothing to the new ones. The old ones stay pinned while they run.
+    fn take_new_images(&mut self, names: &[String]) {
+        for name in names {
+            if let Some(container) = self.observed.containers.get_mut(name) {
+                container.image = Image::Unknown;
+                container.refused = None;
+            }
+        }
+    }
+
+    fn rewire(&mut self) {
+        let Some(sandbox) = self.sandbox.clone().filter(|_| matches!(self.observed.sandbox, SandboxState::Ready { .. })) else {
+            return;
+        };
+        self.say(None, Level::Warning, "NetworkRepaired", "The pod's network link was deleted by another program; it is put back.");
+        let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
+        self.outcomes.push(Box::pin(async move {
+            let wired = node.wire(&pod, &sandbox, start_time, &trace).await;
+            Outcome::Rewired(wired.map(drop))
+        }));
     }
 
     fn end(&mut self, grace: Option<i64>, then: Then) {
@@ -285,7 +327,7 @@ impl Worker {
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None };
+        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None };
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
@@ -323,6 +365,30 @@ impl Worker {
             tracing::info!(pod = %self.pod, "{}", error.message());
             self.say(None, Level::Warning, error.event(), &error.message());
         }
+    }
+
+    /// Looks after a while whether an emptyDir is beyond its sizeLimit: the kernel tells nobody. Costs at most a hundredth of a CPU.
+    fn measure(&mut self, pause: Duration) {
+        if !usage::is_limited(&self.pod) || !matches!(self.observed.sandbox, SandboxState::Ready { .. }) {
+            return;
+        }
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        self.outcomes.push(Box::pin(async move {
+            tokio::time::sleep(pause.clamp(MEASURE_AT_LEAST, MEASURE_AT_MOST)).await;
+            let begun = Instant::now();
+            let over = tokio::task::spawn_blocking(move || node.runtime.volume_over_limit(&pod)).await.unwrap_or_default();
+            Outcome::Measured { over, took: begun.elapsed() }
+        }));
+    }
+
+    /// The pod as a whole has failed.
+    fn evict(&mut self, message: String) {
+        if self.observed.failure.is_some() || self.observed.ending.is_some() {
+            return;
+        }
+        self.say(None, Level::Warning, "Evicted", &message);
+        let deadline = Timestamp::now().checked_add(EVICTION_GRACE).unwrap_or(Timestamp::MAX);
+        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline });
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
@@ -465,7 +531,7 @@ impl Worker {
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
             let result = node.images.ensure(&reference, policy, &credentials, &|_| ()).await;
-            Outcome::Image { name, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
+            Outcome::Image { name, reference, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
         }));
     }
 
@@ -498,7 +564,7 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let images = match node.volume_images(&pod).await {
+            let images = match node.attach_volumes(&pod).await {
                 Ok(images) => images,
                 Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
             };
@@ -567,8 +633,14 @@ impl Worker {
         match outcome {
             Outcome::Sandbox(result) => self.sandbox_made(result),
             Outcome::Removed(result) => self.sandbox_removed(result),
-            Outcome::Image { name, took, pulled, result } => self.image_came(&name, took, pulled, result),
+            // Of an image that an edit has replaced since, nobody wants to know any more.
+            Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
+            Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
+            Outcome::Measured { over: Some(message), .. } => self.evict(message),
+            Outcome::Measured { over: None, took } => self.measure(took * 100),
+            Outcome::Rewired(Ok(())) => {}
+            Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {
                 if let Err(error) = result {
                     tracing::warn!(pod = %self.pod, container = name, error, "a container could not be told to end");
@@ -585,6 +657,7 @@ impl Worker {
                 self.observed.sandbox = SandboxState::Ready { generation: generation(since), ips, since };
                 self.sandbox = Some(sandbox);
                 self.removal_delay = Duration::ZERO;
+                self.measure(Duration::ZERO);
             }
             Err(message) => {
                 let delay = if self.removal_delay.is_zero() {
@@ -615,7 +688,7 @@ impl Worker {
     }
 
     fn image_came(&mut self, name: &str, took: Duration, pulled: bool, result: Result<image::Image, image::Error>) {
-        let reference = self.container(name).and_then(|c| c.image.clone()).unwrap_or_default();
+        let reference = self.image_of(name).to_owned();
         let (backoff, now) = (self.node.backoff, Timestamp::now());
         match result {
             Ok(image) => {
@@ -741,7 +814,8 @@ impl Worker {
 
     fn remember_completion(&mut self) {
         let attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
-        let record = Completed { pod: self.pod.clone(), start_time: self.start_time, attempts };
+        let record =
+            Completed { pod: self.pod.clone(), start_time: self.start_time, attempts, failure: self.observed.failure.clone() };
         if let Err(error) = completed::write(&self.node.runtime, &record) {
             tracing::warn!(pod = %self.pod, %error, "the pod's completion could not be noted: it would run again after a reboot");
         }
@@ -786,10 +860,7 @@ impl Worker {
                 "CrashLoopBackOff" => {
                     format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid())
                 }
-                "ImagePullBackOff" => {
-                    let image = self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default();
-                    format!("Back-off pulling image \"{image}\"")
-                }
+                "ImagePullBackOff" => format!("Back-off pulling image \"{}\"", self.image_of(name)),
                 _ => continue,
             };
             self.say(Some(name), Level::Warning, "BackOff", &message);
@@ -800,6 +871,10 @@ impl Worker {
         self.node.recorder.pod(&self.pod, container, level, reason, message);
     }
 
+    fn image_of(&self, name: &str) -> &str {
+        self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default()
+    }
+
     fn container(&self, name: &str) -> Option<&k8s::Container> {
         self.pod.all_containers().find(|c| c.name == name)
     }
@@ -808,6 +883,12 @@ impl Worker {
 fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
     image::PullPolicy::named(container.image_pull_policy.as_deref())
 }
+
+/// Between two measurements of a pod's volumes.
+const MEASURE_AT_LEAST: Duration = Duration::from_secs(1);
+const MEASURE_AT_MOST: Duration = Duration::from_secs(60);
+/// What an evicted container has from SIGTERM to SIGKILL, as the kubelet's hard evictions.
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 /// Attempts of which the log is kept: the present one, the one before.
 const KEPT: u32 = 2;

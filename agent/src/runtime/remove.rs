@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 /// Descriptors held open at once. What lies deeper is moved up to the top and deleted from there.
@@ -108,12 +108,11 @@ impl Removal {
 
 /// Whether a path is a mount point: then deleting it would reach into something else.
 pub fn is_mount_point(path: &Path) -> bool {
-    let Some(parent) = path.parent() else { return true };
-    let device = |path: &Path| rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok();
-    match (device(path), device(parent)) {
-        (Some(own), Some(above)) => own.st_dev != above.st_dev && FileType::from_raw_mode(own.st_mode).is_dir(),
-        _ => false,
-    }
+    let found = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
+    found.is_ok_and(|stat| {
+        let folder = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+        folder && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    })
 }
 
 #[cfg(test)]

@@ -143,10 +143,20 @@ impl Runtime {
         volumes::prepare(input, &self.settings).map_err(|cause| Place::pod(input.pod).error(cause))
     }
 
+    /// Mounts the pod's volumes of other machines; the first step of making its volumes.
+    pub async fn attach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
+        volumes::attach(pod, &self.settings).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
     /// Brings a running pod's volumes to what its objects, labels and annotations say now. Goes on past errors.
     pub fn refresh_volumes(&self, input: volumes::Input<'_>) -> Vec<Error> {
         let place = Place::pod(input.pod);
         volumes::refresh(input, &self.settings).into_iter().map(|cause| place.error(cause)).collect()
+    }
+
+    /// Looks how much the pod's emptyDirs hold: the kubelet's sentence about one that is beyond its limit. Blocks on the disk.
+    pub fn volume_over_limit(&self, pod: &ValidPod) -> Option<String> {
+        volumes::usage::over_limit(pod, &self.settings)
     }
 
     /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
@@ -178,8 +188,7 @@ impl Runtime {
         clock.step("cgroup");
         let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
         clock.step("holder");
-        let mut steps = clock.steps;
-        steps.extend(reply.steps);
+        let steps = clock.with_inner(reply.steps);
         Ok(Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps })
     }
 
@@ -340,8 +349,7 @@ impl Runtime {
         clock.step("cgroup");
         let reply = sandbox.holder.start(recipe).await?;
         clock.step("holder");
-        let mut steps = clock.steps;
-        steps.extend(reply.steps);
+        let steps = clock.with_inner(reply.steps);
         Ok(Started { id: id.into(), pid: reply.pid, started_at: reply.started_at, steps })
     }
 
@@ -413,6 +421,16 @@ impl Clock {
         let micros = u64::try_from(now.duration_since(self.last).as_micros()).unwrap_or(u64::MAX);
         self.steps.push(Step { name: name.into(), micros });
         self.last = now;
+    }
+
+    /// The last step was made of these, and of what they leave of its time.
+    fn with_inner(mut self, inner: Vec<Step>) -> Vec<Step> {
+        let within = inner.iter().map(|step| step.micros).sum();
+        if let Some(outer) = self.steps.last_mut() {
+            outer.micros = outer.micros.saturating_sub(within);
+        }
+        self.steps.extend(inner);
+        self.steps
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Event;
 use super::folder::{Content, Folder};
 use super::scan::{self, Failure, Identity, Interest, Scan};
+use super::sealed::Keys;
 use crate::model::Defaults;
 
 /// The largest file that is read.
@@ -35,12 +36,12 @@ pub enum WatchError {
     Reader(#[from] tokio::task::JoinError),
 }
 
-/// Tells `events` what the manifests in `roots` (folders, files, `-` for standard input) are and how they change, until nobody
+/// `keys` open sealed manifests. Tells `events` what the manifests in `roots` (folders, files, `-` for standard input) are and how they change, until nobody
 /// listens any more. A change is told as soon as the kernel tells it.
-pub async fn watch(roots: Vec<PathBuf>, defaults: Defaults, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
+pub async fn watch(roots: Vec<PathBuf>, defaults: Defaults, keys: Keys, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
     let stdin = roots.iter().any(|r| r.as_os_str() == STDIN).then(read_stdin);
     let roots = roots.into_iter().filter(|r| r.as_os_str() != STDIN).collect();
-    watch_with(roots, stdin, defaults, events).await
+    watch_with(roots, stdin, defaults, keys, events).await
 }
 
 /// As [`watch`], with what stands for standard input.
@@ -48,6 +49,7 @@ pub async fn watch_with(
     roots: Vec<PathBuf>,
     mut stdin: Option<oneshot::Receiver<io::Result<Vec<u8>>>>,
     defaults: Defaults,
+    keys: Keys,
     events: mpsc::Sender<Event>,
 ) -> Result<(), WatchError> {
     let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| WatchError::Inotify(e.into()))?;
@@ -57,7 +59,7 @@ pub async fn watch_with(
         reason = "the new way is unsafe, for types that give another descriptor each time: an OwnedFd never does"
     )]
     let ready = AsyncFd::new(queue.clone()).map_err(WatchError::Inotify)?;
-    let mut watcher = Watcher::new(queue, roots, defaults);
+    let mut watcher = Watcher::new(queue, roots, Folder::new(defaults, keys));
 
     let mut told = vec![Event::Init];
     let first;
@@ -183,11 +185,11 @@ struct Work {
 }
 
 impl Watcher {
-    fn new(queue: Arc<OwnedFd>, roots: Vec<PathBuf>, defaults: Defaults) -> Self {
+    fn new(queue: Arc<OwnedFd>, roots: Vec<PathBuf>, folder: Folder) -> Self {
         Self {
             queue,
             roots,
-            folder: Folder::new(defaults),
+            folder,
             identities: BTreeMap::new(),
             failed: BTreeMap::new(),
             watched: HashMap::new(),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use ring::digest;
 
 use super::Event;
+use super::sealed::{Keys, unsealed_name};
 use crate::model::{self, Defaults, FileError, ObjectRef, Origin, PodUid, ValidObject, ValidPod};
 
 /// What a file is now.
@@ -29,6 +30,7 @@ pub enum Content {
 #[derive(Debug)]
 pub struct Folder {
     defaults: Defaults,
+    keys: Keys,
     files: BTreeMap<PathBuf, File>,
     /// Files with something that another place holds.
     shadowed: BTreeSet<PathBuf>,
@@ -109,8 +111,8 @@ impl Item {
 
 impl Folder {
     /// Nothing is known yet.
-    pub fn new(defaults: Defaults) -> Self {
-        Self { defaults, files: BTreeMap::new(), shadowed: BTreeSet::new(), held: HashMap::new(), names: HashMap::new() }
+    pub fn new(defaults: Defaults, keys: Keys) -> Self {
+        Self { defaults, keys, files: BTreeMap::new(), shadowed: BTreeSet::new(), held: HashMap::new(), names: HashMap::new() }
     }
 
     /// The files that are known.
@@ -172,7 +174,15 @@ impl Folder {
             return false;
         }
         file.digest = Some(digest);
-        let mut loaded = model::load(path, bytes, &self.defaults);
+        let opened = path.file_name().and_then(unsealed_name).map(|_| self.keys.open(bytes)).transpose();
+        let plain = match &opened {
+            Ok(opened) => opened.as_deref().unwrap_or(bytes),
+            Err(why) => {
+                file.errors = vec![FileError::whole(path, why.as_str())];
+                return true;
+            }
+        };
+        let mut loaded = model::load(path, plain, &self.defaults);
         let mut items: Vec<Item> =
             loaded.objects.into_iter().map(Item::Object).chain(loaded.pods.into_iter().map(Item::Pod)).collect();
         // An editor or `>` empties a file before it writes it: that isn't a wish to have its pods deleted.

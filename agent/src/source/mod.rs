@@ -4,6 +4,7 @@
 pub mod directory;
 pub mod folder;
 mod scan;
+pub mod sealed;
 
 use std::path::PathBuf;
 

@@ -73,6 +73,7 @@ pub(super) fn hidden(name: &OsStr) -> bool {
 
 /// Whether a file of a folder is a manifest.
 pub(super) fn is_manifest(name: &OsStr) -> bool {
+    let name = super::sealed::unsealed_name(name).unwrap_or(name);
     let extension = Path::new(name).extension().and_then(OsStr::to_str);
     !hidden(name) && matches!(extension, Some("yaml" | "yml" | "json"))
 }

@@ -159,22 +159,25 @@ pub fn filesystem(kind: &str, options: &str, attributes: u64, target: &Path) -> 
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(fault)
 }
 
-/// v2: the tree. v1: a tmpfs with a directory for each hierarchy that the container's cgroups belong to.
+/// v2 alone: the tree. Else a tmpfs with the container's own directory of each hierarchy, bound: a new superblock for each of
+/// them, as a mount of its own needs, takes ten times as long.
 fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[PathBuf]) -> Result<(), Fault> {
     let hierarchies = hierarchies(cgroups).or_fault(Stage::Mount, shown(&mount.target))?;
     let attributes = mount_attributes(mount);
-    if let [only] = hierarchies.as_slice()
-        && only.is_empty()
+    if let [(name, _)] = hierarchies.as_slice()
+        && name == UNIFIED
     {
         return attach_tree(root, filesystem("cgroup2", "", attributes, &mount.target)?, &mount.target);
     }
     let holder = filesystem("tmpfs", "mode=755", attributes & !attr::RDONLY, &mount.target)?;
     attach_tree(root, &holder, &mount.target)?;
-    for controllers in &hierarchies {
-        let (kind, name) = if controllers.is_empty() { ("cgroup2", "unified") } else { ("cgroup", controllers.as_str()) };
-        let place = mount.target.join(name.trim_start_matches("name="));
-        attach_tree(root, filesystem(kind, controllers, attributes, &place)?, &place)?;
-        for alias in controllers.split(',').filter(|c| *c != controllers && !c.contains('=')) {
+    let set = MountAttributes { set: attributes, propagation: attr::PRIVATE, ..MountAttributes::default() };
+    for (name, path) in &hierarchies {
+        let place = mount.target.join(name);
+        let own = open_tree(CWD, *path, CLONE).or_fault(Stage::Mount, shown(&place))?;
+        sys::mount_setattr(own.as_fd(), false, set).or_fault(Stage::Mount, shown(&place))?;
+        attach_tree(root, own, &place)?;
+        for alias in name.split(',').filter(|alias| alias != name) {
             rustix::fs::symlinkat(name, &holder, alias).or_fault(Stage::Mount, shown(&mount.target.join(alias)))?;
         }
     }
@@ -182,29 +185,34 @@ fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[PathBuf]) -> Result<(), 
     sys::mount_setattr(holder.as_fd(), false, read_only).or_fault(Stage::Mount, shown(&mount.target))
 }
 
-/// The controllers of each directory's hierarchy as mount options name them; empty for v2. From the mount table: super options
-/// of cgroup mounts are `rw`, then the controllers.
-fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<String>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut found: Vec<String> = Vec::new();
+/// What a hybrid machine's v2 is called, and here the whole of v2.
+const UNIFIED: &str = "unified";
+
+/// Each hierarchy once: the name that it has on this machine (`cpu,cpuacct`, `memory`, …; of v2 [`UNIFIED`]), and the directory.
+fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<(String, &Path)>> {
+    let mut found: Vec<(String, &Path)> = Vec::new();
     for path in cgroups {
-        let device = rustix::fs::stat(path)?.st_dev;
-        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-        let line = table.lines().find(|l| l.split(' ').nth(2) == Some(device.as_str()));
-        let Some((_, tail)) = line.and_then(|l| l.split_once(" - ")) else { continue };
-        let fields: Vec<&str> = tail.split(' ').collect();
-        let controllers = match fields[..] {
-            ["cgroup", _, options] => {
-                let not = |o: &&str| {
-                    !matches!(*o, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !o.starts_with("release_agent=")
-                };
-                options.split(',').filter(not).collect::<Vec<_>>().join(",")
-            }
-            _ => String::new(),
+        let name = if i64::from(rustix::fs::statfs(path)?.f_type) == libc::CGROUP2_SUPER_MAGIC as i64 {
+            UNIFIED.to_owned()
+        } else {
+            mount_name(path)?
         };
-        if !found.contains(&controllers) {
-            found.push(controllers);
+        if !found.iter().any(|(known, _)| *known == name) {
+            found.push((name, path));
         }
     }
     Ok(found)
+}
+
+/// The name of the directory that a path's file system is mounted on.
+fn mount_name(path: &Path) -> std::io::Result<String> {
+    let device = rustix::fs::stat(path)?.st_dev;
+    let mut at = path;
+    while let Some(parent) = at.parent() {
+        if rustix::fs::stat(parent)?.st_dev != device {
+            break;
+        }
+        at = parent;
+    }
+    Ok(at.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }

@@ -84,6 +84,11 @@ fn json_file(report: &mut Report<'_>, at: &Path<'_>, key: &str, value: Option<&B
 }
 
 fn claim(report: &mut Report<'_>, claim: &PersistentVolumeClaim) {
+    const RECLAIM: &str = "nodeagent.dev/reclaim-policy";
+    if let Some(policy) = claim.metadata.annotations.as_ref().and_then(|a| a.get(RECLAIM)) {
+        let metadata = Path::ROOT.child("metadata");
+        report.one_of(&metadata.child("annotations").key(RECLAIM), Some(policy), &["Delete", "Retain"]);
+    }
     let at = Path::ROOT.child("spec");
     let Some(spec) = &claim.spec else { return report.required(&at, "") };
     let modes = spec.access_modes.as_deref().unwrap_or_default();

@@ -9,8 +9,11 @@ mod claim;
 mod empty_dir;
 mod host_path;
 mod image;
+mod network;
 mod ownership;
 pub mod payload;
+pub mod usage;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -32,6 +35,7 @@ use super::recipe::sandbox;
 use super::remove::is_mount_point;
 use super::settings::Settings;
 use crate::model::ValidPod;
+pub use network::attach;
 use payload::Sources;
 
 /// Where a volume is.
@@ -68,7 +72,8 @@ pub fn prepare(input: Input<'_>, settings: &Settings) -> Result<Volumes, Cause> 
     for volume in pod.spec().volumes.iter().flatten() {
         let (path, read_only) = one(input, settings, volume)
             .map_err(|cause| Cause::Volume { volume: volume.name.clone(), cause: Box::new(cause) })?;
-        roots.insert(volume.name.clone(), VolumeRoot { path, read_only, idmap: sandbox::wants_ids(pod) });
+        let idmap = sandbox::wants_ids(pod) && can_be_mapped(volume);
+        roots.insert(volume.name.clone(), VolumeRoot { path, read_only, idmap });
     }
     Ok(roots)
 }
@@ -95,6 +100,9 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
         host_path::check(source)?;
         return Ok((source.path.clone().into(), false));
     }
+    if let Some(path) = network::place(pod, settings, volume) {
+        return Ok((network::find(path)?, false));
+    }
     if let Some(made) = files(input, settings, volume) {
         return Ok((made?, true));
     }
@@ -109,6 +117,12 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
         return Ok((image::mount(input, settings, &volume.name, source)?, true));
     }
     Err(ConfigError::new("this kind of volume is not served by this agent").into())
+}
+
+/// The kernel maps owners of most file systems; not of overlayfs (image volumes), hugetlbfs and those of other machines.
+fn can_be_mapped(volume: &Volume) -> bool {
+    let huge = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages"));
+    volume.image.is_none() && volume.nfs.is_none() && !huge
 }
 
 /// A volume of files that the agent writes. `None`: it is of another kind.

@@ -2,12 +2,13 @@
 //! followed, and no path leads out of the volume.
 //! <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/#configure-volume-permission-and-ownership-change-policy-for-pods>
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::walk::walk;
 use crate::model::ValidPod;
 use crate::runtime::error::{Cause, file};
 
@@ -41,53 +42,26 @@ pub fn give(root: &Path, gid: u32, policy: Policy) -> Result<(), Cause> {
     if policy == Policy::OnRootMismatch && !differs(&stat, gid) {
         return Ok(());
     }
-    // Folders are given first and looked into then; the root last, so that OnRootMismatch finds an unfinished walk unfinished.
-    let mut folders = vec![PathBuf::from(".")];
-    while let Some(path) = folders.pop() {
-        let dir = open_beneath(top.as_fd(), &path).map_err(failed)?;
-        for entry in Dir::read_from(&dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            match give_one(dir.as_fd(), name, gid) {
-                Ok(FileType::Directory) => {
-                    use std::os::unix::ffi::OsStrExt as _;
-                    folders.push(path.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
-                }
-                // Gone since it was listed.
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-    }
+    // The root last, so that OnRootMismatch finds an unfinished walk unfinished.
+    walk(top.as_fd(), &mut |dir, name| give_one(dir, name, gid)).map_err(failed)?;
     set(top.as_fd(), &stat, gid).map_err(failed)
-}
-
-fn open_beneath(top: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(top, path, flags, Mode::empty(), resolve)
 }
 
 fn give_one(dir: BorrowedFd<'_>, name: &std::ffi::CStr, gid: u32) -> rustix::io::Result<FileType> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
-        // A link is given itself; where it leads is not looked at.
-        Err(Errno::LOOP) => {
-            let links = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(dir, name, None, Some(Gid::from_raw(gid)), links)?;
-            return Ok(FileType::Symlink);
-        }
-        opened => opened?,
-    };
+    let fd = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&fd)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind == FileType::Symlink {
+        // A link is given itself; where it leads is not looked at.
+        rustix::fs::chownat(&fd, "", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+        return Ok(kind);
+    }
     if differs(&stat, gid) {
         set(fd.as_fd(), &stat, gid)?;
     }
-    Ok(FileType::from_raw_mode(stat.st_mode))
+    Ok(kind)
 }
 
 fn wanted(stat: &Stat) -> u32 {
