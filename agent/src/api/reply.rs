@@ -149,7 +149,7 @@ fn with_type(content_type: &'static str, body: Body) -> Response {
 }
 
 /// `Status` of success, as DELETE answers.
-pub fn success(details: Value) -> Response {
+pub fn success(details: &Value) -> Response {
     json(&json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details }))
 }
 
