@@ -38,6 +38,11 @@ pub struct Pod {
     started: u32,
 }
 
+/// PODHOLDER in the environment names another: the static one of a release, to measure it or to test what is shipped.
+fn holder_program() -> std::ffi::OsString {
+    std::env::var_os("PODHOLDER").unwrap_or_else(|| env!("CARGO_BIN_EXE_podholder").into())
+}
+
 /// One connection to a holder.
 pub struct Connection {
     socket: OwnedFd,
@@ -154,7 +159,8 @@ impl Pod {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         // As standard input, then moved: the child of a threaded test may hold no descriptor by accident.
         let holder = Command::new(BUSYBOX)
-            .args(["sh", "-c", "exec 3<&0 </dev/null; exec \"$0\"", env!("CARGO_BIN_EXE_podholder")])
+            .args(["sh", "-c", "exec 3<&0 </dev/null; exec \"$0\""])
+            .arg(holder_program())
             .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
