@@ -161,9 +161,15 @@ impl Packer {
             plain.extend((text.len() as u32).to_be_bytes());
             plain.extend(text.as_bytes());
         }
-        // Enough for what deflate can't make smaller, and for the mark of the flush.
-        let mut packed = Vec::with_capacity(plain.len() + plain.len() / 100 + 64);
-        self.0.compress_vec(&plain, &mut packed, FlushCompress::Sync).map_err(|_| FrameError::Malformed("block of headers"))?;
+        let mut packed = Vec::with_capacity(plain.len() / 2 + 64);
+        let begun = self.0.total_in();
+        // All is said once the flush leaves room: deflate makes some blocks larger than they were.
+        while packed.len() == packed.capacity() || packed.is_empty() {
+            packed.reserve(64);
+            let used = (self.0.total_in() - begun) as usize;
+            let done = self.0.compress_vec(&plain[used..], &mut packed, FlushCompress::Sync);
+            done.map_err(|_| FrameError::Malformed("block of headers"))?;
+        }
         Ok(packed)
     }
 }
