@@ -138,8 +138,9 @@ impl Source {
     fn files(&self) -> Vec<PathBuf> {
         let current = format!("{}.log", self.attempt);
         let rotated = format!("{current}.");
-        let mut old: Vec<String> =
-            names(&self.folder).filter(|name| name.starts_with(&rotated) && !name.ends_with(".tmp")).collect();
+        let mut old: Vec<String> = names(&self.folder)
+            .filter(|name| name.starts_with(&rotated) && Path::new(name).extension().is_none_or(|e| e != "tmp"))
+            .collect();
         old.sort();
         old.push(current);
         old.into_iter().map(|name| self.folder.join(name)).collect()

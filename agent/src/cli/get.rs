@@ -214,9 +214,10 @@ impl Get<'_> {
 
     fn path(&self, name: Option<&str>, query: &[(&str, &str)]) -> String {
         let group = if self.kind == Kind::Images { format!("/apis/{}/v1", crate::api::GROUP) } else { "/api/v1".to_owned() };
-        let namespace = match self.kind.namespaced() && !self.all_namespaces {
-            true => format!("/namespaces/{}", encode(&self.namespace)),
-            false => String::new(),
+        let namespace = if self.kind.namespaced() && !self.all_namespaces {
+            format!("/namespaces/{}", encode(&self.namespace))
+        } else {
+            String::new()
         };
         let name = name.map(|name| format!("/{}", encode(name))).unwrap_or_default();
         let selectors = [("labelSelector", self.selector.as_deref()), ("fieldSelector", self.field_selector.as_deref())];
@@ -315,7 +316,7 @@ async fn nothing_found(client: &Client, args: &Get<'_>) {
 fn watched(args: &Get<'_>, version: &str) -> Result<String, CliError> {
     let by_name;
     let mut query = vec![("watch", "true"), ("resourceVersion", version)];
-    match &args.names[..] {
+    match args.names {
         [] => {}
         [one] => {
             by_name = format!("metadata.name={one}");

@@ -291,7 +291,12 @@ impl Worker {
         let Some(sandbox) = self.sandbox.clone().filter(|_| matches!(self.observed.sandbox, SandboxState::Ready { .. })) else {
             return;
         };
-        self.say(None, Level::Warning, "NetworkRepaired", "The pod's network link was deleted by another program; it is put back.");
+        self.say(
+            None,
+            Level::Warning,
+            "NetworkRepaired",
+            "The pod's network link was deleted by another program; it is put back.",
+        );
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
         self.outcomes.push(Box::pin(async move {
             let wired = node.wire(&pod, &sandbox, start_time, &trace).await;
