@@ -56,7 +56,7 @@ fn a_port_that_everyone_reaches_is_refused() {
     let node = NodeBox::builder().without_agent().start();
     let mut agent = Running::start(node.agent_command().args(["--listen", "0.0.0.0:16443"]));
     assert_ne!(agent.ends(), 0);
-    assert!(agent.output().contains("only loopback addresses"), "{}", agent.output());
+    assert!(agent.output().contains("must be a loopback address"), "{}", agent.output());
 }
 
 #[test]
