@@ -51,17 +51,13 @@ impl Log {
         !self.unwritten.is_empty()
     }
 
-    /// Appends whole lines and empties the buffer. What the disk refuses is kept.
-    pub fn append(&mut self, lines: &mut Vec<u8>) {
+    /// Appends whole lines. What the disk refuses is kept.
+    pub fn append(&mut self, lines: &[u8]) {
         if self.is_blocked() {
-            self.unwritten.append(lines);
-            return;
+            return self.unwritten.extend_from_slice(lines);
         }
         let written = self.write_rotating(lines);
-        if written < lines.len() {
-            self.unwritten = lines.split_off(written);
-        }
-        lines.clear();
+        self.unwritten.extend_from_slice(&lines[written..]);
     }
 
     /// Writes what was refused. Whether all is written now.
@@ -163,9 +159,9 @@ mod tests {
         let path = dir.path().join("0.log");
         let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 3 }).unwrap();
         for n in 0..5 {
-            log.append(&mut format!("line number {n}\n").into_bytes());
+            log.append(format!("line number {n}\n").as_bytes());
         }
-        log.append(&mut b"last\n".to_vec());
+        log.append(b"last\n");
         let mut names: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
         names.sort();
         let texts: Vec<String> = names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
@@ -198,9 +194,9 @@ mod tests {
     fn what_the_disk_refuses_is_kept() {
         // Every write to /dev/full is refused with ENOSPC.
         let mut log = Log::open(&LogFile { path: "/dev/full".into(), max_size: 0, max_files: 2 }).unwrap();
-        log.append(&mut b"one\n".to_vec());
+        log.append(b"one\n");
         assert!(log.is_blocked() && !log.retry());
-        log.append(&mut b"two\n".to_vec());
+        log.append(b"two\n");
         let dir = tempfile::tempdir().unwrap();
         log.file = open(&dir.path().join("log")).unwrap();
         assert!(log.retry());
