@@ -161,6 +161,7 @@ impl Holder {
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),
             cgroups: &recipe.cgroups,
+            beside: None,
             stdio: [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()],
             keep: &keep,
         };
@@ -193,6 +194,7 @@ impl Holder {
             return Err(Fault { errno: libc::ESRCH, ..refused(Stage::Protocol, id, "it isn't running") });
         };
         // Of its own, so that the loan of the container ends here.
+        let beside = Some(live.pid);
         let target = live.pidfd.try_clone().or_fault(Stage::Fork, "")?;
         let null = [stdio::stdin(), stdio::stdout(), stdio::stderr()];
         let stdio = match fds {
@@ -201,7 +203,7 @@ impl Holder {
             _ => return Err(refused(Stage::Protocol, id, "exec takes three descriptors, or none with a terminal")),
         };
         let keep = [target.as_fd()];
-        let spawn = Spawn { flags: 0, cgroups, stdio, keep: &keep };
+        let spawn = Spawn { flags: 0, cgroups, beside, stdio, keep: &keep };
         let body = |parts| exec::init(process, in_user_ns, parts);
         let child = self.sandbox()?.spawn_in_pid(pid_namespace, Some(target.as_fd()), &spawn, body)?;
         let number = self.number();

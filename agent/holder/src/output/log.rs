@@ -123,18 +123,22 @@ impl Log {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{}", clock::rotation_stamp(stamp)));
         let rotated = PathBuf::from(name);
-        if std::fs::rename(&self.path, &rotated).is_err() {
-            // Somebody removed it, or the folder is read-only: go on with the file that is open.
-            return false;
+        match std::fs::rename(&self.path, &rotated) {
+            // Somebody removed it: what comes is to be seen again.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // The folder is read-only: go on with the file that is open.
+            Err(_) => return false,
+            Ok(()) => self.rotated.push_back(rotated.clone()),
         }
         match open(&self.path) {
             Ok(file) => (self.file, self.size, self.last_stamp) = (file, 0, stamp),
             Err(_) => {
-                let _ = std::fs::rename(&rotated, &self.path);
+                if self.rotated.pop_back_if(|last| *last == rotated).is_some() {
+                    let _ = std::fs::rename(&rotated, &self.path);
+                }
                 return false;
             }
         }
-        self.rotated.push_back(rotated);
         while self.rotated.len() + 1 > self.max_files {
             if let Some(oldest) = self.rotated.pop_front() {
                 let _ = std::fs::remove_file(oldest);
@@ -145,7 +149,9 @@ impl Log {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)
+    // Never waits, as it would for the reader of a FIFO that somebody put there.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 #[cfg(test)]
@@ -188,6 +194,26 @@ mod tests {
         let texts: Vec<String> = names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
         assert_eq!(texts.concat(), all);
         assert!(texts.iter().all(|text| text.len() <= 120 && text.ends_with('\n')), "{texts:?}");
+    }
+
+    #[test]
+    fn a_log_that_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 2 }).unwrap();
+        log.append(b"before\n");
+        std::fs::remove_file(&path).unwrap();
+        log.append(b"after it\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "after it\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_fifo_for_a_log_is_an_error_not_a_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(Log::open(&LogFile { path, max_size: 0, max_files: 2 }).is_err());
     }
 
     #[test]

@@ -433,3 +433,55 @@ impl Connection {
         self.answer(id)
     }
 }
+
+/// What busybox lacks, in a container: the host's program with its libraries.
+pub fn host_program(pod: &mut Pod, argv: &[&str]) -> Recipe {
+    let mut recipe = pod.recipe("tool", argv);
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), recipe.rootfs.upper.join(name)).unwrap();
+    }
+    recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
+    recipe
+}
+
+/// Own cgroups below the test's, removed at the end.
+pub struct Cgroups(pub Vec<PathBuf>);
+
+impl Cgroups {
+    pub fn make(name: &str) -> Self {
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let found: Vec<PathBuf> = own
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let (controllers, path) = (fields.next()?, fields.next()?);
+                let mount = match controllers.trim_start_matches("name=") {
+                    "" if Path::new("/sys/fs/cgroup/unified").exists() => "/sys/fs/cgroup/unified",
+                    "" => "/sys/fs/cgroup",
+                    "pids" => "/sys/fs/cgroup/pids",
+                    "memory" => "/sys/fs/cgroup/memory",
+                    _ => return None,
+                };
+                let dir =
+                    Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
+                std::fs::create_dir(&dir).unwrap();
+                Some(dir)
+            })
+            .collect();
+        assert!(!found.is_empty(), "no cgroup hierarchy is mounted below /sys/fs/cgroup");
+        Self(found)
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            for _ in 0..500 {
+                if std::fs::remove_dir(dir).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
