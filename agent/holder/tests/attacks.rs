@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use podholder::protocol::*;
@@ -163,7 +163,6 @@ fn a_socket_far_down_the_tree() {
     });
     let found = std::fs::read_dir(pod.dir.path()).unwrap().flatten().find(|e| e.file_name().len() > 100).unwrap().path();
     let socket = found.join("and another one/holder.sock");
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     let metadata = std::fs::metadata(&socket).unwrap();
     assert!(metadata.file_type().is_socket() && metadata.permissions().mode() & 0o777 == 0o600);
     // Connected by way of a short name for the long path.

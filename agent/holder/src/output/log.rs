@@ -130,15 +130,14 @@ impl Log {
             Err(_) => return false,
             Ok(()) => self.rotated.push_back(rotated.clone()),
         }
-        match open(&self.path) {
-            Ok(file) => (self.file, self.size, self.last_stamp) = (file, 0, stamp),
-            Err(_) => {
-                if self.rotated.pop_back_if(|last| *last == rotated).is_some() {
-                    let _ = std::fs::rename(&rotated, &self.path);
-                }
-                return false;
+        let Ok(file) = open(&self.path) else {
+            if self.rotated.back() == Some(&rotated) {
+                self.rotated.pop_back();
+                let _ = std::fs::rename(&rotated, &self.path);
             }
-        }
+            return false;
+        };
+        (self.file, self.size, self.last_stamp) = (file, 0, stamp);
         while self.rotated.len() + 1 > self.max_files {
             if let Some(oldest) = self.rotated.pop_front() {
                 let _ = std::fs::remove_file(oldest);

@@ -1,10 +1,12 @@
 //! A pod on the real kernel: the built holder, a busybox image, and a client that speaks the protocol as the agent does.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cgroups;
 
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use podholder::{sys, wire};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tempfile::TempDir;
+
+pub use cgroups::Cgroups;
 
 const BUSYBOX: &str = "/bin/busybox";
 /// For anything to happen: no test measures time, this only turns a hang into a failure.
@@ -355,7 +359,6 @@ fn make_image(dir: &Path) {
     symlink("/run", dir.join("var/run")).unwrap();
     std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:\n").unwrap();
     std::fs::write(dir.join("etc/group"), "root:x:0:\nweb:x:34:\nstaff:x:50:web\n").unwrap();
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
 }
 
@@ -442,46 +445,4 @@ pub fn host_program(pod: &mut Pod, argv: &[&str]) -> Recipe {
     }
     recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
     recipe
-}
-
-/// Own cgroups below the test's, removed at the end.
-pub struct Cgroups(pub Vec<PathBuf>);
-
-impl Cgroups {
-    pub fn make(name: &str) -> Self {
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let found: Vec<PathBuf> = own
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.splitn(3, ':').skip(1);
-                let (controllers, path) = (fields.next()?, fields.next()?);
-                let mount = match controllers.trim_start_matches("name=") {
-                    "" if Path::new("/sys/fs/cgroup/unified").exists() => "/sys/fs/cgroup/unified",
-                    "" => "/sys/fs/cgroup",
-                    "pids" => "/sys/fs/cgroup/pids",
-                    "memory" => "/sys/fs/cgroup/memory",
-                    _ => return None,
-                };
-                let dir =
-                    Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
-                std::fs::create_dir(&dir).unwrap();
-                Some(dir)
-            })
-            .collect();
-        assert!(!found.is_empty(), "no cgroup hierarchy is mounted below /sys/fs/cgroup");
-        Self(found)
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for dir in &self.0 {
-            for _ in 0..500 {
-                if std::fs::remove_dir(dir).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
 }
