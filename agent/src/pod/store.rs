@@ -1,6 +1,8 @@
 //! The pods and events as the node sees them now. One writer (the workers), many readers (the API, the command line, reports).
 //! Knows no I/O.
 
+pub mod workloads;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -45,7 +47,7 @@ impl<T> Clone for Change<T> {
 
 /// Objects of one kind by a key, with the changes that led to them.
 #[derive(Debug)]
-struct Table<K, T> {
+pub struct Table<K, T> {
     objects: BTreeMap<K, Arc<T>>,
     history: VecDeque<Change<T>>,
     changes: broadcast::Sender<Change<T>>,
@@ -99,6 +101,7 @@ struct Inner {
     pods: Table<PodUid, Pod>,
     events: Table<String, Event>,
     event_order: VecDeque<String>,
+    workloads: workloads::Workloads,
 }
 
 /// See the module's page.
@@ -116,6 +119,7 @@ impl Default for Store {
                 pods: Table::new(),
                 events: Table::new(),
                 event_order: VecDeque::new(),
+                workloads: workloads::Workloads::new(),
             }),
         }
     }
