@@ -79,8 +79,7 @@ const APPS: &[Resource] = &[
     workload("statefulsets", "statefulset", "StatefulSet", &["sts"]),
 ];
 
-const BATCH: &[Resource] =
-    &[workload("cronjobs", "cronjob", "CronJob", &["cj"]), workload("jobs", "job", "Job", &[])];
+const BATCH: &[Resource] = &[workload("cronjobs", "cronjob", "CronJob", &["cj"]), workload("jobs", "job", "Job", &[])];
 
 /// The groups beside the core.
 const GROUPS: &[(&str, &[Resource])] = &[("apps", APPS), ("batch", BATCH), (GROUP, OWN)];

@@ -12,9 +12,7 @@ use super::decode::{decode, nearest};
 use super::error::{FileError, Position, Problem};
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
-use super::{
-    Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload,
-};
+use super::{Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload};
 
 /// What a manifest leaves open and the node knows.
 #[derive(Debug, Clone, Default)]

@@ -205,7 +205,9 @@ impl node::Node for Handle {
             self.live(uid)?;
             if let Some(owner) = self.node.store.pod(uid).as_deref().and_then(controller) {
                 let (kind, name) = (&owner.kind, &owner.name);
-                let message = format!("the pod is one of {kind} {name}, which would replace it: remove the file, or ask for fewer replicas");
+                let message = format!(
+                    "the pod is one of {kind} {name}, which would replace it: remove the file, or ask for fewer replicas"
+                );
                 return Err(NodeError::Conflict(message));
             }
             self.order(Order::Stop { uid: uid.clone() })

@@ -270,8 +270,7 @@ impl Rollout<'_> {
             return;
         }
         let new = self.sets[target].metadata.uid.is_none();
-        let (reason, what) =
-            if new { ("NewReplicaSetCreated", "Created new") } else { ("FoundNewReplicaSet", "Found new") };
+        let (reason, what) = if new { ("NewReplicaSetCreated", "Created new") } else { ("FoundNewReplicaSet", "Found new") };
         self.set_condition(status, "Progressing", "True", reason, &format!("{what} replica set \"{name}\""));
         self.touch(status);
         if let Some(deadline) = after(self.now, i64::from(self.deployment.spec.progress_deadline_seconds.unwrap_or(600))) {

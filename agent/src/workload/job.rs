@@ -171,7 +171,8 @@ impl Look<'_> {
             }
             self.status.failed = Some(self.status.failed.unwrap_or(0) + 1);
             self.history.failures += 1;
-            self.history.last_failure = Some(pod.finished_at().unwrap_or(self.now).max(self.history.last_failure.unwrap_or(Timestamp::MIN)));
+            self.history.last_failure =
+                Some(pod.finished_at().unwrap_or(self.now).max(self.history.last_failure.unwrap_or(Timestamp::MIN)));
             if let Some(indexed) = &mut indexed {
                 indexed.fail(pod, self.spec);
             }

@@ -127,9 +127,8 @@ pub fn worth(a: &Owned, b: &Owned) -> Ordering {
         "Unknown" => 1,
         _ => 2,
     };
-    let cost = |p: &Owned| {
-        p.annotation("controller.kubernetes.io/pod-deletion-cost").and_then(|c| c.parse::<i32>().ok()).unwrap_or(0)
-    };
+    let cost =
+        |p: &Owned| p.annotation("controller.kubernetes.io/pod-deletion-cost").and_then(|c| c.parse::<i32>().ok()).unwrap_or(0);
     // The younger ones go first.
     phase(a)
         .cmp(&phase(b))

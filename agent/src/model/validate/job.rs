@@ -34,7 +34,9 @@ pub(super) fn cron_job(report: &mut Report<'_>, at: &Path<'_>, spec: &CronJobSpe
         let at = at.child("timeZone");
         match zone.as_str() {
             "" => report.invalid(&at, zone, "timeZone must be nil or non-empty string"),
-            name if name.eq_ignore_ascii_case("local") => report.invalid(&at, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones"),
+            name if name.eq_ignore_ascii_case("local") => {
+                report.invalid(&at, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones")
+            }
             name if time_zone(name).is_none() => report.invalid(&at, zone, format!("unknown time zone {zone}")),
             _ => {}
         }
@@ -177,7 +179,11 @@ fn failure_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &PodFailurePolicyR
             let pod = spec.template.spec.as_ref();
             let mut known = pod.into_iter().flat_map(|p| p.containers.iter().chain(p.init_containers.iter().flatten()));
             if !known.any(|c| c.name == *name) {
-                report.invalid(&at.child("containerName"), name, "must be one of the container or initContainer names in the pod template");
+                report.invalid(
+                    &at.child("containerName"),
+                    name,
+                    "must be one of the container or initContainer names in the pod template",
+                );
             }
         }
         report.one_of(&at.child("operator"), Some(&codes.operator), &["In", "NotIn"]);
@@ -225,4 +231,3 @@ fn success_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &SuccessPolicyRule
         }
     }
 }
-

@@ -228,7 +228,10 @@ fn lives_on(report: &mut Report<'_>, at: &Path<'_>, template: &PodTemplateSpec) 
         report.unsupported(&at.child("restartPolicy"), policy, &["Always"]);
     }
     if spec.active_deadline_seconds.is_some() {
-        report.forbidden(&at.child("activeDeadlineSeconds"), "activeDeadlineSeconds in a template that is run for ever is not supported");
+        report.forbidden(
+            &at.child("activeDeadlineSeconds"),
+            "activeDeadlineSeconds in a template that is run for ever is not supported",
+        );
     }
 }
 
@@ -276,10 +279,7 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         let shown = serde_json::to_string(labels).unwrap_or_default();
         let at = at.child("template");
         let metadata = at.child("metadata");
-        report.say(
-            &metadata.child("labels"),
-            format!("Invalid value: {shown}: `selector` does not match template `labels`"),
-        );
+        report.say(&metadata.child("labels"), format!("Invalid value: {shown}: `selector` does not match template `labels`"));
     }
 }
 

@@ -65,7 +65,9 @@ impl Schedule {
         let [minute, hour, day, month, weekday] = words[..] else {
             return Err(format!("expected exactly 5 fields, found {}: {words:?}", words.len()));
         };
-        let star = |word: &str| word.split(',').any(|part| part.starts_with(['*', '?']) && !part.contains('/') || is_star_step_one(part));
+        let star = |word: &str| {
+            word.split(',').any(|part| part.starts_with(['*', '?']) && !part.contains('/') || is_star_step_one(part))
+        };
         Ok(Self::Fields(Fields {
             minute: MINUTE.set(minute)?,
             hour: HOUR.set(hour)?,
@@ -104,8 +106,7 @@ fn descriptor(word: &str, text: &str) -> Result<Schedule, String> {
             let Some(duration) = word.strip_prefix("every ") else {
                 return Err(format!("unrecognized descriptor: {text}"));
             };
-            let parsed: SignedDuration =
-                duration.parse().map_err(|error| format!("failed to parse duration {text}: {error}"))?;
+            let parsed: SignedDuration = duration.parse().map_err(|error| format!("failed to parse duration {text}: {error}"))?;
             // Whole seconds, one at least.
             return Ok(Schedule::Every(SignedDuration::from_secs(parsed.as_secs().max(1))));
         }
@@ -198,7 +199,8 @@ impl Fields {
     /// A day's moments in their order. What the clock leaves out isn't there; of what it repeats, the first.
     fn moments(&self, date: Date, zone: &TimeZone) -> impl Iterator<Item = Timestamp> {
         let hours = (0..24).filter(|hour| self.hour & 1 << hour != 0);
-        let times = hours.flat_map(|hour| (0..60).filter(|minute| self.minute & 1 << minute != 0).map(move |minute| (hour, minute)));
+        let times =
+            hours.flat_map(|hour| (0..60).filter(|minute| self.minute & 1 << minute != 0).map(move |minute| (hour, minute)));
         times.filter_map(move |(hour, minute)| {
             let local = date.to_datetime(Time::new(hour, minute, 0, 0).ok()?);
             let ambiguous = zone.to_ambiguous_timestamp(local);

@@ -28,9 +28,8 @@ impl Indexes {
         let mut next = 0;
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let number = |text: &str| {
-                text.parse::<i32>().map_err(|_| format!("cannot convert string to integer for index: {text:?}"))
-            };
+            let number =
+                |text: &str| text.parse::<i32>().map_err(|_| format!("cannot convert string to integer for index: {text:?}"));
             let (first, last) = (number(first)?, number(last)?);
             if first < next || last < first {
                 return Err(format!("non-increasing order, previous: {}, current: {first}", next - 1));

@@ -34,8 +34,7 @@ pub enum WorkloadKind {
 
 impl WorkloadKind {
     /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::CronJob, Self::DaemonSet, Self::Deployment, Self::Job, Self::ReplicaSet, Self::StatefulSet];
+    pub const ALL: [Self; 6] = [Self::CronJob, Self::DaemonSet, Self::Deployment, Self::Job, Self::ReplicaSet, Self::StatefulSet];
 
     /// As manifests write it.
     pub fn as_str(self) -> &'static str {

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{JobSpec, JobStatus, SuccessPolicyRule};
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, PodTemplateSpec};
 
-use super::policy::{self, Verdict};
 use super::pause_end;
+use super::policy::{self, Verdict};
 use crate::model::workload::indexes::Indexes;
 use crate::workload::pods::Owned;
 use crate::workload::{Name, NewPod};
@@ -98,14 +98,18 @@ impl Indexed {
                 continue;
             }
             let failures = spec.backoff_limit_per_index.map(|_| tried.0);
-            new.push(NewPod { name: Name::Starting(format!("{name}-{index}-")), template: template(name, spec, index, failures) });
+            new.push(NewPod {
+                name: Name::Starting(format!("{name}-{index}-")),
+                template: template(name, spec, index, failures),
+            });
         }
         (new, again)
     }
 
     /// How often an index has failed, and when last: as its last pod says.
     fn tried(&self, wanted: i32, pods: &[Owned]) -> (u32, Option<Timestamp>) {
-        let failed = pods.iter().filter(|p| index(p) == Some(wanted) && !p.succeeded() && (p.finished() || p.terminating() || p.gone));
+        let failed =
+            pods.iter().filter(|p| index(p) == Some(wanted) && !p.succeeded() && (p.finished() || p.terminating() || p.gone));
         let Some(last) = failed.max_by_key(|p| p.created()) else { return (0, None) };
         (u32::try_from(failures(last)).unwrap_or(0) + 1, Some(last.finished_at().unwrap_or_else(|| last.created())))
     }

@@ -52,7 +52,8 @@ impl World {
         let before: Vec<ReplicaSet> = sets.collect();
         let planned = deployment::plan(deployment, before.clone(), now);
         let mut new = (**deployment).clone();
-        let revision = planned.sets.iter().filter_map(|s| s.metadata.annotations.as_ref()?.get(deployment::REVISION)?.parse::<i64>().ok());
+        let revision =
+            planned.sets.iter().filter_map(|s| s.metadata.annotations.as_ref()?.get(deployment::REVISION)?.parse::<i64>().ok());
         if let Some(revision) = revision.max() {
             let annotations = new.metadata.annotations.get_or_insert_default();
             annotations.insert(deployment::REVISION.into(), revision.to_string());

@@ -163,4 +163,3 @@ pub(super) fn needs_replacement(old: &Workload, new: &Workload) -> bool {
         _ => false,
     }
 }
-

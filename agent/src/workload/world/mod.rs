@@ -149,7 +149,9 @@ impl World {
     /// Takes a tree that an agent before this one kept. False: it isn't one.
     pub fn recall(&mut self, bytes: &[u8]) -> bool {
         let Ok(saved) = serde_json::from_slice::<Saved>(bytes) else { return false };
-        let Some(root) = saved.entries.iter().find(|e| e.owner.is_none()).map(|e| e.object.uid().to_owned()) else { return false };
+        let Some(root) = saved.entries.iter().find(|e| e.owner.is_none()).map(|e| e.object.uid().to_owned()) else {
+            return false;
+        };
         let origin = saved.file.map_or(Origin::Stdin, |path| Origin::File { path, line: saved.line });
         for SavedEntry { object, owner, history } in saved.entries {
             let entry = Entry { owner, root: root.clone(), origin: origin.clone(), history, object };
@@ -254,8 +256,7 @@ impl World {
         metadata.creation_timestamp = Some(Time(now));
         let root = object.uid().to_owned();
         identify(&mut object, &root);
-        let entry =
-            Entry { object, owner: None, root: root.clone(), origin: new.origin().clone(), history: History::default() };
+        let entry = Entry { object, owner: None, root: root.clone(), origin: new.origin().clone(), history: History::default() };
         self.named.insert(new.key().clone(), root.clone());
         self.entries.insert(root.clone(), entry);
         self.dirty.insert(root);
