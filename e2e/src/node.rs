@@ -105,12 +105,17 @@ impl NodeBox {
         let inside = Isolated::machine();
         run(inside.command("hostname").arg("node")).ok();
         let outside = Outside::of(&inside);
-        let registries = folder.path().join("registries.conf");
         std::fs::create_dir_all(folder.path().join("manifests")).expect("the folder can be written");
         std::fs::create_dir_all(folder.path().join("root")).expect("the folder can be written");
-        std::fs::write(&registries, registry::registries_conf()).expect("the folder can be written");
-        // The box has a MNT namespace of its own: the machine's file stays as it is.
-        run(inside.command("mount").arg("--bind").arg(&registries).arg("/etc/containers/registries.conf")).ok();
+        // The box has a MNT namespace of its own: the machine's files stay as they are.
+        let in_place = |path: &str, text: &str| {
+            let file = folder.path().join(path.replace('/', "-"));
+            std::fs::write(&file, text).expect("the folder can be written");
+            run(inside.command("mount").arg("--bind").arg(&file).arg(path)).ok();
+        };
+        in_place("/etc/containers/registries.conf", &registry::registries_conf());
+        // Nobody answers there, which is known at once: no name of the world is waited for.
+        in_place("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
         if let Some(mebibytes) = with.disk {
             let size = format!("size={mebibytes}m,mode=755");
             run(inside.command("mount").args(["-t", "tmpfs", "-o", &size, "disk"]).arg(folder.path().join("root"))).ok();

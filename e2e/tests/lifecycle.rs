@@ -219,3 +219,99 @@ fn memory_beyond_the_limit_is_the_end_of_the_container_alone() {
     assert!(end["reason"] == "OOMKilled" || end["exitCode"] == 9, "{end}");
     pod.container("calm").is_running();
 }
+
+#[test]
+fn a_stopped_process_is_ended_all_the_same() {
+    let node = NodeBox::start();
+    let frozen = node.put(&pod("frozen").spec("terminationGracePeriodSeconds: 1").runs("main", "sleep").runs("other", "sleep"));
+    frozen.is_ready();
+    let pid = frozen.container("main").host_pid();
+    node.inside("kill", &["-STOP", &pid.to_string()]).ok();
+    let free = node.put(&pod("free").runs("main", "sleep"));
+    free.is_ready();
+    node.remove("frozen.yaml");
+    frozen.is_gone();
+    node.remove("free.yaml");
+    free.is_gone();
+    assert_eventually!(node.snapshot().facts("process").is_empty(), "no process is left");
+}
+
+#[test]
+fn what_a_container_left_running_ends_with_it() {
+    let node = NodeBox::builder().with_registry().config(QUICK).start();
+    // Children that ignore SIGTERM, in sessions of their own, with their parent gone.
+    let script = "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; sleep 100'$i & done; trap 'exit 0' TERM; wait";
+    let brood = node.put(&pod("brood").spec("shareProcessNamespace: true").shell("main", "busybox:1", script).runs("b", "sleep"));
+    brood.is_ready();
+    assert_eventually!(
+        node.snapshot().facts("process").iter().filter(|process| process.contains("sleep 100")).count() >= 3,
+        "the children run"
+    );
+    node.remove("brood.yaml");
+    brood.is_gone();
+    assert_eventually!(node.snapshot().facts("process").is_empty(), "no process is left: {:?}", node.snapshot().facts("process"));
+}
+
+#[test]
+fn exec_gives_the_status_of_its_command() {
+    let node = NodeBox::builder().with_registry().start();
+    let shell = node.put(&pod("shell").shell("main", "busybox:1", "trap 'exit 0' TERM; while :; do sleep 0.1; done"));
+    shell.is_ready();
+    let main = shell.container("main");
+    for code in [0, 1, 42, 255] {
+        assert_eq!(main.exec(&["sh", "-c", &format!("exit {code}")]).code, code);
+    }
+    assert_eq!(main.exec(&["sh", "-c", "kill -9 $$"]).code, 137);
+    assert!(main.exec(&["/nothing/here"]).fails_with(127).contains("/nothing/here"));
+    assert!(main.exec(&["/etc/passwd"]).fails_with(126).contains("/etc/passwd"));
+    let both = main.exec(&["sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((both.stdout.as_str(), both.stderr.as_str()), ("out\n", "err\n"));
+    let fed = node.feed(&["exec", "-i", "shell", "--", "cat"], &b"line\n".repeat(100_000));
+    assert_eq!(fed.ok().len(), 500_000);
+}
+
+#[test]
+fn a_full_disk_stops_what_needs_room_and_nothing_else() {
+    let node = NodeBox::builder().with_registry().disk(144).config(QUICK).start();
+    let counting = node.put(&pod("counting").runs("main", "count --every 5ms"));
+    counting.is_ready();
+    let id = counting.container("main").id();
+    node.inside("sh", &["-c", &format!("cat /dev/zero > {}/fill", node.root().display())]).fails();
+    let late = node.put(&pod("late").runs("main", "sleep"));
+    late.tells(&["Failed", "No space left"]);
+    counting.container("main").is_running();
+    assert_eq!(counting.container("main").demo("echo still here"), "still here");
+    node.kill_agent();
+    node.start_agent();
+    counting.container("main").is_running();
+
+    node.inside("rm", &[&format!("{}/fill", node.root().display())]).ok();
+    late.is_ready();
+    let lines = counting.container("main").logs(&[]).lines().count();
+    assert_eventually!(counting.container("main").logs(&[]).lines().count() > lines, "the log goes on");
+
+    // An image that is larger than the disk: refused before or while it's unpacked, and nothing of it stays.
+    let large = node.put(&pod("large").image("main", "nginx:1", ""));
+    large.tells(&["Failed", "no space left"]);
+    node.remove("large.yaml");
+    large.is_gone();
+    assert_eq!((counting.container("main").id(), counting.container("main").restarts()), (id, 0));
+}
+
+#[test]
+fn without_root_the_agent_says_so_and_leaves_nothing() {
+    let node = NodeBox::builder().without_agent().start();
+    let before = node.snapshot();
+    let folder = node.folder().to_path_buf();
+    std::os::unix::fs::chown(&folder, Some(65534), Some(65534)).unwrap();
+    std::os::unix::fs::chown(node.root(), Some(65534), Some(65534)).unwrap();
+    let agent = node.agent_command();
+    let mut words: Vec<_> = agent.get_args().collect();
+    let program = words.iter().position(|word| word.to_string_lossy().ends_with("/nodeagent")).unwrap();
+    let rest = words.split_off(program);
+    let mut command = std::process::Command::new(agent.get_program());
+    command.args(&words).args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]).args(rest);
+    let told = e2e::run(&mut command).fails();
+    assert!(told.contains("root"), "{told}");
+    node.is_as(&before);
+}

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use e2e::{NodeBox, Pod, assert_eventually, eventually, pod};
+use e2e::{NodeBox, Pod, assert_eventually, eventually, pod, run};
 
 /// Whether the numbers in a log of `demo count` follow each other.
 fn continuous(log: &str) -> Result<usize, String> {
@@ -180,4 +180,101 @@ fn a_holder_that_dies_ends_its_containers_and_the_pod_is_made_anew() {
     hit.is_ready();
     assert!(hit.events().iter().any(|event| event.to_lowercase().contains("holder")), "{:#?}", hit.events());
     assert_eq!(spared.container("a").restarts(), 0);
+}
+
+#[test]
+fn a_second_agent_on_one_root_learns_who_holds_it() {
+    let node = NodeBox::start();
+    let kept = node.put(&pod("kept").runs("main", "sleep"));
+    kept.is_ready();
+    let id = kept.container("main").id();
+    let told = run(&mut node.agent_command()).fails();
+    let inside = node.inside("pgrep", &["-f", "nodeagent.*--manifests"]).ok();
+    let holder = format!("process {} ", inside.lines().next().unwrap());
+    assert!(told.contains("another nodeagent holds") && told.contains(&holder), "{holder:?} is not in {told}");
+    is_untouched(&kept, "main", &id);
+    // The dead hold nothing.
+    node.kill_agent();
+    node.start_agent();
+    is_untouched(&kept, "main", &id);
+}
+
+#[test]
+fn two_agents_with_a_root_each_share_a_machine() {
+    let node = NodeBox::start();
+    let before = node.snapshot();
+    let second_root = node.folder().join("second");
+    let manifests = node.folder().join("second-manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let mut command = node.command(e2e::binary("nodeagent").to_str().unwrap());
+    command.arg("--manifests").arg(&manifests).arg("--root").arg(&second_root);
+    command.args(["--bridge", "second0", "--pod-cidr", "10.99.0.0/16", "--nft-table", "second", "--drain"]);
+    command.args(["--cgroup-parent", &format!("{}/second", node.cgroup_parent())]);
+    let mut second = e2e::Running::start(&mut command);
+    // The same pod on both, with the same port of its own: neither knows of the other.
+    let web = pod("web").runs("main", "serve --port 8080");
+    std::fs::write(manifests.join("web.yaml"), web.yaml()).unwrap();
+    let first = node.put(&web);
+    first.is_ready();
+    let client = |words: &[&str]| {
+        let mut command = node.command(e2e::binary("nodeagent").to_str().unwrap());
+        run(command.arg("--root").arg(&second_root).args(words))
+    };
+    let address = eventually("the second's pod runs", || {
+        let wide = client(&["get", "pods", "-o", "wide", "--no-headers"]).result()?;
+        let runs = wide.contains("Running");
+        wide.split_whitespace().find(|word| runs && word.starts_with("10.99.")).map(str::to_string).ok_or(wide)
+    });
+    eventually("the second's page answers", || node.curl(&format!("http://{address}:8080/hostname")).result());
+    eventually("the first's page answers", || node.curl(&format!("http://{}:8080/hostname", first.ip())).result());
+    let id = first.container("main").id();
+    // The second ends, and takes along what is its own.
+    let pid = node.inside("pgrep", &["-f", "nodeagent.*second0"]).ok();
+    node.inside("kill", &["-TERM", pid.lines().next().unwrap()]).ok();
+    assert_eq!(second.ends(), 0);
+    is_untouched(&first, "main", &id);
+    eventually("the first's page answers still", || node.curl(&format!("http://{}:8080/hostname", first.ip())).result());
+    let left: Vec<String> = node.snapshot().since(&before).into_iter().filter(|fact| fact.contains("second")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn killed_at_random_moments_beside_many_pods() {
+    let node = NodeBox::builder().argument("--drain").without_agent().start();
+    let before = node.snapshot();
+    node.start_agent();
+    let steady = node.put(&pod("steady").runs("main", "count --every 5ms"));
+    steady.becomes("Running");
+    let id = steady.container("main").id();
+    for round in 0..6 {
+        let names: Vec<String> = (0..5).map(|number| format!("r{round}-{number}")).collect();
+        let put = |name: &String| node.put(&pod(name).first_runs("init", "exit 0", "").runs("a", "sleep").runs("b", "sleep"));
+        names[..3].iter().for_each(|name| drop(put(name)));
+        let pause = Duration::from_micros(u64::from(nanoseconds() % 60_000));
+        std::thread::sleep(pause);
+        node.kill_agent();
+        names[3..].iter().for_each(|name| drop(put(name)));
+        node.remove(&format!("{}.yaml", names[0]));
+        node.start_agent();
+        for name in &names[1..] {
+            let made = node.pod(name);
+            made.is_ready();
+            assert_eq!(made.container("a").restarts() + made.container("b").restarts(), 0, "{name} after {pause:?}");
+        }
+        node.pod(&names[0]).is_gone();
+        names[1..].iter().for_each(|name| node.remove(&format!("{name}.yaml")));
+        std::thread::sleep(pause / 2);
+        node.kill_agent();
+        node.start_agent();
+        names.iter().for_each(|name| node.pod(name).is_gone());
+        is_untouched(&steady, "main", &id);
+    }
+    continuous(&steady.container("main").logs(&[])).unwrap();
+    assert_eq!(node.stop_agent(), 0);
+    node.is_as(&before);
+}
+
+/// As random as is needed.
+fn nanoseconds() -> u32 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos()
 }

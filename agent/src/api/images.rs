@@ -71,6 +71,7 @@ async fn line(sender: &mpsc::Sender<Bytes>, name: &str, value: &impl Serialize) 
 async fn load(call: &mut Call) -> Result<Response, ApiError> {
     let archive = Spooled::new(&call.shared.spool);
     let failed = |error: std::io::Error| ApiError::internal(format!("keep the archive in {}: {error}", archive.0.display()));
+    tokio::fs::create_dir_all(&call.shared.spool).await.map_err(failed)?;
     let mut options = tokio::fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&archive.0).await.map_err(failed)?;
     while let Some(frame) = call.request.body_mut().frame().await {

@@ -120,6 +120,10 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&call.shared),
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
+        (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
+            call.node().start(namespace, name).await?;
+            Ok(reply::success(json!({ "name": name, "kind": "pods" })))
+        }
         (["namespaces", namespace, "pods", name, act], method) => {
             let target = Target::find(call.node(), namespace, name)?;
             match (*act, method) {
@@ -210,8 +214,11 @@ async fn delete(call: &mut Call, target: &Target) -> Result<Response, ApiError> 
     }
     let dry_run = call.query.get("dryRun") == Some("All") || options["dryRun"].as_array().is_some_and(|v| !v.is_empty());
     let deletion = if dry_run { crate::pod::node::Deletion::default() } else { call.node().delete(&target.uid, grace).await? };
-    let pod = call.node().store().pod(&target.uid).unwrap_or_else(|| target.pod.clone());
-    let mut response = reply::json(&*pod);
+    let mut response = match &deletion.warning {
+        None => reply::json(&*call.node().store().pod(&target.uid).unwrap_or_else(|| target.pod.clone())),
+        // Its successor has the same name and UID: a client that waits until that UID is gone would wait for ever.
+        Some(_) => reply::success(json!({ "name": target.pod.metadata.name, "kind": "pods" })),
+    };
     if let Some(warning) = deletion.warning {
         reply::warn(&mut response, &warning);
     }

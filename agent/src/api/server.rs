@@ -107,6 +107,8 @@ impl Server {
             }
             None => None,
         };
+        // What an agent before this one was loading when it ended.
+        let _ = std::fs::remove_dir_all(&options.spool);
         let oldest = node.store().pods().version;
         let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
         let (spool, certificates) = (options.spool.clone(), options.certificates.clone());

@@ -37,7 +37,7 @@ pub struct DeleteArgs {
 
 /// Stopping.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent stop web")]
+#[command(after_help = "Examples:\n  nodeagent stop web\n  nodeagent start web     (undoes it)")]
 pub struct StopArgs {
     /// The pods
     #[arg(required = true, value_name = "POD")]
@@ -104,7 +104,27 @@ async fn wait(client: &Client, namespace: &str, name: &str, before: &Value) -> R
 pub async fn stop(client: &Client, args: StopArgs) -> Result<ExitCode, CliError> {
     for name in names(&args.pods)? {
         client.act(Method::POST, &own_path(&args.namespace.namespace, name, "/stop")).await?;
-        println!("pod \"{name}\" stopped: it starts again when its manifest changes");
+        println!("pod \"{name}\" stopped: it starts again by `nodeagent start {name}`, or when its manifest changes");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starting what was stopped.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nodeagent start web")]
+pub struct StartArgs {
+    /// The pods
+    #[arg(required = true, value_name = "POD")]
+    pods: Vec<String>,
+    #[command(flatten)]
+    namespace: Namespace,
+}
+
+/// Starts.
+pub async fn start(client: &Client, args: StartArgs) -> Result<ExitCode, CliError> {
+    for name in names(&args.pods)? {
+        client.act(Method::POST, &own_path(&args.namespace.namespace, name, "/start")).await?;
+        println!("pod \"{name}\" started");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,11 @@
-//! `describe`: a pod in words, in kubectl's order, with its events at the end.
+//! `describe`: a pod or the node in words, in kubectl's order, with its events at the end.
 
 use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Event, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Event, Node, Pod, Volume};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -16,9 +16,9 @@ use crate::api::{encode, human, seen, summarize};
 
 /// Describing.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent describe web\n  nodeagent describe pod web -n shop")]
+#[command(after_help = "Examples:\n  nodeagent describe web\n  nodeagent describe pod web -n shop\n  nodeagent describe node")]
 pub struct DescribeArgs {
-    /// The pods, by name; a leading `pod` is allowed, as kubectl has it
+    /// The pods, by name; a leading `pod` is allowed, as kubectl has it; or `node`
     #[arg(required = true, value_name = "POD")]
     pods: Vec<String>,
     #[command(flatten)]
@@ -27,6 +27,11 @@ pub struct DescribeArgs {
 
 /// Describes.
 pub async fn run(client: &Client, args: DescribeArgs) -> Result<ExitCode, CliError> {
+    if let [kind, names @ ..] = &args.pods[..]
+        && (matches!(kind.as_str(), "node" | "nodes" | "no") && names.len() < 2)
+    {
+        return node(client, names.first().map(String::as_str)).await;
+    }
     let named = match &args.pods[..] {
         [kind, rest @ ..] if matches!(kind.as_str(), "pod" | "pods" | "po") && !rest.is_empty() => rest,
         all => all,
@@ -45,6 +50,55 @@ pub async fn run(client: &Client, args: DescribeArgs) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
+async fn node(client: &Client, name: Option<&str>) -> Result<ExitCode, CliError> {
+    let object = match name {
+        Some(name) => client.get(&format!("/api/v1/nodes/{}", encode(name))).await?,
+        None => client.get("/api/v1/nodes").await?["items"][0].take(),
+    };
+    let pods: Vec<Pod> = read(client.get("/api/v1/pods").await?["items"].take())?;
+    let selector = encode("involvedObject.kind=Node");
+    let events: Vec<Event> = read(client.get(&format!("/api/v1/events?fieldSelector={selector}")).await?["items"].take())?;
+    show(&describe_node(&read(object)?, &pods, &events, Timestamp::now()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_node(node: &Node, pods: &[Pod], events: &[Event], now: Timestamp) -> String {
+    let mut page = Page(String::new());
+    let status = node.status.clone().unwrap_or_default();
+    let info = status.node_info.unwrap_or_default();
+    page.line(0, "Name", node.metadata.name.as_deref().unwrap_or_default());
+    page.list(0, "Labels", node.metadata.labels.iter().flatten().map(|(key, value)| format!("{key}={value}")));
+    page.optional(0, "Created", node.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    page.list(0, "Addresses", status.addresses.iter().flatten().map(|a| format!("{} {}", a.type_, a.address)));
+    describe_conditions(&mut page, status.conditions.iter().flatten().map(|c| (&c.type_, &c.status, [&c.reason, &c.message])));
+    for (name, all) in [("Capacity", &status.capacity), ("Allocatable", &status.allocatable)] {
+        page.list(0, name, all.iter().flatten().map(|(resource, quantity)| format!("{resource} {}", quantity.0)));
+    }
+    page.line(0, "Kernel", info.kernel_version);
+    page.line(0, "OS Image", info.os_image);
+    page.line(0, "Architecture", info.architecture);
+    page.line(0, "Agent", info.kubelet_version);
+    let names = pods.iter().map(|pod| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let namespace = text(&pod.metadata.namespace);
+        format!("{namespace}/{} ({})", text(&pod.metadata.name), summarize(pod, now).reason)
+    });
+    page.list(0, "Pods", names);
+    describe_events(&mut page, events, now);
+    page.0
+}
+
+fn describe_conditions<'a>(page: &mut Page, conditions: impl Iterator<Item = (&'a String, &'a String, [&'a Option<String>; 2])>) {
+    for (index, (kind, status, detail)) in conditions.enumerate() {
+        if index == 0 {
+            page.text(0, "Conditions:");
+            let _ = writeln!(page.0, "  {:28}Status", "Type");
+        }
+        let detail = detail.into_iter().flatten().cloned().collect::<Vec<_>>().join(": ");
+        let _ = writeln!(page.0, "{}", format!("  {kind:28}{status:8}{detail}").trim_end());
+    }
+}
+
 fn read<T: DeserializeOwned>(object: Value) -> Result<T, CliError> {
     serde_json::from_value(object)
         .map_err(|error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() })
@@ -55,7 +109,7 @@ struct Page(String);
 
 impl Page {
     fn line(&mut self, indent: usize, name: &str, value: impl Display) {
-        let width = 18_usize.saturating_sub(indent);
+        let width = 20_usize.saturating_sub(indent);
         let _ = writeln!(self.0, "{:indent$}{:width$}{value}", "", format!("{name}:"));
     }
     fn optional(&mut self, indent: usize, name: &str, value: Option<impl Display>) {
@@ -73,7 +127,7 @@ impl Page {
             if index == 0 {
                 self.line(indent, name, value);
             } else {
-                let _ = writeln!(self.0, "{:18}{value}", "");
+                let _ = writeln!(self.0, "{:20}{value}", "");
             }
         }
     }
@@ -102,9 +156,9 @@ fn describe(pod: &Pod, events: &[Event], now: Timestamp) -> String {
         page.line(0, "Status", format!("Terminating (lasts {})", human::since(Some(at.0), now)));
         page.line(0, "Termination Grace Period", format!("{}s", metadata.deletion_grace_period_seconds.unwrap_or_default()));
     } else {
-        page.line(0, "Status", text(&status.phase));
+        let (phase, shown) = (text(&status.phase), summarize(pod, now).reason);
+        page.line(0, "Status", if shown == phase { phase } else { format!("{phase} ({shown})") });
     }
-    page.line(0, "Shown As", summarize(pod, now).reason);
     page.optional(0, "Reason", status.reason.as_ref());
     page.optional(0, "Message", status.message.as_ref());
     page.line(0, "IP", text(&status.pod_ip));
@@ -121,19 +175,9 @@ fn describe(pod: &Pod, events: &[Event], now: Timestamp) -> String {
             describe_container(&mut page, container, status);
         }
     }
-    if let Some(conditions) = status.conditions.as_deref().filter(|all| !all.is_empty()) {
-        page.text(0, "Conditions:");
-        page.line(2, "Type", "Status");
-        for condition in conditions {
-            let detail = [&condition.reason, &condition.message].into_iter().flatten().cloned().collect::<Vec<_>>().join(": ");
-            let detail = if detail.is_empty() { detail } else { format!("  {detail}") };
-            let _ = writeln!(page.0, "  {:30}{}{detail}", condition.type_, condition.status);
-        }
-    }
-    page.text(0, "Volumes:");
-    for volume in spec.volumes.iter().flatten() {
-        page.line(2, &volume.name, volume_kind(volume));
-    }
+    describe_conditions(&mut page, status.conditions.iter().flatten().map(|c| (&c.type_, &c.status, [&c.reason, &c.message])));
+    let volumes = spec.volumes.iter().flatten().map(|volume| format!("{} ({})", volume.name, volume_kind(volume)));
+    page.list(0, "Volumes", volumes);
     page.optional(0, "QoS Class", status.qos_class.as_ref());
     describe_events(&mut page, events, now);
     page.0
@@ -224,7 +268,9 @@ fn describe_events(page: &mut Page, events: &[Event], now: Timestamp) {
         return;
     }
     let mut sorted: Vec<_> = events.iter().map(|event| (seen(event), event)).collect();
-    sorted.sort_by_key(|(seen, _)| seen.last);
+    // Times tell no more than the second; within it, as they came.
+    let version = |event: &Event| event.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+    sorted.sort_by_key(|(seen, event)| (seen.last, version(event)));
     page.text(0, "Events:");
     let _ = writeln!(page.0, "  {:8} {:20} {:20} Message", "Type", "Reason", "Age");
     for (seen, event) in sorted {

@@ -1,13 +1,15 @@
 //! `exec` and `attach`: the terminal on this side, Kubernetes' channels to the agent.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use clap::Args;
+use futures::stream::SplitSink;
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, pod_name, pod_path};
@@ -128,45 +130,52 @@ async fn carry(socket: Socket, streams: &Streams) -> Result<Option<Value>, CliEr
         doing: "talk to the process",
         message: error.to_string(),
     };
-    let (mut sink, mut messages) = socket.split();
-    let (_none, closed) = mpsc::channel(1);
-    let mut input = if streams.stdin { terminal::input() } else { closed };
-    let mut more_input = streams.stdin;
+    let (sink, mut messages) = socket.split();
+    // Side by side: a process that waits for us to read its output doesn't read our input.
+    let mut speaking = pin!(speak(sink, streams));
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message,
+            failed = &mut speaking => match failed? {},
+        };
+        match message {
+            Some(Ok(Message::Binary(bytes))) => match bytes.first() {
+                Some(&channel::STDOUT) => write(&mut io::stdout().lock(), &bytes[1..])?,
+                Some(&channel::STDERR) => write(&mut io::stderr().lock(), &bytes[1..])?,
+                Some(&channel::ERROR) => return Ok(serde_json::from_slice(&bytes[1..]).ok()),
+                _ => {}
+            },
+            Some(Ok(Message::Close(_))) | None => {
+                return Err(CliError::Broken { doing: "talk to the process", message: "the agent ended the stream".to_owned() });
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(broken(error)),
+        }
+    }
+}
+
+/// Sends keys and sizes. Of a process that has ended meanwhile, the agent's word is still to come: a failed send isn't the end.
+async fn speak(mut sink: SplitSink<Socket, Message>, streams: &Streams) -> Result<Infallible, CliError> {
     let mut resized = signal(SignalKind::window_change())?;
     if let Some(size) = window(streams) {
-        sink.send(size).await.map_err(broken)?;
+        let _ = sink.send(size).await;
     }
+    let mut input = streams.stdin.then(terminal::input);
     loop {
-        tokio::select! {
-            message = messages.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => match bytes.first() {
-                    Some(&channel::STDOUT) => write(&mut io::stdout().lock(), &bytes[1..])?,
-                    Some(&channel::STDERR) => write(&mut io::stderr().lock(), &bytes[1..])?,
-                    Some(&channel::ERROR) => return Ok(serde_json::from_slice(&bytes[1..]).ok()),
-                    _ => {}
-                },
-                Some(Ok(Message::Close(_))) | None => {
-                    return Err(CliError::Broken { doing: "talk to the process", message: "the agent ended the stream".to_owned() });
+        let said = tokio::select! {
+            bytes = async { input.as_mut()?.recv().await }, if input.is_some() => match bytes {
+                Some(bytes) => message(channel::STDIN, &bytes),
+                None => {
+                    input = None;
+                    message(channel::CLOSE, &[channel::STDIN])
                 }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(broken(error)),
             },
-            bytes = input.recv(), if more_input => {
-                // Of a process that has ended meanwhile, the agent's word is still to come: a failed write isn't the end.
-                let _ = match bytes {
-                    Some(bytes) => sink.send(message(channel::STDIN, &bytes)).await,
-                    None => {
-                        more_input = false;
-                        sink.send(message(channel::CLOSE, &[channel::STDIN])).await
-                    }
-                };
-            }
-            _ = resized.recv() => {
-                if let Some(size) = window(streams) {
-                    let _ = sink.send(size).await;
-                }
-            }
-        }
+            _ = resized.recv() => match window(streams) {
+                Some(size) => size,
+                None => continue,
+            },
+        };
+        let _ = sink.send(said).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! `get`: tables as the server makes them, or the objects.
 
 use std::io::Write;
+use std::ops::Deref;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -14,13 +15,12 @@ use crate::api::table::{Look, Printer, Row, Table};
 /// Listing.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get events -n shop\n  nodeagent get images"
+    after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get pods,events\n  nodeagent get events -n shop\n  nodeagent get images"
 )]
 pub struct GetArgs {
-    /// What: pods, events, images, nodes, namespaces
-    kind: Kind,
-    /// Only these
-    names: Vec<String>,
+    /// What: pods, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
+    #[arg(required = true, value_name = "KIND")]
+    what: Vec<String>,
     /// The namespace
     #[arg(short = 'n', long, default_value = "default")]
     namespace: String,
@@ -74,6 +74,15 @@ impl Kind {
     fn singular(self) -> &'static str {
         &self.plural()[..self.plural().len() - 1]
     }
+    /// As `-o name` writes it.
+    fn prefix(self) -> String {
+        if self == Self::Images { format!("image.{}", crate::api::GROUP) } else { self.singular().to_owned() }
+    }
+    fn named(word: &str) -> Result<Self, CliError> {
+        Self::from_str(word, true).map_err(|_| {
+            CliError::Usage(format!("there are no {word} here: pods, events, images, nodes and namespaces can be got"))
+        })
+    }
     fn namespaced(self) -> bool {
         matches!(self, Self::Pods | Self::Events)
     }
@@ -87,24 +96,122 @@ enum Format {
     Name,
 }
 
-/// Lists.
-pub async fn run(client: &Client, mut args: GetArgs) -> Result<ExitCode, CliError> {
-    // `get pods pod/web` and `get pods web` are the same.
-    for name in &mut args.names {
-        if let Some((_, bare)) =
-            name.split_once('/').filter(|(kind, _)| *kind == args.kind.singular() || *kind == args.kind.plural())
-        {
-            *name = bare.to_owned();
+/// Objects of one kind: those of these names, or all.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    kind: Kind,
+    names: Vec<String>,
+}
+
+impl Wanted {
+    /// `pods web db`, `pods,events`, `pod/web node/n1`, `pods pod/web`.
+    fn parse(what: &[String]) -> Result<Vec<Self>, CliError> {
+        let usage = |text: String| CliError::Usage(text);
+        let Some((first, rest)) = what.split_first() else { return Ok(Vec::new()) };
+        if first.contains('/') {
+            return what
+                .iter()
+                .map(|word| {
+                    let (kind, name) = word
+                        .split_once('/')
+                        .ok_or_else(|| usage(format!("{word}: when one argument is KIND/NAME, all must be")))?;
+                    Ok(Self { kind: Kind::named(kind)?, names: vec![name.to_owned()] })
+                })
+                .collect();
         }
-    }
-    match args.output {
-        None | Some(Format::Wide) => tables(client, &args).await,
-        Some(format) if args.watch => watch_objects(client, &args, format).await,
-        Some(format) => objects(client, &args, format).await,
+        let kinds: Vec<Kind> = first.split(',').map(Kind::named).collect::<Result<_, _>>()?;
+        let [kind] = kinds[..] else {
+            if !rest.is_empty() {
+                return Err(usage("names go with one kind only".to_owned()));
+            }
+            return Ok(kinds.into_iter().map(|kind| Self { kind, names: Vec::new() }).collect());
+        };
+        let bare = |word: &String| match word.split_once('/') {
+            Some((its, name)) if Kind::named(its)? == kind => Ok(name.to_owned()),
+            Some((its, _)) => Err(usage(format!("{word}: {its} are not {}", kind.plural()))),
+            None => Ok(word.clone()),
+        };
+        Ok(vec![Self { kind, names: rest.iter().map(bare).collect::<Result<_, _>>()? }])
     }
 }
 
-impl GetArgs {
+/// Lists.
+pub async fn run(client: &Client, args: GetArgs) -> Result<ExitCode, CliError> {
+    let wanted = Wanted::parse(&args.what)?;
+    if let [one] = &wanted[..] {
+        let get = Get { args: &args, kind: one.kind, names: &one.names, several: false };
+        return match args.output {
+            None | Some(Format::Wide) => tables(client, &get).await,
+            Some(format) if args.watch => watch_objects(client, &get, format).await,
+            Some(format) => show(&formatted(&[(one.kind, get.object(client).await?)], format)?).map(|()| ExitCode::SUCCESS),
+        };
+    }
+    if args.watch {
+        return Err(CliError::Usage("watch one kind at a time".to_owned()));
+    }
+    several(client, &args, &wanted).await
+}
+
+/// One table after the other, or all in one list.
+async fn several(client: &Client, args: &GetArgs, wanted: &[Wanted]) -> Result<ExitCode, CliError> {
+    let mut code = ExitCode::SUCCESS;
+    let mut lists = Vec::new();
+    for (index, Wanted { kind, names }) in wanted.iter().enumerate() {
+        let get = Get { args, kind: *kind, names, several: true };
+        if matches!(args.output, None | Some(Format::Wide)) {
+            if index > 0 {
+                show("\n")?;
+            }
+            match tables(client, &get).await {
+                Ok(one) if one == ExitCode::SUCCESS => {}
+                Ok(one) => code = one,
+                Err(error) if error.is_not_found() => {
+                    eprintln!("{error}");
+                    code = ExitCode::FAILURE;
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            lists.push((*kind, get.object(client).await?));
+        }
+    }
+    if let Some(format) = args.output.filter(|_| !lists.is_empty()) {
+        show(&formatted(&lists, format)?)?;
+    }
+    Ok(code)
+}
+
+/// What is asked of the agent for one kind.
+#[derive(Debug, Clone, Copy)]
+struct Get<'a> {
+    args: &'a GetArgs,
+    kind: Kind,
+    names: &'a [String],
+    /// Others are listed beside it: names say their kind.
+    several: bool,
+}
+
+impl Deref for Get<'_> {
+    type Target = GetArgs;
+    fn deref(&self) -> &GetArgs {
+        self.args
+    }
+}
+
+impl Get<'_> {
+    /// The object that is named, or a list.
+    async fn object(&self, client: &Client) -> Result<Value, CliError> {
+        let mut items = Vec::new();
+        for name in self.names {
+            items.push(client.get(&self.path(Some(name), &[])).await?);
+        }
+        match (items.len(), self.names.is_empty()) {
+            (_, true) => client.get(&self.path(None, &[])).await,
+            (1, false) => Ok(items.remove(0)),
+            _ => Ok(json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items })),
+        }
+    }
+
     fn path(&self, name: Option<&str>, query: &[(&str, &str)]) -> String {
         let group = if self.kind == Kind::Images { format!("/apis/{}/v1", crate::api::GROUP) } else { "/api/v1".to_owned() };
         let namespace = match self.kind.namespaced() && !self.all_namespaces {
@@ -129,7 +236,7 @@ impl GetArgs {
     }
 }
 
-async fn tables(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
+async fn tables(client: &Client, args: &Get<'_>) -> Result<ExitCode, CliError> {
     let mut printer = Printer::new(args.look());
     let mut version = String::new();
     // Events are sorted by their times, which only the whole object has.
@@ -152,6 +259,15 @@ async fn tables(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
             Err(error) => return Err(error),
         }
     }
+    if args.several
+        && let Some(at) = all.column_definitions.iter().position(|column| column.name == "Name")
+    {
+        for row in &mut all.rows {
+            if let Some(cell) = row.cells.get_mut(at) {
+                *cell = json!(format!("{}/{}", args.kind.prefix(), cell.as_str().unwrap_or_default()));
+            }
+        }
+    }
     if args.kind == Kind::Events {
         all.rows.sort_by_cached_key(last_seen);
     }
@@ -168,8 +284,8 @@ async fn tables(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
     Ok(missing.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// When an event happened last, from whichever of its fields is set. Text, as RFC 3339 sorts.
-fn last_seen(row: &Row) -> String {
+/// When an event happened last, from whichever of its fields is set, as text, which RFC 3339 sorts; within a second as they came.
+fn last_seen(row: &Row) -> (String, u64) {
     let object = &row.object;
     let fields = [
         &object["series"]["lastObservedTime"],
@@ -177,10 +293,11 @@ fn last_seen(row: &Row) -> String {
         &object["eventTime"],
         &object["metadata"]["creationTimestamp"],
     ];
-    fields.iter().find_map(|field| field.as_str()).unwrap_or_default().to_owned()
+    let version = object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok());
+    (fields.iter().find_map(|field| field.as_str()).unwrap_or_default().to_owned(), version.unwrap_or_default())
 }
 
-async fn nothing_found(client: &Client, args: &GetArgs) {
+async fn nothing_found(client: &Client, args: &Get<'_>) {
     if !args.kind.namespaced() || args.all_namespaces {
         eprintln!("No resources found");
         return;
@@ -195,7 +312,7 @@ async fn nothing_found(client: &Client, args: &GetArgs) {
     eprintln!("No resources found in {} namespace.{hint}", args.namespace);
 }
 
-fn watched(args: &GetArgs, version: &str) -> Result<String, CliError> {
+fn watched(args: &Get<'_>, version: &str) -> Result<String, CliError> {
     let by_name;
     let mut query = vec![("watch", "true"), ("resourceVersion", version)];
     match &args.names[..] {
@@ -209,7 +326,7 @@ fn watched(args: &GetArgs, version: &str) -> Result<String, CliError> {
     Ok(args.path(None, &query))
 }
 
-async fn watch_tables(client: &Client, args: &GetArgs, mut printer: Printer, version: &str) -> Result<ExitCode, CliError> {
+async fn watch_tables(client: &Client, args: &Get<'_>, mut printer: Printer, version: &str) -> Result<ExitCode, CliError> {
     let mut lines = Lines::new(client.stream(&watched(args, version)?, TABLE).await?);
     while let Some(line) = lines.next().await? {
         let mut event: Value = serde_json::from_slice(&line).unwrap_or_default();
@@ -225,29 +342,15 @@ async fn watch_tables(client: &Client, args: &GetArgs, mut printer: Printer, ver
     Ok(ExitCode::SUCCESS)
 }
 
-async fn objects(client: &Client, args: &GetArgs, format: Format) -> Result<ExitCode, CliError> {
-    let mut items = Vec::new();
-    for name in &args.names {
-        items.push(client.get(&args.path(Some(name), &[])).await?);
-    }
-    let object = match (items.len(), args.names.is_empty()) {
-        (_, true) => client.get(&args.path(None, &[])).await?,
-        (1, false) => items.remove(0),
-        _ => json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }),
-    };
-    show(&formatted(args.kind, &object, format)?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn watch_objects(client: &Client, args: &GetArgs, format: Format) -> Result<ExitCode, CliError> {
+async fn watch_objects(client: &Client, args: &Get<'_>, format: Format) -> Result<ExitCode, CliError> {
     let mut lines = Lines::new(client.stream(&watched(args, "0")?, "application/json").await?);
     while let Some(line) = lines.next().await? {
-        let event: Value = serde_json::from_slice(&line).unwrap_or_default();
+        let mut event: Value = serde_json::from_slice(&line).unwrap_or_default();
         match event["type"].as_str() {
             Some("ERROR") => return Err(CliError::status(&event["object"])),
             Some("BOOKMARK") => {}
             _ => {
-                let text = formatted(args.kind, &event["object"], format)?;
+                let text = formatted(&[(args.kind, event["object"].take())], format)?;
                 show(&if format == Format::Yaml { format!("---\n{text}") } else { text })?;
             }
         }
@@ -255,16 +358,25 @@ async fn watch_objects(client: &Client, args: &GetArgs, format: Format) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn formatted(kind: Kind, object: &Value, format: Format) -> Result<String, CliError> {
-    Ok(match format {
-        Format::Yaml => yaml(object)?,
-        Format::Name => {
-            let items = object["items"].as_array().cloned().unwrap_or_else(|| vec![object.clone()]);
-            let prefix = if kind == Kind::Images { format!("image.{}", crate::api::GROUP) } else { kind.singular().to_owned() };
-            items.iter().map(|item| format!("{prefix}/{}\n", item["metadata"]["name"].as_str().unwrap_or_default())).collect()
+/// Objects or lists of objects, as one.
+fn formatted(objects: &[(Kind, Value)], format: Format) -> Result<String, CliError> {
+    let items = |object: &Value| object["items"].as_array().cloned().unwrap_or_else(|| vec![object.clone()]);
+    if format == Format::Name {
+        let line =
+            |kind: Kind, item: &Value| format!("{}/{}\n", kind.prefix(), item["metadata"]["name"].as_str().unwrap_or_default());
+        let of = |(kind, object): &(Kind, Value)| items(object).iter().map(|item| line(*kind, item)).collect::<String>();
+        return Ok(objects.iter().map(of).collect());
+    }
+    let all;
+    let object = match objects {
+        [(_, one)] => one,
+        several => {
+            let items: Vec<Value> = several.iter().flat_map(|(_, object)| items(object)).collect();
+            all = json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items });
+            &all
         }
-        Format::Json | Format::Wide => pretty(object) + "\n",
-    })
+    };
+    if format == Format::Yaml { yaml(object) } else { Ok(pretty(object) + "\n") }
 }
 
 /// Prints at once, also into a pipe: whoever watches wants it now.
@@ -273,4 +385,33 @@ pub fn show(text: &str) -> Result<(), CliError> {
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(&["pods"], &[(Kind::Pods, &[])])]
+    #[case(&["po", "web", "pod/db"], &[(Kind::Pods, &["web", "db"])])]
+    #[case(&["pods,events"], &[(Kind::Pods, &[]), (Kind::Events, &[])])]
+    #[case(&["pod/web", "no/n1"], &[(Kind::Pods, &["web"]), (Kind::Nodes, &["n1"])])]
+    fn what_is_wanted(#[case] words: &[&str], #[case] expected: &[(Kind, &[&str])]) {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let expected =
+            expected.iter().map(|(kind, names)| Wanted { kind: *kind, names: names.iter().map(|n| (*n).to_owned()).collect() });
+        assert_eq!(Wanted::parse(&words).unwrap(), expected.collect::<Vec<_>>());
+    }
+
+    #[rstest]
+    #[case(&["services"], "there are no services here")]
+    #[case(&["pods,events", "web"], "names go with one kind only")]
+    #[case(&["pod/web", "db"], "db: when one argument is KIND/NAME")]
+    #[case(&["pods", "node/n1"], "node are not pods")]
+    fn what_cannot_be_wanted(#[case] words: &[&str], #[case] expected: &str) {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let error = Wanted::parse(&words).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }

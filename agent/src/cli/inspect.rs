@@ -91,7 +91,7 @@ fn one(out: &mut String, container: &InspectedContainer) {
     line(out, 2, "Cgroups", &paths(&container.cgroups));
     line(out, 2, "Rootfs", &format!("{} (written), over", container.rootfs.upper.display()));
     for lower in &container.rootfs.lower {
-        let _ = writeln!(out, "{:16}{}", "", lower.display());
+        let _ = writeln!(out, "{:14}{}", "", lower.display());
     }
     let _ = writeln!(out, "  Processes:\n    {:>8}  {:>8}  COMMAND", "HOST PID", "INSIDE");
     for process in &container.processes {
@@ -100,11 +100,11 @@ fn one(out: &mut String, container: &InspectedContainer) {
     let width = |get: fn(&crate::pod::node::InspectedMount) -> &str| {
         container.mounts.iter().map(|m| get(m).chars().count()).max().unwrap_or(0)
     };
-    let (targets, kinds, sources) = (width(|m| &m.target), width(|m| &m.kind), width(|m| &m.source));
+    let (targets, kinds, options) = (width(|m| &m.target), width(|m| &m.kind), width(|m| &m.options));
     let _ = writeln!(out, "  Mounts:");
     for mount in &container.mounts {
         let (target, kind, source) = (clean(&mount.target), clean(&mount.kind), clean(&mount.source));
-        let _ = writeln!(out, "    {target:targets$}  {kind:kinds$}  {source:sources$}  {}", mount.options);
+        let _ = writeln!(out, "    {target:targets$}  {kind:kinds$}  {:options$}  {source}", mount.options);
     }
 }
 
@@ -117,7 +117,7 @@ fn namespaces(all: &std::collections::BTreeMap<String, u64>) -> String {
 }
 
 fn paths(all: &[PathBuf]) -> String {
-    or_none(all.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n                "))
+    or_none(all.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n              "))
 }
 
 fn or_none(text: String) -> String {
@@ -178,7 +178,7 @@ mod tests {
             "PID 41, 96.0kB",
             "net:[4026532001]",
             "      42         1  sh [2J\n",
-            "/proc  proc  proc  rw",
+            "/proc  proc  rw  proc",
         ] {
             assert!(text.contains(expected), "{expected:?} in\n{text}");
         }

@@ -65,6 +65,8 @@ pub enum Command {
     Delete(delete::DeleteArgs),
     /// End a pod and keep it ended until its manifest changes
     Stop(delete::StopArgs),
+    /// Let a stopped pod run again
+    Start(delete::StartArgs),
     /// Show what a pod is on this machine: namespaces, processes, mounts, cgroups
     Inspect(inspect::InspectArgs),
     /// Show each step of a pod's start with its time, and what it waits for
@@ -79,8 +81,12 @@ pub enum Command {
     /// Find out whether this machine can run pods, and what to do if not
     Check(CheckArgs),
     /// Print the versions of this program and of the agent that runs
+    #[command(after_help = "Examples:\n  nodeagent version")]
     Version,
     /// Print a shell's completion script
+    #[command(
+        after_help = "Examples:\n  nodeagent completions bash > /etc/bash_completion.d/nodeagent\n  source <(nodeagent completions zsh)"
+    )]
     Completions {
         /// Which shell
         shell: Shell,
@@ -109,6 +115,7 @@ pub struct ValidateArgs {
 
 /// Checking the machine.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nodeagent check\n  nodeagent check --json | jq '.checks[] | select(.verdict != \"good\")'")]
 pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
@@ -178,6 +185,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::PortForward(args) => forward::run(&client, args).await,
             Command::Delete(args) => delete::run(&client, args).await,
             Command::Stop(args) => delete::stop(&client, args).await,
+            Command::Start(args) => delete::start(&client, args).await,
             Command::Inspect(args) => inspect::run(&client, args).await,
             Command::Explain(args) => inspect::explain(&client, args).await,
             Command::Image(command) => image::run(&client, command).await,
@@ -191,7 +199,12 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
 async fn version(client: &Client) -> Result<ExitCode, CliError> {
     println!("Client Version: v{}", env!("CARGO_PKG_VERSION"));
     match client.get("/version").await {
-        Ok(version) => println!("Agent Version: {}", version["gitVersion"].as_str().unwrap_or_default()),
+        Ok(version) => {
+            // `v1.37.0+nodeagent.0.1.0`: Kubernetes' version, whose types are served, then the agent's own.
+            let text = version["gitVersion"].as_str().unwrap_or_default();
+            let (kubernetes, agent) = text.split_once("+nodeagent.").unwrap_or((text, "unknown"));
+            println!("Agent Version: v{agent} (Kubernetes {kubernetes})");
+        }
         Err(error @ CliError::NoAgent { .. }) => println!("Agent Version: none ({error})"),
         Err(error) => return Err(error),
     }

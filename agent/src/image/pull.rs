@@ -90,17 +90,28 @@ async fn already_here(images: &Images, id: &Digest) -> Option<Vec<u8>> {
 
 /// Asks one place after the other. The last word has the registry itself, which is the last place.
 async fn first_found(sessions: &[Session], reference: &Reference, platform: &Platform) -> Result<(usize, Found)> {
-    let mut last = None;
+    let mut refusals = Vec::new();
     for (at, session) in sessions.iter().enumerate() {
         match find(session, reference, platform).await {
             Ok(found) => return Ok((at, found)),
             Err(error) => {
                 tracing::debug!(image = %reference, place = session.host(), %error, "no image from this place");
-                last = Some(error);
+                refusals.push(error);
             }
         }
     }
-    Err(last.unwrap_or_else(|| Error::NotFound { name: reference.familiar(), registry: reference.registry().into() }))
+    let nowhere = || Error::NotFound { name: reference.familiar(), registry: reference.registry().into() };
+    Err(verdict(refusals).unwrap_or_else(nowhere))
+}
+
+/// The registry's own word. Where it couldn't be reached, what its mirrors said is told too: that is what can be mended.
+fn verdict(mut refusals: Vec<Error>) -> Option<Error> {
+    let last = refusals.pop()?;
+    let Error::Network { registry, mut why } = last else { return Some(last) };
+    for mirror in refusals {
+        why.push_str(&format!("; its mirror before that: {mirror}"));
+    }
+    Some(Error::Network { registry, why })
 }
 
 async fn find(session: &Session, reference: &Reference, platform: &Platform) -> Result<Found> {

@@ -317,11 +317,22 @@ fn remove_tree(path: &Path) {
     }
 }
 
+/// A process that was killed while it spawned another shares its lock with that one until the exec: moments.
+fn lock_soon(file: &File) -> std::result::Result<(), Errno> {
+    for _ in 0..50 {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            done => return done,
+        }
+    }
+    Err(Errno::WOULDBLOCK)
+}
+
 fn take_lock(root: &Path) -> Result<File> {
     let path = root.join("lock");
     let fail = |error| Error::io("lock", &path, error);
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match lock_soon(&file) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let mut by = String::new();

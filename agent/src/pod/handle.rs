@@ -9,11 +9,11 @@ use futures::FutureExt;
 use k8s_openapi::api::core::v1::{self as k8s, Pod};
 use podholder::protocol::{Event, Fault, Process, Stage};
 use tokio::net::TcpStream;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
 use super::image_api::ImageApi;
-use super::manager::Order;
+use super::manager::{Order, Start};
 use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
@@ -84,7 +84,7 @@ impl Handle {
     }
 
     fn order(&self, order: Order) -> Result<(), NodeError> {
-        self.orders.send(order).map_err(|_| NodeError::Internal("the agent is stopping".into()))
+        self.orders.send(order).map_err(|_| stopping())
     }
 }
 
@@ -123,8 +123,7 @@ impl node::Node for Handle {
             let holder = sandbox.holder.clone();
             // Subscribed before the start, so that no exit can be missed.
             let events = holder.events();
-            let started =
-                holder.exec(&attempt.id, process.0, process.1, fds).await.map_err(|e| exec_error(&container, &argv, &e))?;
+            let started = holder.exec(&attempt.id, process.0, process.1, fds).await.map_err(|e| exec_error(&container, &e))?;
             let (exec, killer) = (started.id, holder.clone());
             Ok(ExecProcess {
                 pid: started.pid,
@@ -179,9 +178,24 @@ impl node::Node for Handle {
     fn delete<'a>(&'a self, uid: &'a PodUid, grace: Option<i64>) -> Answer<'a, Deletion> {
         async move {
             self.live(uid)?;
-            self.order(Order::Delete { uid: uid.clone(), grace })?;
+            let (again, answer) = oneshot::channel();
+            self.order(Order::Delete { uid: uid.clone(), grace, again })?;
+            let again = answer.await.map_err(|_| stopping())?;
             let warning = "the pod's manifest is still there: the pod starts again. Remove the file to be rid of it, or use `nodeagent stop`";
-            Ok(Deletion { warning: Some(warning.into()) })
+            Ok(Deletion { warning: again.then(|| warning.into()) })
+        }
+        .boxed()
+    }
+
+    fn start<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()> {
+        async move {
+            let (found, answer) = oneshot::channel();
+            self.order(Order::Start { namespace: namespace.to_owned(), name: name.to_owned(), found })?;
+            match answer.await.map_err(|_| stopping())? {
+                Start::Begins => Ok(()),
+                Start::NotStopped => Err(NodeError::Conflict(format!("pod {namespace}/{name} was not stopped"))),
+                Start::Unknown => Err(NodeError::NotFound(format!("no manifest has a pod {namespace}/{name}"))),
+            }
         }
         .boxed()
     }
@@ -219,6 +233,10 @@ impl node::Node for Handle {
     }
 }
 
+fn stopping() -> NodeError {
+    NodeError::Internal("the agent is stopping".into())
+}
+
 /// A connection from inside the pod's network namespace: the holder, which is in it, opens the socket.
 async fn connect_in(holder: &Holder, to: SocketAddr) -> Result<TcpStream, String> {
     let domain = if to.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
@@ -237,12 +255,12 @@ async fn exec_exit(mut events: broadcast::Receiver<Event>, exec: u64) -> Result<
     }
 }
 
-fn exec_error(container: &str, argv: &[String], error: &CallError) -> NodeError {
+fn exec_error(container: &str, error: &CallError) -> NodeError {
     let message = format!("container {container}: {error}");
     match error.fault() {
         Some(Fault { stage: Stage::Exec, errno, .. }) => {
             let code = if *errno == nix::libc::ENOENT { 127 } else { 126 };
-            NodeError::Command { code, message: format!("{message} (command {:?})", argv.first().map_or("", String::as_str)) }
+            NodeError::Command { code, message }
         }
         Some(_) => NodeError::Command { code: 126, message },
         None => NodeError::Internal(message),

@@ -4,8 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+<<<<<<< HEAD
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
+=======
+use tokio::sync::{mpsc, oneshot};
+>>>>>>> main
 use tokio::task::JoinSet;
 
 use super::Node;
@@ -25,14 +29,36 @@ pub enum Order {
         uid: PodUid,
         /// Seconds; unset: the spec's.
         grace: Option<i64>,
+        /// Hears whether the pod begins again: its manifest is still there.
+        again: oneshot::Sender<bool>,
     },
     /// End a pod and keep it so until its manifest changes.
     Stop {
         /// Which.
         uid: PodUid,
     },
+    /// Let a stopped pod begin again.
+    Start {
+        /// metadata.namespace.
+        namespace: String,
+        /// metadata.name.
+        name: String,
+        /// Hears what comes of it.
+        found: oneshot::Sender<Start>,
+    },
     /// End all pods and take nothing new.
     Drain,
+}
+
+/// What came of [`Order::Start`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It begins.
+    Begins,
+    /// It was not stopped.
+    NotStopped,
+    /// No manifest has such a pod.
+    Unknown,
 }
 
 /// A running worker.
@@ -250,13 +276,18 @@ impl Manager {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Delete { uid, grace } => {
-                let then = if self.wanted.contains_key(&uid) { Then::Again } else { Then::Gone };
+            Order::Delete { uid, grace, again } => {
+                let wanted = self.wanted.contains_key(&uid) && !self.draining;
+                let _ = again.send(wanted);
+                let then = if wanted { Then::Again } else { Then::Gone };
                 self.tell(&uid, Command::End { grace, then });
             }
             Order::Stop { uid } => {
                 self.node.stopped(&uid, true);
                 self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+            }
+            Order::Start { namespace, name, found } => {
+                let _ = found.send(self.start(&namespace, &name));
             }
             Order::Drain => {
                 self.draining = true;
@@ -269,6 +300,20 @@ impl Manager {
                 }
             }
         }
+    }
+
+    fn start(&mut self, namespace: &str, name: &str) -> Start {
+        let wanted = self.wanted.values().find(|pod| pod.name() == name && pod.namespace() == namespace && !self.draining);
+        let Some(pod) = wanted.cloned() else { return Start::Unknown };
+        if !self.node.is_stopped(pod.uid()) {
+            return Start::NotStopped;
+        }
+        self.node.stopped(pod.uid(), false);
+        // One that still ends begins again when it has.
+        if !self.running.contains_key(pod.uid()) {
+            self.begin(pod);
+        }
+        Start::Begins
     }
 
     fn tell(&self, uid: &PodUid, command: Command) {

@@ -148,6 +148,8 @@ pub trait Node: Send + Sync + 'static {
     fn delete<'a>(&'a self, uid: &'a PodUid, grace: Option<i64>) -> Answer<'a, Deletion>;
     /// Ends a pod and keeps it ended until its manifest changes.
     fn stop<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()>;
+    /// Lets a stopped pod begin again. It is named, not identified: the store doesn't have it.
+    fn start<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()>;
     /// What the pod is on this machine.
     fn inspect<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Inspection>;
     /// How the pod's start went, and what it waits for.

@@ -199,7 +199,8 @@ fn waiting(
     }
     if let Image::Failed { reason, message, delay, .. } = &seen.image {
         // The first failure shows what it is; the waits after it show that it is waited.
-        let reason = if delay.is_zero() || *reason != "ErrImagePull" { reason } else { "ImagePullBackOff" };
+        let backs_off = !delay.is_zero() && matches!(*reason, "ErrImagePull" | "RegistryUnavailable");
+        let reason = if backs_off { "ImagePullBackOff" } else { reason };
         return because(reason, Some(message.clone()));
     }
     if let Sandbox::Failed { message, .. } = &observed.sandbox {

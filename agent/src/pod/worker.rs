@@ -66,7 +66,7 @@ pub type LiveRef = Arc<Mutex<Live>>;
 enum Outcome {
     Sandbox(Result<(Sandbox, Vec<IpAddr>), String>),
     Removed(Result<(), String>),
-    Image { name: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
+    Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
@@ -194,8 +194,13 @@ impl Worker {
             } else if plan.over {
                 continue;
             }
+            // An image that is there is had at once, and nothing would tell us so later.
+            let look_again = plan.actions.iter().any(|action| matches!(action, Action::Pull(_)));
             for action in plan.actions {
                 self.act(action);
+            }
+            if look_again {
+                continue;
             }
             self.publish();
             self.node.objects.watch(&mut self.needs, references::of(&self.pod));
@@ -252,8 +257,11 @@ impl Worker {
                 self.pending = Some(new);
                 self.end(None, Then::Again);
             }
-            change::Change::Keep | change::Change::RestartContainers(_) => {
+            kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
                 self.pod = new;
+                if let change::Change::RestartContainers(names) = kept {
+                    self.take_new_images(&names);
+                }
                 if self.sandbox.is_some()
                     && let Err(error) = self.node.runtime.save_pod(&self.pod)
                 {
@@ -261,6 +269,16 @@ impl Worker {
                 }
                 // Labels and annotations are in downwardAPI volumes.
                 self.refresh_volumes();
+            }
+        }
+    }
+
+    /// Whatever is known of their old images is nothing to the new ones. The old ones stay pinned while they run.
+    fn take_new_images(&mut self, names: &[String]) {
+        for name in names {
+            if let Some(container) = self.observed.containers.get_mut(name) {
+                container.image = Image::Unknown;
+                container.refused = None;
             }
         }
     }
@@ -288,6 +306,8 @@ impl Worker {
             self.observed.ending = Some(ending);
             return false;
         }
+        // Whoever watches sees one pod go and another come, under the same UID.
+        self.node.store.remove_pod(self.pod.uid());
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
@@ -495,7 +515,7 @@ impl Worker {
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
             let result = node.images.ensure(&reference, policy, &credentials, &|_| ()).await;
-            Outcome::Image { name, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
+            Outcome::Image { name, reference, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
         }));
     }
 
@@ -597,7 +617,9 @@ impl Worker {
         match outcome {
             Outcome::Sandbox(result) => self.sandbox_made(result),
             Outcome::Removed(result) => self.sandbox_removed(result),
-            Outcome::Image { name, took, pulled, result } => self.image_came(&name, took, pulled, result),
+            // Of an image that an edit has replaced since, nobody wants to know any more.
+            Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
+            Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
             Outcome::Measured { over: Some(message), .. } => self.evict(message),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
@@ -648,7 +670,7 @@ impl Worker {
     }
 
     fn image_came(&mut self, name: &str, took: Duration, pulled: bool, result: Result<image::Image, image::Error>) {
-        let reference = self.container(name).and_then(|c| c.image.clone()).unwrap_or_default();
+        let reference = self.image_of(name).to_owned();
         let (backoff, now) = (self.node.backoff, Timestamp::now());
         match result {
             Ok(image) => {
@@ -820,10 +842,7 @@ impl Worker {
                 "CrashLoopBackOff" => {
                     format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid())
                 }
-                "ImagePullBackOff" => {
-                    let image = self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default();
-                    format!("Back-off pulling image \"{image}\"")
-                }
+                "ImagePullBackOff" => format!("Back-off pulling image \"{}\"", self.image_of(name)),
                 _ => continue,
             };
             self.say(Some(name), Level::Warning, "BackOff", &message);
@@ -832,6 +851,10 @@ impl Worker {
 
     fn say(&self, container: Option<&str>, level: Level, reason: &str, message: &str) {
         self.node.recorder.pod(&self.pod, container, level, reason, message);
+    }
+
+    fn image_of(&self, name: &str) -> &str {
+        self.container(name).and_then(|c| c.image.as_deref()).unwrap_or_default()
     }
 
     fn container(&self, name: &str) -> Option<&k8s::Container> {

@@ -1,0 +1,180 @@
+//! kubectl as a user types it, against a machine without any cluster.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::process::Command;
+
+use e2e::{NodeBox, Output, Running, assert_eventually, eventually, pod, run};
+
+const PORT: &str = "127.0.0.1:16443";
+
+/// A node that kubectl works against, with the quickstart's pods ready.
+fn node() -> NodeBox {
+    assert!(Command::new("kubectl").arg("version").arg("--client").output().is_ok(), "kubectl is missing: install it");
+    let node = NodeBox::builder().argument("--listen").argument(PORT).start();
+    node.run(&["kubeconfig", "--output", node.folder().join("kubeconfig").to_str().unwrap()]).ok();
+    node.apply_folder("quickstart");
+    node.pod("web").is_ready();
+    node.pod("twin").is_ready();
+    node
+}
+
+fn command(node: &NodeBox, words: &[&str]) -> Command {
+    let mut command = node.command("kubectl");
+    command.arg("--kubeconfig").arg(node.folder().join("kubeconfig")).args(words);
+    command
+}
+
+fn kubectl(node: &NodeBox, words: &[&str]) -> Output {
+    run(&mut command(node, words))
+}
+
+/// With this in its environment: `KUBECTL_…_WEBSOCKETS=false` makes kubectl speak SPDY.
+fn by(node: &NodeBox, variable: &str, words: &[&str]) -> Command {
+    let mut command = node.command("env");
+    command.arg(variable).arg("kubectl");
+    command.arg("--kubeconfig").arg(node.folder().join("kubeconfig")).args(words);
+    command
+}
+
+#[test]
+fn get_shows_pods_in_every_form() {
+    let node = node();
+    let table = kubectl(&node, &["get", "pods"]).ok();
+    assert!(table.lines().any(|line| line.starts_with("web ") && line.contains("2/2") && line.contains("Running")), "{table}");
+    let wide = kubectl(&node, &["get", "pods", "-A", "-o", "wide", "--show-labels"]).ok();
+    assert!(wide.starts_with("NAMESPACE") && wide.contains(&node.pod("web").ip()) && wide.contains("app=shop"), "{wide}");
+    assert_eq!(kubectl(&node, &["get", "pod", "web", "-o", "jsonpath={.status.podIP}"]).ok(), node.pod("web").ip());
+    assert!(kubectl(&node, &["get", "pod", "web", "-o", "yaml"]).ok().contains("\nkind: Pod\n"));
+    assert!(kubectl(&node, &["get", "pods", "-o", "json"]).ok().contains("\"kind\": \"List\""));
+    assert_eq!(kubectl(&node, &["get", "pods", "-l", "app=shop", "-o", "name"]).ok(), "pod/twin\npod/web\n");
+    assert_eq!(kubectl(&node, &["get", "pods", "--field-selector", "metadata.name=web", "-o", "name"]).ok(), "pod/web\n");
+    assert!(kubectl(&node, &["get", "nodes"]).ok().contains("Ready"));
+    assert!(kubectl(&node, &["get", "images"]).ok().contains("localhost/nodeagent-demo:latest"));
+    assert!(kubectl(&node, &["get", "namespaces"]).ok().contains("default"));
+    assert!(kubectl(&node, &["get", "pod", "nope"]).fails_with(1).contains("pods \"nope\" not found"));
+    let resources = kubectl(&node, &["api-resources"]).ok();
+    assert!(resources.contains("pods") && resources.contains("nodeagent.dev/v1"), "{resources}");
+}
+
+#[test]
+fn describe_and_events_tell_what_happened() {
+    let node = node();
+    let page = kubectl(&node, &["describe", "pod", "web"]).ok();
+    for text in ["Status:       Running", "Host Port:     8088/TCP", "Started container client", "QoS Class:"] {
+        assert!(page.contains(text), "{text:?} in {page}");
+    }
+    let page = kubectl(&node, &["describe", "node", "node"]).ok();
+    assert!(page.contains("Non-terminated Pods:          (2 in total)"), "{page}");
+    assert!(kubectl(&node, &["events"]).ok().contains("Started container web"));
+    assert!(kubectl(&node, &["events", "--for", "pod/twin"]).ok().contains("Started container web"));
+    assert!(kubectl(&node, &["top", "pod"]).fails().contains("Metrics API not available"));
+}
+
+#[test]
+fn watch_follows_a_pod_through_its_life() {
+    let node = node();
+    let watching = Running::start(&mut command(&node, &["get", "pods", "-w"]));
+    watching.says("web");
+    node.put(&pod("late").runs("app", "sleep")).is_ready();
+    watching.says("late");
+    eventually("its run is shown", || {
+        let output = watching.output();
+        if output.lines().any(|l| l.starts_with("late ") && l.contains("Running")) { Ok(()) } else { Err(output) }
+    });
+    node.remove("late.yaml");
+    watching.says("Terminating");
+}
+
+#[test]
+fn logs_of_one_container_and_of_all() {
+    let node = node();
+    node.pod("web").container("client").logged("call 2:");
+    let one = kubectl(&node, &["logs", "web", "-c", "client", "--tail", "1", "--timestamps"]).ok();
+    assert!(one.lines().count() == 1 && one.starts_with("20") && one.contains("Z shop: call"), "{one}");
+    let all = kubectl(&node, &["logs", "web", "--all-containers", "--since", "1h"]).ok();
+    assert!(all.contains("listening on port 8080") && all.contains("shop: call 1:"), "{all}");
+    assert!(kubectl(&node, &["logs", "web", "--previous"]).fails_with(1).contains("previous terminated container \"web\""));
+    let following = Running::start(&mut command(&node, &["logs", "-f", "web", "-c", "client"]));
+    following.says("call 1:");
+    following.says("call 4:");
+    node.put(&pod("brief").runs("app", "exit 3"));
+    node.pod("brief").container("app").was_restarted(1);
+    assert_eventually!(kubectl(&node, &["logs", "brief", "--previous"]).code == 0, "logs of the previous life");
+}
+
+#[test]
+fn exec_gives_back_output_and_status_by_websocket_and_by_spdy() {
+    let node = node();
+    let spdy = "KUBECTL_REMOTE_COMMAND_WEBSOCKETS";
+    let file = node.folder().join("input");
+    node.inside("sh", &["-c", &format!("head -c 104857600 /dev/urandom >{}", file.display())]).ok();
+    for transport in ["true", "false"] {
+        let exec = |words: &[&str]| run(&mut by(&node, &format!("{spdy}={transport}"), words));
+        assert_eq!(exec(&["exec", "web", "-c", "web", "--", "/demo", "hostname"]).ok(), "shop\n");
+        assert!(exec(&["exec", "web", "-c", "web", "--", "/demo", "exit", "7"]).fails_with(7).contains("exit code 7"));
+        assert!(exec(&["exec", "web", "-c", "web", "--", "/nope"]).fails_with(127).contains("No such file or directory"));
+        assert!(
+            exec(&["exec", "web", "-c", "nope", "--", "/demo"]).fails_with(1).contains("container nope is not valid for pod web")
+        );
+        // Much comes back whole.
+        let script = format!(
+            "{spdy}={transport} kubectl --kubeconfig {kubeconfig} exec -i web -c web -- /demo cat <{file} | cmp - {file}",
+            kubeconfig = node.folder().join("kubeconfig").display(),
+            file = file.display()
+        );
+        node.inside("sh", &["-c", &script]).ok();
+    }
+    // A terminal, as `script` makes one.
+    let words = format!("kubectl --kubeconfig {} exec -it web -c web -- /demo tty", node.folder().join("kubeconfig").display());
+    assert!(node.inside("script", &["-qec", &words, "/dev/null"]).ok().contains("a terminal"));
+    let plain = run(&mut by(&node, &format!("{spdy}=false"), &["exec", "web", "-c", "web", "--", "/demo", "tty"])).ok();
+    assert_eq!(plain, "not a terminal\n");
+}
+
+#[test]
+fn attach_joins_what_a_container_writes() {
+    let node = node();
+    let attached = Running::start(&mut command(&node, &["attach", "web", "-c", "client"]));
+    attached.says("shop: call");
+    let attached = Running::start(&mut by(&node, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", &["attach", "web", "-c", "client"]));
+    attached.says("shop: call");
+}
+
+#[test]
+fn port_forward_carries_many_connections_while_one_is_stuck() {
+    let node = node();
+    for (transport, port) in [("true", "18080"), ("false", "18081")] {
+        let variable = format!("KUBECTL_PORT_FORWARD_WEBSOCKETS={transport}");
+        let mut forward = Running::start(&mut by(&node, &variable, &["port-forward", "web", &format!("{port}:8080")]));
+        forward.says("Forwarding from 127.0.0.1");
+        // One says nothing and reads nothing, to the end.
+        let stuck = Running::start(node.command("bash").args(["-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}; sleep 1000")]));
+        let url = format!("http://127.0.0.1:{port}/json");
+        let script = format!(
+            "for i in $(seq 30); do curl -sf --max-time 20 {url} -o /dev/null & p=\"$p $!\"; done; for q in $p; do wait $q || exit 1; done"
+        );
+        node.inside("sh", &["-c", &script]).ok();
+        assert!(forward.is_alive(), "{}", forward.output());
+        drop(stuck);
+    }
+}
+
+#[test]
+fn delete_ends_a_pod_and_waits_for_it() {
+    let node = node();
+    let pod = node.pod("web");
+    let id = pod.container("web").id();
+    // Its manifest is there: it begins again.
+    let output = kubectl(&node, &["delete", "pod", "web", "--grace-period", "1"]);
+    assert!(output.stderr.contains("Warning: the pod's manifest is still there"), "{output}");
+    pod.until("is another", |pod_object| {
+        let status = pod.container("web").status(pod_object);
+        let another = status["state"]["running"].is_object() && status["containerID"] != id.as_str();
+        if another { Ok(()) } else { Err(status.to_string()) }
+    });
+    // Dry runs touch nothing.
+    let id = pod.container("web").id();
+    kubectl(&node, &["delete", "pod", "web", "--dry-run=server"]).ok();
+    assert_eq!(pod.container("web").id(), id);
+    assert!(kubectl(&node, &["delete", "pod", "nope"]).fails_with(1).contains("not found"));
+}
