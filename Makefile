@@ -15,9 +15,8 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# The end-to-end tests (make e2e) join as soon as main() runs the agent; see CHANGELOG.md.
-test: packages ## Unit tests of all crates
-	cargo test -p nodeagent -p podholder -p netplug --lib --no-fail-fast
+test: packages build images ## All tests: of the parts, and end to end
+	@e2e/count cargo test --workspace --no-fail-fast
 
 packages: ## Debian packages that the tests need: only those that aren't there
 	@e2e/packages $(PACKAGES)

@@ -374,9 +374,17 @@ impl NodeBox {
         });
     }
 
+    /// What the agent left of them. The last processes may still be on their way out: a few tries, no error in a drop.
     fn remove_cgroups(&self) {
-        for path in snapshot::cgroups(&self.cgroup_parent) {
-            std::fs::remove_dir(path).ok();
+        for _ in 0..100 {
+            let left = snapshot::cgroups(&self.cgroup_parent);
+            if left.is_empty() {
+                return;
+            }
+            for path in left {
+                std::fs::remove_dir(path).ok();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 }

@@ -178,3 +178,79 @@ fn delete_ends_a_pod_and_waits_for_it() {
     assert_eq!(pod.container("web").id(), id);
     assert!(kubectl(&node, &["delete", "pod", "nope"]).fails_with(1).contains("not found"));
 }
+
+/// A node with a busybox that has a shell as its first process, waiting for what is typed.
+fn node_with_shells() -> NodeBox {
+    let node = NodeBox::builder().with_registry().argument("--listen").argument(PORT).start();
+    node.run(&["kubeconfig", "--output", node.folder().join("kubeconfig").to_str().unwrap()]).ok();
+    node.put(&pod("box").shell("sh", "busybox", "sleep 100000"));
+    node.put(&pod("plain").image("sh", "busybox", "command: [sh]\nstdin: true"));
+    node.put(&pod("terminal").image("sh", "busybox", "command: [sh]\nstdin: true\ntty: true"));
+    for name in ["box", "plain", "terminal"] {
+        node.pod(name).is_ready();
+    }
+    node
+}
+
+#[test]
+fn cp_brings_files_in_and_out() {
+    let node = node_with_shells();
+    let file = node.folder().join("file");
+    node.inside("sh", &["-c", &format!("head -c 5000000 /dev/urandom >{}", file.display())]).ok();
+    kubectl(&node, &["cp", file.to_str().unwrap(), "box:/tmp/file"]).ok();
+    let back = node.folder().join("back");
+    kubectl(&node, &["cp", "box:/tmp/file", back.to_str().unwrap()]).ok();
+    assert!(std::fs::read(&file).unwrap() == std::fs::read(&back).unwrap(), "the file comes back as it was");
+}
+
+#[test]
+fn attach_types_into_a_shell_with_and_without_a_terminal() {
+    let node = node_with_shells();
+    for (transport, number) in [("true", 1), ("false", 2)] {
+        let variable = format!("KUBECTL_REMOTE_COMMAND_WEBSOCKETS={transport}");
+        let mut plain = Running::start(&mut by(&node, &variable, &["attach", "-i", "plain"]));
+        // What is typed before the agent has joined the streams is not lost: it waits in them.
+        plain.write(&format!("echo plain-$(({number} + 10))\n"));
+        plain.says(&format!("plain-{}", number + 10));
+    }
+    // `script` gives kubectl the terminal that it wants for -t.
+    let words = format!("kubectl --kubeconfig {} attach -it terminal", node.folder().join("kubeconfig").display());
+    let mut terminal = Running::start(node.command("script").args(["-qec", &words, "/dev/null"]));
+    terminal.write("echo terminal-$((20 + 1)) $(tty)\n");
+    terminal.says("terminal-21 /dev/");
+}
+
+#[test]
+fn a_window_has_the_size_of_the_users() {
+    let node = node_with_shells();
+    let kubeconfig = node.folder().join("kubeconfig");
+    for (transport, client) in [
+        ("true", format!("kubectl --kubeconfig {} exec -it box", kubeconfig.display())),
+        ("false", format!("kubectl --kubeconfig {} exec -it box", kubeconfig.display())),
+        ("", format!("{} --root {} exec -it box", e2e::binary("nodeagent").display(), node.root().display())),
+    ] {
+        let words = format!(
+            "stty rows 33 cols 99; KUBECTL_REMOTE_COMMAND_WEBSOCKETS={transport} {client} -- sh -c 'until stty size | grep \"33 99\"; do sleep 0.1; done'"
+        );
+        let mut script = Running::start(node.command("script").args(["-qec", &words, "/dev/null"]));
+        script.says("33 99");
+        assert_eq!(script.ends(), 0, "{}", script.output());
+    }
+}
+
+#[test]
+fn image_pull_says_lines_in_a_pipe_and_bars_on_a_terminal() {
+    let node = NodeBox::builder().with_registry().start();
+    let output = node.run(&["image", "pull", "busybox"]);
+    assert!(output.code == 0 && output.stderr.contains("busybox: ") && output.stderr.contains("complete"), "{output}");
+    assert!(output.stdout.contains("sha256:"), "{output}");
+    let listed = node.run(&["image", "ls"]).ok();
+    assert!(listed.contains("docker.io/library/busybox:latest"), "{listed}");
+    node.run(&["image", "rm", "busybox"]).ok();
+    let words = format!("{} --root {} image pull busybox", e2e::binary("nodeagent").display(), node.root().display());
+    let output = node.inside("script", &["-qec", &words, "/dev/null"]).ok();
+    assert!(output.contains('[') && output.contains("complete"), "{output}");
+    assert!(node.run(&["image", "pull", "busybox:nope"]).fails_with(1).contains("busybox:nope"));
+    node.run(&["image", "prune"]).ok();
+    assert!(!node.run(&["image", "ls"]).ok().contains("busybox"));
+}

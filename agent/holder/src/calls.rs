@@ -25,12 +25,12 @@ use crate::task::{Asker, Live};
 /// An answer and the descriptors beside it; none when it comes later.
 type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Fault>;
 
-fn done() -> Answer {
-    Ok(Some((Reply::Done, Vec::new())))
+fn done() -> Option<(Reply, Vec<OwnedFd>)> {
+    Some((Reply::Done, Vec::new()))
 }
 
-fn descriptor(fd: OwnedFd) -> Answer {
-    Ok(Some((Reply::Descriptor, vec![fd])))
+fn descriptor(fd: OwnedFd) -> Option<(Reply, Vec<OwnedFd>)> {
+    Some((Reply::Descriptor, vec![fd]))
 }
 
 impl Holder {
@@ -50,7 +50,7 @@ impl Holder {
                 if let Some(connection) = self.connections.get_mut(&asker.connection) {
                     connection.subscribed = true;
                 }
-                done()
+                Ok(done())
             }
             Request::State => self.state(),
             Request::Start(recipe) => self.start(asker, &recipe).map(|()| None),
@@ -61,7 +61,7 @@ impl Holder {
                 if let Some(live) = &self.container(&container)?.live {
                     ignore_gone(sys::pidfd_signal(live.pidfd.as_fd(), signal))?;
                 }
-                done()
+                Ok(done())
             }
             Request::KillExec { exec } => {
                 if let Some(exec) = self.execs.get(&exec) {
@@ -71,26 +71,24 @@ impl Holder {
                     }
                     ignore_gone(sys::pidfd_signal(exec.live.pidfd.as_fd(), libc::SIGKILL))?;
                 }
-                done()
+                Ok(done())
             }
             Request::Attach { container, stdin, stdout, stderr } => self.attach(&container, stdin, [stdout, stderr], fds),
             Request::CloseStdin { container } => {
                 let container = self.container(&container)?;
                 // A terminal's master stays open for its output.
                 container.stdin = None;
-                done()
+                Ok(done())
             }
             Request::Socket { domain, kind, protocol } => socket(domain, kind, protocol),
             Request::NetNamespace => {
                 let path = "/proc/self/ns/net";
-                descriptor(
-                    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                        .or_fault(Stage::Namespace, path)?,
-                )
+                let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+                Ok(descriptor(namespace.or_fault(Stage::Namespace, path)?))
             }
             Request::Note(note) => {
                 self.note = note;
-                done()
+                Ok(done())
             }
             Request::Forget { container } => {
                 // Of many short runs the holder lets the oldest go unasked.
@@ -99,11 +97,11 @@ impl Holder {
                     return Err(Fault { errno: libc::EBUSY, ..refused(Stage::Protocol, &container.state.id, "it still runs") });
                 }
                 container.forgotten = true;
-                done()
+                Ok(done())
             }
             Request::Shutdown => {
                 self.shut_down();
-                done()
+                Ok(done())
             }
         }
     }
@@ -161,6 +159,7 @@ impl Holder {
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),
             cgroups: &recipe.cgroups,
+            beside: None,
             stdio: [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()],
             keep: &keep,
         };
@@ -193,6 +192,7 @@ impl Holder {
             return Err(Fault { errno: libc::ESRCH, ..refused(Stage::Protocol, id, "it isn't running") });
         };
         // Of its own, so that the loan of the container ends here.
+        let beside = Some(live.pid);
         let target = live.pidfd.try_clone().or_fault(Stage::Fork, "")?;
         let null = [stdio::stdin(), stdio::stdout(), stdio::stderr()];
         let stdio = match fds {
@@ -201,7 +201,7 @@ impl Holder {
             _ => return Err(refused(Stage::Protocol, id, "exec takes three descriptors, or none with a terminal")),
         };
         let keep = [target.as_fd()];
-        let spawn = Spawn { flags: 0, cgroups, stdio, keep: &keep };
+        let spawn = Spawn { flags: 0, cgroups, beside, stdio, keep: &keep };
         let body = |parts| exec::init(process, in_user_ns, parts);
         let child = self.sandbox()?.spawn_in_pid(pid_namespace, Some(target.as_fd()), &spawn, body)?;
         let number = self.number();
@@ -247,7 +247,8 @@ fn socket(domain: i32, kind: i32, protocol: i32) -> Answer {
     let kind = SocketType::from_raw(u32::try_from(kind).map_err(|_| bad())?);
     let protocol = u32::try_from(protocol).ok().and_then(std::num::NonZeroU32::new).map(Protocol::from_raw);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    descriptor(rustix::net::socket_with(domain, kind, flags, protocol).or_fault(Stage::Protocol, "socket")?)
+    let socket = rustix::net::socket_with(domain, kind, flags, protocol);
+    Ok(descriptor(socket.or_fault(Stage::Protocol, "socket")?))
 }
 
 /// The pipes of a container.

@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::container::mounts::mount_point;
 use crate::fault::{OrFault, kernel, refused};
 
 /// What a child says to the holder. End of file after [`Report::Ready`] means that exec happened.
@@ -45,6 +46,9 @@ pub struct Spawn<'a> {
     pub flags: u64,
     /// cgroup directories that the child joins.
     pub cgroups: &'a [PathBuf],
+    /// A process whose cgroup v2 will do as well, if the one of `cgroups` takes none: a container that runs containers, or
+    /// systemd, hands controllers down, and v2 wants no processes where that is done.
+    pub beside: Option<i32>,
     /// Its descriptors 0, 1 and 2.
     pub stdio: [BorrowedFd<'a>; 3],
     /// More that it needs, in the order in which [`Parts::kept`] has them.
@@ -94,7 +98,7 @@ pub fn spawn(spawn: &Spawn<'_>, body: impl FnOnce(Parts) -> Result<Infallible, F
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_fault(Stage::Fork, "")?;
     let cgroups = Cgroups::open(spawn.cgroups)?;
-    match cgroups.fork(spawn.flags)? {
+    match cgroups.fork(spawn.flags, spawn.beside)? {
         Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, status: ours }),
         Fork::Child => {
             let status = Status(theirs);
@@ -152,14 +156,29 @@ impl<'a> Cgroups<'a> {
         Ok(cgroups)
     }
 
-    fn fork(&self, flags: u64) -> Result<Fork, Fault> {
+    fn fork(&self, flags: u64, beside: Option<i32>) -> Result<Fork, Fault> {
         let Some((dir, path)) = &self.unified else { return sys::clone3(flags, None).or_fault(Stage::Fork, "") };
-        sys::clone3(flags, Some(dir.as_fd())).or_fault(Stage::Cgroup, path.display())
+        match (sys::clone3(flags, Some(dir.as_fd())), beside) {
+            (Err(e), Some(process)) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let path = unified_of(process, path).or_fault(Stage::Cgroup, path.display())?;
+                let dir = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                    .or_fault(Stage::Cgroup, path.display())?;
+                sys::clone3(flags, Some(dir.as_fd())).or_fault(Stage::Cgroup, path.display())
+            }
+            (forked, _) => forked.or_fault(Stage::Cgroup, path.display()),
+        }
     }
 
     fn join(&self) -> Result<(), Fault> {
         self.others.iter().try_for_each(|path| join_cgroup(path))
     }
+}
+
+/// The cgroup v2 of a process, in the tree that `dir` is in.
+fn unified_of(process: i32, dir: &Path) -> io::Result<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
+    Ok(mount_point(dir)?.join(path))
 }
 
 /// Moves this process into a cgroup.
@@ -172,4 +191,19 @@ pub fn join_cgroup(path: &Path) -> Result<(), Fault> {
         result => result,
     };
     result.map_err(|e| kernel(Stage::Cgroup, path.display(), e))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unified_cgroup_of_a_process_is_found() {
+        let root =
+            ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|p| p.join("cgroup.procs").exists());
+        let own = unified_of(rustix::process::getpid().as_raw_nonzero().get(), root.expect("cgroup v2 is not mounted")).unwrap();
+        let members = std::fs::read_to_string(own.join("cgroup.procs")).unwrap();
+        assert!(members.lines().any(|pid| pid == std::process::id().to_string()), "{}", own.display());
+    }
 }

@@ -26,6 +26,7 @@ pub fn init(process: &Process, in_user_ns: bool, parts: Parts) -> Result<Infalli
         .or_fault(Stage::Namespace, "mnt, cgroup, user")?;
     if in_user_ns {
         sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
+        credentials::stay_private().or_fault(Stage::Namespace, "user")?;
     }
     status.die_with_holder().or_fault(Stage::Namespace, "")?;
     let slash = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());

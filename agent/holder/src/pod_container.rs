@@ -52,7 +52,7 @@ impl Container {
 
     /// Begins to read a stream: 0 is stdout or the terminal, 1 is stderr.
     pub fn add_stream(&mut self, index: usize, fd: OwnedFd, poll: &mut Poll) -> std::io::Result<()> {
-        let stream = Stream::new(fd, if index == 0 { "stdout" } else { "stderr" })?;
+        let stream = Stream::new(fd, if index == 0 { b"stdout" } else { b"stderr" })?;
         let key = poll.add(&stream, Interest::IN, Token::Stream(self.number, index))?;
         self.slots[index] = Some(Slot { stream, key: Some(key), ended: false });
         Ok(())

@@ -26,6 +26,8 @@ pub enum Token {
     Stream(u64, usize),
     /// An attached descriptor takes bytes again: container and attachment.
     Attachment(u64, u64),
+    /// Some child ended, known or not.
+    Children,
     /// A helper process ended.
     Helper(u64),
 }

@@ -13,7 +13,7 @@ use rustix::stdio;
 
 use crate::child::{self, Child, Parts, Report, Spawn, Status};
 use crate::clock::{self, Steps};
-use crate::container::mapped_root;
+use crate::container::{credentials, mapped_root};
 use crate::fault::{OrFault, refused};
 
 /// Kubernetes' default size of /dev/shm.
@@ -43,6 +43,7 @@ impl Sandbox {
             // Cosmetics.
             let _ = sys::set_title(&recipe.title);
         }
+        survive_others();
         let own_pid = open_namespace("/proc/self/ns/pid")?;
         let mut flags = 0;
         for (wanted, flag) in [(recipe.net, ns::NET), (recipe.ipc, ns::IPC), (recipe.hostname.is_some(), ns::UTS)] {
@@ -99,6 +100,13 @@ impl Sandbox {
         sys::setns(self.own_pid.as_fd(), ns::PID).or_fault(Stage::Namespace, "pid")?;
         child
     }
+}
+
+/// When the pod has no memory left, the kernel is to kill any of its processes but this one, which would take all with it. The
+/// score is that of the kubelet's infra containers; each container's own is in its recipe. Where the machine doesn't permit it,
+/// the holder is small, which protects it nearly as well.
+fn survive_others() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
 }
 
 fn open_namespace(path: &str) -> Result<OwnedFd, Fault> {
@@ -160,7 +168,7 @@ enum Rights {
 /// A process that waits for a word of the holder's, then is PID 1 of the pod's containers and reaps what they leave.
 fn spawn_pause(flags: u64, rights: Rights) -> Result<Child, Fault> {
     let stdio = [stdio::stdin(), stdio::stdout(), stdio::stderr()];
-    let spawn = Spawn { flags, cgroups: &[], stdio, keep: &[] };
+    let spawn = Spawn { flags, cgroups: &[], beside: None, stdio, keep: &[] };
     child::spawn(&spawn, |Parts { status, .. }| {
         if !status.wait_for_holder() {
             sys::exit_now(0);
@@ -175,6 +183,9 @@ fn pause(status: &Status, rights: Rights) -> Result<Infallible, Fault> {
     if rights == Rights::BecomeMappedRoot {
         sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "pause")?;
     }
+    // Whoever may trace it (CAP_SYS_PTRACE) finds nothing to gain: without this, root that executes something gets all back.
+    sys::set_no_new_privs().or_fault(Stage::Namespace, "pause")?;
+    credentials::drop_bounding(0).or_fault(Stage::Namespace, "pause")?;
     sys::set_capabilities(0, 0, 0).or_fault(Stage::Namespace, "pause")?;
     status.die_with_holder().or_fault(Stage::Namespace, "pause")?;
     sys::set_not_dumpable().or_fault(Stage::Namespace, "pause")?;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use podholder::protocol::{Call, Event, Fault, Message, Reply, Stage};
 use podholder::sys;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
@@ -43,6 +45,8 @@ pub struct Holder {
     helpers: BTreeMap<u64, (OwnedFd, u64)>,
     next: u64,
     closing: Option<Instant>,
+    /// Readable when a child ended.
+    children: OwnedFd,
 }
 
 impl Holder {
@@ -58,7 +62,9 @@ impl Holder {
             helpers: BTreeMap::new(),
             next: 1,
             closing: None,
+            children: sys::child_events()?,
         };
+        holder.poll.add(&holder.children, Interest::IN, Token::Children)?;
         holder.connect(first)?;
         Ok(holder)
     }
@@ -75,6 +81,7 @@ impl Holder {
                 }
             }
             self.tick();
+            self.reap_strangers();
         }
         if let Some((_, path)) = &self.listener {
             let _ = std::fs::remove_file(path);
@@ -113,6 +120,7 @@ impl Holder {
                     container.flush_attachment(id, &mut self.poll);
                 }
             }
+            Token::Children => sys::drain(self.children.as_fd()),
             Token::Helper(id) => self.reap_helper(id),
         }
     }
@@ -147,7 +155,7 @@ impl Holder {
         let _ = std::fs::remove_file(path);
         // The socket's mode comes from the umask: at no moment may another user connect.
         let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = SocketAddrUnix::new(path).and_then(|address| rustix::net::bind(&socket, &address));
+        let bound = bind(&socket, path);
         rustix::process::umask(old);
         bound.map_err(fault)?;
         rustix::net::listen(&socket, 16).map_err(fault)?;
@@ -317,6 +325,27 @@ impl Holder {
         self.poll.remove(&pidfd, key);
     }
 
+    /// A container's process can give this one children that it never made (CLONE_PARENT) and have its threads traced by it
+    /// (PTRACE_TRACEME). They would stay as zombies; a thread would even hide the end of its process for as long.
+    fn reap_strangers(&self) {
+        let mut live = self.containers.values().filter_map(|c| c.live.as_ref()).chain(self.execs.values().map(|e| &e.live));
+        // Who goes on in place of a child that starts isn't known before it says so.
+        if live.any(Live::is_starting) {
+            return;
+        }
+        while let Ok(Some(pid)) = sys::ended_child() {
+            // That one has an event of its own, and what it left is read first.
+            let known = |live: &Live| live.pid == pid;
+            if self.containers.values().filter_map(|c| c.live.as_ref()).any(known) || self.execs.values().any(|e| known(&e.live))
+            {
+                return;
+            }
+            if sys::forget_child(pid).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Kills all that there is. The loop ends when it's dead.
     pub fn shut_down(&mut self) {
         self.closing.get_or_insert_with(|| Instant::now() + SHUTDOWN_LIMIT);
@@ -329,4 +358,15 @@ impl Holder {
             self.reap_later(pause.pidfd);
         }
     }
+}
+
+/// An address has room for 107 bytes: a longer path is gone by way of its folder's descriptor.
+fn bind(socket: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+    if let Ok(address) = SocketAddrUnix::new(path) {
+        return rustix::net::bind(socket, &address);
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL) };
+    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    rustix::net::bind(socket, &SocketAddrUnix::new(short)?)
 }

@@ -317,6 +317,50 @@ pub fn ignore_signal(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// A descriptor that is readable whenever a child has ended, and SIGCHLD blocked, which it takes the place of. See [`drain`].
+pub fn child_events() -> io::Result<OwnedFd> {
+    let mask = 1u64 << (libc::SIGCHLD - 1);
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the kernel reads a mask of 8 bytes; a null pointer says that the old one isn't wanted.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, ptr::from_ref(&mask), ptr::null_mut::<u64>(), 8) })?;
+    // SAFETY: -1 asks for a new descriptor; the kernel reads a mask of 8 bytes.
+    let fd = check(unsafe { libc::syscall(libc::SYS_signalfd4, -1, ptr::from_ref(&mask), 8, flags) })?;
+    // SAFETY: it is new, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Reads a descriptor that doesn't block until nothing is left, for nothing but that.
+pub fn drain(fd: BorrowedFd<'_>) {
+    let mut rest = [0u8; 512];
+    while rustix::io::read(fd, &mut rest).is_ok_and(|length| length > 0) {}
+}
+
+/// A child of this process, or a thread that it traces, that has ended and was not waited for. It stays so.
+pub fn ended_child() -> io::Result<Option<i32>> {
+    wait(libc::P_ALL, 0, libc::WNOWAIT)
+}
+
+/// Waits for one that [`ended_child`] told of: it's gone then.
+pub fn forget_child(pid: i32) -> io::Result<()> {
+    wait(libc::P_PID, pid, 0).map(drop)
+}
+
+/// waitid(2) for an end, without waiting, of whatever kind of child.
+fn wait(kind: libc::idtype_t, id: i32, flags: i32) -> io::Result<Option<i32>> {
+    // What the kernel leaves alone if there is nothing to tell.
+    // SAFETY: siginfo_t is plain data, for which all zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = flags | libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: the kernel writes one siginfo_t to `info`; a null pointer says that the use of resources isn't wanted.
+    let result =
+        check(unsafe { libc::syscall(libc::SYS_waitid, kind, id, ptr::from_mut(&mut info), flags, ptr::null_mut::<u8>()) });
+    match result {
+        Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+        // SAFETY: after waitid the fields are those of SIGCHLD, or all zero.
+        result => result.map(|_| Some(unsafe { info.si_pid() }).filter(|pid| *pid != 0)),
+    }
+}
+
 /// Waits for a signal, for ever.
 pub fn pause() {
     // SAFETY: takes nothing.

@@ -5,7 +5,6 @@ mod support;
 
 use podholder::protocol::*;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use support::*;
 
 #[test]
@@ -46,13 +45,8 @@ fn the_hosts_mounts_are_as_before_and_a_neighbours_are_not_seen() {
     }
 }
 
-/// What busybox lacks, in a container: the host's program with its libraries.
 fn host_tool(pod: &mut Pod, argv: &[&str]) -> String {
-    let mut recipe = pod.recipe("tool", argv);
-    for name in ["lib", "lib64"] {
-        symlink(format!("usr/{name}"), recipe.rootfs.upper.join(name)).unwrap();
-    }
-    recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
+    let recipe = host_program(pod, argv);
     let ran = pod.run(&recipe);
     assert_eq!(ran.exit.code, 0, "{ran:?}");
     ran.stdout

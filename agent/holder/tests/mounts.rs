@@ -134,48 +134,6 @@ fn a_recursive_bind_can_be_read_only_all_the_way_down() {
     assert_eq!(out, "written\nrefused\nrefused\n");
 }
 
-/// Own cgroups below the test's, removed at the end.
-struct Cgroups(Vec<PathBuf>);
-
-impl Cgroups {
-    fn make(name: &str) -> Self {
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let found: Vec<PathBuf> = own
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.splitn(3, ':').skip(1);
-                let (controllers, path) = (fields.next()?, fields.next()?);
-                let mount = match controllers.trim_start_matches("name=") {
-                    "" if Path::new("/sys/fs/cgroup/unified").exists() => "/sys/fs/cgroup/unified",
-                    "" => "/sys/fs/cgroup",
-                    "pids" => "/sys/fs/cgroup/pids",
-                    "memory" => "/sys/fs/cgroup/memory",
-                    _ => return None,
-                };
-                let dir =
-                    Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
-                std::fs::create_dir(&dir).unwrap();
-                Some(dir)
-            })
-            .collect();
-        assert!(!found.is_empty(), "no cgroup hierarchy is mounted below /sys/fs/cgroup");
-        Self(found)
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for dir in &self.0 {
-            for _ in 0..500 {
-                if std::fs::remove_dir(dir).is_ok() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        }
-    }
-}
-
 #[test]
 fn a_container_is_in_its_cgroups_and_sees_them_as_the_root() {
     let cgroups = Cgroups::make("join");

@@ -120,7 +120,7 @@ impl Renderer {
 
 /// Where the last `lines` lines of output begin in these files, oldest first: the index of a file and an offset in it. Reads
 /// backwards, so that the size of the log doesn't matter.
-pub fn tail(files: &[File], lines: u64) -> io::Result<(usize, u64)> {
+pub fn tail(files: &[&File], lines: u64) -> io::Result<(usize, u64)> {
     let mut missing = lines;
     // A last line that has no end yet is a line, too.
     let mut at_end = true;
@@ -238,7 +238,7 @@ mod tests {
 
     fn shown_from(contents: &[&[u8]], lines: u64) -> String {
         let files: Vec<File> = contents.iter().map(|c| file(c)).collect();
-        let (index, offset) = tail(&files, lines).unwrap();
+        let (index, offset) = tail(&files.iter().collect::<Vec<_>>(), lines).unwrap();
         let mut pieces = contents[index..].to_vec();
         if let Some(first) = pieces.first_mut() {
             *first = &first[offset as usize..];
@@ -276,7 +276,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>, lines in 0..5_u64) {
             render_bytes(&bytes);
-            tail(&[file(&bytes)], lines).unwrap();
+            tail(&[&file(&bytes)], lines).unwrap();
         }
 
         #[test]

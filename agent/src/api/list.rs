@@ -132,7 +132,7 @@ impl Form {
             Self::Objects => serde_json::to_value(object).unwrap_or_default(),
             Self::Table(include) => {
                 let version = object.metadata().resource_version.as_deref().unwrap_or_default();
-                table::<T>(vec![row(object, include, Timestamp::now())], json!({ "resourceVersion": version }), header)
+                table::<T>(&[row(object, include, Timestamp::now())], &json!({ "resourceVersion": version }), header)
             }
         }
     }
@@ -149,7 +149,7 @@ fn row<T: Served>(object: &T, include: RowObject, now: Timestamp) -> Value {
     json!({ "cells": object.cells(now), "object": shown })
 }
 
-fn table<T: Served>(rows: Vec<Value>, metadata: Value, header: bool) -> Value {
+fn table<T: Served>(rows: &[Value], metadata: &Value, header: bool) -> Value {
     let columns = header.then(|| T::COLUMNS.iter().map(Column::definition).collect::<Vec<_>>());
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
@@ -176,7 +176,8 @@ pub async fn list<T: Served>(node: &dyn Node, namespace: Option<&str>, query: &Q
         }),
         Form::Table(include) => {
             let now = Timestamp::now();
-            table::<T>(objects.iter().map(|object| row(&**object, include, now)).collect(), metadata, true)
+            let rows: Vec<Value> = objects.iter().map(|object| row(&**object, include, now)).collect();
+            table::<T>(&rows, &metadata, true)
         }
     }))
 }

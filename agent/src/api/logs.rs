@@ -134,28 +134,76 @@ impl Source {
         }))
     }
 
-    /// The attempt's files, oldest first: `N.log.DATE` (dates sort), then `N.log`.
-    fn files(&self) -> Vec<PathBuf> {
-        let current = format!("{}.log", self.attempt);
-        let rotated = format!("{current}.");
-        let mut old: Vec<String> =
-            names(&self.folder).filter(|name| name.starts_with(&rotated) && !name.ends_with(".tmp")).collect();
-        old.sort();
-        old.push(current);
-        old.into_iter().map(|name| self.folder.join(name)).collect()
+    /// The attempt's files that were rotated after the one of that name, oldest first.
+    fn rotated_after(&self, name: &str) -> Vec<String> {
+        let rotated = format!("{}.log.", self.attempt);
+        let mut all: Vec<String> = names(&self.folder)
+            .filter(|other| other.starts_with(&rotated) && Path::new(other).extension().is_none_or(|e| e != "tmp"))
+            .filter(|other| other.as_str() > name)
+            .collect();
+        all.sort_unstable();
+        all
     }
 
-    fn open(&self) -> io::Result<Vec<File>> {
-        let mut files = Vec::new();
-        for path in self.files() {
-            match File::open(path) {
-                Ok(file) => files.push(file),
-                // Rotated or removed just now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+    /// The file after this one, or the oldest one. None: this one is still written to.
+    ///
+    /// The writer renames `N.log` to `N.log.DATE` (each date later than the one before), opens a new `N.log`, and removes the oldest,
+    /// all while we look. A rotated file keeps its name, so it is found by that; `N.log` is believed only if none was rotated since.
+    fn after(&self, part: Option<&Part>) -> io::Result<Option<Part>> {
+        let mut last = part.map_or_else(String::new, |part| part.last.clone());
+        loop {
+            for name in self.rotated_after(&last) {
+                // Not there: the oldest, removed just now.
+                let Some(file) = open(&self.folder.join(&name))? else { continue };
+                last = name;
+                if !same(part, &file)? {
+                    return Ok(Some(Part { file, last }));
+                }
+            }
+            let Some(file) = open(&self.folder.join(format!("{}.log", self.attempt)))? else { return Ok(None) };
+            if same(part, &file)? {
+                return Ok(None);
+            }
+            if self.rotated_after(&last).is_empty() {
+                return Ok(Some(Part { file, last }));
             }
         }
-        Ok(files)
+    }
+
+    /// What there is now, oldest first.
+    fn parts(&self) -> io::Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        for name in self.rotated_after("") {
+            if let Some(file) = open(&self.folder.join(&name))? {
+                parts.push(Part { file, last: name });
+            }
+        }
+        if let Some(newest) = self.after(parts.last())? {
+            parts.push(newest);
+        }
+        Ok(parts)
+    }
+}
+
+/// One file of an attempt's log.
+struct Part {
+    file: File,
+    /// The newest name of a rotated file that isn't newer than this one: its own, if it was rotated when it was opened.
+    last: String,
+}
+
+fn same(part: Option<&Part>, file: &File) -> io::Result<bool> {
+    let Some(part) = part else { return Ok(false) };
+    let (ours, other) = (part.file.metadata()?, file.metadata()?);
+    Ok((ours.dev(), ours.ino()) == (other.dev(), other.ino()))
+}
+
+/// None: there is no such file.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -189,21 +237,22 @@ struct Reader {
     renderer: Renderer,
     sender: mpsc::Sender<Bytes>,
     /// The file that is being read.
-    open: Option<File>,
+    open: Option<Part>,
 }
 
 impl Reader {
     async fn run(&mut self, tail: Option<u64>, follow: Option<Follow>) -> Result<(), Stopped> {
-        let mut files = self.source.open()?;
+        let mut parts = self.source.parts()?;
         if let Some(lines) = tail {
+            let files: Vec<&File> = parts.iter().map(|part| &part.file).collect();
             let (index, offset) = cri::tail(&files, lines)?;
-            files.drain(..index);
-            if let Some(first) = files.first_mut() {
-                first.seek(SeekFrom::Start(offset))?;
+            parts.drain(..index);
+            if let Some(first) = parts.first_mut() {
+                first.file.seek(SeekFrom::Start(offset))?;
             }
         }
-        for file in files {
-            self.open = Some(file);
+        for part in parts {
+            self.open = Some(part);
             self.read_to_end().await?;
         }
         let Some(mut follow) = follow else { return Ok(()) };
@@ -216,34 +265,20 @@ impl Reader {
     /// Reads what has been written, over any number of rotations since.
     async fn catch_up(&mut self) -> Result<(), Stopped> {
         loop {
-            let files = self.source.open()?;
-            // The list came before this reading: if our file was rotated by then, nothing is added to it after.
+            let next = self.source.after(self.open.as_ref())?;
+            // Looked first, read after: if there is a next one, nothing is added to ours any more.
             self.read_to_end().await?;
-            let Some(next) = self.following(files)? else { return Ok(()) };
+            let Some(next) = next else { return Ok(()) };
             self.open = Some(next);
         }
-    }
-
-    /// The file after ours; if ours is no more, the oldest one.
-    fn following(&self, files: Vec<File>) -> io::Result<Option<File>> {
-        let Some(open) = &self.open else { return Ok(files.into_iter().next()) };
-        let ours = open.metadata()?;
-        let mut position = None;
-        for (index, file) in files.iter().enumerate() {
-            let other = file.metadata()?;
-            if (other.dev(), other.ino()) == (ours.dev(), ours.ino()) {
-                position = Some(index);
-            }
-        }
-        Ok(files.into_iter().nth(position.map_or(0, |index| index + 1)))
     }
 
     async fn read_to_end(&mut self) -> Result<(), Stopped> {
         let mut chunk = vec![0; CHUNK];
         loop {
             // From the page cache, where a log that was just written is: quicker than a hop to another thread.
-            let Some(file) = &mut self.open else { return Ok(()) };
-            let length = file.read(&mut chunk)?;
+            let Some(part) = &mut self.open else { return Ok(()) };
+            let length = part.file.read(&mut chunk)?;
             if length == 0 {
                 return Ok(());
             }
@@ -322,4 +357,75 @@ fn has_ended(status: Option<&ContainerStatus>, attempt: u32) -> bool {
     let waits_again =
         state.is_some_and(|s| s.waiting.is_some()) && status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
     count > attempt || (count == attempt && (terminated || waits_again))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// What the holder does, as quickly as it can: a line a file.
+    fn write_and_rotate(folder: &Path, files: u32) {
+        let current = folder.join("7.log");
+        for number in 0..files {
+            let mut file = File::options().append(true).create(true).open(&current).unwrap();
+            writeln!(file, "{number}").unwrap();
+            fs::rename(&current, folder.join(format!("7.log.{number:08}"))).unwrap();
+        }
+        fs::write(&current, format!("{files}\n")).unwrap();
+    }
+
+    fn read_on(part: Option<&mut Part>, text: &mut String) {
+        if let Some(part) = part {
+            part.file.read_to_string(text).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_follow_each_other_while_they_are_rotated() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        let expected: String = (0..=1000).map(|number| format!("{number}\n")).collect();
+        std::thread::scope(|threads| {
+            let writer = threads.spawn(|| write_and_rotate(folder.path(), 1000));
+            let (mut part, mut text) = (None, String::new());
+            loop {
+                let at_end = writer.is_finished();
+                let next = source.after(part.as_ref()).unwrap();
+                read_on(part.as_mut(), &mut text);
+                match next {
+                    Some(next) => part = Some(next),
+                    None if at_end => break,
+                    None => {}
+                }
+            }
+            assert_eq!(text, expected);
+        });
+        let mut whole = String::new();
+        source.parts().unwrap().iter_mut().for_each(|part| read_on(Some(part), &mut whole));
+        assert_eq!(whole, expected);
+    }
+
+    #[test]
+    fn of_files_that_were_removed_the_rest_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        write_and_rotate(folder.path(), 1);
+        let newest = source.parts().unwrap().pop();
+        fs::remove_file(folder.path().join("7.log.00000000")).unwrap();
+        assert!(source.after(newest.as_ref()).unwrap().is_none());
+        // Ours and the one after it, both rotated away.
+        fs::rename(folder.path().join("7.log"), folder.path().join("7.log.00000001")).unwrap();
+        fs::remove_file(folder.path().join("7.log.00000001")).unwrap();
+        fs::write(folder.path().join("7.log.00000003"), "3\n").unwrap();
+        fs::write(folder.path().join("7.log"), "4\n").unwrap();
+        let (mut text, mut next) = (String::new(), source.after(newest.as_ref()).unwrap());
+        while let Some(mut part) = next {
+            read_on(Some(&mut part), &mut text);
+            next = source.after(Some(&part)).unwrap();
+        }
+        assert_eq!(text, "3\n4\n");
+    }
 }

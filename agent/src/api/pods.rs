@@ -122,8 +122,8 @@ pub fn summarize(pod: &Pod, now: Timestamp) -> Summary {
             counted = inits.iter().collect();
         }
         _ => {
-            let words = mains.iter().rev().filter_map(|s| s.state.as_ref().and_then(container_word));
-            reason = words.last().unwrap_or(reason);
+            let mut words = mains.iter().filter_map(|s| s.state.as_ref().and_then(container_word));
+            reason = words.next().unwrap_or(reason);
             let running = mains.iter().any(|s| s.ready && s.state.as_ref().is_some_and(|state| state.running.is_some()));
             if reason == "Completed" && running {
                 let ready = condition(status, "Ready").is_some_and(|c| c.0 == "True");
@@ -217,7 +217,7 @@ mod tests {
 
     const NOW: &str = "2026-01-01T01:00:00Z";
 
-    fn pod(status: Value) -> Pod {
+    fn pod(status: &Value) -> Pod {
         let spec = json!({
             "initContainers": [{ "name": "first" }, { "name": "proxy", "restartPolicy": "Always" }],
             "containers": [{ "name": "app" }, { "name": "log" }],
@@ -229,7 +229,7 @@ mod tests {
         json!({ "name": name, "image": "", "imageID": "", "ready": true, "restartCount": 0, "started": true, "state": { "running": {} } })
     }
 
-    fn state(name: &str, state: Value) -> Value {
+    fn state(name: &str, state: &Value) -> Value {
         json!({ "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 2, "state": state,
                 "lastState": { "terminated": { "exitCode": 1, "finishedAt": "2026-01-01T00:55:00Z" } } })
     }
@@ -246,23 +246,23 @@ mod tests {
         json!({ "phase": "Running", "initContainerStatuses": [done("first"), running("proxy")], "containerStatuses": [running("app"), running("log")] }),
         "3/3", "Running", "0")]
     #[case::init(
-        json!({ "phase": "Pending", "initContainerStatuses": [state("first", json!({ "waiting": { "reason": "PodInitializing" } }))] }),
+        json!({ "phase": "Pending", "initContainerStatuses": [state("first", &json!({ "waiting": { "reason": "PodInitializing" } }))] }),
         "0/3", "Init:0/2", "2 (5m ago)")]
     #[case::second_init(
-        json!({ "phase": "Pending", "initContainerStatuses": [done("first"), state("proxy", json!({ "running": {} }))] }),
+        json!({ "phase": "Pending", "initContainerStatuses": [done("first"), state("proxy", &json!({ "running": {} }))] }),
         "0/3", "Init:1/2", "2 (5m ago)")]
     #[case::init_failed(
-        json!({ "phase": "Pending", "initContainerStatuses": [state("first", json!({ "terminated": { "exitCode": 3 } }))] }),
+        json!({ "phase": "Pending", "initContainerStatuses": [state("first", &json!({ "terminated": { "exitCode": 3 } }))] }),
         "0/3", "Init:ExitCode:3", "2 (5m ago)")]
     #[case::init_image(
-        json!({ "phase": "Pending", "initContainerStatuses": [state("first", json!({ "waiting": { "reason": "ErrImagePull" } }))] }),
+        json!({ "phase": "Pending", "initContainerStatuses": [state("first", &json!({ "waiting": { "reason": "ErrImagePull" } }))] }),
         "0/3", "Init:ErrImagePull", "2 (5m ago)")]
     #[case::crash_loop(
         json!({ "phase": "Running", "initContainerStatuses": [done("first"), running("proxy")],
-                "containerStatuses": [state("app", json!({ "waiting": { "reason": "CrashLoopBackOff" } })), running("log")] }),
+                "containerStatuses": [state("app", &json!({ "waiting": { "reason": "CrashLoopBackOff" } })), running("log")] }),
         "2/3", "CrashLoopBackOff", "2 (5m ago)")]
     #[case::signal(
-        json!({ "phase": "Failed", "containerStatuses": [state("app", json!({ "terminated": { "exitCode": 137, "signal": 9 } }))] }),
+        json!({ "phase": "Failed", "containerStatuses": [state("app", &json!({ "terminated": { "exitCode": 137, "signal": 9 } }))] }),
         "0/3", "Signal:9", "2 (5m ago)")]
     #[case::one_completed(
         json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "False" }],
@@ -273,7 +273,7 @@ mod tests {
         json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "SchedulingGated" }] }),
         "0/3", "SchedulingGated", "0")]
     fn cells(#[case] status: Value, #[case] ready: &str, #[case] reason: &str, #[case] restarts: &str) {
-        let cells = pod(status).cells(NOW.parse().unwrap());
+        let cells = pod(&status).cells(NOW.parse().unwrap());
         assert_eq!(cells[1..4], [json!(ready), json!(reason), json!(restarts)]);
     }
 
@@ -281,7 +281,7 @@ mod tests {
     #[case("Running", "Terminating")]
     #[case("Succeeded", "Succeeded")]
     fn ending(#[case] phase: &str, #[case] reason: &str) {
-        let mut pod = pod(json!({ "phase": phase }));
+        let mut pod = pod(&json!({ "phase": phase }));
         pod.metadata.deletion_timestamp = Some(serde_json::from_value(json!(NOW)).unwrap());
         assert_eq!(summarize(&pod, NOW.parse().unwrap()).reason, reason);
     }

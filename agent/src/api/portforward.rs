@@ -207,11 +207,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin + Send>(socket: Socket<S>, node
     let upload = async {
         while let Some(Ok(message)) = messages.next().await {
             match message {
-                Message::Binary(bytes) if bytes.first() == Some(&DATA) => {
-                    if writer.write_all(&bytes[1..]).await.is_err() {
-                        return;
-                    }
-                }
+                Message::Binary(bytes) if bytes.first() == Some(&DATA) && writer.write_all(&bytes[1..]).await.is_err() => return,
                 Message::Close(_) => return,
                 _ => {}
             }

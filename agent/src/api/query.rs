@@ -1,5 +1,7 @@
 //! The query of a URL. Knows nothing of what its names mean.
 
+use std::fmt::Write;
+
 use super::ApiError;
 
 /// Names and values, decoded, in their order.
@@ -71,7 +73,7 @@ pub fn encode(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

@@ -104,7 +104,7 @@ impl Options {
 }
 
 /// Answers `pods/exec`.
-pub async fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
+pub fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
     let options = Options::parse(&call.query, container(&target.pod, call.query.get("container"))?)?;
     if options.argv.is_empty() || options.argv.iter().any(|word| word.contains('\0')) {
         return Err(ApiError::bad_request("you must specify at least 1 command for the container"));
@@ -118,7 +118,7 @@ pub async fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
 }
 
 /// Answers `pods/attach`.
-pub async fn attach(call: Call, target: &Target) -> Result<Response, ApiError> {
+pub fn attach(call: Call, target: &Target) -> Result<Response, ApiError> {
     let options = Options::parse(&call.query, container(&target.pod, call.query.get("container"))?)?;
     let (node, uid) = (call.node().clone(), target.uid.clone());
     let asked = call.query.get("container").map(str::to_owned);

@@ -42,6 +42,10 @@ impl ApiError {
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "BadRequest", message)
     }
+    /// 401.
+    pub fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "a client certificate is needed: `nodeagent kubeconfig` writes one")
+    }
     /// 403.
     pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(403, "Forbidden", message)
@@ -145,7 +149,7 @@ fn with_type(content_type: &'static str, body: Body) -> Response {
 }
 
 /// `Status` of success, as DELETE answers.
-pub fn success(details: Value) -> Response {
+pub fn success(details: &Value) -> Response {
     json(&json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details }))
 }
 

@@ -99,8 +99,8 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
             let method = call.request.method().clone();
             match (*subresource, method) {
                 ("log", Method::GET) => logs::answer(&call, &target.pod),
-                ("exec", Method::GET | Method::POST) => remote::exec(call, &target).await,
-                ("attach", Method::GET | Method::POST) => remote::attach(call, &target).await,
+                ("exec", Method::GET | Method::POST) => remote::exec(call, &target),
+                ("attach", Method::GET | Method::POST) => remote::attach(call, &target),
                 ("portforward", Method::GET | Method::POST) => portforward::answer(call, &target),
                 ("status", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
                 ("log" | "exec" | "attach" | "portforward" | "status", _) => Err(ApiError::method_not_allowed()),
@@ -122,7 +122,7 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
         (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
             call.node().start(namespace, name).await?;
-            Ok(reply::success(json!({ "name": name, "kind": "pods" })))
+            Ok(reply::success(&json!({ "name": name, "kind": "pods" })))
         }
         (["namespaces", namespace, "pods", name, act], method) => {
             let target = Target::find(call.node(), namespace, name)?;
@@ -131,7 +131,7 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 ("explain", Method::GET) => Ok(reply::json(&call.node().explain(&target.uid).await?)),
                 ("stop", Method::POST) => {
                     call.node().stop(&target.uid).await?;
-                    Ok(reply::success(json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))
+                    Ok(reply::success(&json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))
                 }
                 _ => Err(ApiError::no_such_path()),
             }
@@ -198,9 +198,10 @@ async fn pod(mut call: Call, namespace: &str, name: &str) -> Result<Response, Ap
 
 async fn delete(call: &mut Call, target: &Target) -> Result<Response, ApiError> {
     let body = call.body().await?;
-    let options: Value = match body.is_empty() {
-        true => Value::Null,
-        false => serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("DeleteOptions: {error}")))?,
+    let options: Value = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("DeleteOptions: {error}")))?
     };
     let grace = match options.get("gracePeriodSeconds").and_then(Value::as_i64) {
         Some(seconds) => Some(seconds),
@@ -217,7 +218,7 @@ async fn delete(call: &mut Call, target: &Target) -> Result<Response, ApiError> 
     let mut response = match &deletion.warning {
         None => reply::json(&*call.node().store().pod(&target.uid).unwrap_or_else(|| target.pod.clone())),
         // Its successor has the same name and UID: a client that waits until that UID is gone would wait for ever.
-        Some(_) => reply::success(json!({ "name": target.pod.metadata.name, "kind": "pods" })),
+        Some(_) => reply::success(&json!({ "name": target.pod.metadata.name, "kind": "pods" })),
     };
     if let Some(warning) = deletion.warning {
         reply::warn(&mut response, &warning);

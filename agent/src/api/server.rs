@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{route, tls};
+use super::{ApiError, route, tls};
 use crate::pod::node::Node;
 
 /// Connections at a time.
@@ -123,41 +123,63 @@ impl Server {
 
     /// Serves until told to stop. Connections that live then end with the runtime.
     pub async fn serve(self, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            // The slot comes first: when all are taken, clients wait in the kernel's backlog.
-            let slot = tokio::select! {
-                slot = slots.clone().acquire_owned() => slot,
-                () = stop.cancelled() => break,
-            };
-            let shared = self.shared.clone();
-            tokio::select! {
-                accepted = self.unix.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        tokio::spawn(async move {
-                            connection(shared, stream).await;
-                            drop(slot);
-                        });
-                    }
-                    Err(error) => pause(&error).await,
-                },
-                accepted = accept_tcp(self.tcp.as_ref()) => match accepted {
-                    Ok((stream, acceptor)) => {
-                        tokio::spawn(async move {
-                            // A failed handshake is the client's affair; so is one that never ends.
-                            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
-                                connection(shared, stream).await;
-                            }
-                            drop(slot);
-                        });
-                    }
-                    Err(error) => pause(&error).await,
-                },
-                () = stop.cancelled() => break,
-            }
+        tokio::select! {
+            () = serve_unix(&self.shared, &self.unix) => {}
+            () = serve_tcp(&self.shared, self.tcp.as_ref()) => {}
+            () = stop.cancelled() => {}
         }
         let _ = fs::remove_file(&self.socket);
     }
+}
+
+async fn serve_unix(shared: &Arc<Shared>, listener: &UnixListener) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    // The slot comes first: when all are taken, clients wait in the kernel's backlog.
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    connection(shared, stream, Caller::Known).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Its slots are its own: any user of this machine can connect here, and must not keep root from the socket.
+async fn serve_tcp(shared: &Arc<Shared>, tcp: Option<&(TcpListener, TlsAcceptor)>) {
+    let Some((listener, acceptor)) = tcp else { return std::future::pending().await };
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Keystrokes of an exec: no waiting for more.
+                let _ = stream.set_nodelay(true);
+                let (shared, handshake) = (shared.clone(), acceptor.accept(stream));
+                tokio::spawn(async move {
+                    // A failed handshake is the client's affair; so is one that never ends.
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+                        let caller = if tls::is_known(&stream) { Caller::Known } else { Caller::Unknown };
+                        connection(shared, stream, caller).await;
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Root, its group, or the holder of a certificate.
+    Known,
+    /// Anyone.
+    Unknown,
 }
 
 fn bind_unix(options: &Options) -> io::Result<UnixListener> {
@@ -176,29 +198,27 @@ fn bind_unix(options: &Options) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept_tcp(tcp: Option<&(TcpListener, TlsAcceptor)>) -> io::Result<(tokio::net::TcpStream, TlsAcceptor)> {
-    let Some((listener, acceptor)) = tcp else { return std::future::pending().await };
-    let (stream, _) = listener.accept().await?;
-    // Keystrokes of an exec: no waiting for more.
-    let _ = stream.set_nodelay(true);
-    Ok((stream, acceptor.clone()))
-}
-
 /// Out of descriptors: accept would fail again at once.
 async fn pause(error: &io::Error) {
     tracing::warn!("accept a connection of the API: {error}");
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, caller: Caller) {
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(route::answer(shared, request).await) }
+        async move {
+            Ok::<_, Infallible>(match caller {
+                Caller::Known => route::answer(shared, request).await,
+                Caller::Unknown => ApiError::unauthorized().into_response(),
+            })
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_LIMIT)
+        .keep_alive(caller == Caller::Known)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = served.await {

@@ -152,7 +152,7 @@ async fn converse(set: Set, transport: Transport) {
     tokio::pin!(saying);
     let listening = async { tokio::join!(feeding, sizing) };
     tokio::select! {
-        _ = async { listening.await; std::future::pending::<()>().await } => {}
+        () = async { listening.await; std::future::pending::<()>().await } => {}
         () = &mut saying => {}
     }
 }

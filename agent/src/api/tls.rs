@@ -20,6 +20,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
+use tokio_rustls::server::TlsStream;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
 const YEARS: i32 = 10;
@@ -58,7 +59,7 @@ impl<'a> Authority<'a> {
         let (pem_path, key_path) = (folder.join("ca.pem"), folder.join("ca.key"));
         match (fs::read_to_string(&pem_path), fs::read_to_string(&key_path)) {
             (Ok(pem), Ok(key)) => {
-                let key = KeyPair::from_pem(&key).map_err(|error| wrong(folder, error))?;
+                let key = KeyPair::from_pem(&key).map_err(|error| wrong(folder, &error))?;
                 Ok(Self { folder, pem, key })
             }
             (Err(error), _) | (_, Err(error)) if error.kind() != io::ErrorKind::NotFound => {
@@ -69,8 +70,8 @@ impl<'a> Authority<'a> {
     }
 
     fn create(folder: &'a Path, pem_path: &Path, key_path: &Path) -> Result<Self, TlsError> {
-        let key = KeyPair::generate().map_err(|error| wrong(folder, error))?;
-        let pem = authority_params().self_signed(&key).map_err(|error| wrong(folder, error))?.pem();
+        let key = KeyPair::generate().map_err(|error| wrong(folder, &error))?;
+        let pem = authority_params().self_signed(&key).map_err(|error| wrong(folder, &error))?.pem();
         let made = |path: &Path, source| TlsError::File { path: path.to_owned(), source };
         fs::create_dir_all(folder).map_err(|source| made(folder, source))?;
         // The certificate comes last: with it both are there.
@@ -83,10 +84,10 @@ impl<'a> Authority<'a> {
     fn issue(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<(String, String), TlsError> {
         params.extended_key_usages = vec![usage];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let key = KeyPair::generate().map_err(|error| wrong(self.folder, error))?;
+        let key = KeyPair::generate().map_err(|error| wrong(self.folder, &error))?;
         let authority = authority_params();
         let issuer = Issuer::from_params(&authority, &self.key);
-        let signed = params.signed_by(&key, &issuer).map_err(|error| wrong(self.folder, error))?;
+        let signed = params.signed_by(&key, &issuer).map_err(|error| wrong(self.folder, &error))?;
         Ok((signed.pem(), key.serialize_pem()))
     }
 }
@@ -102,22 +103,28 @@ pub fn acceptor(folder: &Path) -> Result<TlsAcceptor, TlsError> {
         .collect();
     // A new one for each life of the agent: its key is never on disk.
     let (certificate, key) = authority.issue(params, ExtendedKeyUsagePurpose::ServerAuth)?;
-    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| wrong(folder, error))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| wrong(folder, error))?;
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| wrong(folder, &error))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| wrong(folder, &error))?;
     let mut roots = RootCertStore::empty();
-    let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).map_err(|error| wrong(folder, error))?;
-    roots.add(root).map_err(|error| wrong(folder, error))?;
+    let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).map_err(|error| wrong(folder, &error))?;
+    roots.add(root).map_err(|error| wrong(folder, &error))?;
 
     let provider = Arc::new(crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let clients = clients.build().map_err(|error| wrong(folder, error))?;
+    // Whoever has none is let in as far as a 401 that says so; a wrong one ends the handshake.
+    let clients = clients.allow_unauthenticated().build().map_err(|error| wrong(folder, &error))?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(folder, error))?
+        .map_err(|error| wrong(folder, &error))?
         .with_client_cert_verifier(clients)
         .with_single_cert(vec![certificate], key)
-        .map_err(|error| wrong(folder, error))?;
+        .map_err(|error| wrong(folder, &error))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Whether the client of a connection has shown a certificate of ours: others are never accepted.
+pub fn is_known<S>(stream: &TlsStream<S>) -> bool {
+    stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty())
 }
 
 /// A kubeconfig with a new client certificate in it: as good as a password.
@@ -166,7 +173,7 @@ fn named(common_name: &str, organization: Option<&str>) -> CertificateParams {
     params
 }
 
-fn wrong(folder: &Path, error: impl ToString) -> TlsError {
+fn wrong(folder: &Path, error: &impl ToString) -> TlsError {
     TlsError::Certificate { folder: folder.to_owned(), message: error.to_string() }
 }
 

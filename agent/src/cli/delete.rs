@@ -7,6 +7,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Lines, body, own_path, pod_name, pod_path};
+use super::get::show;
 use super::{CliError, Namespace};
 use crate::api::encode;
 
@@ -59,7 +60,7 @@ pub async fn run(client: &Client, args: DeleteArgs) -> Result<ExitCode, CliError
         let path = pod_path(&args.namespace.namespace, name, "");
         let before = client.get(&path).await?;
         client.send(Method::DELETE, &path, body(options.to_string())).await?;
-        println!("pod \"{name}\" deleted");
+        show(&format!("pod \"{name}\" deleted\n"))?;
         gone.push((name, before));
     }
     if !args.no_wait {
@@ -104,7 +105,7 @@ async fn wait(client: &Client, namespace: &str, name: &str, before: &Value) -> R
 pub async fn stop(client: &Client, args: StopArgs) -> Result<ExitCode, CliError> {
     for name in names(&args.pods)? {
         client.act(Method::POST, &own_path(&args.namespace.namespace, name, "/stop")).await?;
-        println!("pod \"{name}\" stopped: it starts again by `nodeagent start {name}`, or when its manifest changes");
+        show(&format!("pod \"{name}\" stopped: it starts again by `nodeagent start {name}`, or when its manifest changes\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -124,7 +125,7 @@ pub struct StartArgs {
 pub async fn start(client: &Client, args: StartArgs) -> Result<ExitCode, CliError> {
     for name in names(&args.pods)? {
         client.act(Method::POST, &own_path(&args.namespace.namespace, name, "/start")).await?;
-        println!("pod \"{name}\" started");
+        show(&format!("pod \"{name}\" started\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

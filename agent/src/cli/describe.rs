@@ -197,7 +197,9 @@ fn describe_container(page: &mut Page, container: &Container, status: Option<&Co
     for (name, words) in [("Command", &container.command), ("Args", &container.args)] {
         if let Some(words) = words {
             page.text(4, format!("{name}:"));
-            words.iter().for_each(|word| word.lines().for_each(|line| page.text(6, line)));
+            for line in words.iter().flat_map(|word| word.lines()) {
+                page.text(6, line);
+            }
         }
     }
     if let Some(status) = status {
@@ -212,7 +214,9 @@ fn describe_container(page: &mut Page, container: &Container, status: Option<&Co
         for (name, all) in [("Limits", &resources.limits), ("Requests", &resources.requests)] {
             if let Some(all) = all {
                 page.text(4, format!("{name}:"));
-                all.iter().for_each(|(resource, quantity)| page.line(6, resource, &quantity.0));
+                for (resource, quantity) in all {
+                    page.line(6, resource, &quantity.0);
+                }
             }
         }
     }

@@ -163,12 +163,11 @@ async fn speak(mut sink: SplitSink<Socket, Message>, streams: &Streams) -> Resul
     let mut input = streams.stdin.then(terminal::input);
     loop {
         let said = tokio::select! {
-            bytes = async { input.as_mut()?.recv().await }, if input.is_some() => match bytes {
-                Some(bytes) => message(channel::STDIN, &bytes),
-                None => {
-                    input = None;
-                    message(channel::CLOSE, &[channel::STDIN])
-                }
+            bytes = async { input.as_mut()?.recv().await }, if input.is_some() => if let Some(bytes) = bytes {
+                message(channel::STDIN, &bytes)
+            } else {
+                input = None;
+                message(channel::CLOSE, &[channel::STDIN])
             },
             _ = resized.recv() => match window(streams) {
                 Some(size) => size,

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, pod_name, pod_path};
+use super::get::show;
 use super::{CliError, Namespace};
 use crate::api::portforward::{CHANNELS, DATA, ERROR};
 use crate::api::websocket::message;
@@ -43,7 +44,7 @@ pub async fn run(client: &Client, args: ForwardArgs) -> Result<ExitCode, CliErro
         for address in &args.address {
             let listener = listen(address, local).await?;
             let bound = listener.local_addr()?;
-            println!("Forwarding from {bound} -> {remote}");
+            show(&format!("Forwarding from {bound} -> {remote}\n"))?;
             listeners.push((listener, remote, bound.port()));
         }
     }
@@ -75,7 +76,8 @@ async fn listen(address: &str, port: u16) -> Result<TcpListener, CliError> {
 async fn accept(client: Client, listener: TcpListener, path: String, local: u16) -> Result<(), CliError> {
     loop {
         let (stream, _) = listener.accept().await?;
-        println!("Handling connection for {local}");
+        // Nobody reads it any more: the connections matter.
+        let _ = show(&format!("Handling connection for {local}\n"));
         let (client, path) = (client.clone(), path.clone());
         tokio::spawn(async move {
             if let Err(error) = carry(&client, &path, stream).await {

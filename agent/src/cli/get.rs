@@ -214,9 +214,10 @@ impl Get<'_> {
 
     fn path(&self, name: Option<&str>, query: &[(&str, &str)]) -> String {
         let group = if self.kind == Kind::Images { format!("/apis/{}/v1", crate::api::GROUP) } else { "/api/v1".to_owned() };
-        let namespace = match self.kind.namespaced() && !self.all_namespaces {
-            true => format!("/namespaces/{}", encode(&self.namespace)),
-            false => String::new(),
+        let namespace = if self.kind.namespaced() && !self.all_namespaces {
+            format!("/namespaces/{}", encode(&self.namespace))
+        } else {
+            String::new()
         };
         let name = name.map(|name| format!("/{}", encode(name))).unwrap_or_default();
         let selectors = [("labelSelector", self.selector.as_deref()), ("fieldSelector", self.field_selector.as_deref())];
@@ -315,7 +316,7 @@ async fn nothing_found(client: &Client, args: &Get<'_>) {
 fn watched(args: &Get<'_>, version: &str) -> Result<String, CliError> {
     let by_name;
     let mut query = vec![("watch", "true"), ("resourceVersion", version)];
-    match &args.names[..] {
+    match args.names {
         [] => {}
         [one] => {
             by_name = format!("metadata.name={one}");
@@ -393,15 +394,15 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case(&["pods"], &[(Kind::Pods, &[])])]
-    #[case(&["po", "web", "pod/db"], &[(Kind::Pods, &["web", "db"])])]
-    #[case(&["pods,events"], &[(Kind::Pods, &[]), (Kind::Events, &[])])]
-    #[case(&["pod/web", "no/n1"], &[(Kind::Pods, &["web"]), (Kind::Nodes, &["n1"])])]
-    fn what_is_wanted(#[case] words: &[&str], #[case] expected: &[(Kind, &[&str])]) {
+    #[case(&["pods"], "pods:")]
+    #[case(&["po", "web", "pod/db"], "pods:web,db")]
+    #[case(&["pods,events"], "pods: events:")]
+    #[case(&["pod/web", "no/n1"], "pods:web nodes:n1")]
+    fn what_is_wanted(#[case] words: &[&str], #[case] expected: &str) {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let expected =
-            expected.iter().map(|(kind, names)| Wanted { kind: *kind, names: names.iter().map(|n| (*n).to_owned()).collect() });
-        assert_eq!(Wanted::parse(&words).unwrap(), expected.collect::<Vec<_>>());
+        let wanted = Wanted::parse(&words).unwrap();
+        let texts: Vec<String> = wanted.iter().map(|w| format!("{}:{}", w.kind.plural(), w.names.join(","))).collect();
+        assert_eq!(texts.join(" "), expected);
     }
 
     #[rstest]

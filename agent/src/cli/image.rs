@@ -1,6 +1,7 @@
 //! `image pull|ls|load|rm|prune|inspect`.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -100,8 +101,11 @@ fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, CliError> {
 
 fn reclaimed(answer: Value) -> Result<(), CliError> {
     let freed: Reclaimed = read(answer)?;
-    let mut text: String = freed.removed.iter().map(|name| format!("removed {name}\n")).collect();
-    text.push_str(&format!("{} freed\n", human::size(freed.bytes)));
+    let mut text = String::new();
+    for name in &freed.removed {
+        let _ = writeln!(text, "removed {name}");
+    }
+    let _ = writeln!(text, "{} freed", human::size(freed.bytes));
     show(&text)
 }
 
@@ -115,7 +119,7 @@ async fn pull(client: &Client, image: &str) -> Result<(), CliError> {
         } else if !line["image"].is_null() {
             let done: ImageSummary = read(line["image"].take())?;
             shown.clear();
-            println!("{image}: {} ({})", done.id, human::size(done.size));
+            show(&format!("{image}: {} ({})\n", done.id, human::size(done.size)))?;
             return Ok(());
         } else {
             shown.clear();
@@ -196,7 +200,7 @@ async fn load(client: &Client, file: &Path) -> Result<(), CliError> {
     let answer = client.send(Method::POST, &act("load", None), StreamBody::new(chunks).boxed_unsync()).await?;
     let images: Vec<ImageSummary> = read(answer["images"].clone())?;
     for image in images {
-        println!("loaded {} ({})", image.tags.first().unwrap_or(&image.id), human::size(image.size));
+        show(&format!("loaded {} ({})\n", image.tags.first().unwrap_or(&image.id), human::size(image.size)))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `logs`: one container's or all of them, followed side by side, whole lines at a time.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -56,9 +57,10 @@ pub struct LogsArgs {
 /// Prints.
 pub async fn run(client: &Client, args: LogsArgs) -> Result<ExitCode, CliError> {
     let pod = pod_name(&args.pod)?;
-    let containers = match args.all_containers || (args.prefix && args.container.is_none()) {
-        true => all(&client.get(&pod_path(&args.namespace.namespace, pod, "")).await?),
-        false => vec![args.container.clone().unwrap_or_default()],
+    let containers = if args.all_containers || (args.prefix && args.container.is_none()) {
+        all(&client.get(&pod_path(&args.namespace.namespace, pod, "")).await?)
+    } else {
+        vec![args.container.clone().unwrap_or_default()]
     };
     let query = query(&args)?;
     let one = |container: String| {
@@ -89,18 +91,18 @@ pub async fn run(client: &Client, args: LogsArgs) -> Result<ExitCode, CliError> 
 fn query(args: &LogsArgs) -> Result<String, CliError> {
     let mut query = format!("?follow={}&previous={}&timestamps={}", args.follow, args.previous, args.timestamps);
     if args.tail >= 0 {
-        query.push_str(&format!("&tailLines={}", args.tail));
+        let _ = write!(query, "&tailLines={}", args.tail);
     }
     if let Some(since) = &args.since {
         let duration: jiff::SignedDuration =
             since.parse().map_err(|error| CliError::Usage(format!("--since {since}: {error}: write e.g. 10s, 5m, 2h30m")))?;
-        query.push_str(&format!("&sinceSeconds={}", duration.as_secs().max(1)));
+        let _ = write!(query, "&sinceSeconds={}", duration.as_secs().max(1));
     }
     if let Some(time) = &args.since_time {
-        query.push_str(&format!("&sinceTime={}", encode(time)));
+        let _ = write!(query, "&sinceTime={}", encode(time));
     }
     if let Some(bytes) = args.limit_bytes {
-        query.push_str(&format!("&limitBytes={bytes}"));
+        let _ = write!(query, "&limitBytes={bytes}");
     }
     Ok(query)
 }

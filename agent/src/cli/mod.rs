@@ -133,10 +133,13 @@ pub struct Validated {
     pub warnings: Vec<String>,
 }
 
+/// Parses and validates the text of a manifest.
+pub type Validate<'a> = dyn Fn(&Path, &[u8]) -> Validated + 'a;
+
 /// What the commands need that no agent need run for; `main` gives it.
 pub struct Local<'a> {
     /// Parses and validates a manifest.
-    pub validate: Box<dyn Fn(&Path, &[u8]) -> Validated + 'a>,
+    pub validate: Box<Validate<'a>>,
     /// Looks at this machine.
     pub check: Box<dyn Fn() -> Vec<Check> + 'a>,
     /// The whole command line, for completions.
@@ -167,8 +170,9 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
         Command::Validate(args) => return validate(&args, local),
         Command::Check(args) => return check(&args, local),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut (local.grammar)(), "nodeagent", &mut std::io::stdout());
-            return Ok(ExitCode::SUCCESS);
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut (local.grammar)(), "nodeagent", &mut script);
+            return get::show(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS);
         }
         _ => {}
     }
@@ -197,15 +201,15 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
 }
 
 async fn version(client: &Client) -> Result<ExitCode, CliError> {
-    println!("Client Version: v{}", env!("CARGO_PKG_VERSION"));
+    get::show(&format!("Client Version: v{}\n", env!("CARGO_PKG_VERSION")))?;
     match client.get("/version").await {
         Ok(version) => {
             // `v1.37.0+nodeagent.0.1.0`: Kubernetes' version, whose types are served, then the agent's own.
             let text = version["gitVersion"].as_str().unwrap_or_default();
             let (kubernetes, agent) = text.split_once("+nodeagent.").unwrap_or((text, "unknown"));
-            println!("Agent Version: v{agent} (Kubernetes {kubernetes})");
+            get::show(&format!("Agent Version: v{agent} (Kubernetes {kubernetes})\n"))?;
         }
-        Err(error @ CliError::NoAgent { .. }) => println!("Agent Version: none ({error})"),
+        Err(error @ CliError::NoAgent { .. }) => get::show(&format!("Agent Version: none ({error})\n"))?,
         Err(error) => return Err(error),
     }
     Ok(ExitCode::SUCCESS)
@@ -219,7 +223,7 @@ async fn kubeconfig(client: &Client, args: KubeconfigArgs) -> Result<ExitCode, C
             write_private(&path, &text).map_err(|error| CliError::file(&path, error))?;
             eprintln!("written to {}: use it with kubectl --kubeconfig {}", path.display(), path.display());
         }
-        None => print!("{text}"),
+        None => get::show(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -246,10 +250,10 @@ fn validate(args: &ValidateArgs, local: &Local<'_>) -> Result<ExitCode, CliError
     }
     let word = |count: usize, one: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") };
     if wrong == 0 {
-        println!("{} valid", word(pods, "pod"));
+        get::show(&format!("{} valid\n", word(pods, "pod")))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} valid, {}", word(pods, "pod"), word(wrong, "error"));
+    get::show(&format!("{} valid, {}\n", word(pods, "pod"), word(wrong, "error")))?;
     Ok(ExitCode::FAILURE)
 }
 
@@ -278,7 +282,7 @@ fn check(args: &CheckArgs, local: &Local<'_>) -> Result<ExitCode, CliError> {
     let worst = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Good);
     let code = if worst == Verdict::Bad { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     if args.json {
-        println!("{}", client::pretty(&serde_json::json!({ "checks": checks })));
+        get::show(&format!("{}\n", client::pretty(&serde_json::json!({ "checks": checks }))))?;
         return Ok(code);
     }
     let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
@@ -288,18 +292,16 @@ fn check(args: &CheckArgs, local: &Local<'_>) -> Result<ExitCode, CliError> {
             Verdict::Limited => "limited",
             Verdict::Bad => "missing",
         };
-        println!("{mark}  {:width$}  {}", check.name, check.found);
+        get::show(&format!("{mark}  {:width$}  {}\n", check.name, check.found))?;
         if !check.advice.is_empty() {
-            println!("         {:width$}  → {}", "", check.advice);
+            get::show(&format!("         {:width$}  → {}\n", "", check.advice))?;
         }
     }
-    println!(
-        "{}",
-        match worst {
-            Verdict::Good => "This machine can run pods.",
-            Verdict::Limited => "This machine can run pods, with the limits above.",
-            Verdict::Bad => "This machine cannot run pods yet: see above what to do.",
-        }
-    );
+    let verdict = match worst {
+        Verdict::Good => "This machine can run pods.",
+        Verdict::Limited => "This machine can run pods, with the limits above.",
+        Verdict::Bad => "This machine cannot run pods yet: see above what to do.",
+    };
+    get::show(&format!("{verdict}\n"))?;
     Ok(code)
 }

@@ -22,7 +22,7 @@ use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
-use crate::pod::recorder::Recorder;
+use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
 use crate::runtime::{self, Runtime};
 use crate::source;
@@ -102,6 +102,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 
     let ended = CancellationToken::new();
     let serving = tokio::spawn(server.serve(ended.clone()));
+    tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
@@ -270,6 +271,17 @@ fn thresholds(settings: &Settings) -> image::Thresholds {
         high_percent: settings.images.gc_high_percent.into(),
         low_percent: settings.images.gc_low_percent.into(),
         ..image::Thresholds::default()
+    }
+}
+
+/// Says which other firewalls stand in the way, and lets pods whose link somebody deleted have it back.
+async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
+    for obstacle in node.network.obstacles().await.unwrap_or_default() {
+        node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
+    }
+    let Ok(mut severed) = node.network.severed().await else { return };
+    while let Some(uid) = severed.recv().await {
+        let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));
     }
 }
 

@@ -1,10 +1,12 @@
 //! The store on disk.
 //!
+//! ```text
 //!     lock                     who owns the store (flock; its text is for people)
 //!     index.json               which images there are: the only file that decides
 //!     configs/sha256/HEX       image configurations, manifests/sha256/HEX manifests, byte by byte as they came
 //!     layers/sha256/HEX/       unpacked layers by the digest of their uncompressed archive
 //!     tmp/                     layers in the making and trees on their way out; emptied at open
+//! ```
 //!
 //! Durable by order: a layer is laid out in tmp/ and renamed; before an image enters the index, its file system is synced
 //! (syncfs: one flush for all of its files). A crash leaves either no image or a whole one; what the index doesn't name is removed at open.

@@ -4,12 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-<<<<<<< HEAD
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::mpsc;
-=======
 use tokio::sync::{mpsc, oneshot};
->>>>>>> main
 use tokio::task::JoinSet;
 
 use super::Node;
@@ -46,6 +42,8 @@ pub enum Order {
         /// Hears what comes of it.
         found: oneshot::Sender<Start>,
     },
+    /// Somebody deleted the pod's link.
+    Rewire(PodUid),
     /// End all pods and take nothing new.
     Drain,
 }
@@ -289,6 +287,7 @@ impl Manager {
             Order::Start { namespace, name, found } => {
                 let _ = found.send(self.start(&namespace, &name));
             }
+            Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Drain => {
                 self.draining = true;
                 // Also those that the sources hadn't come to yet.

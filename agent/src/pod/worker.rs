@@ -37,6 +37,8 @@ use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 pub enum Command {
     /// The pod's spec is now this.
     Update(ValidPod),
+    /// Somebody deleted its link: it gets a new one, with the same address.
+    Rewire,
     /// End it.
     End {
         /// Seconds; unset: the spec's.
@@ -69,6 +71,7 @@ enum Outcome {
     Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
+    Rewired(Result<(), String>),
     Measured { over: Option<String>, took: Duration },
 }
 
@@ -232,6 +235,7 @@ impl Worker {
     fn command(&mut self, command: Command) {
         match command {
             Command::Update(new) => self.update(new),
+            Command::Rewire => self.rewire(),
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -281,6 +285,23 @@ impl Worker {
                 container.refused = None;
             }
         }
+    }
+
+    fn rewire(&mut self) {
+        let Some(sandbox) = self.sandbox.clone().filter(|_| matches!(self.observed.sandbox, SandboxState::Ready { .. })) else {
+            return;
+        };
+        self.say(
+            None,
+            Level::Warning,
+            "NetworkRepaired",
+            "The pod's network link was deleted by another program; it is put back.",
+        );
+        let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
+        self.outcomes.push(Box::pin(async move {
+            let wired = node.wire(&pod, &sandbox, start_time, &trace).await;
+            Outcome::Rewired(wired.map(drop))
+        }));
     }
 
     fn end(&mut self, grace: Option<i64>, then: Then) {
@@ -623,6 +644,8 @@ impl Worker {
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
             Outcome::Measured { over: Some(message), .. } => self.evict(message),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
+            Outcome::Rewired(Ok(())) => {}
+            Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {
                 if let Err(error) = result {
                     tracing::warn!(pod = %self.pod, container = name, error, "a container could not be told to end");
@@ -888,13 +911,8 @@ pub fn timestamp(nanos: u64) -> Timestamp {
 /// The next event of the holder; none: its connection ended. Never, without a holder.
 async fn next_event(events: &mut Option<broadcast::Receiver<Event>>) -> Option<Event> {
     let Some(receiver) = events else { return std::future::pending().await };
-    loop {
-        match receiver.recv().await {
-            Ok(event) => return Some(event),
-            // Treated as a broken connection: everything is asked anew.
-            Err(broadcast::error::RecvError::Closed | broadcast::error::RecvError::Lagged(_)) => return None,
-        }
-    }
+    // Events that came too fast count as a broken connection: everything is asked anew.
+    receiver.recv().await.ok()
 }
 
 /// Never, without a holder.

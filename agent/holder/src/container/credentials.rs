@@ -84,14 +84,7 @@ const HIGHEST: u32 = 63;
 /// bounding set needs CAP_SETPCAP and the IDs CAP_SETUID, so both come before the sets; root's sets would be lost with the user
 /// ID but for PR_SET_KEEPCAPS; a capability can become ambient only when it is permitted and inheritable.
 pub fn apply(process: &Process, identity: &Identity) -> Result<(), Fault> {
-    let wanted = &process.capabilities;
-    for capability in (0..=HIGHEST).filter(|c| wanted.bounding & (1 << c) == 0) {
-        match sys::drop_bounding(capability) {
-            // Past the last one that this kernel knows.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
-            result => result.or_fault(Stage::Credentials, format_args!("bounding capability {capability}"))?,
-        }
-    }
+    drop_bounding(process.capabilities.bounding).or_fault(Stage::Credentials, "bounding capabilities")?;
     sys::keep_capabilities(true).or_fault(Stage::Credentials, "keepcaps")?;
     sys::set_ids(identity.uid, identity.gid, &identity.groups).map_err(|e| {
         let ids = format!("uid {} gid {} groups {:?}", identity.uid, identity.gid, identity.groups);
@@ -102,7 +95,25 @@ pub fn apply(process: &Process, identity: &Identity) -> Result<(), Fault> {
         fault
     })?;
     sys::keep_capabilities(false).or_fault(Stage::Credentials, "keepcaps")?;
-    set_capabilities(process)
+    set_capabilities(process)?;
+    stay_private().or_fault(Stage::Credentials, "dumpable")
+}
+
+/// Leaves nothing but `wanted` in the bounding set.
+pub fn drop_bounding(wanted: u64) -> std::io::Result<()> {
+    for capability in (0..=HIGHEST).filter(|c| wanted & (1 << c) == 0) {
+        match sys::drop_bounding(capability) {
+            // Past the last one that this kernel knows.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Other processes of the pod may not look into this one before it is the command. A change of IDs sets what fs.suid_dumpable says.
+pub fn stay_private() -> std::io::Result<()> {
+    sys::set_not_dumpable()
 }
 
 fn set_capabilities(process: &Process) -> Result<(), Fault> {

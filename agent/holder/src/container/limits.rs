@@ -11,12 +11,12 @@ fn not_permitted(error: &std::io::Error) -> bool {
 
 /// What a USER namespace has no right to: raising hard limits, lowering the OOM score.
 pub fn before_user_namespace(process: &Process) -> Result<(), Fault> {
-    if let Some(score) = process.oom_score_adj {
-        match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-            // Lower than this process's own isn't for us: it stays as it is.
-            Err(e) if !not_permitted(&e) => return Err(kernel(Stage::Limits, "oom_score_adj", e)),
-            _ => {}
-        }
+    // The holder's own is for the holder alone.
+    let score = process.oom_score_adj.unwrap_or(0);
+    match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        // Lower than this process's own isn't for us: it stays as it is.
+        Err(e) if !not_permitted(&e) => return Err(kernel(Stage::Limits, "oom_score_adj", e)),
+        _ => {}
     }
     for (resource, _, hard) in &process.rlimits {
         let (soft, current) = sys::rlimit(*resource).map_err(|e| kernel(Stage::Limits, name(*resource), e))?;

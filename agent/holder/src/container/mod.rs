@@ -7,7 +7,7 @@ pub mod credentials;
 mod devices;
 pub mod limits;
 mod mask;
-mod mounts;
+pub mod mounts;
 pub mod paths;
 mod rootfs;
 pub mod terminal;
@@ -108,6 +108,7 @@ fn rootfs_and_user_namespace(
     rootfs::stand_on(&recipe.rootfs)?;
     sys::setns(user_ns, ns::USER).or_fault(Stage::Namespace, "user")?;
     sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
+    credentials::stay_private().or_fault(Stage::Namespace, "user")?;
     // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
     sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
     if recipe.pid == PidNamespace::Own {

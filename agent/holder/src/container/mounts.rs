@@ -92,6 +92,10 @@ pub fn attach(root: &Root, recipe: &Recipe, pod: &Pod<'_>, trees: Vec<Option<Tre
             }
             (None, source) => new_filesystem(mount, source, recipe.pid, pod)?,
         };
+        if matches!(mount.source, Source::Proc | Source::Sysfs) {
+            attach_kernels(root, &fd, &mount.target)?;
+            continue;
+        }
         attach_tree(root, &fd, &mount.target)?;
     }
     Ok(())
@@ -102,6 +106,21 @@ pub fn attach_tree(root: &Root, fd: impl AsFd, target: &Path) -> Result<(), Faul
     let (kind, _) = file_type(&fd).or_fault(Stage::Mount, shown(target))?;
     let kind = if kind == FileType::Directory { Kind::Directory } else { Kind::File };
     let place = root.make(target, kind).or_fault(Stage::Mount, shown(target))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(fd, "", place, "", flags).or_fault(Stage::Mount, shown(target))
+}
+
+/// The kernel's own file systems lie where they are said to be, or nowhere: behind a link, into a volume that others change at the
+/// same time, the paths to be masked in them could be gone when they are looked for.
+fn attach_kernels(root: &Root, fd: &OwnedFd, target: &Path) -> Result<(), Fault> {
+    root.make(target, Kind::Directory).or_fault(Stage::Mount, shown(target))?;
+    let place = root.open_without_links(target).map_err(|e| {
+        let mut fault = kernel(Stage::Mount, shown(target), e);
+        if fault.errno == libc::ELOOP {
+            "the image has a link there".clone_into(&mut fault.detail);
+        }
+        fault
+    })?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(fd, "", place, "", flags).or_fault(Stage::Mount, shown(target))
 }
@@ -206,6 +225,11 @@ fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<(String, &Path)>> {
 
 /// The name of the directory that a path's file system is mounted on.
 fn mount_name(path: &Path) -> std::io::Result<String> {
+    Ok(mount_point(path)?.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// The directory that a path's file system is mounted on.
+pub fn mount_point(path: &Path) -> std::io::Result<&Path> {
     let device = rustix::fs::stat(path)?.st_dev;
     let mut at = path;
     while let Some(parent) = at.parent() {
@@ -214,5 +238,5 @@ fn mount_name(path: &Path) -> std::io::Result<String> {
         }
         at = parent;
     }
-    Ok(at.file_name().unwrap_or_default().to_string_lossy().into_owned())
+    Ok(at)
 }

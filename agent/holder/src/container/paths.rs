@@ -34,6 +34,12 @@ impl Root {
         open_beneath(self.0.as_fd(), path, flags)
     }
 
+    /// The same with `O_PATH`, but no link on the way.
+    pub fn open_without_links(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        Ok(rustix::fs::openat2(&self.0, normalise(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+
     /// The same with `O_PATH`, made as `kind` (its parents as directories) if it isn't there.
     pub fn make(&self, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
         self.make_following(&normalise(path), kind, 0)

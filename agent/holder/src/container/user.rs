@@ -15,6 +15,9 @@ const FILE_LIMIT: u64 = 1 << 20;
 /// NGROUPS_MAX
 const GROUPS_LIMIT: usize = 65_536;
 
+/// -1: setresuid(2) and its kin leave an ID as it is, which here is root's.
+const NOBODY_AT_ALL: u32 = u32::MAX;
+
 /// A user as the kernel knows it, and where it is at home.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -74,32 +77,43 @@ fn group_lines(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
+/// What looks like a number is one, as with other runtimes: an image that has a user with the name `1000` and the ID 0 must not
+/// decide what `runAsUser: 1000` means.
+fn number(text: &str) -> Result<Option<u32>, Fault> {
+    if text.is_empty() || !text.trim_start_matches(['+', '-']).bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| refused(Stage::User, text, "out of the range of IDs"))
+}
+
 fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Fault> {
     let (user_part, group_part) = match user.spec.split_once(':') {
         Some((user, group)) => (user, group),
         None => (user.spec.as_str(), ""),
     };
     let user_part = if user_part.is_empty() { "0" } else { user_part };
-    let number: Option<u32> = user_part.parse().ok();
-    // A name that looks like a number is a number, as with other runtimes, unless an entry has that very name.
-    let line = passwd_lines(passwd)
-        .find(|l| l.name == user_part)
-        .or_else(|| number.and_then(|uid| passwd_lines(passwd).find(|l| l.uid == uid)));
-    let uid =
-        line.as_ref().map(|l| l.uid).or(number).ok_or_else(|| refused(Stage::User, user_part, "no such user in /etc/passwd"))?;
+    let number = number(user_part)?;
+    let line = match number {
+        Some(uid) => passwd_lines(passwd).find(|l| l.uid == uid),
+        None => passwd_lines(passwd).find(|l| l.name == user_part),
+    };
+    let uid = number.or(line.as_ref().map(|l| l.uid));
+    let uid = uid.ok_or_else(|| refused(Stage::User, user_part, "no such user in /etc/passwd"))?;
     let gid = match (user.gid, group_part) {
         (Some(gid), _) => gid,
         (None, "") => line.as_ref().map_or(0, |l| l.gid),
-        (None, name) => group_lines(group)
-            .find(|(n, ..)| *n == name)
-            .map(|(_, gid, _)| gid)
-            .or_else(|| name.parse().ok())
-            .ok_or_else(|| refused(Stage::User, name, "no such group in /etc/group"))?,
+        (None, name) => {
+            let by_name = || group_lines(group).find(|(n, ..)| *n == name).map(|(_, gid, _)| gid);
+            self::number(name)?.or_else(by_name).ok_or_else(|| refused(Stage::User, name, "no such group in /etc/group"))?
+        }
     };
     let mut groups: BTreeSet<u32> = user.groups.iter().copied().chain([gid]).collect();
     if let Some(line) = line.as_ref().filter(|_| !user.strict_groups) {
         let member = |(_, _, members): &(&str, u32, &str)| members.split(',').any(|m| m.trim() == line.name);
         groups.extend(group_lines(group).filter(member).map(|(_, gid, _)| gid));
+    }
+    if let Some(none) = groups.iter().chain([&uid]).find(|id| **id == NOBODY_AT_ALL) {
+        return Err(refused(Stage::User, user_part, format_args!("{none} is no ID: to the kernel it means no change")));
     }
     if groups.len() > GROUPS_LIMIT {
         return Err(refused(Stage::User, user_part, format_args!("{} groups, more than the kernel takes", groups.len())));
@@ -113,9 +127,9 @@ fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Fault> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/var/www:\n7:x:70:70::/seven:\nhuge:x:99999999999:1::/:\n";
-    const GROUP: &str = "root:x:0:\nweb:x:34:\nstaff:x:50:web, other\nadm:x:4:web\nbad:x:no:web\nten:x:10:root\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/var/www:\n7:x:0:0::/seven:\nnone:x:4294967295:1::/:\nhuge:x:99999999999:1::/:\n";
+    const GROUP: &str =
+        "root:x:0:\nweb:x:34:\nstaff:x:50:web, other\n77:x:0:\nminus:x:4294967295:\nadm:x:4:web\nbad:x:no:web\nten:x:10:root\n";
 
     fn check(spec: &str, gid: Option<u32>, groups: &[u32], strict: bool) -> Result<(u32, u32, Vec<u32>, String), String> {
         let user = User { spec: spec.to_owned(), gid, groups: groups.to_vec(), strict_groups: strict };
@@ -132,12 +146,29 @@ mod tests {
         assert_eq!(check("web:staff", None, &[], true), ok(33, 50, &[50], "/var/www"));
         assert_eq!(check("web:77", Some(5), &[], true), ok(33, 5, &[5], "/var/www"));
         assert_eq!(check("4000", None, &[], false), ok(4000, 0, &[0], "/"));
-        assert_eq!(check("7", None, &[], false), ok(70, 70, &[70], "/seven"));
+        // Not what the image calls 7.
+        assert_eq!(check("7:77", None, &[], false), ok(7, 77, &[77], "/"));
         assert_eq!(check("nobody", None, &[], false), Err("nobody: no such user in /etc/passwd".to_owned()));
         assert_eq!(check("web:none", None, &[], false), Err("none: no such group in /etc/group".to_owned()));
         assert_eq!(check("huge", None, &[], false), Err("huge: no such user in /etc/passwd".to_owned()));
-        assert_eq!(check("-1", None, &[], false), Err("-1: no such user in /etc/passwd".to_owned()));
-        assert_eq!(check("99999999999", None, &[], false), Err("99999999999: no such user in /etc/passwd".to_owned()));
+        for out in ["-1", "99999999999", "5000000000"] {
+            assert_eq!(check(out, None, &[], false), Err(format!("{out}: out of the range of IDs")));
+        }
+    }
+
+    #[test]
+    fn an_id_that_means_no_change_would_leave_root() {
+        for (spec, gid, groups) in [
+            ("none", None, &[][..]),
+            ("4294967295", None, &[]),
+            ("web:minus", None, &[]),
+            ("web:4294967295", None, &[]),
+            ("web", Some(u32::MAX), &[]),
+            ("web", None, &[u32::MAX]),
+        ] {
+            let error = check(spec, gid, groups, false).unwrap_err();
+            assert!(error.ends_with("4294967295 is no ID: to the kernel it means no change"), "{spec}: {error}");
+        }
     }
 
     #[test]

@@ -51,13 +51,12 @@ impl Attachment {
     }
 
     pub fn push(&mut self, text: &[u8]) {
-        if !self.is_waiting() {
-            self.since = Instant::now();
-            let written = self.write(text);
-            self.waiting.extend_from_slice(&text[written..]);
-        } else {
-            self.waiting.extend_from_slice(text);
+        if self.is_waiting() {
+            return self.waiting.extend_from_slice(text);
         }
+        self.since = Instant::now();
+        let written = self.write(text);
+        self.waiting.extend_from_slice(&text[written..]);
     }
 
     pub fn flush(&mut self) {

@@ -51,17 +51,13 @@ impl Log {
         !self.unwritten.is_empty()
     }
 
-    /// Appends whole lines and empties the buffer. What the disk refuses is kept.
-    pub fn append(&mut self, lines: &mut Vec<u8>) {
+    /// Appends whole lines. What the disk refuses is kept.
+    pub fn append(&mut self, lines: &[u8]) {
         if self.is_blocked() {
-            self.unwritten.append(lines);
-            return;
+            return self.unwritten.extend_from_slice(lines);
         }
         let written = self.write_rotating(lines);
-        if written < lines.len() {
-            self.unwritten = lines.split_off(written);
-        }
-        lines.clear();
+        self.unwritten.extend_from_slice(&lines[written..]);
     }
 
     /// Writes what was refused. Whether all is written now.
@@ -127,18 +123,21 @@ impl Log {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{}", clock::rotation_stamp(stamp)));
         let rotated = PathBuf::from(name);
-        if std::fs::rename(&self.path, &rotated).is_err() {
-            // Somebody removed it, or the folder is read-only: go on with the file that is open.
-            return false;
+        match std::fs::rename(&self.path, &rotated) {
+            // Somebody removed it: what comes is to be seen again.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // The folder is read-only: go on with the file that is open.
+            Err(_) => return false,
+            Ok(()) => self.rotated.push_back(rotated.clone()),
         }
-        match open(&self.path) {
-            Ok(file) => (self.file, self.size, self.last_stamp) = (file, 0, stamp),
-            Err(_) => {
+        let Ok(file) = open(&self.path) else {
+            if self.rotated.back() == Some(&rotated) {
+                self.rotated.pop_back();
                 let _ = std::fs::rename(&rotated, &self.path);
-                return false;
             }
-        }
-        self.rotated.push_back(rotated);
+            return false;
+        };
+        (self.file, self.size, self.last_stamp) = (file, 0, stamp);
         while self.rotated.len() + 1 > self.max_files {
             if let Some(oldest) = self.rotated.pop_front() {
                 let _ = std::fs::remove_file(oldest);
@@ -149,7 +148,9 @@ impl Log {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)
+    // Never waits, as it would for the reader of a FIFO that somebody put there.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 #[cfg(test)]
@@ -163,9 +164,9 @@ mod tests {
         let path = dir.path().join("0.log");
         let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 3 }).unwrap();
         for n in 0..5 {
-            log.append(&mut format!("line number {n}\n").into_bytes());
+            log.append(format!("line number {n}\n").as_bytes());
         }
-        log.append(&mut b"last\n".to_vec());
+        log.append(b"last\n");
         let mut names: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
         names.sort();
         let texts: Vec<String> = names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
@@ -195,12 +196,32 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 2 }).unwrap();
+        log.append(b"before\n");
+        std::fs::remove_file(&path).unwrap();
+        log.append(b"after it\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "after it\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_fifo_for_a_log_is_an_error_not_a_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(Log::open(&LogFile { path, max_size: 0, max_files: 2 }).is_err());
+    }
+
+    #[test]
     fn what_the_disk_refuses_is_kept() {
         // Every write to /dev/full is refused with ENOSPC.
         let mut log = Log::open(&LogFile { path: "/dev/full".into(), max_size: 0, max_files: 2 }).unwrap();
-        log.append(&mut b"one\n".to_vec());
+        log.append(b"one\n");
         assert!(log.is_blocked() && !log.retry());
-        log.append(&mut b"two\n".to_vec());
+        log.append(b"two\n");
         let dir = tempfile::tempdir().unwrap();
         log.file = open(&dir.path().join("log")).unwrap();
         assert!(log.retry());

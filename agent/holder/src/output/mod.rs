@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::clock;
 use attach::Attachment;
 use lines::Splitter;
+pub use lines::StreamName;
 pub use log::Log;
 
 /// Read at once. A buffer of this size lives only while there is output.
@@ -48,8 +49,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// `name`: `stdout` or `stderr`, as the log has it.
-    pub fn new(fd: OwnedFd, name: &'static str) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd, name: StreamName) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
         Ok(Self { fd, splitter: Splitter::new(name), attachments: Vec::new() })
@@ -58,7 +58,7 @@ impl Stream {
     /// Copies what is there, for one turn or, with `to_the_end`, until nothing is left, whoever is attached and slow.
     pub fn pump(&mut self, log: &mut Option<Log>, to_the_end: bool) -> Flow {
         let mut input: Vec<u8> = Vec::with_capacity(CHUNK);
-        let mut formatted: Vec<u8> = Vec::new();
+        let mut formatted = vec![0; lines::BUFFER];
         let mut turns = 0;
         loop {
             if log.as_ref().is_some_and(Log::is_blocked) || (!to_the_end && self.is_held_up()) {
@@ -89,9 +89,7 @@ impl Stream {
     /// The stream ended: a last line that lacks its end goes to the log as it is.
     pub fn finish(&mut self, log: &mut Option<Log>) {
         if let Some(log) = log {
-            let mut formatted = Vec::new();
-            self.splitter.finish(clock::now(), &mut formatted);
-            log.append(&mut formatted);
+            log.append(&self.splitter.finish(clock::now()));
         }
     }
 

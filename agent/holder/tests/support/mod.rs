@@ -1,10 +1,12 @@
 //! A pod on the real kernel: the built holder, a busybox image, and a client that speaks the protocol as the agent does.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cgroups;
 
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use podholder::{sys, wire};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tempfile::TempDir;
+
+pub use cgroups::Cgroups;
 
 const BUSYBOX: &str = "/bin/busybox";
 /// For anything to happen: no test measures time, this only turns a hang into a failure.
@@ -36,6 +40,11 @@ pub struct Pod {
     pub pause_pid: Option<i32>,
     pub steps: Vec<Step>,
     started: u32,
+}
+
+/// PODHOLDER in the environment names another: the static one of a release, to measure it or to test what is shipped.
+fn holder_program() -> std::ffi::OsString {
+    std::env::var_os("PODHOLDER").unwrap_or_else(|| env!("CARGO_BIN_EXE_podholder").into())
 }
 
 /// One connection to a holder.
@@ -154,7 +163,8 @@ impl Pod {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         // As standard input, then moved: the child of a threaded test may hold no descriptor by accident.
         let holder = Command::new(BUSYBOX)
-            .args(["sh", "-c", "exec 3<&0 </dev/null; exec \"$0\"", env!("CARGO_BIN_EXE_podholder")])
+            .args(["sh", "-c", "exec 3<&0 </dev/null; exec \"$0\""])
+            .arg(holder_program())
             .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
@@ -349,7 +359,6 @@ fn make_image(dir: &Path) {
     symlink("/run", dir.join("var/run")).unwrap();
     std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:\n").unwrap();
     std::fs::write(dir.join("etc/group"), "root:x:0:\nweb:x:34:\nstaff:x:50:web\n").unwrap();
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
 }
 
@@ -426,4 +435,14 @@ impl Connection {
         wire::send(self.socket.as_fd(), body, &[]).unwrap();
         self.answer(id)
     }
+}
+
+/// What busybox lacks, in a container: the host's program with its libraries.
+pub fn host_program(pod: &mut Pod, argv: &[&str]) -> Recipe {
+    let mut recipe = pod.recipe("tool", argv);
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), recipe.rootfs.upper.join(name)).unwrap();
+    }
+    recipe.mounts.push(bind(Path::new("/usr"), "/usr"));
+    recipe
 }

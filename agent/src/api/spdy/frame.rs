@@ -161,10 +161,18 @@ impl Packer {
             plain.extend((text.len() as u32).to_be_bytes());
             plain.extend(text.as_bytes());
         }
-        // Enough for what deflate can't make smaller, and for the mark of the flush.
-        let mut packed = Vec::with_capacity(plain.len() + plain.len() / 100 + 64);
-        self.0.compress_vec(&plain, &mut packed, FlushCompress::Sync).map_err(|_| FrameError::Malformed("block of headers"))?;
-        Ok(packed)
+        let mut packed = Vec::with_capacity(plain.len() + 64);
+        let begun = self.0.total_in();
+        loop {
+            let used = (self.0.total_in() - begun) as usize;
+            let done = self.0.compress_vec(&plain[used..], &mut packed, FlushCompress::Sync);
+            done.map_err(|_| FrameError::Malformed("block of headers"))?;
+            // Room that is left says that the flush is whole.
+            if packed.len() < packed.capacity() {
+                return Ok(packed);
+            }
+            packed.reserve(packed.len());
+        }
     }
 }
 
@@ -196,14 +204,16 @@ impl Unpacker {
                 Err(_) => return Err(malformed),
             }
             let used = (self.0.total_in() - begun) as usize;
-            if plain.len() < plain.capacity() {
-                // There was room left: that is all, or all that ever comes of it.
-                return if used == packed.len() { parse(&plain).ok_or(malformed) } else { Err(malformed) };
+            let room = plain.len() < plain.capacity();
+            if room && used == packed.len() {
+                return parse(&plain).ok_or(malformed);
             }
-            if plain.len() >= HEADERS_LIMIT || (used, plain.len()) == before && used < packed.len() {
+            if plain.len() >= HEADERS_LIMIT || room && (used, plain.len()) == before {
                 return Err(malformed);
             }
-            plain.reserve(plain.len());
+            if !room {
+                plain.reserve(plain.len());
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ mod wire;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +17,8 @@ use std::time::Duration;
 use podholder::protocol::{
     Call, Event, Exit, HolderState, Message, PACKET_LIMIT, Process, Recipe, Reply, Request, SandboxRecipe, Step,
 };
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
@@ -149,8 +151,7 @@ impl Holder {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(io::Error::from)?;
-        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
-        rustix::net::connect(&socket, &address).map_err(io::Error::from)?;
+        connect(&socket, path).map_err(io::Error::from)?;
         let pid = rustix::net::sockopt::socket_peercred(&socket).map_err(io::Error::from)?.pid;
         let holder = Self::over(socket, pid, Parent::Another)?;
         let (subscribed, state) = tokio::join!(holder.subscribe(), holder.state());
@@ -442,6 +443,17 @@ async fn wait_for_death(pidfd: AsyncFd<OwnedFd>, parent: Parent, tell: watch::Se
         let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
     let _ = tell.send(true);
+}
+
+/// An address has room for 107 bytes: a longer path is gone by way of its folder's descriptor.
+fn connect(socket: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+    if let Ok(address) = SocketAddrUnix::new(path) {
+        return rustix::net::connect(socket, &address);
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL) };
+    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    rustix::net::connect(socket, &SocketAddrUnix::new(short)?)
 }
 
 /// Tells tokio's epoll of a descriptor.
