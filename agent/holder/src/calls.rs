@@ -92,7 +92,7 @@ impl Holder {
             }
             Request::Forget { container } => {
                 // Of many short runs the holder lets the oldest go unasked.
-                let Ok(container) = self.container(&container) else { return done() };
+                let Ok(container) = self.container(&container) else { return Ok(done()) };
                 if container.state.exit.is_none() {
                     return Err(Fault { errno: libc::EBUSY, ..refused(Stage::Protocol, &container.state.id, "it still runs") });
                 }
