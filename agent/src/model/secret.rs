@@ -44,13 +44,12 @@ pub fn readable(root: &Node) -> Result<Node, Vec<Problem>> {
 /// Line breaks inside of base64 are YAML's: the API server reads past them.
 fn check(value: &mut Value, encoded: bool) -> Result<(), String> {
     match value {
-        Value::Null => Ok(()),
         Value::Text(text) if encoded => {
             text.retain(|c| !matches!(c, '\n' | '\r'));
             let decoded = STANDARD.decode(text.as_bytes());
             decoded.map(drop).map_err(|_| "must be base64: put plain text into stringData".into())
         }
-        Value::Text(_) => Ok(()),
+        Value::Null | Value::Text(_) => Ok(()),
         other => Err(format!("must be a string, not {}: put it in quotes", other.kind())),
     }
 }

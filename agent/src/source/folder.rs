@@ -147,7 +147,7 @@ impl Folder {
             self.release(path, &mut before);
         }
         let refused = self.claim_all(&touched, &before);
-        self.tell_items(before, &touched, &mut events);
+        self.tell_items(&before, &touched, &mut events);
         self.tell_faults(touched, refused, &mut events);
         events
     }
@@ -248,7 +248,7 @@ impl Folder {
     }
 
     /// What is gone, then objects, then the pods that may need them.
-    fn tell_items(&self, before: HashMap<Id, Held>, touched: &BTreeSet<PathBuf>, events: &mut Vec<Event>) {
+    fn tell_items(&self, before: &HashMap<Id, Held>, touched: &BTreeSet<PathBuf>, events: &mut Vec<Event>) {
         let mut gone: Vec<Id> = before.keys().filter(|id| !self.held.contains_key(id)).cloned().collect();
         gone.sort();
         events.extend(gone.into_iter().rev().map(|id| match id {

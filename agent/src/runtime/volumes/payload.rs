@@ -74,7 +74,9 @@ pub fn in_memory(volume: &Volume) -> bool {
 /// With an fsGroup, its members can read what root can: the kubelet's mask for volumes that are mounted read-only.
 fn readable_by_group(mut payload: Payload, pod: &ValidPod) -> Payload {
     if pod.spec().security_context.as_ref().is_some_and(|c| c.fs_group.is_some()) {
-        payload.values_mut().for_each(|file| file.mode |= 0o440);
+        for file in payload.values_mut() {
+            file.mode |= 0o440;
+        }
     }
     payload
 }
