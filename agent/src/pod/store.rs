@@ -87,6 +87,9 @@ pub struct Snapshot<T> {
     pub changes: broadcast::Receiver<Change<T>>,
 }
 
+/// What was missed, and what follows.
+pub type Since<T> = (Vec<Change<T>>, broadcast::Receiver<Change<T>>);
+
 /// A watch was asked to go on from a version that isn't remembered any more.
 #[derive(Debug, thiserror::Error)]
 #[error("too old resource version: {asked} ({oldest})")]
@@ -173,7 +176,7 @@ impl Store {
     }
 
     /// The changes to pods after `version`, then what follows.
-    pub fn pods_since(&self, version: u64) -> Result<(Vec<Change<Pod>>, broadcast::Receiver<Change<Pod>>), Expired> {
+    pub fn pods_since(&self, version: u64) -> Result<Since<Pod>, Expired> {
         since(&self.read().pods, version)
     }
 
@@ -211,7 +214,7 @@ impl Store {
     }
 
     /// The changes to events after `version`, then what follows.
-    pub fn events_since(&self, version: u64) -> Result<(Vec<Change<Event>>, broadcast::Receiver<Change<Event>>), Expired> {
+    pub fn events_since(&self, version: u64) -> Result<Since<Event>, Expired> {
         since(&self.read().events, version)
     }
 
@@ -228,7 +231,7 @@ fn snapshot<K, T>(version: u64, table: &Table<K, T>) -> Snapshot<T> {
     Snapshot { version, objects: table.objects.values().cloned().collect(), changes: table.changes.subscribe() }
 }
 
-fn since<K, T>(table: &Table<K, T>, version: u64) -> Result<(Vec<Change<T>>, broadcast::Receiver<Change<T>>), Expired> {
+fn since<K, T>(table: &Table<K, T>, version: u64) -> Result<Since<T>, Expired> {
     if let Some(first) = table.history.front().filter(|_| table.history.len() == HISTORY)
         && version + 1 < first.version
     {

@@ -35,7 +35,7 @@ pub(super) fn cron_job(report: &mut Report<'_>, at: &Path<'_>, spec: &CronJobSpe
         match zone.as_str() {
             "" => report.invalid(&at, zone, "timeZone must be nil or non-empty string"),
             name if name.eq_ignore_ascii_case("local") => {
-                report.invalid(&at, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones")
+                report.invalid(&at, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
             }
             name if time_zone(name).is_none() => report.invalid(&at, zone, format!("unknown time zone {zone}")),
             _ => {}
@@ -142,16 +142,14 @@ fn restart_policy(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
     let pod = template.child("spec");
     let at_policy = pod.child("restartPolicy");
     match spec.template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()) {
-        None | Some("Never") => {}
         Some("OnFailure") if spec.pod_failure_policy.is_some() => {
             report.invalid(&at_policy, "OnFailure", "only \"Never\" is supported when podFailurePolicy is specified");
         }
         Some("OnFailure") if spec.backoff_limit_per_index.is_some() => {
             report.invalid(&at_policy, "OnFailure", "when backoffLimitPerIndex is specified");
         }
-        Some("OnFailure") => {}
         Some("Always") => report.required(&at_policy, "valid values: \"OnFailure\", \"Never\""),
-        Some(_) => {}
+        _ => {}
     }
 }
 

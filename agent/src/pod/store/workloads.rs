@@ -5,9 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tokio::sync::broadcast;
 
-use super::{Change, Expired, Snapshot, Store, Table, Verb, since, snapshot};
+use super::{Change, Expired, Since, Snapshot, Store, Table, Verb, since, snapshot};
 use crate::model::Workload;
 use crate::model::workload::each;
 
@@ -93,7 +92,7 @@ impl Store {
     }
 
     /// The changes to a kind after `version`, then what follows.
-    pub fn workloads_since<T: Kept>(&self, version: u64) -> Result<(Vec<Change<T>>, broadcast::Receiver<Change<T>>), Expired> {
+    pub fn workloads_since<T: Kept>(&self, version: u64) -> Result<Since<T>, Expired> {
         since(T::table(&self.read().workloads), version)
     }
 
@@ -101,7 +100,7 @@ impl Store {
         let mut inner = self.write();
         if let Some(old) = T::table(&inner.workloads).objects.get(&uid) {
             let mut before = T::clone(old);
-            object.meta().resource_version = before.meta().resource_version.clone();
+            object.meta().resource_version.clone_from(&before.meta().resource_version);
             if before == object {
                 return;
             }

@@ -91,7 +91,7 @@ impl Indexed {
             if self.completed.contains(index) || self.failed.contains(index) {
                 continue;
             }
-            let tried = self.tried(index, pods);
+            let tried = Self::tried(index, pods);
             let pause = if spec.backoff_limit_per_index.is_some() { pause_end(tried.0, tried.1) } else { pause };
             if let Some(end) = pause.filter(|end| *end > now) {
                 again = Some(again.map_or(end, |other| other.min(end)));
@@ -107,7 +107,7 @@ impl Indexed {
     }
 
     /// How often an index has failed, and when last: as its last pod says.
-    fn tried(&self, wanted: i32, pods: &[Owned]) -> (u32, Option<Timestamp>) {
+    fn tried(wanted: i32, pods: &[Owned]) -> (u32, Option<Timestamp>) {
         let failed =
             pods.iter().filter(|p| index(p) == Some(wanted) && !p.succeeded() && (p.finished() || p.terminating() || p.gone));
         let Some(last) = failed.max_by_key(|p| p.created()) else { return (0, None) };
