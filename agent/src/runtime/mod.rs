@@ -11,6 +11,7 @@ pub mod inspect;
 mod paths;
 pub mod recipe;
 mod record;
+mod redact;
 mod remove;
 pub mod resources;
 mod run;
@@ -20,6 +21,7 @@ mod teardown;
 pub mod volumes;
 
 pub use error::{Cause, ConfigError, Error, Place};
+pub use redact::Redaction;
 pub use remove::remove_tree;
 pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};
