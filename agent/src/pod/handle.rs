@@ -23,7 +23,7 @@ use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::{Sandbox, inspect as kernel};
+use crate::runtime::{Reading, Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -99,6 +99,10 @@ impl node::Node for Handle {
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
         self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
+    }
+
+    fn read_logs(&self, uid: &PodUid) -> Reading {
+        self.node.runtime.read_logs(uid)
     }
 
     fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess> {
