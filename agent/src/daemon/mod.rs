@@ -27,6 +27,7 @@ use crate::pod::store::Store;
 use crate::runtime::{self, Runtime};
 use crate::source;
 use crate::source::sealed::Keys;
+use crate::workload::controller::Controller;
 
 pub use lock::{Lock, LockError};
 
@@ -95,6 +96,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let node = Arc::new(node(&settings).await?);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
+    let (pods, wanted) = mpsc::channel(EVENTS);
+    let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
     let manager = Manager::new(node.clone()).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle, &api_options(&settings)?).await?;
@@ -106,9 +109,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
-    let mut managing = tokio::spawn(manager.run(told, inbox));
+    let controlling = tokio::spawn(workloads.run(told, pods));
+    let mut managing = tokio::spawn(manager.run(wanted, inbox));
 
     stop.wait().await;
+    // Pods that end now are not to be replaced.
+    controlling.abort();
     if settings.on_stop == OnStop::Drain {
         tracing::info!("ending all pods; a second signal stops without");
         let _ = orders.send(Order::Drain);
