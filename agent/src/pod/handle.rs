@@ -18,12 +18,13 @@ use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
+use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::{Sandbox, inspect as kernel};
+use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -93,12 +94,20 @@ impl node::Node for Handle {
         &self.node.store
     }
 
+    fn objects(&self) -> &Objects {
+        &self.node.objects
+    }
+
     fn node(&self) -> k8s::Node {
         (self.object)()
     }
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
         self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
+    }
+
+    fn read_logs(&self, uid: &PodUid) -> Reading {
+        self.node.runtime.read_logs(uid)
     }
 
     fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess> {
@@ -301,6 +310,8 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
 
 fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
     let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
+    // A Secret may be a word of its command.
+    let hidden = Redaction::of(pod, &node.objects);
     let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
     InspectedContainer {
         name: name.to_owned(),
@@ -314,7 +325,7 @@ fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str,
             .map(|p| InspectedProcess {
                 pid: p.host_pid,
                 container_pid: p.container_pids.last().copied().unwrap_or(p.host_pid),
-                command: p.command,
+                command: hidden.hide(p.command),
             })
             .collect(),
         mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),

@@ -16,6 +16,7 @@ use crate::runtime::{Runtime, Sandbox};
 
 pub mod backoff;
 pub mod completed;
+pub mod diff;
 pub mod handle;
 mod image_api;
 pub mod manager;
@@ -28,6 +29,7 @@ pub mod recorder;
 pub mod status;
 pub mod store;
 pub mod trace;
+pub mod volumes;
 pub mod worker;
 
 /// What all workers of a node share.
@@ -133,6 +135,7 @@ impl Node {
         };
         errors.extend(removed.err().map(|e| e.to_string()));
         if all && errors.is_empty() {
+            errors.extend(self.runtime.detach_volumes(pod).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
         }
         // The address is free at once; the links go with the namespace, whose last process has ended.

@@ -18,8 +18,10 @@ use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
 use super::holder::{Holder, Program};
 use super::inspect::{self, Inspection};
+use super::readers::Readers;
 use super::recipe::env::Objects;
 use super::recipe::{self, ContainerInput, sandbox};
+use super::redact::Redaction;
 use super::resources::{Qos, Totals};
 use super::seccomp::Filters;
 use super::settings::Settings;
@@ -35,6 +37,7 @@ pub struct Runtime {
     program: Program,
     filters: Filters,
     pub(super) pods: Mutex<HashMap<PodUid, Held>>,
+    pub(super) readers: Readers,
 }
 
 /// What a pod holds of the node, as long as it lives.
@@ -125,7 +128,7 @@ impl Runtime {
         cgroups.prepare()?;
         let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
         let filters = Filters::new(settings.seccomp_root.clone());
-        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default() })
+        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default(), readers: Readers::default() })
     }
 
     /// The node's part of all recipes.
@@ -146,6 +149,12 @@ impl Runtime {
     /// Mounts the pod's volumes of other machines; the first step of making its volumes.
     pub async fn attach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
         volumes::attach(pod, &self.settings).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    /// Ends the sessions that [`Self::attach_volumes`] began; once the volumes are unmounted.
+    pub async fn detach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
+        let errors = volumes::detach(pod).await;
+        if errors.is_empty() { Ok(()) } else { Err(Place::pod(pod).error(Cause::Many(errors))) }
     }
 
     /// Brings a running pod's volumes to what its objects, labels and annotations say now. Goes on past errors.
@@ -278,12 +287,13 @@ impl Runtime {
     pub async fn start_container(&self, sandbox: &Sandbox, input: StartInput<'_>) -> Result<Started, Error> {
         let place = Place::container(input.pod, &input.container.name);
         let id = new_id().map_err(|cause| place.error(cause))?;
+        let (pod, objects) = (input.pod, input.objects);
         let started = self.start(sandbox, input, &id).await;
         if started.is_err() {
             // Nothing runs in it. What stays is removed with the container or the pod.
             let _ = sandbox.group.child(&id).remove().await;
         }
-        started.map_err(|cause| place.error(cause))
+        started.map_err(|cause| place.error(cause).without(Redaction::of(pod, objects)))
     }
 
     /// The recipe of a container, and the cgroup that it names.

@@ -139,7 +139,7 @@ pub(super) fn without_status(pod: &Pod) -> Pod {
 }
 
 /// Whether an edit changes what Kubernetes calls immutable: then the object is made anew, and its pods with it.
-pub(super) fn needs_replacement(old: &Workload, new: &Workload) -> bool {
+pub fn needs_replacement(old: &Workload, new: &Workload) -> bool {
     match (old, new) {
         (Workload::Job(a), Workload::Job(b)) => {
             let fixed = |job: &k8s_openapi::api::batch::v1::Job| {

@@ -9,6 +9,8 @@ mod claims;
 mod look;
 mod make;
 
+pub use make::needs_replacement;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
