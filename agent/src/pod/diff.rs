@@ -16,7 +16,7 @@ use crate::model::workload::defaults::job_identity;
 use crate::model::{
     Body, Loaded, ObjectKind, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, change, references,
 };
-use crate::workload::world;
+use crate::workload::{deployment, world};
 
 /// One object that a manifest would change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,9 +146,7 @@ fn workload(new: &ValidWorkload, store: &Store) -> Option<Difference> {
     };
     let Some(old) = live(new, store) else { return Some(told("would be created".into(), Vec::new())) };
     let new = identified(new.object().clone(), old.uid());
-    let mut fields = difference::between(&declared(&old), &declared(&new));
-    // The agent's own notes on the object.
-    fields.retain(|field| !field.path.contains("deployment.kubernetes.io/"));
+    let fields = difference::between(&declared(&without_notes(old.clone())), &declared(&new));
     if fields.is_empty() { None } else { Some(told(effect(&old, &new).into(), fields)) }
 }
 
@@ -169,6 +167,16 @@ fn find<T: Kept + Metadata<Ty = ObjectMeta>>(store: &Store, new: &ValidWorkload)
         let metadata = object.metadata();
         metadata.name.as_ref() == Some(&key.name) && metadata.namespace.as_ref() == Some(&key.namespace)
     })
+}
+
+/// Without what the agent itself notes on the object.
+fn without_notes(mut workload: Workload) -> Workload {
+    let annotations = &mut workload.metadata_mut().annotations;
+    if let Some(notes) = annotations {
+        notes.remove(deployment::REVISION);
+    }
+    *annotations = annotations.take().filter(|notes| !notes.is_empty());
+    workload
 }
 
 /// A Job's labels name its UID, which is the live one's.
