@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Server};
 use crate::config::{OnStop, Settings};
+use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
@@ -24,7 +25,7 @@ use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
-use crate::runtime::{self, Runtime};
+use crate::runtime::{self, Allocatable, Runtime};
 use crate::source;
 use crate::source::sealed::Keys;
 
@@ -197,6 +198,10 @@ fn network(settings: &Settings) -> netplug::Settings {
 
 fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runtime::Settings {
     let userns = settings.userns;
+    let capacity = Allocatable::of_machine(&settings.paths.lib());
+    let kept = settings.pods.reserved;
+    let reserved =
+        Allocatable { cpu_millis: kept.cpu_millis, memory: kept.memory, ephemeral_storage: kept.ephemeral_storage };
     runtime::Settings {
         run: settings.paths.run(),
         lib: settings.paths.lib(),
@@ -207,8 +212,34 @@ fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runti
         node_name: settings.node_name.clone(),
         node_ips: host_ips.to_vec(),
         id_range: (userns.first, userns.per_pod.saturating_mul(userns.pods)),
+        ids_per_pod: userns.per_pod,
         resolv_conf: settings.resolv_conf.clone(),
+        seccomp_default: settings.security.seccomp_default,
+        seccomp_default_profile: settings.security.seccomp_default_profile.clone(),
+        seccomp_root: settings.security.seccomp_root.clone().unwrap_or_else(|| settings.paths.lib().join("seccomp")),
+        unsafe_sysctls: settings.security.unsafe_sysctls.clone(),
+        cluster_dns: settings.security.cluster_dns.clone(),
+        cluster_domain: settings.security.cluster_domain.clone(),
+        pod_pids: settings.pods.pids_limit,
+        memory_throttling: settings.pods.memory_throttling,
+        single_process_oom_kill: settings.pods.single_process_oom_kill,
+        cdi_spec_dirs: settings.pods.cdi_spec_dirs.clone(),
+        enforced: capacity.less(reserved),
+        allocatable: capacity.less(reserved).less(kept_free(settings, capacity)),
         ..runtime::Settings::below(settings.paths.root(), &settings.cgroup_parent)
+    }
+}
+
+/// What the hard thresholds of eviction keep free isn't for pods to ask for.
+fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
+    let hard = |signal: Scarce, capacity: u64| {
+        let thresholds = settings.eviction.thresholds.iter();
+        thresholds.filter(|t| t.grace.is_zero() && t.signal == signal).map(|t| t.value.of(capacity)).max().unwrap_or(0)
+    };
+    Allocatable {
+        cpu_millis: 0,
+        memory: hard(Scarce::MemoryAvailable, capacity.memory),
+        ephemeral_storage: hard(Scarce::NodefsAvailable, capacity.ephemeral_storage),
     }
 }
 
