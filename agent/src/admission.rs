@@ -9,9 +9,9 @@ use tokio::sync::watch;
 
 use crate::eviction::Condition;
 use crate::model::{PodUid, ValidPod};
+use crate::runtime::Settings;
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
-use crate::runtime::Settings;
 
 /// From here on a pod is the system's own: pressure doesn't keep it out.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
@@ -59,10 +59,29 @@ pub struct Pressure {
 #[derive(Debug)]
 pub struct Admission {
     room: Room,
-    ledger: Mutex<HashMap<PodUid, Need>>,
+    ledger: Mutex<Ledger>,
     pressures: Mutex<Vec<Pressure>>,
     /// Counts what became better: room that was freed, a condition that ended.
     better: watch::Sender<u64>,
+}
+
+/// What is promised, by pod; a pod made again in its own place has a newer promise than the one that is returned.
+#[derive(Debug, Default)]
+struct Ledger {
+    promises: HashMap<PodUid, (u64, Need)>,
+    number: u64,
+}
+
+impl Ledger {
+    fn others<'a>(&'a self, than: &'a PodUid) -> impl Iterator<Item = Need> + 'a {
+        self.promises.iter().filter(move |(uid, _)| *uid != than).map(|(_, (_, need))| *need)
+    }
+
+    fn promise(&mut self, uid: &PodUid, need: Need) -> u64 {
+        self.number += 1;
+        self.promises.insert(uid.clone(), (self.number, need));
+        self.number
+    }
 }
 
 /// A pod's promise; its drop returns it.
@@ -70,11 +89,16 @@ pub struct Admission {
 pub struct Lease {
     admission: Arc<Admission>,
     uid: PodUid,
+    number: u64,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.admission.lock().remove(&self.uid);
+        let mut ledger = self.admission.lock();
+        if ledger.promises.get(&self.uid).is_some_and(|(number, _)| *number == self.number) {
+            ledger.promises.remove(&self.uid);
+        }
+        drop(ledger);
         self.admission.better.send_modify(|n| *n = n.wrapping_add(1));
     }
 }
@@ -113,18 +137,18 @@ impl Admission {
         machine_permits(pod, settings)?;
         let mut ledger = self.lock();
         let need = Need::of(pod);
-        if let Some(lack) = lacking(self.room, ledger.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, n)| *n), need) {
+        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
             return Err(lack.rejection());
         }
-        ledger.insert(pod.uid().clone(), need);
+        let number = ledger.promise(pod.uid(), need);
         drop(ledger);
-        Ok(Lease { admission: self.clone(), uid: pod.uid().clone() })
+        Ok(Lease { admission: self.clone(), uid: pod.uid().clone(), number })
     }
 
     /// Of a pod that runs already: it has what it has.
     pub fn take(self: &Arc<Self>, pod: &ValidPod) -> Lease {
-        self.lock().insert(pod.uid().clone(), Need::of(pod));
-        Lease { admission: self.clone(), uid: pod.uid().clone() }
+        let number = self.lock().promise(pod.uid(), Need::of(pod));
+        Lease { admission: self.clone(), uid: pod.uid().clone(), number }
     }
 
     /// Promises other amounts to a pod that has a lease: `PodResizePending`'s reason and message, if they can't be.
@@ -136,11 +160,12 @@ impl Admission {
             let message = format!("Node didn't have enough capacity: {resource}, requested: {asked}, capacity: {room}");
             return Err(Rejection::new("Infeasible", message));
         }
-        let others = ledger.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, n)| *n);
-        if let Some(lack) = lacking(self.room, others, need) {
+        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
             return Err(Rejection::new("Deferred", lack.to_string()));
         }
-        ledger.insert(pod.uid().clone(), need);
+        if let Some((_, promised)) = ledger.promises.get_mut(pod.uid()) {
+            *promised = need;
+        }
         drop(ledger);
         self.better.send_modify(|n| *n = n.wrapping_add(1));
         Ok(())
@@ -187,7 +212,7 @@ impl Admission {
         Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", names.join(" "))))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Need>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

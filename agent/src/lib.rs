@@ -14,3 +14,4 @@ pub mod model;
 pub mod pod;
 pub mod runtime;
 pub mod source;
+pub mod workload;

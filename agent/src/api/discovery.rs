@@ -68,6 +68,22 @@ const OWN: &[Resource] = &[Resource {
     subresources: &[],
 }];
 
+const fn workload(name: &'static str, singular: &'static str, kind: &'static str, short: &'static [&'static str]) -> Resource {
+    Resource { name, singular, kind, namespaced: true, verbs: READ, short, subresources: &[] }
+}
+
+const APPS: &[Resource] = &[
+    workload("daemonsets", "daemonset", "DaemonSet", &["ds"]),
+    workload("deployments", "deployment", "Deployment", &["deploy"]),
+    workload("replicasets", "replicaset", "ReplicaSet", &["rs"]),
+    workload("statefulsets", "statefulset", "StatefulSet", &["sts"]),
+];
+
+const BATCH: &[Resource] = &[workload("cronjobs", "cronjob", "CronJob", &["cj"]), workload("jobs", "job", "Job", &[])];
+
+/// The groups beside the core.
+const GROUPS: &[(&str, &[Resource])] = &[("apps", APPS), ("batch", BATCH), (GROUP, OWN)];
+
 /// Answers a GET.
 pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
     let aggregated = accept.contains("as=APIGroupDiscoveryList") && accept.contains("v=v2;")
@@ -75,18 +91,24 @@ pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
     let body = match path {
         ["version"] => version(),
         ["api"] if aggregated => return Ok(discovery_list(&[("", CORE)])),
-        ["apis"] if aggregated => return Ok(discovery_list(&[(GROUP, OWN)])),
+        ["apis"] if aggregated => return Ok(discovery_list(GROUPS)),
         ["api"] => json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] }),
-        ["apis"] => json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [group()] }),
-        ["apis", GROUP] => group(),
+        ["apis"] => {
+            let groups: Vec<Value> = GROUPS.iter().map(|(name, _)| group(name)).collect();
+            json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
+        }
+        ["apis", name] if resources(name).is_some() => group(name),
         ["api", "v1"] => resource_list("v1", CORE),
-        ["apis", GROUP, "v1"] => resource_list(&format!("{GROUP}/v1"), OWN),
+        ["apis", name, "v1"] => match resources(name) {
+            Some(resources) => resource_list(&format!("{name}/v1"), resources),
+            None => return Err(ApiError::no_such_path()),
+        },
         ["openapi", "v2"] => {
             json!({ "swagger": "2.0", "info": { "title": "nodeagent", "version": "v1" }, "paths": {}, "definitions": {} })
         }
         ["openapi", "v3"] => json!({ "paths": {} }),
         [] => {
-            json!({ "paths": ["/api", "/api/v1", "/apis", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] })
+            json!({ "paths": ["/api", "/api/v1", "/apis", "/apis/apps/v1", "/apis/batch/v1", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] })
         }
         _ => return Err(ApiError::no_such_path()),
     };
@@ -102,9 +124,13 @@ fn version() -> Value {
     })
 }
 
-fn group() -> Value {
-    let version = json!({ "groupVersion": format!("{GROUP}/v1"), "version": "v1" });
-    json!({ "kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": [version], "preferredVersion": version })
+fn resources(group: &str) -> Option<&'static [Resource]> {
+    GROUPS.iter().find(|(name, _)| *name == group).map(|(_, resources)| *resources)
+}
+
+fn group(name: &str) -> Value {
+    let version = json!({ "groupVersion": format!("{name}/v1"), "version": "v1" });
+    json!({ "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version })
 }
 
 fn resource_list(group_version: &str, resources: &[Resource]) -> Value {

@@ -29,6 +29,7 @@ const CHUNK: usize = 64 * 1024;
 /// Answers a request for a log.
 pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
     let container = container(pod, call.query.get("container"))?;
+    let reading = call.node().read_logs(&uid(pod));
     let source = Source::find(&**call.node(), pod, container, call.query.flag("previous"))?;
     let wanted = wanted(&call.query)?;
     let tail: Option<i64> = call.query.number("tailLines")?;
@@ -41,6 +42,7 @@ pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
     let follow = call.query.flag("follow").then(|| Follow::new(call.node(), pod, container, &source)).transpose()?;
     let mut reader = Reader { source, renderer: Renderer::new(wanted), sender, open: None };
     tokio::spawn(async move {
+        let _reading = reading;
         let done = reader.run(tail.map(i64::unsigned_abs), follow).await;
         if let Err(Stopped::Failed(error)) = done {
             let _ = reader
@@ -50,6 +52,10 @@ pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
         }
     });
     Ok(response)
+}
+
+fn uid(pod: &Pod) -> PodUid {
+    PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default())
 }
 
 fn wanted(query: &Query) -> Result<Wanted, ApiError> {
@@ -152,7 +158,12 @@ impl Source {
     fn after(&self, part: Option<&Part>) -> io::Result<Option<Part>> {
         let mut last = part.map_or_else(String::new, |part| part.last.clone());
         loop {
-            for name in self.rotated_after(&last) {
+            let rotated = self.rotated_after(&last);
+            // A folder that changes while it is listed may hide a name, and show a later one.
+            if rotated.first() != self.rotated_after(&last).first() {
+                continue;
+            }
+            for name in rotated {
                 // Not there: the oldest, removed just now.
                 let Some(file) = open(&self.folder.join(&name))? else { continue };
                 last = name;
@@ -315,7 +326,7 @@ impl Follow {
             inotify: Descriptor::new(inotify).map_err(|error| failed(&error))?,
             changes: node.store().pods().changes,
             node: node.clone(),
-            uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
+            uid: uid(pod),
             container: container.to_owned(),
             attempt: source.attempt,
         })

@@ -25,6 +25,7 @@ pub mod table;
 pub mod tls;
 mod watch;
 pub mod websocket;
+mod workloads;
 
 pub use events::seen;
 pub use pods::{Summary, summarize};

@@ -65,6 +65,10 @@ impl ApiError {
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
     }
+    /// 405, of what files alone decide.
+    pub fn read_only(resource: &str) -> Self {
+        Self::new(405, "MethodNotAllowed", format!("{resource} are what the manifests say: edit or remove the file instead"))
+    }
     /// 409.
     pub fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(409, "Conflict", message)

@@ -7,6 +7,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap};
 use hyper::{Method, Request};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node as NodeObject, Pod};
 use serde_json::{Value, json};
 
@@ -74,6 +76,7 @@ async fn dispatch(call: Call, path: &[&str]) -> Result<Response, ApiError> {
     match path {
         ["api", "v1", rest @ ..] => core(call, rest).await,
         ["apis", GROUP, "v1", rest @ ..] => custom(call, rest).await,
+        ["apis", group @ ("apps" | "batch"), "v1", rest @ ..] if !rest.is_empty() => workloads(&call, group, rest).await,
         _ if !get => Err(ApiError::method_not_allowed()),
         ["healthz" | "livez" | "readyz"] => Ok(reply::whole("text/plain", "ok")),
         _ => discovery::answer(accept(call.request.headers()), path),
@@ -108,6 +111,37 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
             }
         }
         _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// `/apis/apps/v1/…` and `/apis/batch/v1/…`.
+async fn workloads(call: &Call, group: &str, path: &[&str]) -> Result<Response, ApiError> {
+    let (namespace, resource, name) = match path {
+        [resource] => (None, *resource, None),
+        ["namespaces", namespace, resource] => (Some(*namespace), *resource, None),
+        ["namespaces", namespace, resource, name] | ["namespaces", namespace, resource, name, "status"] => {
+            (Some(*namespace), *resource, Some(*name))
+        }
+        _ => return Err(ApiError::no_such_path()),
+    };
+    match (group, resource) {
+        ("apps", "daemonsets") => workload::<DaemonSet>(call, namespace, name).await,
+        ("apps", "deployments") => workload::<Deployment>(call, namespace, name).await,
+        ("apps", "replicasets") => workload::<ReplicaSet>(call, namespace, name).await,
+        ("apps", "statefulsets") => workload::<StatefulSet>(call, namespace, name).await,
+        ("batch", "cronjobs") => workload::<CronJob>(call, namespace, name).await,
+        ("batch", "jobs") => workload::<Job>(call, namespace, name).await,
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+async fn workload<T: Served>(call: &Call, namespace: Option<&str>, name: Option<&str>) -> Result<Response, ApiError> {
+    if *call.request.method() != Method::GET {
+        return Err(ApiError::read_only(T::RESOURCE));
+    }
+    match name {
+        Some(name) => object::<T>(call, namespace, name).await,
+        None => collection::<T>(call, namespace).await,
     }
 }
 

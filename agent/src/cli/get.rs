@@ -18,7 +18,7 @@ use crate::api::table::{Look, Printer, Row, Table};
     after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get pods,events\n  nodeagent get events -n shop\n  nodeagent get images"
 )]
 pub struct GetArgs {
-    /// What: pods, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
+    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
     #[arg(required = true, value_name = "KIND")]
     what: Vec<String>,
     /// The namespace
@@ -59,6 +59,18 @@ enum Kind {
     Nodes,
     #[value(aliases = ["namespace", "ns"])]
     Namespaces,
+    #[value(name = "deployments", aliases = ["deployment", "deploy"])]
+    Deployments,
+    #[value(name = "replicasets", aliases = ["replicaset", "rs"])]
+    ReplicaSets,
+    #[value(name = "statefulsets", aliases = ["statefulset", "sts"])]
+    StatefulSets,
+    #[value(name = "daemonsets", aliases = ["daemonset", "ds"])]
+    DaemonSets,
+    #[value(aliases = ["job"])]
+    Jobs,
+    #[value(name = "cronjobs", aliases = ["cronjob", "cj"])]
+    CronJobs,
 }
 
 impl Kind {
@@ -69,22 +81,41 @@ impl Kind {
             Self::Images => "images",
             Self::Nodes => "nodes",
             Self::Namespaces => "namespaces",
+            Self::Deployments => "deployments",
+            Self::ReplicaSets => "replicasets",
+            Self::StatefulSets => "statefulsets",
+            Self::DaemonSets => "daemonsets",
+            Self::Jobs => "jobs",
+            Self::CronJobs => "cronjobs",
         }
     }
     fn singular(self) -> &'static str {
         &self.plural()[..self.plural().len() - 1]
     }
+    /// The API group; none for the core.
+    fn group(self) -> Option<&'static str> {
+        match self {
+            Self::Images => Some(crate::api::GROUP),
+            Self::Deployments | Self::ReplicaSets | Self::StatefulSets | Self::DaemonSets => Some("apps"),
+            Self::Jobs | Self::CronJobs => Some("batch"),
+            _ => None,
+        }
+    }
+    fn root(self) -> String {
+        self.group().map_or_else(|| "/api/v1".to_owned(), |group| format!("/apis/{group}/v1"))
+    }
     /// As `-o name` writes it.
     fn prefix(self) -> String {
-        if self == Self::Images { format!("image.{}", crate::api::GROUP) } else { self.singular().to_owned() }
+        self.group().map_or_else(|| self.singular().to_owned(), |group| format!("{}.{group}", self.singular()))
     }
     fn named(word: &str) -> Result<Self, CliError> {
         Self::from_str(word, true).map_err(|_| {
-            CliError::Usage(format!("there are no {word} here: pods, events, images, nodes and namespaces can be got"))
+            let known: Vec<&str> = Self::value_variants().iter().map(|kind| kind.plural()).collect();
+            CliError::Usage(format!("there are no {word} here: {} can be got", known.join(", ")))
         })
     }
     fn namespaced(self) -> bool {
-        matches!(self, Self::Pods | Self::Events)
+        !matches!(self, Self::Images | Self::Nodes | Self::Namespaces)
     }
 }
 
@@ -213,7 +244,7 @@ impl Get<'_> {
     }
 
     fn path(&self, name: Option<&str>, query: &[(&str, &str)]) -> String {
-        let group = if self.kind == Kind::Images { format!("/apis/{}/v1", crate::api::GROUP) } else { "/api/v1".to_owned() };
+        let group = self.kind.root();
         let namespace = if self.kind.namespaced() && !self.all_namespaces {
             format!("/namespaces/{}", encode(&self.namespace))
         } else {
@@ -303,7 +334,7 @@ async fn nothing_found(client: &Client, args: &Get<'_>) {
         eprintln!("No resources found");
         return;
     }
-    let elsewhere = client.get(&format!("/api/v1/{}", args.kind.plural())).await;
+    let elsewhere = client.get(&format!("{}/{}", args.kind.root(), args.kind.plural())).await;
     let count = elsewhere.ok().and_then(|list| list["items"].as_array().map(Vec::len)).unwrap_or(0);
     let hint = if count > 0 && args.selector.is_none() && args.field_selector.is_none() {
         format!(" {count} in other namespaces: see them with -A")

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{Declared, Source};
-use super::{pods, Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns};
+use super::{Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, pods};
 use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
@@ -103,7 +103,14 @@ impl Checker<'_> {
         })
     }
 
-    pub(super) fn number<T: Copy + PartialOrd + Display>(&mut self, field: &str, value: Option<T>, default: T, min: T, max: T) -> T {
+    pub(super) fn number<T: Copy + PartialOrd + Display>(
+        &mut self,
+        field: &str,
+        value: Option<T>,
+        default: T,
+        min: T,
+        max: T,
+    ) -> T {
         let value = value.unwrap_or(default);
         if value < min || value > max {
             self.file(field, format!("Invalid value: {value}: must be between {min} and {max}"));

@@ -106,7 +106,10 @@ pub(super) fn pods(c: &mut Checker<'_>, declared: &Declared) -> Pods {
     }
     let factor = declared.memory_throttling_factor.unwrap_or(0.9);
     if !(factor > 0.0 && factor <= 1.0) {
-        c.file("memoryThrottlingFactor", format!("Invalid value: {factor}: must be greater than 0 and less than or equal to 1.0"));
+        c.file(
+            "memoryThrottlingFactor",
+            format!("Invalid value: {factor}: must be greater than 0 and less than or equal to 1.0"),
+        );
     }
     let system = reserved(c, "systemReserved", &declared.system_reserved);
     let kube = reserved(c, "kubeReserved", &declared.kube_reserved);

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
 use crate::config::{OnStop, Settings};
 use crate::eviction::Signal as Scarce;
@@ -28,6 +29,7 @@ use crate::pod::store::Store;
 use crate::runtime::{self, Allocatable, Runtime};
 use crate::source;
 use crate::source::sealed::Keys;
+use crate::workload::controller::Controller;
 
 pub use lock::{Lock, LockError};
 
@@ -96,6 +98,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let node = Arc::new(node(&settings).await?);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
+    let (pods, wanted) = mpsc::channel(EVENTS);
+    let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
     let manager = Manager::new(node.clone()).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle, &api_options(&settings)?).await?;
@@ -107,9 +111,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
-    let mut managing = tokio::spawn(manager.run(told, inbox));
+    let controlling = tokio::spawn(workloads.run(told, pods));
+    let mut managing = tokio::spawn(manager.run(wanted, inbox));
 
     stop.wait().await;
+    // Pods that end now are not to be replaced.
+    controlling.abort();
     if settings.on_stop == OnStop::Drain {
         tracing::info!("ending all pods; a second signal stops without");
         let _ = orders.send(Order::Drain);
@@ -144,6 +151,13 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
     let network = netplug::Network::open(network(settings)).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
     let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let allocatable = runtime.settings().allocatable;
+    let room = Room {
+        cpu_millis: allocatable.cpu_millis,
+        memory: allocatable.memory,
+        ephemeral_storage: allocatable.ephemeral_storage,
+        pods: settings.pods.max.into(),
+    };
     let store = Arc::new(Store::default());
     Ok(Node {
         name: settings.node_name.clone(),
@@ -160,6 +174,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
             max: settings.backoff.max,
             reset_after: settings.backoff.reset_after,
         },
+        admission: Admission::new(room),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
     })
@@ -200,8 +215,7 @@ fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runti
     let userns = settings.userns;
     let capacity = Allocatable::of_machine(&settings.paths.lib());
     let kept = settings.pods.reserved;
-    let reserved =
-        Allocatable { cpu_millis: kept.cpu_millis, memory: kept.memory, ephemeral_storage: kept.ephemeral_storage };
+    let reserved = Allocatable { cpu_millis: kept.cpu_millis, memory: kept.memory, ephemeral_storage: kept.ephemeral_storage };
     runtime::Settings {
         run: settings.paths.run(),
         lib: settings.paths.lib(),
@@ -248,11 +262,14 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         name: settings.node_name.clone(),
         addresses: node.host_ips.clone(),
         pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
+        max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
     };
+    let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
+    let object = move || machine::object::node(&facts, allocatable, &admission.pressures());
     let lib = settings.paths.lib();
-    Handle::new(node, orders, move || machine::object::node(&facts), move || machine::check::all(&lib))
+    Handle::new(node, orders, object, move || machine::check::all(&lib))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {

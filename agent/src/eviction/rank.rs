@@ -60,9 +60,7 @@ impl PodUsage {
             Signal::NodefsAvailable | Signal::ImagefsAvailable => {
                 (self.sum(|c| c.disk).saturating_add(self.volumes.0), self.requests.1)
             }
-            Signal::NodefsInodesFree | Signal::ImagefsInodesFree => {
-                (self.sum(|c| c.inodes).saturating_add(self.volumes.1), 0)
-            }
+            Signal::NodefsInodesFree | Signal::ImagefsInodesFree => (self.sum(|c| c.inodes).saturating_add(self.volumes.1), 0),
             Signal::PidAvailable => (self.pids, 0),
         }
     }
@@ -130,7 +128,14 @@ mod tests {
     fn pod(name: &str, priority: i32, memory: u64, request: u64) -> PodUsage {
         let container = ContainerUsage { name: "app".into(), memory, memory_request: request, ..ContainerUsage::default() };
         let pids = memory;
-        PodUsage { uid: PodUid::new(name), priority, pids, requests: (request, 0), volumes: (memory, 0), containers: vec![container] }
+        PodUsage {
+            uid: PodUid::new(name),
+            priority,
+            pids,
+            requests: (request, 0),
+            volumes: (memory, 0),
+            containers: vec![container],
+        }
     }
 
     fn order(pods: Vec<PodUsage>, signal: Signal) -> String {

@@ -51,7 +51,7 @@ pub fn object(body: Body, defaults: &Defaults) -> Body {
     }
 }
 
-fn object_metadata(meta: &mut ObjectMeta, resource: &str, defaults: &Defaults) {
+pub(super) fn object_metadata(meta: &mut ObjectMeta, resource: &str, defaults: &Defaults) {
     let name = meta.name.clone().unwrap_or_default();
     metadata(meta, &format!("{resource}/{name}"), defaults);
 }
@@ -95,7 +95,7 @@ fn derived_uid(namespace: &str, name: &str, node: &str) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-fn pod_spec(spec: &mut PodSpec) {
+pub(super) fn pod_spec(spec: &mut PodSpec) {
     set(&mut spec.dns_policy, "ClusterFirst");
     set(&mut spec.restart_policy, "Always");
     set(&mut spec.scheduler_name, "default-scheduler");
@@ -118,7 +118,7 @@ fn pod_spec(spec: &mut PodSpec) {
     canonical(spec.overhead.as_mut());
 }
 
-fn set(field: &mut Option<String>, value: &str) {
+pub(super) fn set(field: &mut Option<String>, value: &str) {
     if field.as_deref().is_none_or(str::is_empty) {
         *field = Some(value.into());
     }

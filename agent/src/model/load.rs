@@ -4,13 +4,15 @@
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 
 use super::decode::{decode, nearest};
 use super::error::{FileError, Position, Problem};
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
-use super::{Body, ObjectKind, Origin, ValidObject, ValidPod, defaults, secret, validate};
+use super::{Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload};
 
 /// What a manifest leaves open and the node knows.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +28,8 @@ pub struct Loaded {
     pub pods: Vec<ValidPod>,
     /// Their ConfigMaps, Secrets and the like.
     pub objects: Vec<ValidObject>,
+    /// Their Deployments, Jobs and the like.
+    pub workloads: Vec<ValidWorkload>,
     /// What is wrong, in the order of the text.
     pub errors: Vec<FileError>,
     /// What is right but perhaps not meant.
@@ -37,6 +41,7 @@ pub struct Loaded {
 enum Object {
     Pod(Box<Pod>),
     Other(Body),
+    Workload(Workload),
 }
 
 /// Errors that are told of one file: of more, the first ones are enough.
@@ -78,6 +83,7 @@ impl Loader<'_> {
         match object_of(root, kind) {
             Ok(Object::Pod(pod)) => self.pod(*pod, root),
             Ok(Object::Other(body)) => self.other(body, root),
+            Ok(Object::Workload(workload)) => self.workload(workload, root),
             Err(problems) => self.tell(problems),
         }
     }
@@ -102,6 +108,17 @@ impl Loader<'_> {
         if problems.is_empty() {
             let origin = self.origin(root.at);
             self.loaded.objects.push(ValidObject::trusted(body, origin));
+        } else {
+            self.tell(problems);
+        }
+    }
+
+    fn workload(&mut self, object: Workload, root: &Node) {
+        let object = workload::defaults::apply(object, self.defaults);
+        let problems = validate::workload(&object, root);
+        if problems.is_empty() {
+            let origin = self.origin(root.at);
+            self.loaded.workloads.push(ValidWorkload::trusted(object, origin));
         } else {
             self.tell(problems);
         }
@@ -140,8 +157,8 @@ fn list_items(root: &Node) -> Result<Option<Items<'_>>, Vec<Problem>> {
     let kind = match root.get("kind").and_then(Node::text) {
         Some("List") => None,
         Some("PodList") => Some("Pod"),
-        Some(list) => match list.strip_suffix("List").and_then(ObjectKind::parse) {
-            Some(kind) => Some(kind.as_str()),
+        Some(list) => match list.strip_suffix("List").and_then(|kind| KINDS.into_iter().find(|known| *known == kind)) {
+            Some(kind) => Some(kind),
             None => return Ok(None),
         },
         None => return Ok(None),
@@ -159,7 +176,7 @@ fn list_items(root: &Node) -> Result<Option<Items<'_>>, Vec<Problem>> {
             &[]
         }
     };
-    problems.extend(wrong_version(root, "v1"));
+    problems.extend(wrong_version(root, kind.map_or("v1", version_of)));
     if problems.is_empty() { Ok(Some((items, kind))) } else { Err(problems) }
 }
 
@@ -196,7 +213,7 @@ fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
         let supported = KINDS.map(|k| format!("{k:?}")).join(", ");
         return Err(told(format!("Unsupported value: {shown}: supported values: {supported}, \"List\"{hint}")));
     };
-    let version = if root.get("kind").is_some() { wrong_version(root, "v1") } else { None };
+    let version = if root.get("kind").is_some() { wrong_version(root, version_of(kind)) } else { None };
     match version {
         Some(problem) => Err(vec![problem]),
         None => decode(root),
@@ -204,7 +221,24 @@ fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
 }
 
 /// The kinds that a manifest can have.
-const KINDS: [&str; 5] = ["ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service"];
+const KINDS: [&str; 11] = [
+    "ConfigMap",
+    "CronJob",
+    "DaemonSet",
+    "Deployment",
+    "Job",
+    "PersistentVolumeClaim",
+    "Pod",
+    "ReplicaSet",
+    "Secret",
+    "Service",
+    "StatefulSet",
+];
+
+/// The version in which a kind is taken.
+fn version_of(kind: &str) -> &'static str {
+    WorkloadKind::parse(kind).map_or("v1", WorkloadKind::api_version)
+}
 
 type Decoder = fn(&Node) -> Result<Object, Vec<Problem>>;
 
@@ -220,8 +254,22 @@ fn decoder(kind: &str) -> Option<Decoder> {
             |root| decode::<PersistentVolumeClaim>(root).map(|o| Object::Other(Body::PersistentVolumeClaim(Arc::new(o))))
         }
         "Service" => |root| decode::<Service>(root).map(|o| Object::Other(Body::Service(Arc::new(o)))),
-        _ => return None,
+        kind => return WorkloadKind::parse(kind).map(workload_decoder),
     })
+}
+
+fn workload_decoder(kind: WorkloadKind) -> Decoder {
+    fn taken<T>(object: T, of: fn(Arc<T>) -> Workload) -> Object {
+        Object::Workload(of(Arc::new(object)))
+    }
+    match kind {
+        WorkloadKind::CronJob => |root| decode::<CronJob>(root).map(|o| taken(o, Workload::CronJob)),
+        WorkloadKind::DaemonSet => |root| decode::<DaemonSet>(root).map(|o| taken(o, Workload::DaemonSet)),
+        WorkloadKind::Deployment => |root| decode::<Deployment>(root).map(|o| taken(o, Workload::Deployment)),
+        WorkloadKind::Job => |root| decode::<Job>(root).map(|o| taken(o, Workload::Job)),
+        WorkloadKind::ReplicaSet => |root| decode::<ReplicaSet>(root).map(|o| taken(o, Workload::ReplicaSet)),
+        WorkloadKind::StatefulSet => |root| decode::<StatefulSet>(root).map(|o| taken(o, Workload::StatefulSet)),
+    }
 }
 
 fn wrong_version(root: &Node, wanted: &str) -> Option<Problem> {

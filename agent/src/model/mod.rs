@@ -11,6 +11,7 @@ pub mod quantity;
 pub mod references;
 mod secret;
 pub mod validate;
+pub mod workload;
 pub mod yaml;
 
 use std::fmt;
@@ -24,6 +25,7 @@ pub use error::{FileError, Position, Problem};
 pub use load::{Defaults, Loaded, load};
 pub use object::{Body, ObjectKind, ObjectRef, ValidObject};
 pub use path::Path;
+pub use workload::{ValidWorkload, Workload, WorkloadKind, WorkloadRef};
 
 /// `metadata.uid`: a pod's identity. Safe as one path component: 1..=63 characters of `[a-z0-9-]`, checked by validation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
 use super::image_api::ImageApi;
-use super::manager::{Order, Start};
+use super::manager::{Order, Start, controller};
 use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
@@ -23,7 +23,7 @@ use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::{Sandbox, inspect as kernel};
+use crate::runtime::{Reading, Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -99,6 +99,10 @@ impl node::Node for Handle {
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
         self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
+    }
+
+    fn read_logs(&self, uid: &PodUid) -> Reading {
+        self.node.runtime.read_logs(uid)
     }
 
     fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess> {
@@ -203,6 +207,13 @@ impl node::Node for Handle {
     fn stop<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()> {
         async move {
             self.live(uid)?;
+            if let Some(owner) = self.node.store.pod(uid).as_deref().and_then(controller) {
+                let (kind, name) = (&owner.kind, &owner.name);
+                let message = format!(
+                    "the pod is one of {kind} {name}, which would replace it: remove the file, or ask for fewer replicas"
+                );
+                return Err(NodeError::Conflict(message));
+            }
             self.order(Order::Stop { uid: uid.clone() })
         }
         .boxed()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -125,7 +126,8 @@ impl Manager {
 
     fn source(&mut self, event: source::Event) {
         match event {
-            source::Event::Init => {}
+            // Workloads are the workload controller's, which makes pods of them.
+            source::Event::Init | source::Event::ApplyWorkload(_) | source::Event::DeleteWorkload(_) => {}
             source::Event::Apply(pod) => self.apply(pod),
             source::Event::ApplyObject(object) => {
                 self.reclaim.retain(|claim| claim != object.key());
@@ -275,6 +277,10 @@ impl Manager {
     fn order(&mut self, order: Order) {
         match order {
             Order::Delete { uid, grace, again } => {
+                // A workload's pod is replaced by another one: its controller sees that it is gone.
+                if self.wanted.get(&uid).is_some_and(|pod| controller(pod).is_some()) {
+                    self.wanted.remove(&uid);
+                }
                 let wanted = self.wanted.contains_key(&uid) && !self.draining;
                 let _ = again.send(wanted);
                 let then = if wanted { Then::Again } else { Then::Gone };
@@ -361,6 +367,11 @@ impl Manager {
             self.begin(pod);
         }
     }
+}
+
+/// The workload that made the pod.
+pub(super) fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
 /// What a claim says for its data to go with it; else they stay.

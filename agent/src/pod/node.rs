@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::model::PodUid;
 use crate::pod::store::Store;
+use crate::runtime::Reading;
 
 /// What an act on the node comes to.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, NodeError>>;
@@ -138,6 +139,8 @@ pub trait Node: Send + Sync + 'static {
     fn node(&self) -> NodeObject;
     /// The folder with a container's `N.log`, N being the attempt.
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf;
+    /// Keeps a pod's logs as long as the answer lives, also when the pod is removed meanwhile.
+    fn read_logs(&self, uid: &PodUid) -> Reading;
     /// Runs one more process in a container.
     fn exec<'a>(&'a self, uid: &'a PodUid, request: ExecRequest) -> Answer<'a, ExecProcess>;
     /// Joins a container's streams.

@@ -66,7 +66,8 @@ impl Recorder {
         self.record(node, level, reason, message);
     }
 
-    fn record(&self, object: k8s::ObjectReference, level: Level, reason: &str, message: &str) {
+    /// An event about any object.
+    pub fn record(&self, object: k8s::ObjectReference, level: Level, reason: &str, message: &str) {
         match level {
             Level::Normal => tracing::debug!(object = object.name, reason, message, "event"),
             Level::Warning => tracing::warn!(object = object.name, reason, message, "event"),

@@ -1,6 +1,8 @@
 //! The pods and events as the node sees them now. One writer (the workers), many readers (the API, the command line, reports).
 //! Knows no I/O.
 
+pub mod workloads;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -45,7 +47,7 @@ impl<T> Clone for Change<T> {
 
 /// Objects of one kind by a key, with the changes that led to them.
 #[derive(Debug)]
-struct Table<K, T> {
+pub struct Table<K, T> {
     objects: BTreeMap<K, Arc<T>>,
     history: VecDeque<Change<T>>,
     changes: broadcast::Sender<Change<T>>,
@@ -85,6 +87,9 @@ pub struct Snapshot<T> {
     pub changes: broadcast::Receiver<Change<T>>,
 }
 
+/// What was missed, and what follows.
+pub type Since<T> = (Vec<Change<T>>, broadcast::Receiver<Change<T>>);
+
 /// A watch was asked to go on from a version that isn't remembered any more.
 #[derive(Debug, thiserror::Error)]
 #[error("too old resource version: {asked} ({oldest})")]
@@ -99,6 +104,7 @@ struct Inner {
     pods: Table<PodUid, Pod>,
     events: Table<String, Event>,
     event_order: VecDeque<String>,
+    workloads: workloads::Workloads,
 }
 
 /// See the module's page.
@@ -116,6 +122,7 @@ impl Default for Store {
                 pods: Table::new(),
                 events: Table::new(),
                 event_order: VecDeque::new(),
+                workloads: workloads::Workloads::new(),
             }),
         }
     }
@@ -169,7 +176,7 @@ impl Store {
     }
 
     /// The changes to pods after `version`, then what follows.
-    pub fn pods_since(&self, version: u64) -> Result<(Vec<Change<Pod>>, broadcast::Receiver<Change<Pod>>), Expired> {
+    pub fn pods_since(&self, version: u64) -> Result<Since<Pod>, Expired> {
         since(&self.read().pods, version)
     }
 
@@ -207,7 +214,7 @@ impl Store {
     }
 
     /// The changes to events after `version`, then what follows.
-    pub fn events_since(&self, version: u64) -> Result<(Vec<Change<Event>>, broadcast::Receiver<Change<Event>>), Expired> {
+    pub fn events_since(&self, version: u64) -> Result<Since<Event>, Expired> {
         since(&self.read().events, version)
     }
 
@@ -224,7 +231,7 @@ fn snapshot<K, T>(version: u64, table: &Table<K, T>) -> Snapshot<T> {
     Snapshot { version, objects: table.objects.values().cloned().collect(), changes: table.changes.subscribe() }
 }
 
-fn since<K, T>(table: &Table<K, T>, version: u64) -> Result<(Vec<Change<T>>, broadcast::Receiver<Change<T>>), Expired> {
+fn since<K, T>(table: &Table<K, T>, version: u64) -> Result<Since<T>, Expired> {
     if let Some(first) = table.history.front().filter(|_| table.history.len() == HISTORY)
         && version + 1 < first.version
     {

@@ -1,6 +1,8 @@
 //! One pod's task: observes, plans, acts. All decisions are `plan`'s; here is the I/O. Actions run side by side as futures of this
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
+mod admit;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::completed::{self, Completed};
 use super::objects::Watch;
@@ -24,6 +26,7 @@ use super::recorder::Level;
 use super::status;
 use super::trace::Trace;
 use super::{Node, SandboxNote};
+use crate::admission::Lease;
 use crate::image;
 use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
@@ -95,6 +98,10 @@ pub struct Worker {
     trace: Trace,
     /// The objects that the pod refers to.
     needs: Watch,
+    /// What the pod was promised of the node.
+    lease: Option<Lease>,
+    /// Since when it was turned away: heard when something became better.
+    turned_away: Option<watch::Receiver<u64>>,
 }
 
 impl Worker {
@@ -116,6 +123,8 @@ impl Worker {
             live,
             trace,
             needs: Watch::default(),
+            lease: None,
+            turned_away: None,
         };
         worker
     }
@@ -124,6 +133,7 @@ impl Worker {
     pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
         worker.recall();
+        worker.admit();
         if worker.node.runtime.has_leftovers(worker.pod.uid()) {
             worker.remove_sandbox();
         }
@@ -139,6 +149,7 @@ impl Worker {
             worker.remove_sandbox();
             return worker;
         }
+        worker.lease = Some(worker.node.admission.take(&worker.pod));
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
@@ -188,7 +199,8 @@ impl Worker {
             self.drain_outcomes();
             let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
             self.trace.waits_for(plan.waiting_for);
-            if plan.complete {
+            if plan.complete && self.turned_away.is_none() {
+                self.lease = None;
                 self.remember_completion();
             }
             if plan.over && !self.begin_again() {
@@ -218,6 +230,7 @@ impl Worker {
                     None => return,
                 },
                 () = self.needs.changed() => self.objects_changed(),
+                () = admit::better(&mut self.turned_away) => self.ask_again(),
                 () = until(plan.wake) => {}
             }
         }
@@ -337,6 +350,8 @@ impl Worker {
         self.start_time = Timestamp::now();
         self.deletion = None;
         self.trace.restart();
+        self.turned_away = None;
+        self.admit();
         true
     }
 

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::readers::Reading;
 use super::run::Runtime;
-use crate::model::ValidPod;
+use crate::model::{PodUid, ValidPod};
 
 /// Bytes of a termination message that are kept, as the kubelet's.
 const LAST_WORDS: u64 = 4096;
@@ -21,6 +22,11 @@ impl Runtime {
     /// The folder of a container's `N.log`.
     pub fn log_dir(&self, pod: &ValidPod, container: &str) -> PathBuf {
         self.settings.pod_logs(pod).join(container)
+    }
+
+    /// Keeps the pod's logs while they are read, also when the pod is removed meanwhile.
+    pub fn read_logs(&self, uid: &PodUid) -> Reading {
+        self.readers.enter(uid)
     }
 
     /// The number of the next attempt, by the logs that are there: a restart count that survives the loss of all else.

@@ -9,6 +9,7 @@ mod history;
 pub mod holder;
 pub mod inspect;
 mod paths;
+mod readers;
 pub mod recipe;
 mod record;
 mod remove;
@@ -20,6 +21,7 @@ mod teardown;
 pub mod volumes;
 
 pub use error::{Cause, ConfigError, Error, Place};
+pub use readers::Reading;
 pub use remove::remove_tree;
 pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};

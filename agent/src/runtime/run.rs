@@ -18,6 +18,7 @@ use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
 use super::holder::{Holder, Program};
 use super::inspect::{self, Inspection};
+use super::readers::Readers;
 use super::recipe::env::Objects;
 use super::recipe::{self, ContainerInput, sandbox};
 use super::resources::{Qos, Totals};
@@ -35,6 +36,7 @@ pub struct Runtime {
     program: Program,
     filters: Filters,
     pub(super) pods: Mutex<HashMap<PodUid, Held>>,
+    pub(super) readers: Readers,
 }
 
 /// What a pod holds of the node, as long as it lives.
@@ -125,7 +127,7 @@ impl Runtime {
         cgroups.prepare()?;
         let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
         let filters = Filters::new(settings.seccomp_root.clone(), settings.seccomp_default_profile.as_deref())?;
-        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default() })
+        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default(), readers: Readers::default() })
     }
 
     /// The node's part of all recipes.

@@ -38,6 +38,7 @@ impl Runtime {
         }
         let lib = self.settings.pod_lib(uid);
         errors.extend(volumes::unmount_below(&lib));
+        self.readers.are_done(uid).await;
         for dir in self.logs_of(uid, sandbox).into_iter().chain([lib]) {
             errors.extend(delete(dir).await.err());
         }

@@ -13,7 +13,7 @@ use ring::digest;
 
 use super::Event;
 use super::sealed::{Keys, unsealed_name};
-use crate::model::{self, Defaults, FileError, ObjectRef, Origin, PodUid, ValidObject, ValidPod};
+use crate::model::{self, Defaults, FileError, ObjectRef, Origin, PodUid, ValidObject, ValidPod, ValidWorkload, WorkloadRef};
 
 /// What a file is now.
 #[derive(Debug)]
@@ -61,6 +61,7 @@ struct Held {
 enum Item {
     Object(ValidObject),
     Pod(ValidPod),
+    Workload(ValidWorkload),
 }
 
 /// An item's identity. Objects are before pods.
@@ -68,6 +69,7 @@ enum Item {
 enum Id {
     Object(ObjectRef),
     Pod(PodUid),
+    Workload(WorkloadRef),
 }
 
 impl Item {
@@ -75,6 +77,7 @@ impl Item {
         match self {
             Self::Object(object) => Id::Object(object.key().clone()),
             Self::Pod(pod) => Id::Pod(pod.uid().clone()),
+            Self::Workload(workload) => Id::Workload(workload.key().clone()),
         }
     }
 
@@ -83,6 +86,7 @@ impl Item {
         match self {
             Self::Object(o) => format!("{} {}/{}", o.key().kind.as_str(), o.key().namespace, o.key().name),
             Self::Pod(pod) => pod.to_string(),
+            Self::Workload(workload) => workload.key().to_string(),
         }
     }
 
@@ -90,6 +94,7 @@ impl Item {
         match self {
             Self::Object(object) => object.origin(),
             Self::Pod(pod) => pod.origin(),
+            Self::Workload(workload) => workload.origin(),
         }
     }
 
@@ -97,6 +102,7 @@ impl Item {
         match (self, other) {
             (Self::Object(a), Self::Object(b)) => a.body() == b.body(),
             (Self::Pod(a), Self::Pod(b)) => a.object() == b.object(),
+            (Self::Workload(a), Self::Workload(b)) => a.object() == b.object(),
             _ => false,
         }
     }
@@ -105,6 +111,7 @@ impl Item {
         match self {
             Self::Object(object) => Event::ApplyObject(object.clone()),
             Self::Pod(pod) => Event::Apply(pod.clone()),
+            Self::Workload(workload) => Event::ApplyWorkload(workload.clone()),
         }
     }
 }
@@ -183,8 +190,9 @@ impl Folder {
             }
         };
         let mut loaded = model::load(path, plain, &self.defaults);
-        let mut items: Vec<Item> =
-            loaded.objects.into_iter().map(Item::Object).chain(loaded.pods.into_iter().map(Item::Pod)).collect();
+        let mut items: Vec<Item> = loaded.objects.into_iter().map(Item::Object).collect();
+        items.extend(loaded.pods.into_iter().map(Item::Pod));
+        items.extend(loaded.workloads.into_iter().map(Item::Workload));
         // An editor or `>` empties a file before it writes it: that isn't a wish to have its pods deleted.
         if bytes.iter().all(u8::is_ascii_whitespace) && !file.items.is_empty() {
             let message = "the file is empty: its last good version runs on; remove the file to end its pods";
@@ -246,11 +254,12 @@ impl Folder {
         events.extend(gone.into_iter().rev().map(|id| match id {
             Id::Pod(uid) => Event::Delete(uid),
             Id::Object(key) => Event::DeleteObject(key),
+            Id::Workload(key) => Event::DeleteWorkload(key),
         }));
         let same = |id: &Id, held: &Held| before.get(id).is_some_and(|old| old.file == held.file && old.item.same(&held.item));
         let held = touched.iter().filter_map(|path| self.files.get(path)).flat_map(|file| &file.holds);
         let changed = held.filter_map(|id| self.held.get(id).filter(|held| !same(id, held)));
-        let (pods, objects): (Vec<_>, Vec<_>) = changed.partition(|held| matches!(held.item, Item::Pod(_)));
+        let (pods, objects): (Vec<_>, Vec<_>) = changed.partition(|held| !matches!(held.item, Item::Object(_)));
         events.extend(objects.into_iter().chain(pods).map(|held| held.item.applied()));
     }
 
@@ -322,7 +331,11 @@ fn duplicate(path: &Path, item: &Item, holder: &Held) -> FileError {
         Item::Pod(other) if other.to_string() != item.name() => ("metadata.uid", other.uid().to_string()),
         _ => ("metadata.name", item.name()),
     };
-    let what = if matches!(item, Item::Pod(_)) { "pod" } else { "object" };
+    let what = match item {
+        Item::Pod(_) => "pod",
+        Item::Object(_) => "object",
+        Item::Workload(_) => "workload",
+    };
     let message = format!("Duplicate value: {value:?}: {place} has this {what} already, and keeps it");
     FileError { file: path.to_path_buf(), line: line(item), column: 1, field: field.into(), message }
 }

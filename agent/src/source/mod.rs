@@ -8,7 +8,7 @@ pub mod sealed;
 
 use std::path::PathBuf;
 
-use crate::model::{FileError, ObjectRef, PodUid, ValidObject, ValidPod};
+use crate::model::{FileError, ObjectRef, PodUid, ValidObject, ValidPod, ValidWorkload, WorkloadRef};
 
 pub use directory::{WatchError, watch};
 
@@ -21,6 +21,10 @@ pub enum Event {
     Apply(ValidPod),
     /// This object is, as it is here. Of one moment's changes, objects are told before pods, so that a pod finds what it needs.
     ApplyObject(ValidObject),
+    /// This workload shall be, as it is here.
+    ApplyWorkload(ValidWorkload),
+    /// This workload shall not be any more, nor its pods.
+    DeleteWorkload(WorkloadRef),
     /// All that is there has been told: a pod that runs and wasn't told may go, unless it is of a file that is at fault.
     InitDone,
     /// This pod shall not be any more.

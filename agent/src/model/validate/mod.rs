@@ -3,6 +3,7 @@
 
 mod container;
 mod env;
+mod job;
 pub mod names;
 mod object;
 mod pod;
@@ -11,6 +12,7 @@ mod report;
 mod resources;
 mod security;
 mod volume;
+mod workload;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -21,6 +23,7 @@ use super::yaml::Node;
 pub use object::object;
 pub use report::Report;
 pub(super) use volume::sources as volume_sources;
+pub use workload::workload;
 
 /// Checks a pod that has its defaults against the text that it came from.
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {

@@ -89,8 +89,12 @@ fn claim(report: &mut Report<'_>, claim: &PersistentVolumeClaim) {
         let metadata = Path::ROOT.child("metadata");
         report.one_of(&metadata.child("annotations").key(RECLAIM), Some(policy), &["Delete", "Retain"]);
     }
-    let at = Path::ROOT.child("spec");
-    let Some(spec) = &claim.spec else { return report.required(&at, "") };
+    claim_spec(report, &Path::ROOT.child("spec"), claim);
+}
+
+/// Of a claim, or of a template for claims.
+pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, claim: &PersistentVolumeClaim) {
+    let Some(spec) = &claim.spec else { return report.required(at, "") };
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
         report.required(&at.child("accessModes"), "at least 1 access mode is required");

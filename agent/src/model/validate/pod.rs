@@ -26,7 +26,7 @@ pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
     annotations(report, &at.child("annotations"), meta);
 }
 
-fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &ObjectMeta) {
+pub(super) fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &ObjectMeta) {
     const LIMIT: usize = 256 * 1024;
     let mut total = 0;
     for (key, value) in meta.annotations.iter().flatten() {

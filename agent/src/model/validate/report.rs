@@ -46,6 +46,16 @@ impl<'n> Report<'n> {
         self.problems
     }
 
+    /// How many problems there are so far.
+    pub fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// Whether the text has something at this place.
+    pub fn has(&self, path: &Path<'_>) -> bool {
+        path.node(self.root).is_some()
+    }
+
     /// Any sentence.
     pub fn say(&mut self, path: &Path<'_>, message: impl Into<String>) {
         self.problems.push(Problem { at: path.position(self.root), field: path.to_string(), message: message.into() });

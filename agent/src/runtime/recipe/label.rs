@@ -37,10 +37,8 @@ pub fn apparmor_profile(pod: &ValidPod, container: &Container) -> Option<AppArmo
 /// `container.apparmor.security.beta.kubernetes.io/NAME: runtime/default | unconfined | localhost/PROFILE`.
 fn of_annotation(pod: &ValidPod, container: &Container) -> Option<AppArmorProfile> {
     let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container.name);
-    let profile = |type_: &str, name: Option<&str>| AppArmorProfile {
-        type_: type_.into(),
-        localhost_profile: name.map(str::to_owned),
-    };
+    let profile =
+        |type_: &str, name: Option<&str>| AppArmorProfile { type_: type_.into(), localhost_profile: name.map(str::to_owned) };
     match pod.metadata.annotations.as_ref()?.get(&key)?.as_str() {
         "runtime/default" => Some(profile("RuntimeDefault", None)),
         "unconfined" => Some(profile("Unconfined", None)),
@@ -71,7 +69,9 @@ pub fn apparmor(pod: &ValidPod, container: &Container) -> Result<Option<String>,
     if is_loaded(&name) {
         return Ok(Some(name));
     }
-    Err(ConfigError::new(format!("failed to generate apparmor spec opts: apparmor profile not found {name} (apparmor_parser loads it)")))
+    Err(ConfigError::new(format!(
+        "failed to generate apparmor spec opts: apparmor profile not found {name} (apparmor_parser loads it)"
+    )))
 }
 
 fn is_loaded(name: &str) -> bool {

@@ -75,12 +75,13 @@ impl Filters {
     fn localhost(&self, file: &str) -> Result<Profile, ConfigError> {
         let inside = beneath(file)?;
         let path = self.folder.join(&inside);
-        let opened = rustix::fs::open(&self.folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .and_then(|folder| {
+        let opened = rustix::fs::open(&self.folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(
+            |folder| {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
                 rustix::fs::openat2(folder, &inside, flags, Mode::empty(), resolve)
-            });
+            },
+        );
         read(opened.map(File::from).map_err(io::Error::from), &path)
     }
 }
