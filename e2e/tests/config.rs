@@ -190,16 +190,3 @@ fn a_secret_can_be_encrypted_on_the_disk() {
     web.is_ready();
     assert_eq!(web.container("main").demo("read /etc/login/password"), PASSWORD);
 }
-
-#[test]
-fn the_example_in_the_repository_runs() {
-    let node = NodeBox::start();
-    node.apply_folder("config");
-    let configured = node.pod("configured");
-    configured.is_ready();
-    let main = configured.container("main");
-    assert_eq!(main.demo("read /etc/configured/text"), "Good morning");
-    assert_eq!(main.demo("read /etc/configured/labels"), "app=\"configured\"");
-    assert!(main.demo("env").lines().any(|line| line == "DATABASE_PASSWORD=change-me"));
-    main.demo("write /var/visitors/first me");
-}

@@ -191,34 +191,6 @@ fn what_cannot_be_here_says_why(#[case] volume: &str, #[case] expected: &str) {
     });
 }
 
-/// CVE-2021-25741, CVE-2017-1002101: a container swaps a subPath for a link to the host's files.
-#[test]
-fn a_link_in_a_sub_path_leads_into_the_volume_alone() {
-    let node = NodeBox::start();
-    let secret = node.folder().join("secret-of-the-host");
-    std::fs::write(&secret, "x").unwrap();
-    let volume = node.folder().join("volume");
-    std::fs::create_dir_all(volume.join("etc")).unwrap();
-    std::os::unix::fs::symlink("/etc", volume.join("absolute")).unwrap();
-    std::os::unix::fs::symlink("../../../../../../..", volume.join("up")).unwrap();
-    std::os::unix::fs::symlink(&secret, volume.join("file")).unwrap();
-    let manifest = |name: &str, sub: &str| {
-        let hostile = format!("hostPath: {{path: {}}}", volume.display());
-        node.put(&with_volume(name, &hostile, &format!(", subPath: {sub}")))
-    };
-    let absolute = manifest("absolute", "absolute");
-    absolute.is_ready();
-    assert!(listed(&absolute, "/v").is_empty(), "it is the volume's own /etc");
-    let up = manifest("up", "up");
-    up.is_ready();
-    assert_eq!(listed(&up, "/v"), ["absolute", "etc", "file", "up"]);
-    let file = manifest("file", "file");
-    file.until("does not start", |pod| {
-        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
-        if waiting.is_string() { Ok(()) } else { Err(pod["status"].to_string()) }
-    });
-}
-
 #[test]
 fn an_empty_dir_beyond_its_limit_is_the_end_of_the_pod() {
     let node = NodeBox::start();
@@ -265,28 +237,6 @@ fn a_claims_data_goes_when_it_asks_for_that_and_nobody_uses_it() {
     assert_eventually!(!folder.exists(), "nobody uses it");
 }
 
-/// CVE-2025-9566: a link that an image or volume holds must not turn the writing of a ConfigMap into a write to the host.
-#[test]
-fn what_the_agent_writes_for_a_pod_follows_no_link_of_the_pods() {
-    let node = NodeBox::start();
-    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: first}\n");
-    let target = node.folder().join("of-the-host");
-    std::fs::write(&target, "untouched").unwrap();
-    let mounts = "securityContext: {privileged: true}\nvolumeMounts: [{name: v, mountPath: /v}]";
-    let web = node.put(&pod("web").spec("volumes: [{name: v, configMap: {name: app}}]").runs_with("main", "sleep", mounts));
-    web.is_ready();
-    // As if a pod had got at its volume: the name is a link to the host's file, and so is the present version's file.
-    let volume = node.root().join("var/lib/nodeagent/pods").join(web.uid()).join("volumes/files/v");
-    let version = volume.join(std::fs::read_link(volume.join("..data")).unwrap());
-    for link in [volume.join("evil"), version.join("evil")] {
-        std::fs::remove_file(&link).unwrap();
-        std::os::unix::fs::symlink(&target, &link).unwrap();
-    }
-    node.apply("app.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {evil: second}\n");
-    assert_eventually!(web.container("main").demo("read /v/evil") == "second", "the edit is seen");
-    assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
-}
-
 #[test]
 fn nfs_is_mounted_by_the_nodes_own_client() {
     use std::os::unix::fs::PermissionsExt;
@@ -317,32 +267,6 @@ fn nfs_is_mounted_by_the_nodes_own_client() {
 }
 
 #[test]
-fn mounts_show_what_is_mounted_later_only_where_that_is_asked_for() {
-    let node = NodeBox::start();
-    let host = node.folder().join("host");
-    std::fs::create_dir_all(host.join("sub")).unwrap();
-    let path = host.to_str().unwrap();
-    node.inside("mount", &["--bind", path, path]).ok();
-    node.inside("mount", &["--make-shared", path]).ok();
-    let volume = format!("volumes: [{{name: v, hostPath: {{path: {path}}}}}]");
-    let mounts = |more: &str| format!("volumeMounts: [{{name: v, mountPath: /v{more}}}]");
-    let manifest = pod("web")
-        .spec(&volume)
-        .runs_with("closed", "sleep", &mounts(""))
-        .runs_with("open", "sleep", &mounts(", mountPropagation: HostToContainer"))
-        .runs_with("deep", "sleep", &mounts(", readOnly: true, recursiveReadOnly: Enabled"));
-    node.inside("mount", &["-t", "tmpfs", "before", &format!("{path}/sub")]).ok();
-    let web = node.put(&manifest);
-    web.is_ready();
-    web.container("closed").demo("write /v/sub/x y");
-    web.container("deep").exec(&["/demo", "write", "/v/sub/x", "y"]).fails();
-    node.inside("mount", &["-t", "tmpfs", "after", &format!("{path}/sub")]).ok();
-    node.inside("sh", &["-c", &format!("echo new > {path}/sub/new")]).ok();
-    assert_eq!(web.container("open").demo("read /v/sub/new"), "new");
-    web.container("closed").exec(&["/demo", "read", "/v/sub/new"]).fails();
-}
-
-#[test]
 fn volumes_keep_their_owners_in_a_pod_with_its_own_users() {
     let node = NodeBox::start();
     node.apply("login.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {password: p}\n");
@@ -363,4 +287,50 @@ fn volumes_keep_their_owners_in_a_pod_with_its_own_users() {
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume).unwrap());
     assert_eq!(owner, 0, "on the disk as in the pod: another pod can have the volume next");
     assert!(main.demo("list /i").contains("demo"));
+}
+
+#[test]
+fn memory_is_limited_and_may_be_huge_pages() {
+    let node = NodeBox::start();
+    let volumes =
+        "volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 64Ki}}, {name: h, emptyDir: {medium: HugePages-2Mi}}]";
+    let mounts = "volumeMounts: [{name: m, mountPath: /m}, {name: h, mountPath: /h}]";
+    let web = node.put(&pod("web").spec(volumes).runs_with("main", "sleep", mounts));
+    web.is_ready();
+    let main = web.container("main");
+    let mounts = main.demo("mounts");
+    let of = |path: &str| mounts.lines().find(|line| line.starts_with(&format!("{path} "))).unwrap_or_default();
+    assert!(of("/m").contains("tmpfs") && of("/m").contains("size=64k"), "{mounts}");
+    assert!(of("/h").contains("hugetlbfs") && of("/h").contains("pagesize=2M"), "{mounts}");
+    let volume = node.root().join("var/lib/nodeagent/pods").join(web.uid()).join("volumes/empty-dir/m/big");
+    let full = node.inside("dd", &["if=/dev/zero", &format!("of={}", volume.display()), "bs=1k", "count=100"]);
+    assert!(full.all().contains("No space left on device"), "{full}");
+    web.is_ready();
+    let none = node.put(&with_volume("none", "emptyDir: {medium: HugePages-4Mi}", ""));
+    none.tells(&["FailedMount", "this machine has no huge pages of 4Mi"]);
+    let which = node.put(&with_volume("which", "emptyDir: {medium: HugePages}", ""));
+    which.tells(&["FailedMount", "no container of the pod asks for huge pages"]);
+}
+
+#[test]
+fn claims_are_where_the_configuration_says() {
+    let disk = tempfile::tempdir().unwrap();
+    let claims = disk.path().join("claims");
+    let config = format!("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nclaimsRoot: {}\n", claims.display());
+    let node = NodeBox::builder().config(&config).start();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data, namespace: shop}\n\
+                 spec: {accessModes: [ReadWriteOnce], storageClassName: fast, resources: {requests: {storage: 1Gi}}}\n";
+    node.apply("claim.yaml", claim);
+    let volume = "persistentVolumeClaim: {claimName: data}";
+    let one = with_volume("one", volume, "").metadata("namespace: shop");
+    node.put(&one);
+    node.pod("shop/one").is_ready();
+    node.pod("shop/one").container("main").demo("write /v/x y");
+    assert!(claims.join("shop/data/x").exists());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&claims).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700, "others on the machine have no business there");
+    assert!(node.agent_output().contains("spec.storageClassName: chooses nothing here"), "{}", node.agent_output());
+    // The claim of another namespace is another.
+    let stranger = node.put(&with_volume("stranger", volume, ""));
+    stranger.tells(&["FailedMount", "persistentvolumeclaim \"data\" not found"]);
 }

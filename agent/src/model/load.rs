@@ -103,6 +103,8 @@ impl Loader<'_> {
     }
 
     fn other(&mut self, body: Body, root: &Node) {
+        let warnings = validate::object_warnings(&body, root);
+        self.loaded.warnings.extend(warnings.into_iter().map(|w| w.of(self.source.to_path_buf())));
         let body = defaults::object(body, self.defaults);
         let problems = validate::object(&body, root);
         if problems.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Container, Volume};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Volume};
 
 use super::ValidPod;
 use super::object::{ObjectKind, ObjectRef};
@@ -11,7 +11,10 @@ use super::object::{ObjectKind, ObjectRef};
 pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
     let mut found = Found { namespace: pod.namespace(), refs: BTreeSet::new() };
     pod.spec().volumes.iter().flatten().for_each(|volume| found.volume(volume));
-    pod.all_containers().for_each(|container| found.container(container));
+    pod.all_containers().for_each(|c| found.environment(c.env.as_deref(), c.env_from.as_deref()));
+    for container in pod.spec().ephemeral_containers.iter().flatten() {
+        found.environment(container.env.as_deref(), container.env_from.as_deref());
+    }
     for secret in pod.spec().image_pull_secrets.iter().flatten() {
         found.add(ObjectKind::Secret, Some(&secret.name));
     }
@@ -40,12 +43,12 @@ impl Found<'_> {
         }
     }
 
-    fn container(&mut self, container: &Container) {
-        for from in container.env_from.iter().flatten() {
+    fn environment(&mut self, env: Option<&[EnvVar]>, env_from: Option<&[EnvFromSource]>) {
+        for from in env_from.into_iter().flatten() {
             self.add(ObjectKind::ConfigMap, from.config_map_ref.as_ref().map(|s| &s.name));
             self.add(ObjectKind::Secret, from.secret_ref.as_ref().map(|s| &s.name));
         }
-        for source in container.env.iter().flatten().filter_map(|var| var.value_from.as_ref()) {
+        for source in env.into_iter().flatten().filter_map(|var| var.value_from.as_ref()) {
             self.add(ObjectKind::ConfigMap, source.config_map_key_ref.as_ref().map(|s| &s.name));
             self.add(ObjectKind::Secret, source.secret_key_ref.as_ref().map(|s| &s.name));
         }
@@ -74,10 +77,11 @@ mod tests {
                 "envFrom": [{"configMapRef": {"name": "c3"}}, {"secretRef": {"name": "s5"}}],
                 "env": [{"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "c4", "key": "k"}}}],
             }],
+            "ephemeralContainers": [{"name": "e", "envFrom": [{"secretRef": {"name": "s6"}}]}],
         }});
         let pod = ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Stdin);
         let names: Vec<String> = of(&pod).into_iter().map(|r| format!("{}/{}", r.namespace, r.name)).collect();
-        let expected = ["c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4", "s5", "p1"];
+        let expected = ["c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4", "s5", "s6", "p1"];
         assert_eq!(names, expected.map(|name| format!("shop/{name}")));
     }
 }

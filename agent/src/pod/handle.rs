@@ -23,7 +23,7 @@ use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::{Reading, Sandbox, inspect as kernel};
+use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -305,6 +305,8 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
 
 fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
     let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
+    // A Secret may be a word of its command.
+    let hidden = Redaction::of(pod, &node.objects);
     let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
     InspectedContainer {
         name: name.to_owned(),
@@ -318,7 +320,7 @@ fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str,
             .map(|p| InspectedProcess {
                 pid: p.host_pid,
                 container_pid: p.container_pids.last().copied().unwrap_or(p.host_pid),
-                command: p.command,
+                command: hidden.hide(p.command),
             })
             .collect(),
         mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),

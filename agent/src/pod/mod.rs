@@ -29,6 +29,7 @@ pub mod recorder;
 pub mod status;
 pub mod store;
 pub mod trace;
+pub mod volumes;
 pub mod worker;
 
 /// What all workers of a node share.
@@ -136,6 +137,7 @@ impl Node {
         };
         errors.extend(removed.err().map(|e| e.to_string()));
         if all && errors.is_empty() {
+            errors.extend(self.runtime.detach_volumes(pod).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
         }
         // The address is free at once; the links go with the namespace, whose last process has ended.

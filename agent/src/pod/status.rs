@@ -145,7 +145,21 @@ fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Obser
         restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
         state: Some(state),
         last_state,
+        volume_mounts: container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount_status).collect()),
         ..k8s::ContainerStatus::default()
+    }
+}
+
+/// A recursive read-only mount is one, or the container doesn't start.
+fn mount_status(mount: &k8s::VolumeMount) -> k8s::VolumeMountStatus {
+    let read_only = mount.read_only == Some(true);
+    let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+    k8s::VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: Some(read_only),
+        recursive_read_only: read_only.then(|| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+        ..k8s::VolumeMountStatus::default()
     }
 }
 

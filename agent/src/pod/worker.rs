@@ -25,13 +25,14 @@ use super::plan::{self, Action, plan};
 use super::recorder::Level;
 use super::status;
 use super::trace::Trace;
+use super::volumes::Turn;
 use super::{Node, SandboxNote};
 use crate::admission::Lease;
 use crate::image;
 use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
-use crate::runtime::volumes::{Input as VolumeInput, usage};
+use crate::runtime::volumes::usage;
 use crate::runtime::{self, Sandbox, StartInput};
 use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 
@@ -76,6 +77,7 @@ enum Outcome {
     Told { name: String, result: Result<(), String> },
     Rewired(Result<(), String>),
     Measured { over: Option<String>, took: Duration },
+    Refreshed(Vec<runtime::Error>),
 }
 
 /// See the module's page.
@@ -102,6 +104,8 @@ pub struct Worker {
     lease: Option<Lease>,
     /// Since when it was turned away: heard when something became better.
     turned_away: Option<watch::Receiver<u64>>,
+    /// Who works on its volumes.
+    volumes: Turn,
 }
 
 impl Worker {
@@ -125,6 +129,7 @@ impl Worker {
             needs: Watch::default(),
             lease: None,
             turned_away: None,
+            volumes: Turn::default(),
         };
         worker
     }
@@ -373,14 +378,18 @@ impl Worker {
         self.refresh_volumes();
     }
 
-    fn refresh_volumes(&self) {
+    fn refresh_volumes(&mut self) {
         let SandboxState::Ready { ips, .. } = &self.observed.sandbox else { return };
         // Of a pod of which nothing has started yet, the first start makes them.
         if self.observed.containers.values().all(|c| c.last.is_none()) {
             return;
         }
-        let input = VolumeInput { pod: &self.pod, pod_ips: ips, objects: &self.node.objects, images: &BTreeMap::new() };
-        for error in self.node.runtime.refresh_volumes(input) {
+        let refreshed = self.node.clone().refresh_volumes(self.pod.clone(), ips.clone(), self.volumes.clone());
+        self.outcomes.push(Box::pin(async move { Outcome::Refreshed(refreshed.await) }));
+    }
+
+    fn refreshed(&self, errors: Vec<runtime::Error>) {
+        for error in errors {
             // What is gone stays as it was in the volumes that have it.
             tracing::info!(pod = %self.pod, "{}", error.message());
             self.say(None, Level::Warning, error.event(), &error.message());
@@ -518,9 +527,12 @@ impl Worker {
         self.observed.sandbox = SandboxState::Removing;
         let sandbox = self.sandbox.take();
         self.events = None;
-        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let (node, pod, volumes) = (self.node.clone(), self.pod.clone(), self.volumes.clone());
         let all = self.observed.ending.is_some();
-        self.outcomes.push(Box::pin(async move { Outcome::Removed(node.remove_sandbox(&pod, sandbox, all).await) }));
+        self.outcomes.push(Box::pin(async move {
+            let _turn = volumes.take().await;
+            Outcome::Removed(node.remove_sandbox(&pod, sandbox, all).await)
+        }));
     }
 
     fn pull(&mut self, name: &str) {
@@ -582,14 +594,10 @@ impl Worker {
             _ => Vec::new(),
         };
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
+        let turn = self.volumes.clone();
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let images = match node.attach_volumes(&pod).await {
-                Ok(images) => images,
-                Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
-            };
-            let input = VolumeInput { pod: &pod, pod_ips: &ips, objects: &node.objects, images: &images };
-            let volumes = match node.runtime.prepare_volumes(input) {
+            let volumes = match node.make_volumes(&pod, &ips, &turn).await {
                 Ok(volumes) => volumes,
                 Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
             };
@@ -659,6 +667,7 @@ impl Worker {
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
             Outcome::Measured { over: Some(message), .. } => self.evict(message),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
+            Outcome::Refreshed(errors) => self.refreshed(errors),
             Outcome::Rewired(Ok(())) => {}
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {

@@ -7,15 +7,16 @@ use podholder::protocol::{Fault, Stage};
 
 use super::cgroup::CgroupError;
 use super::holder::CallError;
+use super::redact::Redaction;
 
 /// A runtime call came to nothing: `pod default/web: container app: mount config at /etc/app: No such file or directory`.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: {cause}")]
+#[error("{place}: {}", .hidden.hide(.cause.to_string()))]
 pub struct Error {
     place: Place,
-    /// What happened there.
-    #[source]
+    /// What happened there. For people it is [`Self::message`], which shows no Secret.
     pub cause: Cause,
+    hidden: Redaction,
 }
 
 /// Which pod, and which container of it.
@@ -45,7 +46,7 @@ impl Place {
 
     /// Says where something happened.
     pub fn error(&self, cause: impl Into<Cause>) -> Error {
-        Error { place: self.clone(), cause: cause.into() }
+        Error { place: self.clone(), cause: cause.into(), hidden: Redaction::default() }
     }
 }
 
@@ -105,6 +106,11 @@ pub fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
 }
 
 impl Error {
+    /// About a pod as a whole, because of something that isn't the runtime's.
+    pub fn pod(pod: impl std::fmt::Display, message: impl Into<String>) -> Self {
+        Place::pod(pod).error(ConfigError::new(message))
+    }
+
     /// A volume that can't be made, because of something that isn't the runtime's.
     pub fn volume(pod: impl std::fmt::Display, volume: &str, message: impl Into<String>) -> Self {
         let cause = Box::new(Cause::Config(ConfigError::new(message)));
@@ -121,7 +127,12 @@ impl Error {
 
     /// What happened, without the place: for a status that stands beside the pod's and the container's name already.
     pub fn message(&self) -> String {
-        self.cause.to_string()
+        self.hidden.hide(self.cause.to_string())
+    }
+
+    /// The same, but these values are not shown.
+    pub fn without(self, hidden: Redaction) -> Self {
+        Self { hidden, ..self }
     }
 
     /// The reason of the container's waiting or terminated state, as the kubelet has it.

@@ -12,6 +12,7 @@ mod paths;
 mod readers;
 pub mod recipe;
 mod record;
+mod redact;
 mod remove;
 pub mod resources;
 mod run;
@@ -22,6 +23,7 @@ pub mod volumes;
 
 pub use error::{Cause, ConfigError, Error, Place};
 pub use readers::Reading;
+pub use redact::Redaction;
 pub use remove::remove_tree;
 pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};

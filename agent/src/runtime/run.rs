@@ -21,6 +21,7 @@ use super::inspect::{self, Inspection};
 use super::readers::Readers;
 use super::recipe::env::Objects;
 use super::recipe::{self, ContainerInput, sandbox};
+use super::redact::Redaction;
 use super::resources::{Qos, Totals};
 use super::seccomp::Filters;
 use super::settings::Settings;
@@ -148,6 +149,12 @@ impl Runtime {
     /// Mounts the pod's volumes of other machines; the first step of making its volumes.
     pub async fn attach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
         volumes::attach(pod, &self.settings).await.map_err(|cause| Place::pod(pod).error(cause))
+    }
+
+    /// Ends the sessions that [`Self::attach_volumes`] began; once the volumes are unmounted.
+    pub async fn detach_volumes(&self, pod: &ValidPod) -> Result<(), Error> {
+        let errors = volumes::detach(pod).await;
+        if errors.is_empty() { Ok(()) } else { Err(Place::pod(pod).error(Cause::Many(errors))) }
     }
 
     /// Brings a running pod's volumes to what its objects, labels and annotations say now. Goes on past errors.
@@ -283,12 +290,13 @@ impl Runtime {
     pub async fn start_container(&self, sandbox: &Sandbox, input: StartInput<'_>) -> Result<Started, Error> {
         let place = Place::container(input.pod, &input.container.name);
         let id = new_id().map_err(|cause| place.error(cause))?;
+        let (pod, objects) = (input.pod, input.objects);
         let started = self.start(sandbox, input, &id).await;
         if started.is_err() {
             // Nothing runs in it. What stays is removed with the container or the pod.
             let _ = sandbox.group.child(&id).remove().await;
         }
-        started.map_err(|cause| place.error(cause))
+        started.map_err(|cause| place.error(cause).without(Redaction::of(pod, objects)))
     }
 
     /// The recipe of a container, and the cgroup that it names.

@@ -177,6 +177,9 @@ fn used_host_ports(report: &mut Report<'_>, at: &Path<'_>, c: &Container, seen: 
 }
 
 fn devices(report: &mut Report<'_>, at: &Path<'_>, devices: &[VolumeDevice], context: &Context<'_>) {
+    if !devices.is_empty() {
+        report.forbidden(at, "claims are folders on this node: a block device needs a cluster's storage driver");
+    }
     let mut names = Unique::default();
     let mut paths = Unique::default();
     for (i, device) in devices.iter().enumerate() {

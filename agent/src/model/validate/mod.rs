@@ -20,7 +20,7 @@ use super::error::Problem;
 use super::load::Defaults;
 use super::path::Path;
 use super::yaml::Node;
-pub use object::object;
+pub use object::{object, warnings as object_warnings};
 pub use report::Report;
 pub(super) use volume::sources as volume_sources;
 pub use workload::workload;

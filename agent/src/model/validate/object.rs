@@ -26,6 +26,26 @@ pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
     report.finish()
 }
 
+/// What an object says that this node won't follow.
+pub fn warnings(body: &Body, root: &Node) -> Vec<Problem> {
+    let mut report = Report::new(root);
+    if let Body::PersistentVolumeClaim(claim) = body
+        && let Some(spec) = &claim.spec
+    {
+        let at = Path::ROOT.child("spec");
+        let set = [
+            ("selector", spec.selector.is_some()),
+            ("storageClassName", spec.storage_class_name.as_deref().is_some_and(|name| !name.is_empty())),
+            ("volumeAttributesClassName", spec.volume_attributes_class_name.is_some()),
+            ("volumeName", spec.volume_name.as_deref().is_some_and(|name| !name.is_empty())),
+        ];
+        for (field, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+            report.say(&at.child(field), "chooses nothing here: the claim is a folder below claimsRoot");
+        }
+    }
+    report.finish()
+}
+
 fn config_map(report: &mut Report<'_>, map: &ConfigMap) {
     let (data, binary) = (Path::ROOT.child("data"), Path::ROOT.child("binaryData"));
     let mut size = 0;

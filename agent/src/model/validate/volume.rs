@@ -255,6 +255,13 @@ fn iscsi(report: &mut Report<'_>, at: &Path<'_>, source: &ISCSIVolumeSource) {
     if !(0..=255).contains(&source.lun) {
         report.invalid(&at.child("lun"), &source.lun, "must be between 0 and 255, inclusive");
     }
+    let chap = [("chapAuthDiscovery", source.chap_auth_discovery), ("chapAuthSession", source.chap_auth_session)];
+    for (field, _) in chap.iter().filter(|(_, set)| *set == Some(true)) {
+        report.forbidden(&at.child(field), "put the node's logins into /etc/iscsi/iscsid.conf");
+    }
+    if source.initiator_name.as_deref().is_some_and(|name| !name.is_empty()) {
+        report.forbidden(&at.child("initiatorName"), "put the node's name into /etc/iscsi/initiatorname.iscsi");
+    }
 }
 
 /// The names of the sources that a volume has.

@@ -68,23 +68,19 @@ pub struct Context<'a> {
 pub type ReadFile<'a> = dyn Fn(&str, &str) -> std::io::Result<Option<Vec<u8>>> + 'a;
 
 /// The container's own variables, envFrom first, each name once, later ones winning, then those that tell of Services. Values may
-/// refer to earlier names.
+/// refer to earlier names: a later one, or one of a circle, is not replaced.
 pub fn resolve(context: &Context<'_>) -> Result<Vec<(String, String)>, ConfigError> {
-    let services = match context.pod.spec().enable_service_links {
-        Some(false) => Vec::new(),
-        _ => context.objects.services(context.pod.namespace()),
-    };
     let mut links = Env::default();
-    for (name, value) in links::variables(services.iter().map(AsRef::as_ref)) {
+    for (name, value) in links::variables(linked_services(context).iter().map(AsRef::as_ref)) {
         links.set(&name, value);
     }
     let mut env = Env::default();
     env_from(context, &mut env)?;
     for var in context.container.env.iter().flatten() {
-        let value = match (&var.value, &var.value_from) {
-            (Some(value), _) => Some(expand(value, |name| env.get(name).or_else(|| links.get(name)))),
-            (None, Some(source)) => from_source(context, &var.name, source)?,
-            (None, None) => Some(String::new()),
+        // `value: ""` beside a valueFrom says nothing, as in Kubernetes.
+        let value = match (var.value.as_deref().unwrap_or_default(), &var.value_from) {
+            ("", Some(source)) => from_source(context, &var.name, source)?,
+            (value, _) => Some(expand(value, |name| env.get(name).or_else(|| links.get(name)))),
         };
         if let Some(value) = value {
             env.set(&var.name, value);
@@ -97,6 +93,21 @@ pub fn resolve(context: &Context<'_>) -> Result<Vec<(String, String)>, ConfigErr
         }
     }
     Ok(env.list)
+}
+
+/// The Services of the pod's namespace, and that of the API server, which every pod is told of whatever it says: the namespace's
+/// own of that name comes before it.
+fn linked_services(context: &Context<'_>) -> Vec<Arc<Service>> {
+    const API_SERVER: &str = "kubernetes";
+    let named = |service: &Arc<Service>| service.metadata.name.as_deref() == Some(API_SERVER);
+    let mut services = match context.pod.spec().enable_service_links {
+        Some(false) => Vec::new(),
+        _ => context.objects.services(context.pod.namespace()),
+    };
+    if !services.iter().any(named) {
+        services.extend(context.objects.services("default").into_iter().find(named));
+    }
+    services
 }
 
 /// In the order of first appearance.
@@ -348,37 +359,5 @@ pub fn expand_by(text: &str, env: &[(String, String)]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case("$(A)", "1")]
-    #[case("x$(A)y$(B)z", "x1y$(B)z")]
-    #[case("$$(A)", "$(A)")]
-    #[case("$$$(A)", "$1")]
-    #[case("$$$$(A)", "$$(A)")]
-    #[case("$(A", "$(A")]
-    #[case("$A $", "$A $")]
-    #[case("$()", "$()")]
-    #[case("$(A))", "1)")]
-    #[case("ä$(A)ö", "ä1ö")]
-    #[case("", "")]
-    fn expansion(#[case] text: &str, #[case] expected: &str) {
-        assert_eq!(expand(text, |name| (name == "A").then_some("1")), expected);
-    }
-
-    #[test]
-    fn the_containers_values_overrule_the_images() {
-        let image = ["PATH=/bin".to_owned(), "A=image".into(), "junk".into()];
-        let own = [("A".to_owned(), "own".to_owned()), ("B".into(), String::new())];
-        assert_eq!(merge(&image, &own), ["PATH=/bin", "A=own", "B="]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_text_expands_without_panic(text in ".*") {
-            expand(&text, |name| (name.len() > 2).then_some("v"));
-        }
-    }
-}
+#[path = "env_tests.rs"]
+mod tests;

@@ -113,6 +113,7 @@ fn volume(input: &ContainerInput<'_>, wanted: &VolumeMount, own_env: &[(String, 
         (None, _) => String::new(),
     };
     let read_only = wanted.read_only == Some(true) || volume.read_only;
+    let has = |option: &str| wanted.bind_mount_options.iter().flatten().any(|o| o == option);
     let recursive = match wanted.recursive_read_only.as_deref() {
         Some("Enabled" | "IfPossible") => wanted.read_only == Some(true),
         _ => false,
@@ -122,9 +123,9 @@ fn volume(input: &ContainerInput<'_>, wanted: &VolumeMount, own_env: &[(String, 
         source: Source::Bind { path: volume.path.clone(), beneath: beneath(&sub_path)?, recursive: true, idmap: volume.idmap },
         read_only,
         recursive_read_only: recursive,
-        nosuid: false,
-        nodev: false,
-        noexec: false,
+        nosuid: has("nosuid"),
+        nodev: has("nodev"),
+        noexec: has("noexec"),
         propagation: propagation(wanted),
     })
 }

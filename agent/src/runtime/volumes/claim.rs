@@ -9,25 +9,34 @@ use crate::model::ValidPod;
 use crate::runtime::error::{Cause, ConfigError, file};
 use crate::runtime::settings::Settings;
 
+/// persistentVolumeClaim.readOnly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The pod may write.
+    ReadWrite,
+    /// No container of the pod may.
+    ReadOnly,
+}
+
 /// The folder of a claim that a file gives.
-pub fn bound(input: Input<'_>, settings: &Settings, name: &str) -> Result<PathBuf, Cause> {
+pub fn bound(input: Input<'_>, settings: &Settings, name: &str, access: Access) -> Result<PathBuf, Cause> {
     let namespace = input.pod.namespace();
     if input.objects.claim(namespace, name).is_none() {
         return Err(ConfigError::new(format!("persistentvolumeclaim \"{name}\" not found")).into());
     }
     let path = settings.claim_dir(namespace, name);
-    make(input.pod, settings, &path)?;
+    make(input.pod, settings, &path, access)?;
     Ok(path)
 }
 
 /// The folder of an ephemeral volume, among the pod's own.
 pub fn ephemeral(pod: &ValidPod, settings: &Settings, name: &str) -> Result<PathBuf, Cause> {
     let path = settings.volume_dir(pod.uid(), "ephemeral", name);
-    make(pod, settings, &path)?;
+    make(pod, settings, &path, Access::ReadWrite)?;
     Ok(path)
 }
 
-fn make(pod: &ValidPod, settings: &Settings, path: &Path) -> Result<(), Cause> {
+fn make(pod: &ValidPod, settings: &Settings, path: &Path, access: Access) -> Result<(), Cause> {
     if !path.exists() {
         let parent = path.parent().unwrap_or(path);
         fs::create_dir_all(parent).map_err(file("make", parent))?;
@@ -37,7 +46,11 @@ fn make(pod: &ValidPod, settings: &Settings, path: &Path) -> Result<(), Cause> {
         }
         super::own(path, None, 0o777)?;
     }
-    fs_group(pod).map_or(Ok(()), |gid| give_once(pod, settings, path, gid))
+    match fs_group(pod) {
+        // Whoever only reads changes no owners, as in Kubernetes.
+        Some(gid) if access == Access::ReadWrite => give_once(pod, settings, path, gid),
+        _ => Ok(()),
+    }
 }
 
 /// Once for a sandbox, as the kubelet: a volume may be large, and containers restart often.

@@ -26,7 +26,7 @@ pub fn make(pod: &ValidPod, settings: &Settings, source: &EmptyDirVolumeSource, 
     // Everybody's, as Kubernetes has it; with an fsGroup, new files belong to that group.
     let group = fs_group(pod);
     let mode = source.mode.and_then(|m| u32::try_from(m).ok()).unwrap_or(0o777);
-    own(path, group, if group.is_some() { 0o2777 } else { mode })
+    own(path, group, if group.is_some() { mode | 0o2770 } else { mode })
 }
 
 /// The least of what the volume, the pod's containers and the node may have.

@@ -35,7 +35,7 @@ use super::recipe::sandbox;
 use super::remove::is_mount_point;
 use super::settings::Settings;
 use crate::model::ValidPod;
-pub use network::attach;
+pub use network::{attach, detach};
 use payload::Sources;
 
 /// Where a volume is.
@@ -78,10 +78,14 @@ pub fn prepare(input: Input<'_>, settings: &Settings) -> Result<Volumes, Cause> 
     Ok(roots)
 }
 
-/// Brings the volumes that are made of objects, or of the pod's own fields, to what those say now. Goes on past errors.
+/// Brings the volumes that are made of objects, or of the pod's own fields, to what those say now. Goes on past errors. Those that
+/// aren't there yet, or any more, stay away.
 pub fn refresh(input: Input<'_>, settings: &Settings) -> Vec<Cause> {
     let mut errors = Vec::new();
     for volume in input.pod.spec().volumes.iter().flatten() {
+        if !settings.volume_dir(input.pod.uid(), FILES, &volume.name).exists() {
+            continue;
+        }
         if let Some(Err(cause)) = files(input, settings, volume) {
             errors.push(Cause::Volume { volume: volume.name.clone(), cause: Box::new(cause) });
         }
@@ -101,14 +105,15 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
         return Ok((source.path.clone().into(), false));
     }
     if let Some(path) = network::place(pod, settings, volume) {
-        return Ok((network::find(path)?, false));
+        return Ok((network::find(path)?, network::is_read_only(volume)));
     }
     if let Some(made) = files(input, settings, volume) {
         return Ok((made?, true));
     }
     if let Some(source) = &volume.persistent_volume_claim {
-        let path = claim::bound(input, settings, &source.claim_name)?;
-        return Ok((path, source.read_only == Some(true)));
+        let read_only = source.read_only == Some(true);
+        let access = if read_only { claim::Access::ReadOnly } else { claim::Access::ReadWrite };
+        return Ok((claim::bound(input, settings, &source.claim_name, access)?, read_only));
     }
     if volume.ephemeral.is_some() {
         return Ok((claim::ephemeral(pod, settings, &volume.name)?, false));
@@ -125,12 +130,15 @@ fn can_be_mapped(volume: &Volume) -> bool {
     volume.image.is_none() && volume.nfs.is_none() && !huge
 }
 
+/// The kind of a volume of files that the agent writes.
+const FILES: &str = "files";
+
 /// A volume of files that the agent writes. `None`: it is of another kind.
 fn files(input: Input<'_>, settings: &Settings, volume: &Volume) -> Option<Result<PathBuf, Cause>> {
     let Input { pod, pod_ips, objects, .. } = input;
     let payload = payload::of(&Sources { pod, settings, pod_ips, objects }, volume)?;
     let write = |payload| {
-        let path = settings.volume_dir(pod.uid(), "files", &volume.name);
+        let path = settings.volume_dir(pod.uid(), FILES, &volume.name);
         fs::create_dir_all(&path).map_err(file("make", &path))?;
         if payload::in_memory(volume) && !is_mount_point(&path) {
             mount_secret_tmpfs(&path)?;

@@ -48,6 +48,12 @@ pub fn place(pod: &ValidPod, settings: &Settings, volume: &Volume) -> Option<Pat
     Some(settings.volume_dir(pod.uid(), kind, &volume.name))
 }
 
+/// Whether such a volume is mounted without the right to write.
+pub fn is_read_only(volume: &Volume) -> bool {
+    let asked = volume.nfs.as_ref().and_then(|n| n.read_only).or_else(|| volume.iscsi.as_ref()?.read_only);
+    asked == Some(true)
+}
+
 /// A volume that [`attach`] mounted.
 pub fn find(path: PathBuf) -> Result<PathBuf, Cause> {
     if is_mount_point(&path) { Ok(path) } else { Err(ConfigError::new("it is not mounted (yet)").into()) }
@@ -62,28 +68,16 @@ async fn nfs(source: &NFSVolumeSource, path: &Path) -> Result<(), Cause> {
     client("mount.nfs", "nfs-common", &words).await.map(drop)
 }
 
-/// Logs in to the target, and mounts the disk that appears. A session that is there already is used.
+/// Logs in to the target by all its portals, and mounts the first disk that appears. A session that is there already is used.
 async fn iscsi(source: &ISCSIVolumeSource, path: &Path) -> Result<(), Cause> {
-    if source.chap_auth_discovery == Some(true) || source.chap_auth_session == Some(true) {
-        let why = "CHAP logins are not handed on by this agent: put them into /etc/iscsi/iscsid.conf on the node";
-        return Err(ConfigError::new(why).into());
+    let _turn = SESSIONS.lock().await;
+    for portal in portals(source) {
+        iscsiadm(source, &portal, &["-o", "new"]).await?;
+        iscsiadm(source, &portal, &["--login"]).await?;
     }
-    let portal =
-        if source.target_portal.contains(':') { source.target_portal.clone() } else { format!("{}:3260", source.target_portal) };
-    let target: [&OsStr; 6] =
-        ["-m".as_ref(), "node".as_ref(), "-p".as_ref(), portal.as_ref(), "-T".as_ref(), source.iqn.as_ref()];
-    let with = |more: &'static [&'static str]| target.iter().copied().chain(more.iter().map(OsStr::new)).collect::<Vec<_>>();
-    client("iscsiadm", "open-iscsi", &with(&["-o", "new"])).await?;
-    client("iscsiadm", "open-iscsi", &with(&["--login"])).await?;
-    let disk = PathBuf::from(format!("/dev/disk/by-path/ip-{portal}-iscsi-{}-lun-{}", source.iqn, source.lun));
-    let appears = async {
-        while !disk.exists() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    if tokio::time::timeout(DISK, appears).await.is_err() {
-        return Err(file("wait for", &disk)(io::ErrorKind::TimedOut.into()));
-    }
+    let disk = tokio::time::timeout(DISK, appears(source)).await;
+    let disk =
+        disk.map_err(|_| file("wait for", &disk_of(source, &portals(source).join(",")))(io::ErrorKind::TimedOut.into()))?;
     fs::create_dir_all(path).map_err(file("make", path))?;
     let kind = source.fs_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or("ext4");
     let options = if source.read_only == Some(true) { "ro" } else { "rw" };
@@ -91,8 +85,70 @@ async fn iscsi(source: &ISCSIVolumeSource, path: &Path) -> Result<(), Cause> {
     client("mount", "util-linux", &words).await.map(drop)
 }
 
-/// iscsiadm's status for a session that is there already.
-const ALREADY: i32 = 15;
+/// One login or logout at a time: another pod may use the same target.
+static SESSIONS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Logs out of the targets of a pod whose volumes are unmounted, but for those that another pod has mounted. Goes on past errors.
+pub async fn detach(pod: &ValidPod) -> Vec<Cause> {
+    let mut errors = Vec::new();
+    for source in pod.spec().volumes.iter().flatten().filter_map(|volume| volume.iscsi.as_ref()) {
+        let _turn = SESSIONS.lock().await;
+        let disks: Vec<_> = portals(source).iter().filter_map(|portal| fs::canonicalize(disk_of(source, portal)).ok()).collect();
+        // No disk: there is no session, as after a reboot.
+        if disks.is_empty() || disks.iter().any(|disk| is_mounted(disk)) {
+            continue;
+        }
+        for portal in portals(source) {
+            errors.extend(iscsiadm(source, &portal, &["--logout"]).await.err());
+        }
+    }
+    errors
+}
+
+fn is_mounted(disk: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let sources = mounts.lines().filter_map(|line| line.split_once(" - ")?.1.split(' ').nth(1));
+    sources.into_iter().any(|source| fs::canonicalize(source).is_ok_and(|path| path == disk))
+}
+
+/// Where the target answers, each with its port.
+fn portals(source: &ISCSIVolumeSource) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for portal in [&source.target_portal].into_iter().chain(source.portals.iter().flatten()) {
+        // An address of IPv6 has colons, but no port outside of its brackets.
+        let has_port = portal.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
+        let portal = if has_port { portal.clone() } else { format!("{portal}:3260") };
+        if !all.contains(&portal) {
+            all.push(portal);
+        }
+    }
+    all
+}
+
+/// The name that udev gives to the disk of a portal.
+fn disk_of(source: &ISCSIVolumeSource, portal: &str) -> PathBuf {
+    PathBuf::from(format!("/dev/disk/by-path/ip-{portal}-iscsi-{}-lun-{}", source.iqn, source.lun))
+}
+
+async fn appears(source: &ISCSIVolumeSource) -> PathBuf {
+    let disks: Vec<_> = portals(source).iter().map(|portal| disk_of(source, portal)).collect();
+    loop {
+        if let Some(disk) = disks.iter().find(|disk| disk.exists()) {
+            return disk.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn iscsiadm(source: &ISCSIVolumeSource, portal: &str, what: &[&str]) -> Result<(), Cause> {
+    let interface = source.iscsi_interface.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    let target = ["-m", "node", "-p", portal, "-T", &source.iqn, "-I", interface];
+    let words: Vec<&OsStr> = target.iter().chain(what).map(OsStr::new).collect();
+    client("iscsiadm", "open-iscsi", &words).await.map(drop)
+}
+
+/// iscsiadm's statuses for a session that is there already, and for one that isn't there (any more).
+const ALREADY: [i32; 2] = [15, 21];
 
 /// Runs a client of the host to its end.
 async fn client(program: &str, package: &str, words: &[&OsStr]) -> Result<(), Cause> {
@@ -111,8 +167,28 @@ async fn client(program: &str, package: &str, words: &[&OsStr]) -> Result<(), Ca
         }
         Ok(output) => output.map_err(|error| failed(&error))?,
     };
-    if output.status.success() || (program == "iscsiadm" && output.status.code() == Some(ALREADY)) {
+    let already = program == "iscsiadm" && output.status.code().is_some_and(|code| ALREADY.contains(&code));
+    if output.status.success() || already {
         return Ok(());
     }
     Err(failed(&format_args!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portal_has_a_port() {
+        let source = |target: &str, more: &[&str]| ISCSIVolumeSource {
+            target_portal: target.into(),
+            portals: Some(more.iter().map(|p| (*p).to_owned()).collect()),
+            iqn: "iqn.2001-04.com.example:disk".into(),
+            ..ISCSIVolumeSource::default()
+        };
+        let all = portals(&source("10.0.0.1", &["10.0.0.1:3260", "10.0.0.2:99", "[fd00::1]", "[fd00::1]:88"]));
+        assert_eq!(all, ["10.0.0.1:3260", "10.0.0.2:99", "[fd00::1]:3260", "[fd00::1]:88"]);
+        let disk = disk_of(&source("10.0.0.1", &[]), "10.0.0.1:3260");
+        assert_eq!(disk, Path::new("/dev/disk/by-path/ip-10.0.0.1:3260-iscsi-iqn.2001-04.com.example:disk-lun-0"));
+    }
 }
