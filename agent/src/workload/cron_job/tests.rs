@@ -43,10 +43,10 @@ fn created(planned: &Planned) -> Option<&str> {
 #[case::only_the_latest_of_those_missed(json!({}), "2026-01-01T05:10:00Z", Some("2026-01-01T05:00:00Z"))]
 #[case::after_years(json!({"schedule": "* * * * *"}), "2029-07-01T05:10:30Z", Some("2029-07-01T05:10:00Z"))]
 #[case::after_years_rare(json!({"schedule": "0 0 1 1 *"}), "2029-07-01T05:10:30Z", Some("2029-01-01T00:00:00Z"))]
-#[case::within_the_deadline(json!({"startingDeadlineSeconds": 600}), "2026-01-01T05:10:00Z", Some("2026-01-01T05:00:00Z"))]
+#[case::within_the_deadline(json!({"startingDeadlineSeconds": 600}), "2026-01-01T05:09:59Z", Some("2026-01-01T05:00:00Z"))]
 #[case::past_the_deadline(json!({"startingDeadlineSeconds": 60}), "2026-01-01T05:10:00Z", None)]
 #[case::suspended(json!({"suspend": true}), "2026-01-01T05:10:00Z", None)]
-#[case::zone(json!({"timeZone": "Asia/Kolkata"}), "2026-01-01T01:00:00Z", Some("2026-01-01T06:00:00+05:30"))]
+#[case::zone(json!({"timeZone": "Asia/Kolkata"}), "2026-01-01T01:30:00Z", Some("2026-01-01T07:00:00+05:30"))]
 #[case::every(json!({"schedule": "@every 20m"}), "2026-01-01T01:12:00Z", Some("2026-01-01T01:10:00Z"))]
 #[case::every_after_years(json!({"schedule": "@every 1m"}), "2029-07-01T05:10:30Z", Some("2029-07-01T05:10:00Z"))]
 fn when_a_job_begins(#[case] spec: Value, #[case] now: &str, #[case] expected: Option<&str>) {
