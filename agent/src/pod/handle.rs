@@ -23,6 +23,7 @@ use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::recipe::env::Objects as _;
 use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
@@ -95,6 +96,10 @@ impl node::Node for Handle {
 
     fn node(&self) -> k8s::Node {
         (self.object)()
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<k8s::Secret>> {
+        self.node.objects.secret(namespace, name)
     }
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
@@ -323,7 +328,7 @@ fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str,
                 command: hidden.hide(p.command),
             })
             .collect(),
-        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),
+        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(&hidden.hide(line.clone()))).collect(),
         cgroups: sandbox.group.child(&attempt.id).dirs(),
         rootfs: InspectedRootfs {
             lower: image.map(|i| i.layers.iter().rev().cloned().collect()).unwrap_or_default(),
