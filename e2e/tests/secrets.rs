@@ -137,6 +137,12 @@ fn no_word_of_the_command_line_has_a_value() {
     ] {
         shows_none(&words.join(" "), &node.run(words).ok());
     }
+    // What an edit would change, without what it would change to.
+    let edited = node.folder().join("edited.yaml");
+    std::fs::write(&edited, secret().replace("password:", "other:")).unwrap();
+    let differs = node.run(&["diff", "-f", edited.to_str().unwrap()]);
+    assert!(differs.all().contains("login"), "{differs}");
+    shows_none("diff", &differs.all());
     let listed = node.run(&["get", "secrets"]).ok();
     assert!(listed.lines().any(|line| line.starts_with("login") && line.contains("Opaque") && line.contains('1')), "{listed}");
     assert!(node.run(&["get", "secrets", "-o", "json"]).ok().contains("nodeagent.dev/redacted"));

@@ -10,6 +10,7 @@ use super::human;
 use super::list::{Changes, Form, Served};
 use super::table::{Column, column, wide};
 use super::workloads::served;
+use crate::model::{Body, ObjectKind, ObjectRef, ValidObject};
 use crate::pod::node::Node;
 use crate::pod::store::objects::REDACTED;
 use crate::pod::store::{Change, Expired, Snapshot};
@@ -19,7 +20,8 @@ const fn count(name: &'static str) -> Column {
 }
 
 served!(ConfigMap, "configmaps", "v1", &[column("Name"), count("Data"), column("Age")], &[], |_, _| String::new(), |o, now| {
-    let keys = o.data.as_ref().map_or(0, std::collections::BTreeMap::len) + o.binary_data.as_ref().map_or(0, std::collections::BTreeMap::len);
+    let keys = o.data.as_ref().map_or(0, std::collections::BTreeMap::len)
+        + o.binary_data.as_ref().map_or(0, std::collections::BTreeMap::len);
     vec![json!(o.metadata.name), json!(keys), json!(age(&o.metadata, now))]
 });
 
@@ -116,8 +118,9 @@ served!(
 pub fn secret(node: &dyn Node, listed: &Secret, form: Form) -> Value {
     let metadata = &listed.metadata;
     let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
-    match (form, node.secret(namespace, name)) {
-        (Form::Objects, Some(whole)) => {
+    let found = node.objects().get(&ObjectRef::new(ObjectKind::Secret, namespace, name));
+    match (form, found.as_ref().map(ValidObject::body)) {
+        (Form::Objects, Some(Body::Secret(whole))) => {
             let mut shown = listed.clone();
             shown.data.clone_from(&whole.data);
             shown.metadata.annotations.as_mut().map(|annotations| annotations.remove(REDACTED));

@@ -18,12 +18,12 @@ use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
+use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError, Holder};
-use crate::runtime::recipe::env::Objects as _;
 use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
@@ -94,12 +94,12 @@ impl node::Node for Handle {
         &self.node.store
     }
 
-    fn node(&self) -> k8s::Node {
-        (self.object)()
+    fn objects(&self) -> &Objects {
+        &self.node.objects
     }
 
-    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<k8s::Secret>> {
-        self.node.objects.secret(namespace, name)
+    fn node(&self) -> k8s::Node {
+        (self.object)()
     }
 
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {

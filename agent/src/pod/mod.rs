@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::{Runtime, Sandbox};
 
 pub mod backoff;
 pub mod completed;
+pub mod diff;
 pub mod handle;
 mod image_api;
 pub mod manager;
@@ -53,6 +55,8 @@ pub struct Node {
     pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.
     pub backoff: backoff::Backoff,
+    /// Who can be here.
+    pub admission: Arc<Admission>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
     /// Marks of pods that were told to stay ended; on tmpfs.

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::model::PodUid;
+use crate::pod::objects::Objects;
 use crate::pod::store::Store;
 use crate::runtime::Reading;
 
@@ -136,10 +136,10 @@ pub struct Deletion {
 pub trait Node: Send + Sync + 'static {
     /// Pods and events.
     fn store(&self) -> &Store;
+    /// What manifests give beside pods.
+    fn objects(&self) -> &Objects;
     /// The Kubernetes Node object, as it is now.
     fn node(&self) -> NodeObject;
-    /// A Secret with its values.
-    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>>;
     /// The folder with a container's `N.log`, N being the attempt.
     fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf;
     /// Keeps a pod's logs as long as the answer lives, also when the pod is removed meanwhile.

@@ -1,6 +1,8 @@
 //! One pod's task: observes, plans, acts. All decisions are `plan`'s; here is the I/O. Actions run side by side as futures of this
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
+mod admit;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::completed::{self, Completed};
 use super::objects::Watch;
@@ -25,6 +27,7 @@ use super::status;
 use super::trace::Trace;
 use super::volumes::Turn;
 use super::{Node, SandboxNote};
+use crate::admission::Lease;
 use crate::image;
 use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
@@ -97,6 +100,10 @@ pub struct Worker {
     trace: Trace,
     /// The objects that the pod refers to.
     needs: Watch,
+    /// What the pod was promised of the node.
+    lease: Option<Lease>,
+    /// Since when it was turned away: heard when something became better.
+    turned_away: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
 }
@@ -120,6 +127,8 @@ impl Worker {
             live,
             trace,
             needs: Watch::default(),
+            lease: None,
+            turned_away: None,
             volumes: Turn::default(),
         };
         worker
@@ -129,6 +138,7 @@ impl Worker {
     pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
         worker.recall();
+        worker.admit();
         if worker.node.runtime.has_leftovers(worker.pod.uid()) {
             worker.remove_sandbox();
         }
@@ -144,6 +154,7 @@ impl Worker {
             worker.remove_sandbox();
             return worker;
         }
+        worker.lease = Some(worker.node.admission.take(&worker.pod));
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
@@ -193,7 +204,8 @@ impl Worker {
             self.drain_outcomes();
             let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
             self.trace.waits_for(plan.waiting_for);
-            if plan.complete {
+            if plan.complete && self.turned_away.is_none() {
+                self.lease = None;
                 self.remember_completion();
             }
             if plan.over && !self.begin_again() {
@@ -223,6 +235,7 @@ impl Worker {
                     None => return,
                 },
                 () = self.needs.changed() => self.objects_changed(),
+                () = admit::better(&mut self.turned_away) => self.ask_again(),
                 () = until(plan.wake) => {}
             }
         }
@@ -342,6 +355,8 @@ impl Worker {
         self.start_time = Timestamp::now();
         self.deletion = None;
         self.trace.restart();
+        self.turned_away = None;
+        self.admit();
         true
     }
 

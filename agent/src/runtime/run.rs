@@ -43,8 +43,8 @@ pub struct Runtime {
 /// What a pod holds of the node, as long as it lives.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Held {
-    /// The first of its host IDs.
-    pub ids: Option<u32>,
+    /// The first of its host IDs, and how many.
+    pub ids: Option<(u32, u32)>,
     /// What a burstable pod asks for, in thousandths of a CPU.
     pub burstable_cpu: u64,
 }
@@ -127,7 +127,7 @@ impl Runtime {
         }
         cgroups.prepare()?;
         let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
-        let filters = Filters::new(settings.seccomp_root.clone());
+        let filters = Filters::new(settings.seccomp_root.clone(), settings.seccomp_default_profile.as_deref())?;
         Ok(Self { settings, cgroups, program, filters, pods: Mutex::default(), readers: Readers::default() })
     }
 
@@ -224,15 +224,18 @@ impl Runtime {
         let burstable = Qos::of(pod.spec()) == Qos::Burstable;
         held.burstable_cpu = if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 };
         let maps = if sandbox::wants_ids(pod) {
-            let others = |start| pods.iter().any(|(uid, other)| uid != pod.uid() && other.ids == Some(start));
-            let free = || sandbox::free_ids(self.settings.id_range, others);
-            let maps = held.ids.map(sandbox::ids_from).or_else(free);
+            let others = |start: u32, end: u32| {
+                let overlaps = |(first, count): (u32, u32)| first < end && start < first.saturating_add(count);
+                pods.iter().any(|(uid, other)| uid != pod.uid() && other.ids.is_some_and(overlaps))
+            };
+            let free = || sandbox::free_ids(self.settings.id_range, self.settings.ids_per_pod, others);
+            let maps = held.ids.map(|(first, count)| sandbox::ids_from(first, count)).or_else(free);
             let none = || super::error::ConfigError::new("hostUsers: false: all ranges of host IDs are in use by other pods");
             Some(maps.ok_or_else(none)?)
         } else {
             None
         };
-        held.ids = maps.as_ref().and_then(|m| m.uids.first()).map(|m| m.outside);
+        held.ids = maps.as_ref().and_then(|m| m.uids.first()).map(|m| (m.outside, m.count));
         pods.insert(pod.uid().clone(), held);
         Ok(maps)
     }
@@ -275,7 +278,7 @@ impl Runtime {
         let (holder, state) = Holder::connect(&self.settings.holder_socket(pod.uid())).await?;
         let burstable = Qos::of(pod.spec()) == Qos::Burstable;
         let held = Held {
-            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| map.outside),
+            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| (map.outside, map.count)),
             burstable_cpu: if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 },
         };
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().clone(), held);

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerRestartRule, EphemeralContainer, PodSpec, ResourceRequirements, Volume, VolumeDevice, VolumeMount,
+    Container, ContainerPort, ContainerRestartRule, EphemeralContainer, PodSpec, ResourceRequirements, Volume, VolumeDevice,
+    VolumeMount,
 };
 
 use super::probe::{self, ProbeKind};
