@@ -13,7 +13,7 @@ use crate::model::quantity::Quantity;
 
 pub use control::{Control, Step};
 pub use observe::observe;
-pub use rank::{ContainerUsage, PodUsage, message, rank};
+pub use rank::{ContainerUsage, PodUsage, bytes, message, rank};
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -24,6 +24,7 @@ pub mod node;
 pub mod objects;
 pub mod observed;
 pub mod plan;
+pub mod pressure;
 pub mod pulls;
 pub mod recorder;
 pub mod status;

@@ -31,6 +31,9 @@ pub struct Failure {
     pub message: String,
     /// From then on, SIGKILL.
     pub deadline: Timestamp,
+    /// The node ended it, not its own doing: the condition DisruptionTarget.
+    #[serde(default)]
+    pub disrupted: bool,
 }
 
 /// The pod's namespaces and address.

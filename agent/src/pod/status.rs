@@ -34,8 +34,17 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         Sandbox::Ready { ips, .. } => ips,
         _ => &[],
     };
+    let mut conditions = conditions(pod, observed, phase, &init, &regular);
+    conditions.extend(observed.failure.as_ref().filter(|f| f.disrupted).map(|failure| k8s::PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(failure.message.clone()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    }));
     let mut status = k8s::PodStatus {
-        conditions: Some(conditions(pod, observed, phase, &init, &regular)),
+        conditions: Some(conditions),
         container_statuses: Some(regular),
         reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),
         message: observed.failure.as_ref().map(|failure| failure.message.clone()),

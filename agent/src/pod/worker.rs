@@ -43,6 +43,13 @@ pub enum Command {
     Update(ValidPod),
     /// Somebody deleted its link: it gets a new one, with the same address.
     Rewire,
+    /// The node can't bear it any longer.
+    Evict {
+        /// The kubelet's sentences.
+        message: String,
+        /// From SIGTERM to SIGKILL, if the pod's own isn't less.
+        grace: Duration,
+    },
     /// End it.
     End {
         /// Seconds; unset: the spec's.
@@ -254,6 +261,10 @@ impl Worker {
         match command {
             Command::Update(new) => self.update(new),
             Command::Rewire => self.rewire(),
+            Command::Evict { message, grace } => {
+                let own = self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0).unsigned_abs();
+                self.evict(message, grace.min(Duration::from_secs(own)), true);
+            }
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -411,13 +422,13 @@ impl Worker {
     }
 
     /// The pod as a whole has failed.
-    fn evict(&mut self, message: String) {
+    fn evict(&mut self, message: String, grace: Duration, disrupted: bool) {
         if self.observed.failure.is_some() || self.observed.ending.is_some() {
             return;
         }
         self.say(None, Level::Warning, "Evicted", &message);
-        let deadline = Timestamp::now().checked_add(EVICTION_GRACE).unwrap_or(Timestamp::MAX);
-        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline });
+        let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline, disrupted });
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
@@ -665,7 +676,7 @@ impl Worker {
             Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
             Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
-            Outcome::Measured { over: Some(message), .. } => self.evict(message),
+            Outcome::Measured { over: Some(message), .. } => self.evict(message, EVICTION_GRACE, false),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
             Outcome::Refreshed(errors) => self.refreshed(errors),
             Outcome::Rewired(Ok(())) => {}

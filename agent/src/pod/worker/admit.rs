@@ -19,7 +19,8 @@ impl Worker {
             Err(rejection) => {
                 self.say(None, Level::Warning, &rejection.reason, &rejection.message);
                 let message = format!("Pod was rejected: {}", rejection.message);
-                self.observed.failure = Some(Failure { reason: rejection.reason.into(), message, deadline: Timestamp::now() });
+                let (reason, deadline) = (rejection.reason.into(), Timestamp::now());
+                self.observed.failure = Some(Failure { reason, message, deadline, disrupted: false });
                 self.turned_away = Some(better);
             }
         }
