@@ -186,3 +186,107 @@ fn a_job_past_its_deadline_is_ended() {
     node.tells(&["DeadlineExceeded", "Job was active longer than specified deadline"]);
     assert_eq!(pods(&node, "job-name=slow"), Vec::<String>::new());
 }
+
+fn example(name: &str) -> String {
+    std::fs::read_to_string(workspace().join("manifests/workloads").join(name)).unwrap()
+}
+
+#[test]
+fn a_cron_job_begins_jobs_and_keeps_few_of_them() {
+    let node = with_kubectl();
+    let often = example("cronjob.yaml").replace("*/5 * * * *", "@every 1s");
+    node.apply("tick.yaml", &often);
+    until(&node, "cronjob", "tick", "has succeeded", |o| o["status"]["lastSuccessfulTime"].is_string());
+    node.tells(&["SuccessfulCreate", "Created job tick-"]);
+    node.tells(&["SuccessfulDelete", "Deleted job tick-"]);
+    let table = kubectl(&node, &["get", "cronjobs,jobs"]).ok();
+    assert!(table.contains("cronjob.batch/tick   @every 1s   Europe/Berlin   False"), "{table}");
+    assert!(table.contains("job.batch/tick-"), "{table}");
+    // Suspended: what has begun ends, nothing begins.
+    node.apply("tick.yaml", &often.replace("concurrencyPolicy", "suspend: true\n  concurrencyPolicy"));
+    until(&node, "cronjob", "tick", "is suspended", |o| o["spec"]["suspend"] == true && o["status"]["active"].is_null());
+    let left = node.run(&["get", "jobs", "-o", "name"]).ok().lines().count();
+    assert!((1..=2).contains(&left), "{left} jobs are kept");
+    node.remove("tick.yaml");
+    eventually("all is gone", || {
+        let left = node.run(&["get", "cronjobs,jobs,pods", "-o", "name"]).stdout;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+#[test]
+fn a_stateful_set_has_names_and_claims_that_stay() {
+    let node = with_kubectl();
+    let yaml = example("statefulset.yaml");
+    node.apply("db.yaml", &yaml);
+    until(&node, "statefulset", "db", "is ready", |o| o["status"]["readyReplicas"] == 2);
+    assert!(kubectl(&node, &["get", "sts"]).ok().contains("db     2/2"));
+    let (first, second) = (node.pod("db-0"), node.pod("db-1"));
+    assert_eq!(second.container("db").demo("hostname"), "db-1");
+    assert_eq!(second.get().unwrap()["metadata"]["labels"]["apps.kubernetes.io/pod-index"], "1");
+    let created = |pod: &Value| pod["status"]["startTime"].as_str().unwrap().to_owned();
+    assert!(created(&first.get().unwrap()) <= created(&second.get().unwrap()));
+    second.container("db").demo("write /data/kept yes");
+
+    // Another template: the last one first, its data still there.
+    let uids = (first.uid(), second.uid());
+    node.apply("db.yaml", &yaml.replace("args: [sleep]", "args: [sleep, \"9999\"]"));
+    until(&node, "statefulset", "db", "is updated", |o| {
+        o["status"]["observedGeneration"] == 2
+            && o["status"]["updatedReplicas"] == 2
+            && o["status"]["readyReplicas"] == 2
+            && o["status"]["currentRevision"] == o["status"]["updateRevision"]
+    });
+    assert!(first.uid() != uids.0 && second.uid() != uids.1);
+    assert_eq!(second.container("db").demo("read /data/kept"), "yes");
+    assert!(kubectl(&node, &["rollout", "status", "sts/db"]).ok().contains("roll out complete"));
+
+    // Fewer and more again: the claim stayed.
+    node.apply("db.yaml", &yaml.replace("replicas: 2", "replicas: 1"));
+    second.is_gone();
+    node.apply("db.yaml", &yaml);
+    until(&node, "statefulset", "db", "is ready", |o| o["status"]["readyReplicas"] == 2 && o["status"]["replicas"] == 2);
+    eventually("the data is there", || second.container("db").exec(&["/demo", "read", "/data/kept"]).result());
+    node.remove("db.yaml");
+    eventually("all is gone", || {
+        let left = node.run(&["get", "sts,pods", "-o", "name"]).stdout;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+    assert!(node.root().join("var/lib/nodeagent/claims/default/data-db-1/kept").exists(), "the data stays");
+}
+
+#[test]
+fn claims_go_where_the_set_says_so() {
+    let node = NodeBox::start();
+    let retention = "serviceName: db\n  persistentVolumeClaimRetentionPolicy: {whenDeleted: Delete, whenScaled: Delete}";
+    let yaml = example("statefulset.yaml").replace("serviceName: db", retention);
+    let claim = |n: u32| node.root().join(format!("var/lib/nodeagent/claims/default/data-db-{n}"));
+    node.apply("db.yaml", &yaml);
+    until(&node, "sts", "db", "is ready", |o| o["status"]["readyReplicas"] == 2);
+    assert!(claim(1).exists());
+    node.apply("db.yaml", &yaml.replace("replicas: 2", "replicas: 1"));
+    eventually("the second claim is gone", || if claim(1).exists() { Err("it is there".to_owned()) } else { Ok(()) });
+    assert!(claim(0).exists());
+    node.remove("db.yaml");
+    eventually("the first claim is gone", || if claim(0).exists() { Err("it is there".to_owned()) } else { Ok(()) });
+}
+
+#[test]
+fn a_daemon_set_has_one_pod_and_its_successor_before_it_ends() {
+    let node = with_kubectl();
+    let yaml = example("daemonset.yaml");
+    node.apply("agent.yaml", &yaml);
+    until(&node, "daemonset", "agent", "is available", |o| o["status"]["numberAvailable"] == 1);
+    let first = pods(&node, "app=agent");
+    assert!(kubectl(&node, &["get", "ds"]).ok().contains("agent   1         1         1       1            1"));
+    node.apply("agent.yaml", &yaml.replace("args: [sleep]", "args: [sleep, \"9999\"]"));
+    eventually("another pod is there", || {
+        let now = pods(&node, "app=agent");
+        if now.len() == 1 && now != first { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    until(&node, "daemonset", "agent", "is available", |o| {
+        o["status"]["numberAvailable"] == 1 && o["status"]["updatedNumberScheduled"] == 1
+    });
+    kubectl(&node, &["delete", "pod", &pods(&node, "app=agent")[0]]).ok();
+    until(&node, "daemonset", "agent", "is available again", |o| o["status"]["numberAvailable"] == 1);
+}

@@ -1,5 +1,6 @@
 //! From a method and a path to what answers it. One table, top to bottom.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +19,14 @@ use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
 use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply, tls};
-use crate::model::PodUid;
+use crate::model::{self, Defaults, PodUid};
+use crate::pod::diff;
 use crate::pod::node::Node;
 
 /// The largest body of a request, but for an image's archive.
 const BODY_LIMIT: usize = 64 * 1024;
+/// The largest manifest that is compared.
+const MANIFEST_LIMIT: usize = 16 << 20;
 /// In which a body must have come.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
@@ -43,11 +47,14 @@ impl Call {
     }
     /// Reads a small body.
     pub async fn body(&mut self) -> Result<bytes::Bytes, ApiError> {
-        let whole = Limited::new(self.request.body_mut(), BODY_LIMIT).collect();
+        self.body_of(BODY_LIMIT).await
+    }
+    async fn body_of(&mut self, limit: usize) -> Result<bytes::Bytes, ApiError> {
+        let whole = Limited::new(self.request.body_mut(), limit).collect();
         match tokio::time::timeout(BODY_TIME, whole).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(ApiError::too_large(format!("the body is over {BODY_LIMIT} bytes")))
+                Err(ApiError::too_large(format!("the body is over {limit} bytes")))
             }
             Ok(Err(error)) => Err(ApiError::bad_request(format!("read the body: {error}"))),
             Err(_) => Err(ApiError::bad_request(format!("the body did not come within {} s", BODY_TIME.as_secs()))),
@@ -153,6 +160,7 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["images", act], _) if images::ACTS.contains(act) => images::answer(&mut call, act).await,
         (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&call.shared),
+        (["diff"], Method::POST) => diff(&mut call).await,
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
         (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
             call.node().start(namespace, name).await?;
@@ -172,6 +180,20 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// What a manifest would change. The query's `file` is its name, for what is wrong with it.
+async fn diff(call: &mut Call) -> Result<Response, ApiError> {
+    let manifest = call.body_of(MANIFEST_LIMIT).await?;
+    let file = PathBuf::from(call.query.get("file").unwrap_or("-"));
+    let node = call.node().clone();
+    let answer = tokio::task::spawn_blocking(move || {
+        let defaults = Defaults { node_name: node.node().metadata.name.unwrap_or_default() };
+        let loaded = model::load(&file, &manifest, &defaults);
+        let errors: Vec<String> = loaded.errors.iter().map(ToString::to_string).collect();
+        json!({ "errors": errors, "differences": diff::diff(&loaded, node.store(), node.objects()) })
+    });
+    answer.await.map(|answer| reply::json(&answer)).map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// A client's configuration with a certificate. Whoever asks has this API already.

@@ -3,6 +3,7 @@
 pub mod change;
 pub mod decode;
 pub mod defaults;
+pub mod difference;
 mod error;
 mod load;
 pub mod object;

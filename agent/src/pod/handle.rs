@@ -18,6 +18,7 @@ use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
+use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
@@ -91,6 +92,10 @@ impl Handle {
 impl node::Node for Handle {
     fn store(&self) -> &Store {
         &self.node.store
+    }
+
+    fn objects(&self) -> &Objects {
+        &self.node.objects
     }
 
     fn node(&self) -> k8s::Node {
