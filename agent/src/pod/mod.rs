@@ -28,6 +28,7 @@ pub mod plan;
 pub mod pressure;
 pub mod pulls;
 pub mod recorder;
+pub mod resize;
 pub mod status;
 pub mod store;
 pub mod trace;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1 as k8s;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::Node;
 use super::manager::Order;
 use super::recorder::Level;
 use super::worker::Live;
-use super::Node;
 use crate::admission::Pressure;
 use crate::eviction::{self, Condition, ContainerUsage, Control, Observation, PodUsage, Settings, Signal, Step, Threshold};
 use crate::model::{Origin, PodUid, ValidPod};
@@ -68,7 +68,9 @@ fn event(pressure: Pressure) -> &'static str {
 /// Unused images go before any pod does.
 async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
     match node.images.prune_unused().await {
-        Ok(freed) => tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed"),
+        Ok(freed) => {
+            tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed")
+        }
         Err(error) => tracing::warn!(%error, "disk is scarce, and unused images could not be removed"),
     }
     look(node, control).await

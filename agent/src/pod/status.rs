@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
 use super::plan::{init_failed, is_complete, is_sidecar};
+use super::resize;
 use crate::model::ValidPod;
 
 /// What a status needs besides what is observed.
@@ -43,6 +44,7 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         observed_generation: pod.metadata.generation,
         ..k8s::PodCondition::default()
     }));
+    conditions.extend(resize::condition(pod, observed));
     let mut status = k8s::PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(regular),
@@ -152,6 +154,9 @@ fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Obser
         ready: if regular_init { completed } else { running },
         started: Some(running),
         restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
+        // What is promised, and what is in force.
+        allocated_resources: observed.resources(container).and_then(|r| r.requests.clone()),
+        resources: seen.running().and_then(|a| a.note.resources.clone()).or_else(|| observed.resources(container).cloned()),
         state: Some(state),
         last_state,
         volume_mounts: container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount_status).collect()),

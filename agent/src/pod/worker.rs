@@ -2,6 +2,7 @@
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
 mod admit;
+mod resize;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -83,6 +84,7 @@ enum Outcome {
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
     Rewired(Result<(), String>),
+    Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
 }
@@ -111,6 +113,8 @@ pub struct Worker {
     lease: Option<Lease>,
     /// Since when it was turned away: heard when something became better.
     turned_away: Option<watch::Receiver<u64>>,
+    /// The same of a resize that there is no room for.
+    deferred: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
 }
@@ -122,7 +126,13 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None },
+            observed: Observed {
+                sandbox: SandboxState::Absent,
+                containers: BTreeMap::new(),
+                ending: None,
+                failure: None,
+                resize: None,
+            },
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
@@ -136,6 +146,7 @@ impl Worker {
             needs: Watch::default(),
             lease: None,
             turned_away: None,
+            deferred: None,
             volumes: Turn::default(),
         };
         worker
@@ -243,6 +254,7 @@ impl Worker {
                 },
                 () = self.needs.changed() => self.objects_changed(),
                 () = admit::better(&mut self.turned_away) => self.ask_again(),
+                () = admit::better(&mut self.deferred) => self.resize_again(),
                 () = until(plan.wake) => {}
             }
         }
@@ -285,13 +297,18 @@ impl Worker {
             self.pod = new;
             return;
         }
-        match change::between(&self.pod, &new) {
+        match self.change_to(&new) {
             change::Change::Recreate => {
                 self.pending = Some(new);
                 self.end(None, Then::Again);
             }
             kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
-                self.pod = new;
+                let old = std::mem::replace(&mut self.pod, new);
+                if self.turned_away.is_some() {
+                    // Perhaps it fits now.
+                    return self.ask_again();
+                }
+                self.resize_from(&old);
                 if let change::Change::RestartContainers(names) = kept {
                     self.take_new_images(&names);
                 }
@@ -361,12 +378,14 @@ impl Worker {
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None };
+        self.observed =
+            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
         self.trace.restart();
         self.turned_away = None;
+        self.deferred = None;
         self.admit();
         true
     }
@@ -522,6 +541,7 @@ impl Worker {
             Action::Start { name, delay } => self.start(&name, delay),
             Action::Stop { name, grace, why } => self.stop(&name, grace, why),
             Action::Kill(name) => self.kill(&name),
+            Action::Resize(name) => self.resize(&name),
         }
     }
 
@@ -587,6 +607,8 @@ impl Worker {
             return;
         };
         let image = image.clone();
+        let mut container = container;
+        container.resources = self.observed.resources(&container).cloned();
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
@@ -599,6 +621,7 @@ impl Worker {
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
+            resources: container.resources.clone(),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -680,6 +703,7 @@ impl Worker {
             Outcome::Measured { over: None, took } => self.measure(took * 100),
             Outcome::Refreshed(errors) => self.refreshed(errors),
             Outcome::Rewired(Ok(())) => {}
+            Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {
                 if let Err(error) = result {

@@ -36,7 +36,8 @@ impl Worker {
         self.turned_away = None;
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None };
+        self.observed =
+            Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None, resize: None };
         self.start_time = Timestamp::now();
         self.trace.restart();
     }

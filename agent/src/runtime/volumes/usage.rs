@@ -75,9 +75,12 @@ pub fn over_limit(pod: &ValidPod, settings: &Settings) -> Option<String> {
 
 /// What the pod's emptyDirs hold that aren't memory.
 pub fn of_volumes(pod: &ValidPod, settings: &Settings) -> Used {
-    let on_disk = pod.spec().volumes.iter().flatten().filter(|v| {
-        v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or_default().is_empty())
-    });
+    let on_disk = pod
+        .spec()
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|v| v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or_default().is_empty()));
     let each = on_disk.map(|v| used(&settings.volume_dir(pod.uid(), "empty-dir", &v.name)).unwrap_or_default());
     each.fold(Used::default(), std::ops::Add::add)
 }
