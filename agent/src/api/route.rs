@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, HeaderMap};
 use hyper::{Method, Request};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Event, Namespace, Node as NodeObject, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
 use serde_json::{Value, json};
 
 use super::list::{Form, Selection, Served, list};
@@ -18,7 +18,7 @@ use super::nodes::Image;
 use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
-use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply, tls};
+use super::{ApiError, GROUP, Response, discovery, images, logs, objects, portforward, remote, reply, tls};
 use crate::model::{self, Defaults, PodUid};
 use crate::pod::diff;
 use crate::pod::node::Node;
@@ -103,6 +103,13 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
         ["namespaces", namespace, "pods"] => collection::<Pod>(&call, Some(namespace)).await,
         ["namespaces", namespace, "events"] => collection::<Event>(&call, Some(namespace)).await,
         ["namespaces", namespace, "events", name] => object::<Event>(&call, Some(namespace), name).await,
+        [resource] => beside_pods(&call, None, resource, None).await,
+        ["namespaces", namespace, resource @ ("configmaps" | "persistentvolumeclaims" | "secrets" | "services")] => {
+            beside_pods(&call, Some(namespace), resource, None).await
+        }
+        ["namespaces", namespace, resource @ ("configmaps" | "persistentvolumeclaims" | "secrets" | "services"), name] => {
+            beside_pods(&call, Some(namespace), resource, Some(name)).await
+        }
         ["namespaces", namespace, "pods", name] => pod(call, namespace, name).await,
         ["namespaces", namespace, "pods", name, subresource] => {
             let target = Target::find(call.node(), namespace, name)?;
@@ -117,6 +124,21 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 _ => Err(ApiError::no_such_path()),
             }
         }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// The objects that pods refer to.
+async fn beside_pods(call: &Call, namespace: Option<&str>, resource: &str, name: Option<&str>) -> Result<Response, ApiError> {
+    match (resource, name) {
+        ("configmaps", _) => workload::<ConfigMap>(call, namespace, name).await,
+        ("persistentvolumeclaims", _) => workload::<PersistentVolumeClaim>(call, namespace, name).await,
+        ("services", _) => workload::<Service>(call, namespace, name).await,
+        ("secrets", Some(name)) if *call.request.method() == Method::GET => {
+            let listed = find::<Secret>(call, namespace, name).await?;
+            Ok(reply::json(&objects::secret(&**call.node(), &listed, call.form())))
+        }
+        ("secrets", _) => workload::<Secret>(call, namespace, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -235,12 +257,15 @@ async fn object<T: Served>(call: &Call, namespace: Option<&str>, name: &str) -> 
     if *call.request.method() != Method::GET {
         return Err(ApiError::method_not_allowed());
     }
+    Ok(reply::json(&call.form().object(&*find::<T>(call, namespace, name).await?, true)))
+}
+
+async fn find<T: Served>(call: &Call, namespace: Option<&str>, name: &str) -> Result<Arc<T>, ApiError> {
     let by_name = Query::parse(&format!("fieldSelector=metadata.name%3D{}", super::query::encode(name)));
     let selection = Selection::parse::<T>(namespace, &by_name)?;
     let snapshot = T::snapshot(&**call.node()).await?;
     let found = snapshot.objects.iter().find(|object| selection.matches(&***object));
-    let found = found.ok_or_else(|| ApiError::not_found(T::RESOURCE, name))?;
-    Ok(reply::json(&call.form().object(&**found, true)))
+    found.cloned().ok_or_else(|| ApiError::not_found(T::RESOURCE, name))
 }
 
 async fn pod(mut call: Call, namespace: &str, name: &str) -> Result<Response, ApiError> {

@@ -18,7 +18,7 @@ use crate::api::table::{Look, Printer, Row, Table};
     after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get pods,events\n  nodeagent get events -n shop\n  nodeagent get images"
 )]
 pub struct GetArgs {
-    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
+    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, configmaps, secrets, services, persistentvolumeclaims, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
     #[arg(required = true, value_name = "KIND")]
     what: Vec<String>,
     /// The namespace
@@ -59,6 +59,14 @@ enum Kind {
     Nodes,
     #[value(aliases = ["namespace", "ns"])]
     Namespaces,
+    #[value(name = "configmaps", aliases = ["configmap", "cm"])]
+    ConfigMaps,
+    #[value(aliases = ["secret"])]
+    Secrets,
+    #[value(name = "persistentvolumeclaims", aliases = ["persistentvolumeclaim", "pvc"])]
+    Claims,
+    #[value(aliases = ["service", "svc"])]
+    Services,
     #[value(name = "deployments", aliases = ["deployment", "deploy"])]
     Deployments,
     #[value(name = "replicasets", aliases = ["replicaset", "rs"])]
@@ -81,6 +89,10 @@ impl Kind {
             Self::Images => "images",
             Self::Nodes => "nodes",
             Self::Namespaces => "namespaces",
+            Self::ConfigMaps => "configmaps",
+            Self::Secrets => "secrets",
+            Self::Claims => "persistentvolumeclaims",
+            Self::Services => "services",
             Self::Deployments => "deployments",
             Self::ReplicaSets => "replicasets",
             Self::StatefulSets => "statefulsets",
@@ -437,7 +449,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case(&["services"], "there are no services here")]
+    #[case(&["ingresses"], "there are no ingresses here")]
     #[case(&["pods,events", "web"], "names go with one kind only")]
     #[case(&["pod/web", "db"], "db: when one argument is KIND/NAME")]
     #[case(&["pods", "node/n1"], "node are not pods")]

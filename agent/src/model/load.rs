@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, 
 
 use super::decode::{decode, nearest};
 use super::error::{FileError, Position, Problem};
+use super::object::ObjectKind;
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
 use super::{Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload};
@@ -84,6 +85,7 @@ impl Loader<'_> {
             Ok(Object::Pod(pod)) => self.pod(*pod, root),
             Ok(Object::Other(body)) => self.other(body, root),
             Ok(Object::Workload(workload)) => self.workload(workload, root),
+            Err(problems) if is_secret(root, kind) => self.tell(secret::hidden(root, problems)),
             Err(problems) => self.tell(problems),
         }
     }
@@ -110,6 +112,8 @@ impl Loader<'_> {
         if problems.is_empty() {
             let origin = self.origin(root.at);
             self.loaded.objects.push(ValidObject::trusted(body, origin));
+        } else if body.kind() == ObjectKind::Secret {
+            self.tell(secret::hidden(root, problems));
         } else {
             self.tell(problems);
         }
@@ -189,6 +193,10 @@ fn unknown_in_list(entry: &Entry) -> Option<Problem> {
     }
     let hint = nearest(&entry.key, &KNOWN).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
     Some(Problem { at: entry.at, field: entry.key.clone(), message: format!("unknown field{hint}") })
+}
+
+fn is_secret(root: &Node, kind: Option<&str>) -> bool {
+    root.get("kind").and_then(Node::text).or(kind) == Some(ObjectKind::Secret.as_str())
 }
 
 fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {

@@ -328,7 +328,7 @@ fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str,
                 command: hidden.hide(p.command),
             })
             .collect(),
-        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),
+        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(&hidden.hide(line.clone()))).collect(),
         cgroups: sandbox.group.child(&attempt.id).dirs(),
         rootfs: InspectedRootfs {
             lower: image.map(|i| i.layers.iter().rev().cloned().collect()).unwrap_or_default(),

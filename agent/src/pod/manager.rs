@@ -141,9 +141,11 @@ impl Manager {
             source::Event::Apply(pod) => self.apply(pod),
             source::Event::ApplyObject(object) => {
                 self.reclaim.retain(|claim| claim != object.key());
+                self.node.store.put_object(&object);
                 self.node.objects.put(object);
             }
             source::Event::DeleteObject(key) => {
+                self.node.store.remove_object(&key);
                 if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
