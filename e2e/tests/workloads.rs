@@ -342,7 +342,10 @@ fn an_index_knows_its_number() {
     for name in pods(&node, "job-name=num") {
         let index = name.split('-').nth(1).unwrap().to_owned();
         let log = node.pod(&name).container("app").logs(&[]);
-        assert!(log.contains(&format!("JOB_COMPLETION_INDEX={index}")) && log.contains(&format!("HOSTNAME=num-{index}")), "{log}");
+        assert!(
+            log.contains(&format!("JOB_COMPLETION_INDEX={index}")) && log.contains(&format!("HOSTNAME=num-{index}")),
+            "{log}"
+        );
     }
 }
 

@@ -210,7 +210,7 @@ impl Fields {
                     AmbiguousOffset::Gap { .. } => {}
                     AmbiguousOffset::Unambiguous { .. } => first.extend(moment.earlier()),
                     AmbiguousOffset::Fold { .. } => {
-                        first.extend(moment.clone().earlier());
+                        first.extend(moment.earlier());
                         again.extend(moment.later());
                     }
                 }
