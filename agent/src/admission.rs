@@ -171,6 +171,11 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether the pod has a lease.
+    pub fn has(&self, uid: &PodUid) -> bool {
+        self.lock().promises.contains_key(uid)
+    }
+
     /// Hears when room was freed or a condition ended.
     pub fn better(&self) -> watch::Receiver<u64> {
         self.better.subscribe()

@@ -24,6 +24,7 @@ use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
+use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
 use crate::runtime::{self, Allocatable, Runtime};
@@ -109,6 +110,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
+    tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
     let controlling = tokio::spawn(workloads.run(told, pods));

@@ -13,7 +13,7 @@ use crate::model::quantity::Quantity;
 
 pub use control::{Control, Step};
 pub use observe::observe;
-pub use rank::{ContainerUsage, PodUsage, message, rank};
+pub use rank::{ContainerUsage, PodUsage, bytes, message, rank};
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -192,14 +192,15 @@ impl Default for Settings {
     }
 }
 
-/// The kubelet's, all hard.
+/// The kubelet's, all hard; but of disks 5 %, not 10 and 15: a machine that is no cluster's has other things on its disk, and one
+/// that is seven eighths full must still run pods.
 pub fn default_thresholds() -> Vec<Threshold> {
     let hard = |signal, value| Threshold { signal, value, grace: Duration::ZERO, min_reclaim: None };
     vec![
         hard(Signal::MemoryAvailable, Amount::Quantity(100 << 20)),
-        hard(Signal::NodefsAvailable, Amount::Percent(10.0)),
+        hard(Signal::NodefsAvailable, Amount::Percent(5.0)),
         hard(Signal::NodefsInodesFree, Amount::Percent(5.0)),
-        hard(Signal::ImagefsAvailable, Amount::Percent(15.0)),
+        hard(Signal::ImagefsAvailable, Amount::Percent(5.0)),
         hard(Signal::ImagefsInodesFree, Amount::Percent(5.0)),
     ]
 }

@@ -108,10 +108,16 @@ pub fn message(threshold: &Threshold, seen: &Observation, pod: &PodUsage) -> Str
     text
 }
 
-/// Bytes in the largest binary unit that leaves no rest, as Kubernetes writes them.
 fn amount(number: u64, signal: Signal) -> String {
-    let bytes = !matches!(signal, Signal::PidAvailable | Signal::NodefsInodesFree | Signal::ImagefsInodesFree);
-    let power = if bytes && number > 0 { (number.trailing_zeros() / 10).min(6) } else { 0 };
+    match signal {
+        Signal::PidAvailable | Signal::NodefsInodesFree | Signal::ImagefsInodesFree => number.to_string(),
+        _ => bytes(number),
+    }
+}
+
+/// Bytes in the largest binary unit that leaves no rest, as Kubernetes writes them.
+pub fn bytes(number: u64) -> String {
+    let power = if number > 0 { (number.trailing_zeros() / 10).min(6) } else { 0 };
     let unit = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].get(power as usize).copied().unwrap_or_default();
     format!("{}{unit}", number >> (power * 10))
 }

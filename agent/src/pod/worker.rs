@@ -2,6 +2,7 @@
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
 mod admit;
+mod resize;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -43,6 +44,13 @@ pub enum Command {
     Update(ValidPod),
     /// Somebody deleted its link: it gets a new one, with the same address.
     Rewire,
+    /// The node can't bear it any longer.
+    Evict {
+        /// The kubelet's sentences.
+        message: String,
+        /// From SIGTERM to SIGKILL, if the pod's own isn't less.
+        grace: Duration,
+    },
     /// End it.
     End {
         /// Seconds; unset: the spec's.
@@ -76,6 +84,7 @@ enum Outcome {
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
     Rewired(Result<(), String>),
+    Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
 }
@@ -104,6 +113,8 @@ pub struct Worker {
     lease: Option<Lease>,
     /// Since when it was turned away: heard when something became better.
     turned_away: Option<watch::Receiver<u64>>,
+    /// The same of a resize that there is no room for.
+    deferred: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
 }
@@ -115,7 +126,13 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None },
+            observed: Observed {
+                sandbox: SandboxState::Absent,
+                containers: BTreeMap::new(),
+                ending: None,
+                failure: None,
+                resize: None,
+            },
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
@@ -129,6 +146,7 @@ impl Worker {
             needs: Watch::default(),
             lease: None,
             turned_away: None,
+            deferred: None,
             volumes: Turn::default(),
         };
         worker
@@ -236,6 +254,7 @@ impl Worker {
                 },
                 () = self.needs.changed() => self.objects_changed(),
                 () = admit::better(&mut self.turned_away) => self.ask_again(),
+                () = admit::better(&mut self.deferred) => self.resize_again(),
                 () = until(plan.wake) => {}
             }
         }
@@ -254,6 +273,10 @@ impl Worker {
         match command {
             Command::Update(new) => self.update(new),
             Command::Rewire => self.rewire(),
+            Command::Evict { message, grace } => {
+                let own = self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0).unsigned_abs();
+                self.evict(message, grace.min(Duration::from_secs(own)), true);
+            }
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -274,13 +297,18 @@ impl Worker {
             self.pod = new;
             return;
         }
-        match change::between(&self.pod, &new) {
+        match self.change_to(&new) {
             change::Change::Recreate => {
                 self.pending = Some(new);
                 self.end(None, Then::Again);
             }
             kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
-                self.pod = new;
+                let old = std::mem::replace(&mut self.pod, new);
+                if self.turned_away.is_some() {
+                    // Perhaps it fits now.
+                    return self.ask_again();
+                }
+                self.resize_from(&old);
                 if let change::Change::RestartContainers(names) = kept {
                     self.take_new_images(&names);
                 }
@@ -350,12 +378,14 @@ impl Worker {
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None };
+        self.observed =
+            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
         self.trace.restart();
         self.turned_away = None;
+        self.deferred = None;
         self.admit();
         true
     }
@@ -411,13 +441,13 @@ impl Worker {
     }
 
     /// The pod as a whole has failed.
-    fn evict(&mut self, message: String) {
+    fn evict(&mut self, message: String, grace: Duration, disrupted: bool) {
         if self.observed.failure.is_some() || self.observed.ending.is_some() {
             return;
         }
         self.say(None, Level::Warning, "Evicted", &message);
-        let deadline = Timestamp::now().checked_add(EVICTION_GRACE).unwrap_or(Timestamp::MAX);
-        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline });
+        let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline, disrupted });
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
@@ -511,6 +541,7 @@ impl Worker {
             Action::Start { name, delay } => self.start(&name, delay),
             Action::Stop { name, grace, why } => self.stop(&name, grace, why),
             Action::Kill(name) => self.kill(&name),
+            Action::Resize(name) => self.resize(&name),
         }
     }
 
@@ -576,6 +607,8 @@ impl Worker {
             return;
         };
         let image = image.clone();
+        let mut container = container;
+        container.resources = self.observed.resources(&container).cloned();
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
@@ -588,6 +621,7 @@ impl Worker {
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
+            resources: container.resources.clone(),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -665,10 +699,11 @@ impl Worker {
             Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
             Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
-            Outcome::Measured { over: Some(message), .. } => self.evict(message),
+            Outcome::Measured { over: Some(message), .. } => self.evict(message, EVICTION_GRACE, false),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
             Outcome::Refreshed(errors) => self.refreshed(errors),
             Outcome::Rewired(Ok(())) => {}
+            Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {
                 if let Err(error) = result {

@@ -187,7 +187,7 @@ impl Runtime {
         record::write(&self.settings.pod_json(pod.uid()), pod)?;
         clock.step("folders");
         let group = self.group(pod);
-        group.create(&Limits::pod(pod.spec(), self.settings.pod_pids))?;
+        group.create(&self.pod_limits(pod))?;
         let holders = group.for_holder();
         if holders.path() != group.path() {
             holders.create(&Limits::default())?;
@@ -358,7 +358,7 @@ impl Runtime {
         make_sub_paths(&recipe, volumes)?;
         self.note_process(pod, container, attempt, &recipe.process)?;
         clock.step("folders");
-        group.create(&Limits::container(container.resources.as_ref()))?;
+        group.create(&self.container_limits(container))?;
         clock.step("cgroup");
         let reply = sandbox.holder.start(recipe).await?;
         clock.step("holder");
@@ -389,6 +389,34 @@ impl Runtime {
         make_file(&last_words, 0o666)?;
         let logs = self.settings.container_log(pod, &container.name, attempt);
         logs.parent().map_or(Ok(()), |dir| make_dirs(dir, 0o755))
+    }
+
+    /// Gives a running container, and its pod as a whole, what they are to have now. The pod's limits bind its containers', so
+    /// what grows must grow there first, and what shrinks, last.
+    pub fn resize_container(&self, sandbox: &Sandbox, pod: &ValidPod, container: &Container, id: &str) -> Result<(), Error> {
+        let place = Place::container(pod, &container.name);
+        let group = sandbox.group.child(id);
+        let limits = self.container_limits(container);
+        let used = group.stats().memory_bytes;
+        if let Some(limit) = limits.memory.filter(|limit| *limit < used) {
+            let message = format!("attempting to set container memory limit ({limit}) below current usage ({used})");
+            return Err(place.error(super::error::ConfigError::new(message)));
+        }
+        let whole = self.pod_limits(pod);
+        let _ = sandbox.group.apply(&whole);
+        let told = group.apply(&limits).and_then(|()| sandbox.group.apply(&whole));
+        told.map_err(|error| place.error(error))?;
+        self.hold(pod).and_then(|_| self.weigh_burstable()).map_err(|error| place.error(error))
+    }
+
+    /// What a container's group gets.
+    fn container_limits(&self, container: &Container) -> Limits {
+        Limits::container(container.resources.as_ref())
+    }
+
+    /// What a pod's group gets.
+    fn pod_limits(&self, pod: &ValidPod) -> Limits {
+        Limits::pod(pod.spec(), self.settings.pod_pids)
     }
 
     /// SIGKILL to every process of a container.

@@ -19,7 +19,8 @@ impl Worker {
             Err(rejection) => {
                 self.say(None, Level::Warning, &rejection.reason, &rejection.message);
                 let message = format!("Pod was rejected: {}", rejection.message);
-                self.observed.failure = Some(Failure { reason: rejection.reason.into(), message, deadline: Timestamp::now() });
+                let (reason, deadline) = (rejection.reason.into(), Timestamp::now());
+                self.observed.failure = Some(Failure { reason, message, deadline, disrupted: false });
                 self.turned_away = Some(better);
             }
         }
@@ -35,7 +36,8 @@ impl Worker {
         self.turned_away = None;
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None };
+        self.observed =
+            Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None, resize: None };
         self.start_time = Timestamp::now();
         self.trace.restart();
     }
