@@ -13,7 +13,9 @@ use super::error::{FileError, Position, Problem};
 use super::object::ObjectKind;
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
-use super::{Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload};
+use super::{
+    Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, exported, secret, validate, workload,
+};
 
 /// What a manifest leaves open and the node knows.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +98,7 @@ impl Loader<'_> {
         defaults::apply(&mut pod, self.defaults);
         let mut problems = validate::pod(&pod, root);
         if problems.is_empty() {
+            exported::leave_out(&mut pod);
             let origin = self.origin(root.at);
             self.loaded.pods.push(ValidPod::trusted(pod, origin));
         } else {
