@@ -2,10 +2,12 @@
 //! pods to make and to end, status, when to look again), [`world`] that runs them over the whole tree, and one task, [`controller`],
 //! which stands between the sources and the pod manager. Knows model, source's events and pod's store.
 
+mod clock;
 pub mod controller;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
+pub mod diff;
 pub mod file;
 pub mod job;
 pub mod pods;
