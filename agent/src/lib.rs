@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod admission;
 pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod eviction;
 pub mod image;
 pub mod machine;
 pub mod model;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use nodeagent::cli::{self, Local, Target, Validated};
 use nodeagent::config::{self, Flags, LogFormat, Settings};
-use nodeagent::{daemon, machine, model};
+use nodeagent::{daemon, machine, model, source};
 
 /// A Kubernetes-style node agent with the container runtime inside it.
 ///
@@ -43,13 +43,20 @@ fn main() -> ExitCode {
 
 fn local(flags: &Flags) -> Local<'static> {
     let lib = flags.root.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
-    Local { validate: Box::new(validate), check: Box::new(move || machine::check::all(&lib)), grammar: Box::new(Cli::command) }
+    Local {
+        validate: Box::new(validate),
+        build: Box::new(source::kustomize::build),
+        check: Box::new(move || machine::check::all(&lib)),
+        grammar: Box::new(Cli::command),
+    }
 }
 
 fn validate(file: &Path, text: &[u8]) -> Validated {
     let loaded = model::load(file, text, &model::Defaults { node_name: "node".into() });
     Validated {
         pods: loaded.pods.len(),
+        objects: loaded.objects.len(),
+        workloads: loaded.workloads.len(),
         errors: loaded.errors.iter().map(ToString::to_string).collect(),
         warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
     }

@@ -125,29 +125,6 @@ fn a_pod_waits_for_what_is_missing_and_says_what() {
 }
 
 #[test]
-fn a_secret_is_shown_nowhere() {
-    let node = NodeBox::start();
-    node.apply("login.yaml", &secret());
-    node.apply("app.yaml", &config_map("{color: blue}"));
-    let web = node.put(&with_volumes());
-    web.is_ready();
-    // A secret that is wrong is told of without its value.
-    node.apply("bad.yaml", &format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: bad}}\ndata: {{password: {PASSWORD}!}}\n"));
-    assert_eventually!(node.agent_output().contains("bad.yaml"), "the error is told");
-    let described = web.run(&["describe", "pod"], &[]).ok();
-    let listed = node.run(&["get", "pods", "-o", "json"]).ok();
-    let events = node.run(&["get", "events", "-A", "-o", "json"]).ok();
-    let encoded = "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ";
-    for text in [&described, &listed, &events, &node.agent_output()] {
-        assert!(!text.contains(PASSWORD) && !text.contains(encoded), "{text}");
-    }
-    // Nothing of it is on the disk: only the manifests themselves.
-    let root = node.root();
-    let search = format!("find {} -xdev -type f -exec grep -l {PASSWORD} {{}} +", root.display());
-    assert_eq!(node.inside("sh", &["-c", &search]).all(), "");
-}
-
-#[test]
 fn a_wrong_object_says_where_and_its_last_good_version_goes_on() {
     let node = NodeBox::start();
     node.apply("app.yaml", &config_map("{color: blue}"));
@@ -167,26 +144,4 @@ fn a_wrong_object_says_where_and_its_last_good_version_goes_on() {
     node.apply("app.yaml", &immutable("red"));
     assert_eventually!(node.agent_output().contains("field is immutable when `immutable` is set"), "the refusal is told");
     assert_eq!(web.container("main").demo("read /etc/app/color"), "green");
-}
-
-#[test]
-fn a_secret_can_be_encrypted_on_the_disk() {
-    use age::secrecy::ExposeSecret;
-    use std::os::unix::fs::PermissionsExt;
-
-    let key = age::x25519::Identity::generate();
-    let keys = tempfile::tempdir().unwrap();
-    let path = keys.path().join("key.txt");
-    std::fs::write(&path, key.to_string().expose_secret()).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let config = format!("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nageIdentityFile: {}\n", path.display());
-    let node = NodeBox::builder().config(&config).start();
-    let web = node.put(&with_volumes());
-    node.apply("app.yaml", &config_map("{color: blue}"));
-    let stranger = age::x25519::Identity::generate().to_public();
-    node.apply("login.yaml.age", &age::encrypt_and_armor(&stranger, secret().as_bytes()).unwrap());
-    assert_eventually!(node.agent_output().contains("login.yaml.age: decrypt with the keys of ageIdentityFile"), "it is refused");
-    node.apply("login.yaml.age", &age::encrypt_and_armor(&key.to_public(), secret().as_bytes()).unwrap());
-    web.is_ready();
-    assert_eq!(web.container("main").demo("read /etc/login/password"), PASSWORD);
 }

@@ -33,6 +33,7 @@ Usage: demo COMMAND
   fork N                              makes N children that end at once and are left to PID 1
   spam BYTES                          writes numbered lines of 100 bytes
   line BYTES                          writes one line of that length
+  eat MEBIBYTES                       holds so much memory, then sleeps
 ";
 
 fn main() -> ExitCode {

@@ -45,6 +45,7 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "kill" => send(argument(words, 0, "PID")?, words.get(1).copied().unwrap_or("SIGTERM")),
         "fork" => orphans(argument(words, 0, "a number")?),
         "orphan" => on("fork", again(&["exit", "0"])).map(drop),
+        "eat" => eat(argument(words, 0, "MEBIBYTES")?),
         "line" => line(argument(words, 0, "BYTES")?),
         "spam" => spam(argument(words, 0, "BYTES")?),
         other => Err(format!("no command {other:?}; see demo help")),
@@ -82,6 +83,18 @@ fn sleep(how_long: Option<&str>) -> Result<(), String> {
         Some(text) => thread::sleep(duration(text)?),
     }
     Ok(())
+}
+
+/// Every page is written to: what is only promised counts for nothing.
+fn eat(mebibytes: &str) -> Result<(), String> {
+    signals::handle(Term::Ends)?;
+    let count: usize = mebibytes.parse().map_err(|e| format!("eat {mebibytes}: {e}"))?;
+    let mut held = Vec::new();
+    for number in 0..count {
+        held.push(vec![1 | (number as u8); 1 << 20]);
+    }
+    say(&format!("holds {} MiB", held.len()))?;
+    signals::forever()
 }
 
 fn stamp() -> Result<(), String> {

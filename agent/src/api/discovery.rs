@@ -22,6 +22,7 @@ const READ: &[&str] = &["get", "list", "watch"];
 const STREAM: &[&str] = &["create", "get"];
 
 const CORE: &[Resource] = &[
+    workload("configmaps", "configmap", "ConfigMap", &["cm"]),
     Resource {
         name: "events",
         singular: "event",
@@ -41,6 +42,7 @@ const CORE: &[Resource] = &[
         subresources: &[],
     },
     Resource { name: "nodes", singular: "node", kind: "Node", namespaced: false, verbs: READ, short: &["no"], subresources: &[] },
+    workload("persistentvolumeclaims", "persistentvolumeclaim", "PersistentVolumeClaim", &["pvc"]),
     Resource {
         name: "pods",
         singular: "pod",
@@ -56,6 +58,8 @@ const CORE: &[Resource] = &[
             ("status", "Pod", &["get"]),
         ],
     },
+    workload("secrets", "secret", "Secret", &[]),
+    workload("services", "service", "Service", &["svc"]),
 ];
 
 const OWN: &[Resource] = &[Resource {

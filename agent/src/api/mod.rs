@@ -11,6 +11,7 @@ mod images;
 mod list;
 mod logs;
 mod nodes;
+mod objects;
 mod pods;
 pub mod portforward;
 mod query;

@@ -1,5 +1,6 @@
 //! From a method and a path to what answers it. One table, top to bottom.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use hyper::header::{ACCEPT, HeaderMap};
 use hyper::{Method, Request};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Event, Namespace, Node as NodeObject, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
 use serde_json::{Value, json};
 
 use super::list::{Form, Selection, Served, list};
@@ -17,12 +18,15 @@ use super::nodes::Image;
 use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
-use super::{ApiError, GROUP, Response, discovery, images, logs, portforward, remote, reply, tls};
-use crate::model::PodUid;
+use super::{ApiError, GROUP, Response, discovery, images, logs, objects, portforward, remote, reply, tls};
+use crate::model::{self, Defaults, PodUid};
+use crate::pod::diff;
 use crate::pod::node::Node;
 
 /// The largest body of a request, but for an image's archive.
 const BODY_LIMIT: usize = 64 * 1024;
+/// The largest manifest that is compared.
+const MANIFEST_LIMIT: usize = 16 << 20;
 /// In which a body must have come.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
@@ -43,11 +47,14 @@ impl Call {
     }
     /// Reads a small body.
     pub async fn body(&mut self) -> Result<bytes::Bytes, ApiError> {
-        let whole = Limited::new(self.request.body_mut(), BODY_LIMIT).collect();
+        self.body_of(BODY_LIMIT).await
+    }
+    async fn body_of(&mut self, limit: usize) -> Result<bytes::Bytes, ApiError> {
+        let whole = Limited::new(self.request.body_mut(), limit).collect();
         match tokio::time::timeout(BODY_TIME, whole).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(ApiError::too_large(format!("the body is over {BODY_LIMIT} bytes")))
+                Err(ApiError::too_large(format!("the body is over {limit} bytes")))
             }
             Ok(Err(error)) => Err(ApiError::bad_request(format!("read the body: {error}"))),
             Err(_) => Err(ApiError::bad_request(format!("the body did not come within {} s", BODY_TIME.as_secs()))),
@@ -96,6 +103,13 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
         ["namespaces", namespace, "pods"] => collection::<Pod>(&call, Some(namespace)).await,
         ["namespaces", namespace, "events"] => collection::<Event>(&call, Some(namespace)).await,
         ["namespaces", namespace, "events", name] => object::<Event>(&call, Some(namespace), name).await,
+        [resource] => beside_pods(&call, None, resource, None).await,
+        ["namespaces", namespace, resource @ ("configmaps" | "persistentvolumeclaims" | "secrets" | "services")] => {
+            beside_pods(&call, Some(namespace), resource, None).await
+        }
+        ["namespaces", namespace, resource @ ("configmaps" | "persistentvolumeclaims" | "secrets" | "services"), name] => {
+            beside_pods(&call, Some(namespace), resource, Some(name)).await
+        }
         ["namespaces", namespace, "pods", name] => pod(call, namespace, name).await,
         ["namespaces", namespace, "pods", name, subresource] => {
             let target = Target::find(call.node(), namespace, name)?;
@@ -110,6 +124,21 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 _ => Err(ApiError::no_such_path()),
             }
         }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// The objects that pods refer to.
+async fn beside_pods(call: &Call, namespace: Option<&str>, resource: &str, name: Option<&str>) -> Result<Response, ApiError> {
+    match (resource, name) {
+        ("configmaps", _) => workload::<ConfigMap>(call, namespace, name).await,
+        ("persistentvolumeclaims", _) => workload::<PersistentVolumeClaim>(call, namespace, name).await,
+        ("services", _) => workload::<Service>(call, namespace, name).await,
+        ("secrets", Some(name)) if *call.request.method() == Method::GET => {
+            let listed = find::<Secret>(call, namespace, name).await?;
+            Ok(reply::json(&objects::secret(&**call.node(), &listed, call.form())))
+        }
+        ("secrets", _) => workload::<Secret>(call, namespace, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -153,6 +182,7 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         (["images", act], _) if images::ACTS.contains(act) => images::answer(&mut call, act).await,
         (["images", name], Method::GET) => object::<Image>(&call, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&call.shared),
+        (["diff"], Method::POST) => diff(&mut call).await,
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": call.node().check().await? }))),
         (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
             call.node().start(namespace, name).await?;
@@ -172,6 +202,20 @@ async fn custom(mut call: Call, path: &[&str]) -> Result<Response, ApiError> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// What a manifest would change. The query's `file` is its name, for what is wrong with it.
+async fn diff(call: &mut Call) -> Result<Response, ApiError> {
+    let manifest = call.body_of(MANIFEST_LIMIT).await?;
+    let file = PathBuf::from(call.query.get("file").unwrap_or("-"));
+    let node = call.node().clone();
+    let answer = tokio::task::spawn_blocking(move || {
+        let defaults = Defaults { node_name: node.node().metadata.name.unwrap_or_default() };
+        let loaded = model::load(&file, &manifest, &defaults);
+        let errors: Vec<String> = loaded.errors.iter().map(ToString::to_string).collect();
+        json!({ "errors": errors, "differences": diff::diff(&loaded, node.store(), node.objects()) })
+    });
+    answer.await.map(|answer| reply::json(&answer)).map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// A client's configuration with a certificate. Whoever asks has this API already.
@@ -213,12 +257,15 @@ async fn object<T: Served>(call: &Call, namespace: Option<&str>, name: &str) -> 
     if *call.request.method() != Method::GET {
         return Err(ApiError::method_not_allowed());
     }
+    Ok(reply::json(&call.form().object(&*find::<T>(call, namespace, name).await?, true)))
+}
+
+async fn find<T: Served>(call: &Call, namespace: Option<&str>, name: &str) -> Result<Arc<T>, ApiError> {
     let by_name = Query::parse(&format!("fieldSelector=metadata.name%3D{}", super::query::encode(name)));
     let selection = Selection::parse::<T>(namespace, &by_name)?;
     let snapshot = T::snapshot(&**call.node()).await?;
     let found = snapshot.objects.iter().find(|object| selection.matches(&***object));
-    let found = found.ok_or_else(|| ApiError::not_found(T::RESOURCE, name))?;
-    Ok(reply::json(&call.form().object(&**found, true)))
+    found.cloned().ok_or_else(|| ApiError::not_found(T::RESOURCE, name))
 }
 
 async fn pod(mut call: Call, namespace: &str, name: &str) -> Result<Response, ApiError> {

@@ -48,6 +48,7 @@ macro_rules! served {
         }
     };
 }
+pub(super) use served;
 
 served!(
     Deployment,

@@ -3,6 +3,8 @@
 mod client;
 mod delete;
 mod describe;
+mod describe_workload;
+mod diff;
 mod exec;
 mod forward;
 mod get;
@@ -51,7 +53,7 @@ pub struct Namespace {
 pub enum Command {
     /// List pods, events, images, namespaces, or the node
     Get(get::GetArgs),
-    /// Show all about a pod, with its events
+    /// Show all about a pod, a workload or the node, with its events
     Describe(describe::DescribeArgs),
     /// Print what a pod's containers wrote
     Logs(logs::LogsArgs),
@@ -78,6 +80,8 @@ pub enum Command {
     Kubeconfig(KubeconfigArgs),
     /// Check manifests without running them
     Validate(ValidateArgs),
+    /// Show what manifests would change of what runs; ends with 1 when they would, with 2 when that can't be told
+    Diff(diff::DiffArgs),
     /// Find out whether this machine can run pods, and what to do if not
     Check(CheckArgs),
     /// Print the versions of this program and of the agent that runs
@@ -127,6 +131,10 @@ pub struct CheckArgs {
 pub struct Validated {
     /// Pods in it that would run.
     pub pods: usize,
+    /// ConfigMaps, Secrets and the like.
+    pub objects: usize,
+    /// Deployments, Jobs and the like.
+    pub workloads: usize,
     /// Lines `FILE:LINE:COLUMN: …` of what is wrong.
     pub errors: Vec<String>,
     /// Lines of what is dubious.
@@ -140,6 +148,8 @@ pub type Validate<'a> = dyn Fn(&Path, &[u8]) -> Validated + 'a;
 pub struct Local<'a> {
     /// Parses and validates a manifest.
     pub validate: Box<Validate<'a>>,
+    /// Builds a folder with a kustomization.
+    pub build: Box<dyn Fn(&Path) -> Result<Vec<u8>, String> + 'a>,
     /// Looks at this machine.
     pub check: Box<dyn Fn() -> Vec<Check> + 'a>,
     /// The whole command line, for completions.
@@ -194,6 +204,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::Explain(args) => inspect::explain(&client, args).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Kubeconfig(args) => kubeconfig(&client, args).await,
+            Command::Diff(args) => Ok(diff::run(&client, &args, local).await),
             Command::Version => version(&client).await,
             Command::Validate(_) | Command::Check(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
@@ -229,17 +240,13 @@ async fn kubeconfig(client: &Client, args: KubeconfigArgs) -> Result<ExitCode, C
 }
 
 fn validate(args: &ValidateArgs, local: &Local<'_>) -> Result<ExitCode, CliError> {
-    let (mut pods, mut wrong) = (0, 0);
+    let (mut pods, mut workloads, mut objects, mut wrong) = (0, 0, 0, 0);
     for file in manifests(&args.files)? {
-        let bytes = if file == Path::new("-") {
-            let mut bytes = Vec::new();
-            std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes).map_err(|error| CliError::file(&file, error))?;
-            bytes
-        } else {
-            std::fs::read(&file).map_err(|error| CliError::file(&file, error))?
-        };
+        let bytes = read(&file, local)?;
         let result = (local.validate)(&file, &bytes);
         pods += result.pods;
+        workloads += result.workloads;
+        objects += result.objects;
         wrong += result.errors.len();
         for line in result.warnings {
             eprintln!("warning: {line}");
@@ -249,30 +256,48 @@ fn validate(args: &ValidateArgs, local: &Local<'_>) -> Result<ExitCode, CliError
         }
     }
     let word = |count: usize, one: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") };
+    let more = [(workloads, "workload"), (objects, "object")].into_iter().filter(|(count, _)| *count > 0);
+    let kinds: Vec<String> = std::iter::once((pods, "pod")).chain(more).map(|(count, one)| word(count, one)).collect();
+    let valid = format!("{} valid", kinds.join(", "));
     if wrong == 0 {
-        get::show(&format!("{} valid\n", word(pods, "pod")))?;
+        get::show(&format!("{valid}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    get::show(&format!("{} valid, {}\n", word(pods, "pod"), word(wrong, "error")))?;
+    get::show(&format!("{valid}, {}\n", word(wrong, "error")))?;
     Ok(ExitCode::FAILURE)
+}
+
+/// A manifest's text: a file's, standard input's, or what a folder with a kustomization comes to.
+fn read(file: &Path, local: &Local<'_>) -> Result<Vec<u8>, CliError> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes).map_err(|error| CliError::file(file, error))?;
+        return Ok(bytes);
+    }
+    if file.is_dir() {
+        return (local.build)(file).map_err(|why| CliError::Usage(format!("{}: {why}", file.display())));
+    }
+    std::fs::read(file).map_err(|error| CliError::file(file, error))
 }
 
 /// The files that were named, and those below the folders that were named, as `--manifests` would take them.
 fn manifests(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
     let mut files = Vec::new();
     for path in paths {
-        if !path.is_dir() {
+        // A folder with a kustomization is one manifest.
+        if !path.is_dir() || crate::source::kustomize::description(path).is_some() {
             files.push(path.clone());
             continue;
         }
         let listed = std::fs::read_dir(path).map_err(|error| CliError::file(path, error))?;
         let mut inside: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).collect();
-        inside.retain(|file| {
-            let hidden = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            !hidden && file.is_file() && file.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known))
+        inside.retain(|path| {
+            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            let manifest = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e == *known));
+            !hidden && (path.is_dir() && !path.is_symlink() || path.is_file() && manifest)
         });
         inside.sort();
-        files.append(&mut inside);
+        files.append(&mut manifests(&inside)?);
     }
     Ok(files)
 }

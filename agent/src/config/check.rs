@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{Declared, Source};
-use super::{Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns};
+use super::{Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, pods};
 use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
@@ -37,7 +37,9 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         resolv_conf: c.path("resolvConf", declared.resolv_conf.as_ref()).unwrap_or_else(|| "/etc/resolv.conf".into()),
         api: api(c, flags, declared),
         userns: userns(c, declared),
-        seccomp_default: c.path("seccompDefaultProfile", declared.seccomp_default_profile.as_ref()),
+        security: pods::security(c, declared),
+        pods: pods::pods(c, declared),
+        eviction: pods::eviction(c, declared),
         claims: c.path("claimsRoot", declared.claims_root.as_ref()),
         age_identities: c.path("ageIdentityFile", declared.age_identity_file.as_ref()),
         log: Log {
@@ -48,14 +50,14 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
     if checker.errors.is_empty() { Ok(settings) } else { Err(checker.errors) }
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     source: &'a Source,
     errors: Vec<ConfigError>,
 }
 
 impl Checker<'_> {
     /// `field` may have dots: `images.authFile`.
-    fn file(&mut self, field: &str, message: String) {
+    pub(super) fn file(&mut self, field: &str, message: String) {
         let error = match field.split_once('.') {
             Some((section, field)) => self.source.error(&Path::ROOT.child(section).child(field), message),
             None => self.source.error(&Path::ROOT.child(field), message),
@@ -85,7 +87,7 @@ impl Checker<'_> {
         value.to_owned()
     }
 
-    fn path(&mut self, field: &str, value: Option<&PathBuf>) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, field: &str, value: Option<&PathBuf>) -> Option<PathBuf> {
         let path = value?;
         if !path.is_absolute() {
             self.file(field, format!("Invalid value: {path:?}: must be an absolute path"));
@@ -93,7 +95,7 @@ impl Checker<'_> {
         Some(path.clone())
     }
 
-    fn duration(&mut self, field: &str, value: Option<&String>, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, field: &str, value: Option<&String>, default: Duration) -> Duration {
         let Some(value) = value else { return default };
         parse_duration(value).unwrap_or_else(|| {
             self.file(field, format!("Invalid value: {value:?}: must be a duration such as \"10s\", \"1m30s\" or \"500ms\""));
@@ -101,7 +103,14 @@ impl Checker<'_> {
         })
     }
 
-    fn number<T: Copy + PartialOrd + Display>(&mut self, field: &str, value: Option<T>, default: T, min: T, max: T) -> T {
+    pub(super) fn number<T: Copy + PartialOrd + Display>(
+        &mut self,
+        field: &str,
+        value: Option<T>,
+        default: T,
+        min: T,
+        max: T,
+    ) -> T {
         let value = value.unwrap_or(default);
         if value < min || value > max {
             self.file(field, format!("Invalid value: {value}: must be between {min} and {max}"));

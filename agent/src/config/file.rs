@@ -1,5 +1,6 @@
 //! The configuration file: a `NodeAgentConfiguration`, as strict as a manifest: an unknown field is an error with its place.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path as FilePath, PathBuf};
 
@@ -44,7 +45,37 @@ pub struct Declared {
     pub(super) claims_root: Option<PathBuf>,
     /// What opens `*.yaml.age`.
     pub(super) age_identity_file: Option<PathBuf>,
+    // From here on the kubelet's own names and meanings.
+    pub(super) max_pods: Option<u32>,
+    pub(super) pod_pids_limit: Option<i64>,
+    pub(super) system_reserved: Amounts,
+    pub(super) kube_reserved: Amounts,
+    pub(super) eviction_hard: Option<Amounts>,
+    pub(super) eviction_soft: Amounts,
+    pub(super) eviction_soft_grace_period: Amounts,
+    pub(super) eviction_minimum_reclaim: Amounts,
+    pub(super) eviction_pressure_transition_period: Option<String>,
+    pub(super) eviction_max_pod_grace_period: Option<u32>,
+    /// The kubelet's is fixed: 10 seconds.
+    pub(super) eviction_monitoring_period: Option<String>,
+    pub(super) allowed_unsafe_sysctls: Vec<String>,
+    #[serde(rename = "clusterDNS")]
+    pub(super) cluster_dns: Vec<String>,
+    pub(super) cluster_domain: Option<String>,
+    pub(super) seccomp_default: Option<bool>,
+    /// The folder of `Localhost` profiles; the kubelet's is fixed: `seccomp` below its root.
+    pub(super) seccomp_root: Option<PathBuf>,
+    #[serde(rename = "memoryQoS")]
+    pub(super) memory_qos: Option<bool>,
+    pub(super) memory_throttling_factor: Option<f64>,
+    #[serde(rename = "singleProcessOOMKill")]
+    pub(super) single_process_oom_kill: Option<bool>,
+    /// Folders of CDI specs; the later overrules.
+    pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
 }
+
+/// Names and quantities, or durations.
+pub(super) type Amounts = BTreeMap<String, String>;
 
 /// `crashLoopBackOff`; durations are Go's: `10s`, `5m`.
 #[derive(Debug, Clone, Default, Deserialize)]

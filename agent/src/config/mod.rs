@@ -1,19 +1,22 @@
 //! Declared settings (command line over configuration file over defaults) to validated [`Settings`]. Every problem of either is told
-//! at once; of the file with line and column. Knows `model` for its YAML, and nobody else.
+//! at once; of the file with line and column. Knows `model` for its YAML and `eviction`'s pure settings, and nobody else.
 
 mod file;
 mod flags;
 mod paths;
+mod pods;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::eviction;
 use crate::model::FileError;
 
 pub use file::{ApiSection, BackoffSection, Declared, ImageSection, LogSection, UsernsSection};
 pub use flags::{Flags, LogFormat, LogLevel};
 pub use paths::Paths;
+pub use pods::{Pods, Reserved, Security};
 
 /// Where the configuration file is looked for if the command line names none.
 pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
@@ -45,8 +48,12 @@ pub struct Settings {
     pub api: Api,
     /// Host IDs of the pods with `hostUsers: false`.
     pub userns: Userns,
-    /// A seccomp profile (OCI JSON) for `RuntimeDefault`, instead of the one that is built in.
-    pub seccomp_default: Option<PathBuf>,
+    /// What pods may be and do.
+    pub security: Security,
+    /// What pods may use.
+    pub pods: Pods,
+    /// When pods are evicted.
+    pub eviction: eviction::Settings,
     /// Where PersistentVolumeClaims' folders are; unset: `claims` below /var/lib/nodeagent.
     pub claims: Option<PathBuf>,
     /// The age identities that open `*.yaml.age`.

@@ -11,8 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
 use crate::config::{OnStop, Settings};
+use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
@@ -22,9 +24,10 @@ use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
+use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
-use crate::runtime::{self, Runtime};
+use crate::runtime::{self, Allocatable, Runtime};
 use crate::source;
 use crate::source::sealed::Keys;
 use crate::workload::controller::Controller;
@@ -107,6 +110,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
+    tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
     let controlling = tokio::spawn(workloads.run(told, pods));
@@ -149,6 +153,13 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
     let network = netplug::Network::open(network(settings)).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
     let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let allocatable = runtime.settings().allocatable;
+    let room = Room {
+        cpu_millis: allocatable.cpu_millis,
+        memory: allocatable.memory,
+        ephemeral_storage: allocatable.ephemeral_storage,
+        pods: settings.pods.max.into(),
+    };
     let store = Arc::new(Store::default());
     Ok(Node {
         name: settings.node_name.clone(),
@@ -165,6 +176,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
             max: settings.backoff.max,
             reset_after: settings.backoff.reset_after,
         },
+        admission: Admission::new(room),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
     })
@@ -203,6 +215,9 @@ fn network(settings: &Settings) -> netplug::Settings {
 
 fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runtime::Settings {
     let userns = settings.userns;
+    let capacity = Allocatable::of_machine(&settings.paths.lib());
+    let kept = settings.pods.reserved;
+    let reserved = Allocatable { cpu_millis: kept.cpu_millis, memory: kept.memory, ephemeral_storage: kept.ephemeral_storage };
     runtime::Settings {
         run: settings.paths.run(),
         lib: settings.paths.lib(),
@@ -213,8 +228,34 @@ fn runtime_settings(settings: &Settings, host_ips: &[std::net::IpAddr]) -> runti
         node_name: settings.node_name.clone(),
         node_ips: host_ips.to_vec(),
         id_range: (userns.first, userns.per_pod.saturating_mul(userns.pods)),
+        ids_per_pod: userns.per_pod,
         resolv_conf: settings.resolv_conf.clone(),
+        seccomp_default: settings.security.seccomp_default,
+        seccomp_default_profile: settings.security.seccomp_default_profile.clone(),
+        seccomp_root: settings.security.seccomp_root.clone().unwrap_or_else(|| settings.paths.lib().join("seccomp")),
+        unsafe_sysctls: settings.security.unsafe_sysctls.clone(),
+        cluster_dns: settings.security.cluster_dns.clone(),
+        cluster_domain: settings.security.cluster_domain.clone(),
+        pod_pids: settings.pods.pids_limit,
+        memory_throttling: settings.pods.memory_throttling,
+        single_process_oom_kill: settings.pods.single_process_oom_kill,
+        cdi_spec_dirs: settings.pods.cdi_spec_dirs.clone(),
+        enforced: capacity.less(reserved),
+        allocatable: capacity.less(reserved).less(kept_free(settings, capacity)),
         ..runtime::Settings::below(settings.paths.root(), &settings.cgroup_parent)
+    }
+}
+
+/// What the hard thresholds of eviction keep free isn't for pods to ask for.
+fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
+    let hard = |signal: Scarce, capacity: u64| {
+        let thresholds = settings.eviction.thresholds.iter();
+        thresholds.filter(|t| t.grace.is_zero() && t.signal == signal).map(|t| t.value.of(capacity)).max().unwrap_or(0)
+    };
+    Allocatable {
+        cpu_millis: 0,
+        memory: hard(Scarce::MemoryAvailable, capacity.memory),
+        ephemeral_storage: hard(Scarce::NodefsAvailable, capacity.ephemeral_storage),
     }
 }
 
@@ -223,11 +264,14 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         name: settings.node_name.clone(),
         addresses: node.host_ips.clone(),
         pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
+        max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
     };
+    let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
+    let object = move || machine::object::node(&facts, allocatable, &admission.pressures());
     let lib = settings.paths.lib();
-    Handle::new(node, orders, move || machine::object::node(&facts), move || machine::check::all(&lib))
+    Handle::new(node, orders, object, move || machine::check::all(&lib))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {

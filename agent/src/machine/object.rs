@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-/// The kubelet's default of pods a node.
-const MAX_PODS: u32 = 110;
+use crate::admission::Pressure;
+use crate::runtime::Allocatable;
 
 /// What the machine can't tell by itself.
 #[derive(Debug, Clone)]
@@ -21,6 +20,8 @@ pub struct Facts {
     pub addresses: Vec<IpAddr>,
     /// The pods' ranges.
     pub pod_cidrs: Vec<String>,
+    /// How many pods may be here.
+    pub max_pods: u32,
     /// Where images and volumes are.
     pub lib: std::path::PathBuf,
     /// When the agent started.
@@ -28,8 +29,7 @@ pub struct Facts {
 }
 
 /// The object as of now.
-pub fn node(facts: &Facts) -> k8s::Node {
-    let capacity = capacity(&facts.lib);
+pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> k8s::Node {
     let labels =
         [("kubernetes.io/hostname", facts.name.as_str()), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture())];
     let mut addresses: Vec<_> =
@@ -50,17 +50,17 @@ pub fn node(facts: &Facts) -> k8s::Node {
         }),
         status: Some(k8s::NodeStatus {
             addresses: Some(addresses),
-            allocatable: Some(capacity.clone()),
-            capacity: Some(capacity),
-            conditions: Some(conditions(facts.started)),
+            allocatable: Some(amounts(allocatable, facts.max_pods)),
+            capacity: Some(amounts(Allocatable::of_machine(&facts.lib), facts.max_pods)),
+            conditions: Some(conditions(facts.started, pressures)),
             node_info: Some(info()),
             ..k8s::NodeStatus::default()
         }),
     }
 }
 
-fn conditions(since: Timestamp) -> Vec<k8s::NodeCondition> {
-    let condition = |type_: &str, status: &str, reason: &str, message: &str| k8s::NodeCondition {
+fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondition> {
+    let condition = |type_: &str, status: &str, (reason, message): (&str, &str), since: Timestamp| k8s::NodeCondition {
         type_: type_.into(),
         status: status.into(),
         reason: Some(reason.into()),
@@ -68,28 +68,25 @@ fn conditions(since: Timestamp) -> Vec<k8s::NodeCondition> {
         last_heartbeat_time: Some(Time(Timestamp::now())),
         last_transition_time: Some(Time(since)),
     };
-    vec![condition("Ready", "True", "NodeAgentReady", "nodeagent is posting ready status")]
+    let mut all: Vec<_> = pressures
+        .iter()
+        .map(|p| condition(p.condition.name(), if p.holds { "True" } else { "False" }, p.condition.words(p.holds), p.since))
+        .collect();
+    all.push(condition("Ready", "True", ("NodeAgentReady", "nodeagent is posting ready status"), started));
+    all
 }
 
-fn capacity(lib: &Path) -> BTreeMap<String, Quantity> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let nearest = lib.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let disk = nix::sys::statvfs::statvfs(nearest).map_or(0, |s| s.blocks() * s.fragment_size());
+fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {
+    let cpu = if room.cpu_millis % 1000 == 0 { format!("{}", room.cpu_millis / 1000) } else { format!("{}m", room.cpu_millis) };
     [
-        ("cpu", cpus.to_string()),
-        ("memory", format!("{}Ki", memory_kib())),
-        ("ephemeral-storage", format!("{}Ki", disk >> 10)),
-        ("pods", MAX_PODS.to_string()),
+        ("cpu", cpu),
+        ("memory", format!("{}Ki", room.memory >> 10)),
+        ("ephemeral-storage", format!("{}Ki", room.ephemeral_storage >> 10)),
+        ("pods", pods.to_string()),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), Quantity(value)))
     .collect()
-}
-
-fn memory_kib() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-    total.and_then(|t| t.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 fn info() -> k8s::NodeSystemInfo {

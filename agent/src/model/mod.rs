@@ -3,7 +3,9 @@
 pub mod change;
 pub mod decode;
 pub mod defaults;
+pub mod difference;
 mod error;
+mod exported;
 mod load;
 pub mod object;
 mod path;

@@ -25,16 +25,19 @@ impl<'a> Path<'a> {
     pub const ROOT: Path<'static> = Path { parent: None, step: Step::Root };
 
     /// A field of a structure.
+    #[must_use]
     pub fn child(&'a self, name: &'a str) -> Path<'a> {
         Path { parent: Some(self), step: Step::Child(name) }
     }
 
     /// An entry of a map whose keys are data.
+    #[must_use]
     pub fn key(&'a self, key: &'a str) -> Path<'a> {
         Path { parent: Some(self), step: Step::Key(key) }
     }
 
     /// An element of a list, from 0.
+    #[must_use]
     pub fn index(&'a self, index: usize) -> Path<'a> {
         Path { parent: Some(self), step: Step::Index(index) }
     }

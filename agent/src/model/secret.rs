@@ -41,6 +41,31 @@ pub fn readable(root: &Node) -> Result<Node, Vec<Problem>> {
     if problems.is_empty() { Ok(root) } else { Err(problems) }
 }
 
+/// The problems of a Secret without what its fields have in them, but for its names: a value may stand in the wrong place.
+pub fn hidden(root: &Node, mut problems: Vec<Problem>) -> Vec<Problem> {
+    let mut values = Vec::new();
+    if let Value::Map(entries) = &root.value {
+        let named = |key: &str| matches!(key, "apiVersion" | "kind" | "metadata");
+        entries.iter().filter(|entry| !named(&entry.key)).for_each(|entry| collect(&entry.value.value, &mut values));
+    }
+    for problem in &mut problems {
+        for value in values.iter().filter(|value| problem.message.contains(value.as_str())).collect::<Vec<_>>() {
+            problem.message = problem.message.replace(value, "<secret contents redacted>");
+        }
+    }
+    problems
+}
+
+/// As errors show them.
+fn collect(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Text(_) => found.push(value.shown()),
+        Value::List(items) => items.iter().for_each(|item| collect(&item.value, found)),
+        Value::Map(entries) => entries.iter().for_each(|entry| collect(&entry.value.value, found)),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {}
+    }
+}
+
 /// Line breaks inside of base64 are YAML's: the API server reads past them.
 fn check(value: &mut Value, encoded: bool) -> Result<(), String> {
     match value {

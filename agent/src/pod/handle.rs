@@ -18,6 +18,7 @@ use super::node::{
     self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
     InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
+use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
@@ -91,6 +92,10 @@ impl Handle {
 impl node::Node for Handle {
     fn store(&self) -> &Store {
         &self.node.store
+    }
+
+    fn objects(&self) -> &Objects {
+        &self.node.objects
     }
 
     fn node(&self) -> k8s::Node {
@@ -323,7 +328,7 @@ fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str,
                 command: hidden.hide(p.command),
             })
             .collect(),
-        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(line)).collect(),
+        mounts: seen.mounts.iter().filter_map(|line| inspect_mount(&hidden.hide(line.clone()))).collect(),
         cgroups: sandbox.group.child(&attempt.id).dirs(),
         rootfs: InspectedRootfs {
             lower: image.map(|i| i.layers.iter().rev().cloned().collect()).unwrap_or_default(),

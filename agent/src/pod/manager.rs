@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -45,6 +46,15 @@ pub enum Order {
     },
     /// Somebody deleted the pod's link.
     Rewire(PodUid),
+    /// The node can't bear a pod any longer.
+    Evict {
+        /// Which.
+        uid: PodUid,
+        /// The kubelet's sentences.
+        message: String,
+        /// From SIGTERM to SIGKILL, at most.
+        grace: Duration,
+    },
     /// End all pods and take nothing new.
     Drain,
 }
@@ -131,9 +141,11 @@ impl Manager {
             source::Event::Apply(pod) => self.apply(pod),
             source::Event::ApplyObject(object) => {
                 self.reclaim.retain(|claim| claim != object.key());
+                self.node.store.put_object(&object);
                 self.node.objects.put(object);
             }
             source::Event::DeleteObject(key) => {
+                self.node.store.remove_object(&key);
                 if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
@@ -294,6 +306,7 @@ impl Manager {
                 let _ = found.send(self.start(&namespace, &name));
             }
             Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
+            Order::Evict { uid, message, grace } => self.tell(&uid, Command::Evict { message, grace }),
             Order::Drain => {
                 self.draining = true;
                 // Also those that the sources hadn't come to yet.

@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::{Runtime, Sandbox};
 
 pub mod backoff;
 pub mod completed;
+pub mod diff;
 pub mod handle;
 mod image_api;
 pub mod manager;
@@ -23,8 +25,10 @@ pub mod node;
 pub mod objects;
 pub mod observed;
 pub mod plan;
+pub mod pressure;
 pub mod pulls;
 pub mod recorder;
+pub mod resize;
 pub mod status;
 pub mod store;
 pub mod trace;
@@ -53,6 +57,8 @@ pub struct Node {
     pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.
     pub backoff: backoff::Backoff,
+    /// Who can be here.
+    pub admission: Arc<Admission>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
     /// Marks of pods that were told to stay ended; on tmpfs.

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::model::PodUid;
+use crate::pod::objects::Objects;
 use crate::pod::store::Store;
 use crate::runtime::Reading;
 
@@ -135,6 +136,8 @@ pub struct Deletion {
 pub trait Node: Send + Sync + 'static {
     /// Pods and events.
     fn store(&self) -> &Store;
+    /// What manifests give beside pods.
+    fn objects(&self) -> &Objects;
     /// The Kubernetes Node object, as it is now.
     fn node(&self) -> NodeObject;
     /// The folder with a container's `N.log`, N being the attempt.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{self as k8s, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
 /// All that is known of a pod.
@@ -19,6 +20,41 @@ pub struct Observed {
     pub ending: Option<Ending>,
     /// Set once the pod as a whole has failed: it ends and doesn't run again.
     pub failure: Option<Failure>,
+    /// An edit of amounts that isn't in force yet.
+    pub resize: Option<Resize>,
+}
+
+/// An edit of amounts that isn't in force yet.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Resize {
+    /// The node hasn't that much, now or ever: what containers have by name stays promised.
+    Pending {
+        /// `Deferred` or `Infeasible`.
+        reason: String,
+        /// The sentence.
+        message: String,
+        /// What is in force, by container.
+        allocated: BTreeMap<String, ResourceRequirements>,
+    },
+    /// The kernel is being told.
+    InProgress,
+    /// The kernel said no.
+    Failed {
+        /// Its word.
+        message: String,
+        /// When to try again.
+        retry_at: Timestamp,
+    },
+}
+
+impl Observed {
+    /// What a container is to have now: what the spec says, unless the node hasn't that much.
+    pub fn resources<'a>(&'a self, container: &'a k8s::Container) -> Option<&'a ResourceRequirements> {
+        match &self.resize {
+            Some(Resize::Pending { allocated, .. }) => allocated.get(&container.name),
+            _ => container.resources.as_ref(),
+        }
+    }
 }
 
 /// Why a pod as a whole has failed.
@@ -31,6 +67,9 @@ pub struct Failure {
     pub message: String,
     /// From then on, SIGKILL.
     pub deadline: Timestamp,
+    /// The node ended it, not its own doing: the condition DisruptionTarget.
+    #[serde(default)]
+    pub disrupted: bool,
 }
 
 /// The pod's namespaces and address.
@@ -143,7 +182,7 @@ pub struct Stopping {
 }
 
 /// One run of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
     /// The container's ID.
@@ -170,7 +209,7 @@ impl Attempt {
 }
 
 /// What the agent keeps with an attempt, in the holder: the memory of an agent that comes after.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Note {
     /// `image` as the spec had it.
@@ -181,6 +220,9 @@ pub struct Note {
     pub delay_ms: u64,
     /// The image's stop signal, or the spec's.
     pub stop_signal: i32,
+    /// What it was started with, or resized to since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// How a run ended.

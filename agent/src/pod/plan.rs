@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::backoff::Backoff;
-use super::observed::{Attempt, Container, Image, Observed, Sandbox};
+use super::observed::{Attempt, Container, Image, Observed, Resize, Sandbox};
+use super::resize;
 use crate::model::ValidPod;
 
 /// One step, idempotent.
@@ -37,6 +38,8 @@ pub enum Action {
     },
     /// SIGKILL to all of a container.
     Kill(String),
+    /// Give a running container what the spec says now.
+    Resize(String),
 }
 
 /// The next actions, all at once, and when to look again if nothing happens.
@@ -213,7 +216,9 @@ impl Planner<'_> {
         if observed.starting {
             return self.plan.wait(|| format!("container {} to start", container.name));
         }
-        let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref();
+        let wanted = self.observed.resources(container);
+        let resize = |a: &Attempt| resize::of(container, a.note.resources.as_ref(), wanted);
+        let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref() || resize(a) == resize::How::Restart;
         match &observed.last {
             None => self.start(container, observed, Duration::ZERO),
             Some(attempt) => match &attempt.finish {
@@ -222,6 +227,7 @@ impl Planner<'_> {
                     grace: self.grace(),
                     why: "definition changed",
                 }),
+                None if resize(attempt) == resize::How::InPlace => self.resize(container),
                 None => {}
                 Some(_) if edited(attempt) => self.start(container, observed, Duration::ZERO),
                 // A new sandbox: an init container runs again, a regular one as its restart policy says.
@@ -244,6 +250,14 @@ impl Planner<'_> {
                 }
                 Some(_) => {}
             },
+        }
+    }
+
+    fn resize(&mut self, container: &k8s::Container) {
+        match &self.observed.resize {
+            Some(Resize::InProgress) => {}
+            Some(Resize::Failed { retry_at, .. }) if *retry_at > self.now => self.plan.wake_at(*retry_at),
+            _ => self.plan.actions.push(Action::Resize(container.name.clone())),
         }
     }
 

@@ -70,7 +70,7 @@ fn starting(container: Container) -> Container {
 
 fn observe(sandbox: Sandbox, containers: &[(&str, Container)]) -> Observed {
     let containers: BTreeMap<_, _> = containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect();
-    Observed { sandbox, containers, ending: None, failure: None }
+    Observed { sandbox, containers, ending: None, failure: None, resize: None }
 }
 
 fn next(spec: Value, observed: &Observed) -> Plan {
@@ -87,6 +87,7 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::Start { name, delay } => format!("start {name} {}", delay.as_secs()),
             Action::Stop { name, grace, .. } => format!("stop {name} {}", grace.as_secs()),
             Action::Kill(n) => format!("kill {n}"),
+            Action::Resize(n) => format!("resize {n}"),
         })
         .collect()
 }

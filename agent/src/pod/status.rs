@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
 use super::plan::{init_failed, is_complete, is_sidecar};
+use super::resize;
 use crate::model::ValidPod;
 
 /// What a status needs besides what is observed.
@@ -34,8 +35,18 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         Sandbox::Ready { ips, .. } => ips,
         _ => &[],
     };
+    let mut conditions = conditions(pod, observed, phase, &init, &regular);
+    conditions.extend(observed.failure.as_ref().filter(|f| f.disrupted).map(|failure| k8s::PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(failure.message.clone()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    }));
+    conditions.extend(resize::condition(pod, observed));
     let mut status = k8s::PodStatus {
-        conditions: Some(conditions(pod, observed, phase, &init, &regular)),
+        conditions: Some(conditions),
         container_statuses: Some(regular),
         reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),
         message: observed.failure.as_ref().map(|failure| failure.message.clone()),
@@ -143,6 +154,9 @@ fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Obser
         ready: if regular_init { completed } else { running },
         started: Some(running),
         restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
+        // What is promised, and what is in force.
+        allocated_resources: observed.resources(container).and_then(|r| r.requests.clone()),
+        resources: seen.running().and_then(|a| a.note.resources.clone()).or_else(|| observed.resources(container).cloned()),
         state: Some(state),
         last_state,
         volume_mounts: container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount_status).collect()),

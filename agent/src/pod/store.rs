@@ -1,6 +1,7 @@
 //! The pods and events as the node sees them now. One writer (the workers), many readers (the API, the command line, reports).
 //! Knows no I/O.
 
+pub mod objects;
 pub mod workloads;
 
 use std::collections::{BTreeMap, VecDeque};

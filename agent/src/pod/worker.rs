@@ -1,6 +1,9 @@
 //! One pod's task: observes, plans, acts. All decisions are `plan`'s; here is the I/O. Actions run side by side as futures of this
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
+mod admit;
+mod resize;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +15,7 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::completed::{self, Completed};
 use super::objects::Watch;
@@ -25,6 +28,7 @@ use super::status;
 use super::trace::Trace;
 use super::volumes::Turn;
 use super::{Node, SandboxNote};
+use crate::admission::Lease;
 use crate::image;
 use crate::model::{ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
@@ -40,6 +44,13 @@ pub enum Command {
     Update(ValidPod),
     /// Somebody deleted its link: it gets a new one, with the same address.
     Rewire,
+    /// The node can't bear it any longer.
+    Evict {
+        /// The kubelet's sentences.
+        message: String,
+        /// From SIGTERM to SIGKILL, if the pod's own isn't less.
+        grace: Duration,
+    },
     /// End it.
     End {
         /// Seconds; unset: the spec's.
@@ -73,6 +84,7 @@ enum Outcome {
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
     Rewired(Result<(), String>),
+    Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
 }
@@ -97,6 +109,12 @@ pub struct Worker {
     trace: Trace,
     /// The objects that the pod refers to.
     needs: Watch,
+    /// What the pod was promised of the node.
+    lease: Option<Lease>,
+    /// Since when it was turned away: heard when something became better.
+    turned_away: Option<watch::Receiver<u64>>,
+    /// The same of a resize that there is no room for.
+    deferred: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
 }
@@ -108,7 +126,13 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None },
+            observed: Observed {
+                sandbox: SandboxState::Absent,
+                containers: BTreeMap::new(),
+                ending: None,
+                failure: None,
+                resize: None,
+            },
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
@@ -120,6 +144,9 @@ impl Worker {
             live,
             trace,
             needs: Watch::default(),
+            lease: None,
+            turned_away: None,
+            deferred: None,
             volumes: Turn::default(),
         };
         worker
@@ -129,6 +156,7 @@ impl Worker {
     pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
         worker.recall();
+        worker.admit();
         if worker.node.runtime.has_leftovers(worker.pod.uid()) {
             worker.remove_sandbox();
         }
@@ -144,6 +172,7 @@ impl Worker {
             worker.remove_sandbox();
             return worker;
         }
+        worker.lease = Some(worker.node.admission.take(&worker.pod));
         let generation = state.created_at;
         let since = timestamp(generation);
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
@@ -193,7 +222,8 @@ impl Worker {
             self.drain_outcomes();
             let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
             self.trace.waits_for(plan.waiting_for);
-            if plan.complete {
+            if plan.complete && self.turned_away.is_none() {
+                self.lease = None;
                 self.remember_completion();
             }
             if plan.over && !self.begin_again() {
@@ -223,6 +253,8 @@ impl Worker {
                     None => return,
                 },
                 () = self.needs.changed() => self.objects_changed(),
+                () = admit::better(&mut self.turned_away) => self.ask_again(),
+                () = admit::better(&mut self.deferred) => self.resize_again(),
                 () = until(plan.wake) => {}
             }
         }
@@ -241,6 +273,10 @@ impl Worker {
         match command {
             Command::Update(new) => self.update(new),
             Command::Rewire => self.rewire(),
+            Command::Evict { message, grace } => {
+                let own = self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0).unsigned_abs();
+                self.evict(message, grace.min(Duration::from_secs(own)), true);
+            }
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -261,13 +297,18 @@ impl Worker {
             self.pod = new;
             return;
         }
-        match change::between(&self.pod, &new) {
+        match self.change_to(&new) {
             change::Change::Recreate => {
                 self.pending = Some(new);
                 self.end(None, Then::Again);
             }
             kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
-                self.pod = new;
+                let old = std::mem::replace(&mut self.pod, new);
+                if self.turned_away.is_some() {
+                    // Perhaps it fits now.
+                    return self.ask_again();
+                }
+                self.resize_from(&old);
                 if let change::Change::RestartContainers(names) = kept {
                     self.take_new_images(&names);
                 }
@@ -337,11 +378,15 @@ impl Worker {
         if let Some(pod) = self.pending.take() {
             self.pod = pod;
         }
-        self.observed = Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None };
+        self.observed =
+            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
         self.trace.restart();
+        self.turned_away = None;
+        self.deferred = None;
+        self.admit();
         true
     }
 
@@ -396,13 +441,13 @@ impl Worker {
     }
 
     /// The pod as a whole has failed.
-    fn evict(&mut self, message: String) {
+    fn evict(&mut self, message: String, grace: Duration, disrupted: bool) {
         if self.observed.failure.is_some() || self.observed.ending.is_some() {
             return;
         }
         self.say(None, Level::Warning, "Evicted", &message);
-        let deadline = Timestamp::now().checked_add(EVICTION_GRACE).unwrap_or(Timestamp::MAX);
-        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline });
+        let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline, disrupted });
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
@@ -496,6 +541,7 @@ impl Worker {
             Action::Start { name, delay } => self.start(&name, delay),
             Action::Stop { name, grace, why } => self.stop(&name, grace, why),
             Action::Kill(name) => self.kill(&name),
+            Action::Resize(name) => self.resize(&name),
         }
     }
 
@@ -561,6 +607,8 @@ impl Worker {
             return;
         };
         let image = image.clone();
+        let mut container = container;
+        container.resources = self.observed.resources(&container).cloned();
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
@@ -573,6 +621,7 @@ impl Worker {
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
+            resources: container.resources.clone(),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -650,10 +699,11 @@ impl Worker {
             Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
             Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
             Outcome::Started { name, note, number, result } => self.started(&name, note, number, result),
-            Outcome::Measured { over: Some(message), .. } => self.evict(message),
+            Outcome::Measured { over: Some(message), .. } => self.evict(message, EVICTION_GRACE, false),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
             Outcome::Refreshed(errors) => self.refreshed(errors),
             Outcome::Rewired(Ok(())) => {}
+            Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
             Outcome::Told { name, result } => {
                 if let Err(error) = result {

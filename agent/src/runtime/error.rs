@@ -16,7 +16,7 @@ pub struct Error {
     place: Place,
     /// What happened there. For people it is [`Self::message`], which shows no Secret.
     pub cause: Cause,
-    hidden: Redaction,
+    hidden: Box<Redaction>,
 }
 
 /// Which pod, and which container of it.
@@ -46,7 +46,7 @@ impl Place {
 
     /// Says where something happened.
     pub fn error(&self, cause: impl Into<Cause>) -> Error {
-        Error { place: self.clone(), cause: cause.into(), hidden: Redaction::default() }
+        Error { place: self.clone(), cause: cause.into(), hidden: Box::default() }
     }
 }
 
@@ -132,7 +132,7 @@ impl Error {
 
     /// The same, but these values are not shown.
     pub fn without(self, hidden: Redaction) -> Self {
-        Self { hidden, ..self }
+        Self { hidden: Box::new(hidden), ..self }
     }
 
     /// The reason of the container's waiting or terminated state, as the kubelet has it.

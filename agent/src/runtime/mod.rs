@@ -8,6 +8,8 @@ mod files;
 mod history;
 pub mod holder;
 pub mod inspect;
+#[cfg(test)]
+mod known;
 mod paths;
 mod readers;
 pub mod recipe;

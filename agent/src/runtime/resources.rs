@@ -157,6 +157,10 @@ pub struct Totals {
     pub cpu_limit: Option<u64>,
     /// Bytes at most; `None`: some part is without a limit.
     pub memory_limit: Option<u64>,
+    /// Bytes of the disk asked for.
+    pub disk_request: u64,
+    /// Bytes of the disk at most; `None`: some part is without a limit.
+    pub disk_limit: Option<u64>,
 }
 
 impl Totals {
@@ -170,13 +174,15 @@ impl Totals {
             memory_request: request("memory").map(units).unwrap_or_default(),
             cpu_limit: limit("cpu").map(millis).filter(|n| *n > 0),
             memory_limit: limit("memory").map(units).filter(|n| *n > 0),
+            disk_request: request("ephemeral-storage").map(units).unwrap_or_default(),
+            disk_limit: limit("ephemeral-storage").map(units).filter(|n| *n > 0),
         }
     }
 
     /// Of a pod: what its containers and sidecars need together, or its most demanding init container beside the sidecars
     /// started before it, whichever is more; or what the pod itself says.
     pub fn of_pod(spec: &PodSpec) -> Self {
-        let mut running = Self { cpu_limit: Some(0), memory_limit: Some(0), ..Self::default() };
+        let mut running = Self { cpu_limit: Some(0), memory_limit: Some(0), disk_limit: Some(0), ..Self::default() };
         let mut peak = running;
         for init in spec.init_containers.iter().flatten() {
             let own = Self::of(init.resources.as_ref());
@@ -229,6 +235,8 @@ impl Totals {
             memory_request: by(self.memory_request, other.memory_request),
             cpu_limit: both(self.cpu_limit, other.cpu_limit),
             memory_limit: both(self.memory_limit, other.memory_limit),
+            disk_request: by(self.disk_request, other.disk_request),
+            disk_limit: both(self.disk_limit, other.disk_limit),
         }
     }
 }

@@ -43,8 +43,8 @@ pub struct Runtime {
 /// What a pod holds of the node, as long as it lives.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Held {
-    /// The first of its host IDs.
-    pub ids: Option<u32>,
+    /// The first of its host IDs, and how many.
+    pub ids: Option<(u32, u32)>,
     /// What a burstable pod asks for, in thousandths of a CPU.
     pub burstable_cpu: u64,
 }
@@ -127,7 +127,7 @@ impl Runtime {
         }
         cgroups.prepare()?;
         let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
-        let filters = Filters::new(settings.seccomp_root.clone());
+        let filters = Filters::new(settings.seccomp_root.clone(), settings.seccomp_default_profile.as_deref())?;
         Ok(Self { settings, cgroups, program, filters, pods: Mutex::default(), readers: Readers::default() })
     }
 
@@ -187,7 +187,7 @@ impl Runtime {
         record::write(&self.settings.pod_json(pod.uid()), pod)?;
         clock.step("folders");
         let group = self.group(pod);
-        group.create(&Limits::pod(pod.spec(), self.settings.pod_pids))?;
+        group.create(&self.pod_limits(pod))?;
         let holders = group.for_holder();
         if holders.path() != group.path() {
             holders.create(&Limits::default())?;
@@ -224,15 +224,18 @@ impl Runtime {
         let burstable = Qos::of(pod.spec()) == Qos::Burstable;
         held.burstable_cpu = if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 };
         let maps = if sandbox::wants_ids(pod) {
-            let others = |start| pods.iter().any(|(uid, other)| uid != pod.uid() && other.ids == Some(start));
-            let free = || sandbox::free_ids(self.settings.id_range, others);
-            let maps = held.ids.map(sandbox::ids_from).or_else(free);
+            let others = |start: u32, end: u32| {
+                let overlaps = |(first, count): (u32, u32)| first < end && start < first.saturating_add(count);
+                pods.iter().any(|(uid, other)| uid != pod.uid() && other.ids.is_some_and(overlaps))
+            };
+            let free = || sandbox::free_ids(self.settings.id_range, self.settings.ids_per_pod, others);
+            let maps = held.ids.map(|(first, count)| sandbox::ids_from(first, count)).or_else(free);
             let none = || super::error::ConfigError::new("hostUsers: false: all ranges of host IDs are in use by other pods");
             Some(maps.ok_or_else(none)?)
         } else {
             None
         };
-        held.ids = maps.as_ref().and_then(|m| m.uids.first()).map(|m| m.outside);
+        held.ids = maps.as_ref().and_then(|m| m.uids.first()).map(|m| (m.outside, m.count));
         pods.insert(pod.uid().clone(), held);
         Ok(maps)
     }
@@ -275,7 +278,7 @@ impl Runtime {
         let (holder, state) = Holder::connect(&self.settings.holder_socket(pod.uid())).await?;
         let burstable = Qos::of(pod.spec()) == Qos::Burstable;
         let held = Held {
-            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| map.outside),
+            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| (map.outside, map.count)),
             burstable_cpu: if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 },
         };
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().clone(), held);
@@ -355,7 +358,7 @@ impl Runtime {
         make_sub_paths(&recipe, volumes)?;
         self.note_process(pod, container, attempt, &recipe.process)?;
         clock.step("folders");
-        group.create(&Limits::container(container.resources.as_ref()))?;
+        group.create(&self.container_limits(container))?;
         clock.step("cgroup");
         let reply = sandbox.holder.start(recipe).await?;
         clock.step("holder");
@@ -386,6 +389,34 @@ impl Runtime {
         make_file(&last_words, 0o666)?;
         let logs = self.settings.container_log(pod, &container.name, attempt);
         logs.parent().map_or(Ok(()), |dir| make_dirs(dir, 0o755))
+    }
+
+    /// Gives a running container, and its pod as a whole, what they are to have now. The pod's limits bind its containers', so
+    /// what grows must grow there first, and what shrinks, last.
+    pub fn resize_container(&self, sandbox: &Sandbox, pod: &ValidPod, container: &Container, id: &str) -> Result<(), Error> {
+        let place = Place::container(pod, &container.name);
+        let group = sandbox.group.child(id);
+        let limits = self.container_limits(container);
+        let used = group.stats().memory_bytes;
+        if let Some(limit) = limits.memory.filter(|limit| *limit < used) {
+            let message = format!("attempting to set container memory limit ({limit}) below current usage ({used})");
+            return Err(place.error(super::error::ConfigError::new(message)));
+        }
+        let whole = self.pod_limits(pod);
+        let _ = sandbox.group.apply(&whole);
+        let told = group.apply(&limits).and_then(|()| sandbox.group.apply(&whole));
+        told.map_err(|error| place.error(error))?;
+        self.hold(pod).and_then(|_| self.weigh_burstable()).map_err(|error| place.error(error))
+    }
+
+    /// What a container's group gets.
+    fn container_limits(&self, container: &Container) -> Limits {
+        Limits::container(container.resources.as_ref())
+    }
+
+    /// What a pod's group gets.
+    fn pod_limits(&self, pod: &ValidPod) -> Limits {
+        Limits::pod(pod.spec(), self.settings.pod_pids)
     }
 
     /// SIGKILL to every process of a container.

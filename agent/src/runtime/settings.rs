@@ -24,10 +24,14 @@ pub struct Settings {
     pub node_name: String,
     /// The node's addresses, the main one first.
     pub node_ips: Vec<IpAddr>,
-    /// Host IDs for pods with `hostUsers: false`: the first, and how many. Each pod takes 65536 of them.
+    /// Host IDs for pods with `hostUsers: false`: the first, and how many.
     pub id_range: (u32, u32),
+    /// How many of them each such pod takes.
+    pub ids_per_pod: u32,
     /// Where nothing is said, containers run under the default seccomp profile (the kubelet's `seccompDefault`).
     pub seccomp_default: bool,
+    /// A profile (OCI JSON) that is `RuntimeDefault`, instead of the built-in one.
+    pub seccomp_default_profile: Option<PathBuf>,
     /// Folder of profiles for `seccompProfile: {type: Localhost}`.
     pub seccomp_root: PathBuf,
     /// Processes and threads of one pod at most.
@@ -40,7 +44,15 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Sysctls beside Kubernetes' safe ones that pods may set; `*` at the end stands for any rest.
     pub unsafe_sysctls: Vec<String>,
-    /// What pods may have together, for `resourceFieldRef` and OOM scores.
+    /// Where the machine's own part begins: what all pods together can use at most. Never less than `allocatable`.
+    pub enforced: Allocatable,
+    /// v2: memory.min is the request, and memory.high between request and limit, by this factor.
+    pub memory_throttling: Option<f64>,
+    /// v2: the kernel kills one process for memory, not the container.
+    pub single_process_oom_kill: bool,
+    /// Folders of CDI specs; the later overrules.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// What pods may have together, for admission, `resourceFieldRef` and OOM scores.
     pub allocatable: Allocatable,
     /// Capabilities that the agent can give: its own bounding set.
     pub capabilities: u64,
@@ -63,8 +75,19 @@ impl Allocatable {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        let disk = rustix::fs::statvfs(lib).map(|s| s.f_blocks.saturating_mul(s.f_frsize)).unwrap_or_default();
+        let nearest = lib.ancestors().find(|p| p.exists()).unwrap_or(lib);
+        let disk = rustix::fs::statvfs(nearest).map(|s| s.f_blocks.saturating_mul(s.f_frsize)).unwrap_or_default();
         Self { cpu_millis: cpus * 1000, memory: total.unwrap_or_default() * 1024, ephemeral_storage: disk }
+    }
+
+    /// What is left of it.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
+            memory: self.memory.saturating_sub(other.memory),
+            ephemeral_storage: self.ephemeral_storage.saturating_sub(other.ephemeral_storage),
+        }
     }
 }
 
@@ -89,13 +112,19 @@ impl Settings {
             node_name: "node".into(),
             node_ips: Vec::new(),
             id_range: (0x8000_0000, 0x4000_0000),
+            ids_per_pod: 65536,
             seccomp_default: true,
+            seccomp_default_profile: None,
             seccomp_root: root.join("var/lib/nodeagent/seccomp"),
             pod_pids: None,
             resolv_conf: "/etc/resolv.conf".into(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             unsafe_sysctls: Vec::new(),
+            enforced: Allocatable::of_machine(root),
+            memory_throttling: None,
+            single_process_oom_kill: false,
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             allocatable: Allocatable::of_machine(root),
             capabilities: own_capabilities(),
         }

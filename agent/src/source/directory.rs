@@ -235,7 +235,9 @@ impl Watcher {
             work.rescan = true;
             return;
         };
-        if interest.entries.contains(&name)
+        if interest.all
+            || super::kustomize::describes(&name)
+            || interest.entries.contains(&name)
             || (flags.contains(ReadFlags::ISDIR) && !interest.folders.is_empty() && !scan::hidden(&name))
         {
             work.rescan = true;
@@ -333,6 +335,9 @@ fn add_watch(queue: &OwnedFd, directory: &Path) -> io::Result<i32> {
 }
 
 fn read(path: &Path) -> Content {
+    if path.is_dir() {
+        return super::kustomize::build(path).map_or_else(Content::Unreadable, Content::Bytes);
+    }
     // What was a file a moment ago may be a pipe now: opening must not wait for its writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);

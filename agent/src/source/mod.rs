@@ -3,6 +3,7 @@
 
 pub mod directory;
 pub mod folder;
+pub mod kustomize;
 mod scan;
 pub mod sealed;
 

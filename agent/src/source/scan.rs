@@ -4,10 +4,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use super::kustomize;
+
+/// Files of one kustomization that are looked at.
+const TREE_LIMIT: usize = 10_000;
 
 /// What of a directory's changes matters.
 #[derive(Debug, Default)]
@@ -16,6 +22,8 @@ pub(super) struct Interest {
     pub(super) folders: Vec<PathBuf>,
     /// These entries matter in themselves: links on a way, things that are missing.
     pub(super) entries: HashSet<OsString>,
+    /// A kustomization reads it: every change matters.
+    pub(super) all: bool,
 }
 
 /// One look at all that was asked for.
@@ -28,6 +36,8 @@ pub(super) struct Scan {
     /// By the directory's real path.
     pub(super) watches: HashMap<PathBuf, Interest>,
     visited: HashSet<(u64, u64)>,
+    /// Folders that a kustomization takes in: they are no manifests of their own.
+    taken_in: HashSet<PathBuf>,
 }
 
 /// Why something could not be looked into.
@@ -66,6 +76,34 @@ impl Identity {
     }
 }
 
+/// What a folder's files are, taken together.
+#[derive(Default)]
+struct TreeState {
+    hasher: DefaultHasher,
+    files: usize,
+    uncertain: bool,
+}
+
+impl TreeState {
+    fn add(&mut self, path: &Path, meta: &Metadata) -> io::Result<()> {
+        self.files += 1;
+        if self.files > TREE_LIMIT {
+            return Err(io::Error::other(format!("a kustomization of more than {TREE_LIMIT} files")));
+        }
+        let identity = Identity::of(meta, meta.is_symlink());
+        self.uncertain |= identity.uncertain && !meta.is_dir();
+        path.hash(&mut self.hasher);
+        if !meta.is_dir() {
+            (identity.device, identity.inode, identity.size, identity.changed).hash(&mut self.hasher);
+        }
+        Ok(())
+    }
+
+    fn identity(self) -> Identity {
+        Identity { device: 0, inode: self.hasher.finish(), size: 0, changed: (0, 0), uncertain: self.uncertain }
+    }
+}
+
 /// Whether a name is left alone: hidden files, editors' and ConfigMap's own.
 pub(super) fn hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
@@ -84,6 +122,8 @@ pub(super) fn scan(roots: &[PathBuf], watch: &mut dyn FnMut(&Path) -> io::Result
     for root in roots {
         scan.root(root, watch);
     }
+    let taken_in = std::mem::take(&mut scan.taken_in);
+    scan.files.retain(|path, _| !path.canonicalize().is_ok_and(|real| taken_in.contains(&real)));
     scan
 }
 
@@ -131,6 +171,9 @@ impl Scan {
         }
         watch(&real)?;
         self.watches.entry(real).or_default().folders.push(path.to_path_buf());
+        if kustomize::description(path).is_some() {
+            return self.kustomization(path, watch);
+        }
         let mut names = std::fs::read_dir(path)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;
         names.sort();
         for name in names.iter().filter(|n| !hidden(n)) {
@@ -143,6 +186,34 @@ impl Scan {
                     let missing = e.kind() == io::ErrorKind::NotFound;
                     self.failed.insert(child, Failure { missing, why: e.to_string() });
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder that is built as a whole is one manifest. Whatever lies in it, or in the folders that it names, may change that.
+    fn kustomization(&mut self, path: &Path, watch: Watch<'_>) -> io::Result<()> {
+        let mut state = TreeState::default();
+        for folder in kustomize::folders(path) {
+            let real = folder.canonicalize()?;
+            if folder != path {
+                self.taken_in.insert(real.clone());
+            }
+            self.tree(&real, &mut state, watch)?;
+        }
+        self.files.insert(path.to_path_buf(), state.identity());
+        Ok(())
+    }
+
+    fn tree(&mut self, folder: &Path, state: &mut TreeState, watch: Watch<'_>) -> io::Result<()> {
+        watch(folder)?;
+        self.watches.entry(folder.to_path_buf()).or_default().all = true;
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let meta = std::fs::symlink_metadata(entry.path())?;
+            state.add(&entry.path(), &meta)?;
+            if meta.is_dir() && entry.file_name() != ".git" {
+                self.tree(&entry.path(), state, watch)?;
             }
         }
         Ok(())

@@ -3,12 +3,18 @@
 //! which stands between the sources and the pod manager. Knows model, source's events and pod's store.
 
 pub mod controller;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod file;
 pub mod job;
 pub mod pods;
 pub mod replica_set;
+pub mod rollout;
+pub mod stateful_set;
 pub mod world;
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -91,6 +97,10 @@ pub struct History {
     pub expired: bool,
     /// Templates of a StatefulSet or DaemonSet, oldest first.
     pub revisions: Vec<Revision>,
+    /// How far their rollout is.
+    pub rollout: rollout::Rollout,
+    /// Claims that a StatefulSet has made.
+    pub claims: BTreeSet<String>,
 }
 
 /// A template that pods were made from.

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerRestartRule, EphemeralContainer, PodSpec, Volume, VolumeDevice, VolumeMount,
+    Container, ContainerPort, ContainerRestartRule, EphemeralContainer, PodSpec, ResourceRequirements, Volume, VolumeDevice,
+    VolumeMount,
 };
 
 use super::probe::{self, ProbeKind};
@@ -367,7 +368,7 @@ fn ephemeral(report: &mut Report<'_>, at: &Path<'_>, e: &EphemeralContainer, nam
         ("readinessProbe", e.readiness_probe.is_some()),
         ("startupProbe", e.startup_probe.is_some()),
         ("lifecycle", e.lifecycle.is_some()),
-        ("resources", e.resources.as_ref().is_some_and(|r| *r != Default::default())),
+        ("resources", e.resources.as_ref().is_some_and(|r| *r != ResourceRequirements::default())),
         ("resizePolicy", e.resize_policy.is_some()),
         ("restartPolicy", e.restart_policy.is_some()),
         ("restartPolicyRules", e.restart_policy_rules.is_some()),

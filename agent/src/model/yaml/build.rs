@@ -149,7 +149,7 @@ impl Builder {
             (true, "float", Value::Int(value)) => Value::Float(value as f64),
             (true, "timestamp", _) => Value::Text(text.to_owned()),
             (true, name @ ("int" | "bool" | "null" | "float"), _) => {
-                self.problem(at, format!("{text:?} can't be read as !!{name}"));
+                self.problem(at, format!("this text can't be read as !!{name}"));
                 Value::Null
             }
             _ => {

@@ -1,34 +1,43 @@
-//! Workloads in the store: one table a kind, so that each can be listed and watched for itself.
+//! Workloads in the store, and the tables of the objects beside pods: one a kind, so that each can be listed and watched for itself.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Change, Expired, Since, Snapshot, Store, Table, Verb, since, snapshot};
 use crate::model::Workload;
 use crate::model::workload::each;
 
-/// The tables, by UID.
+/// The tables: workloads by UID, other objects by `namespace/name`.
 #[derive(Debug)]
 pub struct Workloads {
+    claims: Table<String, PersistentVolumeClaim>,
+    config_maps: Table<String, ConfigMap>,
     cron_jobs: Table<String, CronJob>,
     daemon_sets: Table<String, DaemonSet>,
     deployments: Table<String, Deployment>,
     jobs: Table<String, Job>,
     replica_sets: Table<String, ReplicaSet>,
+    secrets: Table<String, Secret>,
+    services: Table<String, Service>,
     stateful_sets: Table<String, StatefulSet>,
 }
 
 impl Workloads {
     pub(super) fn new() -> Self {
         Self {
+            claims: Table::new(),
+            config_maps: Table::new(),
             cron_jobs: Table::new(),
             daemon_sets: Table::new(),
             deployments: Table::new(),
             jobs: Table::new(),
             replica_sets: Table::new(),
+            secrets: Table::new(),
+            services: Table::new(),
             stateful_sets: Table::new(),
         }
     }
@@ -63,6 +72,7 @@ macro_rules! kept {
     )* };
 }
 kept!(CronJob: cron_jobs, DaemonSet: daemon_sets, Deployment: deployments, Job: jobs, ReplicaSet: replica_sets, StatefulSet: stateful_sets);
+kept!(ConfigMap: config_maps, PersistentVolumeClaim: claims, Secret: secrets, Service: services);
 
 impl Store {
     /// Takes a workload's newest state. One equal to the stored one changes nothing.
@@ -74,15 +84,19 @@ impl Store {
     /// The workload is gone.
     pub fn remove_workload(&self, workload: &Workload) {
         fn remove<T: Kept>(store: &Store, uid: &str, _: &Arc<T>) {
-            let mut inner = store.write();
-            let Some(old) = T::table_mut(&mut inner.workloads).objects.remove(uid) else { return };
-            inner.version += 1;
-            let version = inner.version;
-            let mut object = Arc::unwrap_or_clone(old);
-            object.meta().resource_version = Some(version.to_string());
-            T::table_mut(&mut inner.workloads).record(Change { version, verb: Verb::Deleted, object: Arc::new(object) });
+            store.remove_kept::<T>(uid);
         }
         each!(workload, o => remove(self, workload.uid(), o));
+    }
+
+    pub(super) fn remove_kept<T: Kept>(&self, key: &str) {
+        let mut inner = self.write();
+        let Some(old) = T::table_mut(&mut inner.workloads).objects.remove(key) else { return };
+        inner.version += 1;
+        let version = inner.version;
+        let mut object = Arc::unwrap_or_clone(old);
+        object.meta().resource_version = Some(version.to_string());
+        T::table_mut(&mut inner.workloads).record(Change { version, verb: Verb::Deleted, object: Arc::new(object) });
     }
 
     /// All workloads of a kind, and what follows.
@@ -96,7 +110,11 @@ impl Store {
         since(T::table(&self.read().workloads), version)
     }
 
-    fn put_kept<T: Kept>(&self, uid: String, mut object: T) {
+    pub(super) fn kept<T: Kept>(&self, key: &str) -> Option<Arc<T>> {
+        T::table(&self.read().workloads).objects.get(key).cloned()
+    }
+
+    pub(super) fn put_kept<T: Kept>(&self, uid: String, mut object: T) {
         let mut inner = self.write();
         if let Some(old) = T::table(&inner.workloads).objects.get(&uid) {
             let mut before = T::clone(old);

@@ -310,11 +310,17 @@ fn make_dir(dir: &Path) -> Result<(), CgroupError> {
 }
 
 fn write_all(plan: &Plan) -> Result<(), CgroupError> {
-    for file in &plan.writes {
-        match write(&file.path, &file.value) {
-            Err(error) if file.optional && error.source.kind() == ErrorKind::NotFound => {}
-            result => result?,
+    let one = |file: &plan::Write| match write(&file.path, &file.value) {
+        Err(error) if file.optional && error.source.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    // v1's limit of memory may not be above that of memory and swap: which of them comes first depends on whether it grows.
+    let refused: Vec<_> = plan.writes.iter().filter_map(|file| one(file).err().map(|error| (file, error))).collect();
+    for (file, error) in refused {
+        if error.source.kind() != ErrorKind::InvalidInput {
+            return Err(error);
         }
+        one(file)?;
     }
     Ok(())
 }

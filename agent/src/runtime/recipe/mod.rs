@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod env;
 pub mod env_file;
+pub mod label;
 mod links;
 pub mod mounts;
 pub mod process;
@@ -136,8 +137,8 @@ fn first_process(input: &ContainerInput<'_>, own_env: &[(String, String)]) -> Re
         seccomp_flags: filter.flags,
         rlimits: Vec::new(),
         oom_score_adj: Some(oom_score(input)),
-        apparmor: None,
-        selinux: None,
+        apparmor: label::apparmor(pod, container)?,
+        selinux: label::selinux(pod, container),
         tty,
         tty_size: None,
         stdin: container.stdin == Some(true),

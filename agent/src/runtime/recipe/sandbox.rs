@@ -6,9 +6,6 @@ use crate::model::ValidPod;
 use crate::runtime::error::ConfigError;
 use crate::runtime::settings::Settings;
 
-/// IDs that one pod with `hostUsers: false` gets.
-pub const IDS_PER_POD: u32 = 65536;
-
 /// Sysctls that every pod may set: they touch nobody else.
 /// <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/#safe-and-unsafe-sysctls>
 const SAFE_SYSCTLS: [&str; 12] = [
@@ -77,7 +74,8 @@ fn kernel_hostname(pod: &ValidPod, settings: &Settings) -> String {
     whole.unwrap_or_else(|| hostname(pod))
 }
 
-fn sysctls(pod: &ValidPod, settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
+/// The sysctls of the pod, or the first that it may not set.
+pub fn sysctls(pod: &ValidPod, settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
     let spec = pod.spec();
     let mut list = Vec::new();
     for sysctl in spec.security_context.iter().flat_map(|c| c.sysctls.iter().flatten()) {
@@ -115,17 +113,17 @@ pub fn wants_ids(pod: &ValidPod) -> bool {
     pod.spec().host_users == Some(false)
 }
 
-/// The first free range of host IDs. `used` are the first IDs of the others'.
-pub fn free_ids(range: (u32, u32), used: impl Fn(u32) -> bool) -> Option<IdMaps> {
-    let slots = range.1 / IDS_PER_POD;
-    let starts = (0..slots).filter_map(|slot| range.0.checked_add(slot.checked_mul(IDS_PER_POD)?));
-    let outside = starts.into_iter().find(|start| !used(*start))?;
-    Some(ids_from(outside))
+/// The first `count` free host IDs of the range. `used` tells whether another pod has one of those from the first up to the second.
+pub fn free_ids(range: (u32, u32), count: u32, used: impl Fn(u32, u32) -> bool) -> Option<IdMaps> {
+    let slots = range.1.checked_div(count)?;
+    let starts = (0..slots).filter_map(|slot| range.0.checked_add(slot.checked_mul(count)?));
+    let outside = starts.into_iter().find(|start| !used(*start, start.saturating_add(count)))?;
+    Some(ids_from(outside, count))
 }
 
-/// A pod's range, by its first host ID.
-pub fn ids_from(outside: u32) -> IdMaps {
-    let map = vec![IdMap { inside: 0, outside, count: IDS_PER_POD }];
+/// A pod's range: its first host ID, and how many.
+pub fn ids_from(outside: u32, count: u32) -> IdMaps {
+    let map = vec![IdMap { inside: 0, outside, count }];
     IdMaps { uids: map.clone(), gids: map }
 }
 
@@ -192,10 +190,12 @@ mod tests {
 
     #[test]
     fn ranges_are_distinct_and_end() {
-        let first = free_ids((1 << 20, 2 * IDS_PER_POD), |_| false).unwrap();
-        let second = free_ids((1 << 20, 2 * IDS_PER_POD), |start| start == first.uids[0].outside).unwrap();
-        assert_eq!(second.uids[0].outside - first.uids[0].outside, IDS_PER_POD);
-        assert_eq!(free_ids((1 << 20, 2 * IDS_PER_POD), |_| true), None);
-        assert_eq!(free_ids((u32::MAX, u32::MAX), |_| true), None);
+        let ids = |range, used: &dyn Fn(u32, u32) -> bool| free_ids(range, 65536, used).map(|maps| maps.uids[0].outside);
+        let two = (1 << 20, 2 << 16);
+        let first = ids(two, &|_, _| false).unwrap();
+        let overlaps = |start: u32, end: u32| first < end && start < first + 65536;
+        assert_eq!(ids(two, &overlaps), Some(first + 65536));
+        assert_eq!(ids(two, &|_, _| true), None);
+        assert_eq!(ids((u32::MAX, u32::MAX), &|_, _| true), None);
     }
 }

@@ -6,12 +6,14 @@ mod compile;
 mod profile;
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use self::abi::Abi;
 use self::profile::{Machine, Profile, version};
@@ -37,13 +39,16 @@ pub struct Filter {
 #[derive(Debug)]
 pub struct Filters {
     folder: PathBuf,
+    /// The node's own, instead of the built-in one.
+    default: Option<Profile>,
     defaults: Mutex<HashMap<u64, Filter>>,
 }
 
 impl Filters {
-    /// `folder` has the profiles of `seccompProfile: {type: Localhost}`.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder, defaults: Mutex::default() }
+    /// `folder` has the profiles of `seccompProfile: {type: Localhost}`; `default` is the file of the node's own `RuntimeDefault`.
+    pub fn new(folder: PathBuf, default: Option<&Path>) -> Result<Self, ConfigError> {
+        let default = default.map(|path| read(File::open(path), path)).transpose()?;
+        Ok(Self { folder, default, defaults: Mutex::default() })
     }
 
     /// The filter that a container needs.
@@ -54,23 +59,47 @@ impl Filters {
                 if let Some(filter) = defaults.get(&capabilities) {
                     return Ok(filter.clone());
                 }
-                let filter = filter(default_profile()?, capabilities)?;
+                let profile = match &self.default {
+                    Some(own) => own,
+                    None => default_profile()?,
+                };
+                let filter = filter(profile, capabilities)?;
                 defaults.insert(capabilities, filter.clone());
                 Ok(filter)
             }
-            SeccompNeed::Localhost { file, capabilities } => filter(&self.read(file)?, capabilities),
+            SeccompNeed::Localhost { file, capabilities } => filter(&self.localhost(file)?, capabilities),
         }
     }
 
-    fn read(&self, file: &str) -> Result<Profile, ConfigError> {
-        let path = self.folder.join(beneath(file)?);
-        let failed =
-            |error: std::io::Error| ConfigError::new(format!("cannot load seccomp profile \"{}\": {error}", path.display()));
-        if fs::metadata(&path).map_err(failed)?.len() > MAX_PROFILE {
-            return Err(ConfigError::new(format!("seccomp profile {}: larger than {} MiB", path.display(), MAX_PROFILE >> 20)));
-        }
-        Profile::parse(&fs::read(&path).map_err(failed)?, file)
+    /// A pod's author names the file: no link leads out of the folder, whoever made it.
+    fn localhost(&self, file: &str) -> Result<Profile, ConfigError> {
+        let inside = beneath(file)?;
+        let path = self.folder.join(&inside);
+        let opened = rustix::fs::open(&self.folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(
+            |folder| {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                rustix::fs::openat2(folder, &inside, flags, Mode::empty(), resolve)
+            },
+        );
+        read(opened.map(File::from).map_err(io::Error::from), &path)
     }
+}
+
+/// A profile of an open file, which may be anything.
+fn read(opened: io::Result<File>, path: &Path) -> Result<Profile, ConfigError> {
+    let failed = |error: io::Error| ConfigError::new(format!("cannot load seccomp profile \"{}\": {error}", path.display()));
+    let file = opened.map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(ConfigError::new(format!("cannot load seccomp profile \"{}\": not a file", path.display())));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_PROFILE + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_PROFILE {
+        return Err(ConfigError::new(format!("seccomp profile {}: larger than {} MiB", path.display(), MAX_PROFILE >> 20)));
+    }
+    Profile::parse(&text, &path.display().to_string())
 }
 
 fn default_profile() -> Result<&'static Profile, ConfigError> {

@@ -175,8 +175,8 @@ fn refusals_say_why(#[case] json: &str, #[case] words: &str) {
 #[test]
 fn a_localhost_profile_stays_in_its_folder() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("mine.json"), r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
-    let filters = Filters::new(dir.path().into());
+    std::fs::write(dir.path().join("mine.json"), r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
+    let filters = Filters::new(dir.path().into(), None).unwrap();
     let get = |file| filters.get(&SeccompNeed::Localhost { file, capabilities: 0 });
     assert!(!get("mine.json").unwrap().program.is_empty());
     assert!(get("../mine.json").unwrap_err().message.contains("'..'"));

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 
 use super::{Entry, World, make};
 use crate::model::Workload;
-use crate::workload::{History, Steps, deployment, job, replica_set};
+use crate::model::workload::defaults::job_identity;
+use crate::workload::{History, Steps, cron_job, daemon_set, deployment, job, replica_set, stateful_set};
 
 impl World {
     /// True: something changed, so that others may want to look again.
@@ -27,7 +29,19 @@ impl World {
                 new.status = Some(planned.status);
                 self.take(uid, Workload::Job(Arc::new(new)), planned.history, planned.steps, now)
             }
-            _ => false,
+            Workload::CronJob(cron) => self.look_at_cron_job(uid, &cron, now),
+            Workload::StatefulSet(set) => {
+                let mut planned = stateful_set::plan(&set, &history, &self.owned(uid), now);
+                // A pod's claims are there before it is.
+                self.claim(&set, &mut planned.history);
+                let new = StatefulSet { status: Some(planned.status), ..(*set).clone() };
+                self.take(uid, Workload::StatefulSet(Arc::new(new)), planned.history, planned.steps, now)
+            }
+            Workload::DaemonSet(set) => {
+                let planned = daemon_set::plan(&set, &history, &self.owned(uid), now);
+                let new = DaemonSet { status: Some(planned.status), ..(*set).clone() };
+                self.take(uid, Workload::DaemonSet(Arc::new(new)), planned.history, planned.steps, now)
+            }
         };
         // A pod that is gone was looked at for the last time.
         self.pods.retain(|_, record| !(record.gone && record.owner == uid));
@@ -91,6 +105,35 @@ impl World {
         changed
     }
 
+    fn look_at_cron_job(&mut self, uid: &str, cron: &Arc<CronJob>, now: Timestamp) -> bool {
+        let jobs = self.children(uid).filter_map(|(_, entry)| match &entry.object {
+            // One whose time to live is over is gone.
+            Workload::Job(job) if !entry.history.expired => Some((**job).clone()),
+            _ => None,
+        });
+        let jobs: Vec<Job> = jobs.collect();
+        let mut planned = cron_job::plan(cron, &jobs, now);
+        let Some(parent) = self.entries.get(uid).cloned() else { return false };
+        let changed = planned.create.is_some() || !planned.delete.is_empty();
+        let expired = self.children(uid).filter(|(child, e)| e.history.expired && self.owned(child).is_empty());
+        let expired: Vec<String> = expired.map(|(child, _)| child.clone()).collect();
+        for job in planned.delete.iter().chain(&expired) {
+            self.drop_branch(job);
+        }
+        if let Some(mut job) = planned.create {
+            let (name, new) = (job.metadata.name.clone().unwrap_or_default(), self.random_uid());
+            if let Some(spec) = &mut job.spec {
+                job_identity(spec, &name, &new);
+            }
+            job.metadata.uid = Some(new);
+            job.metadata.owner_references = Some(vec![make::owner_reference(&parent.object)]);
+            planned.status.active.get_or_insert_default().push(cron_job::reference(&job));
+            self.adopt(&parent, Workload::Job(Arc::new(job)));
+        }
+        let new = CronJob { status: Some(planned.status), ..(**cron).clone() };
+        self.take(uid, Workload::CronJob(Arc::new(new)), parent.history, planned.steps, now) || changed
+    }
+
     fn adopt(&mut self, parent: &Entry, object: Workload) {
         let uid = object.uid().to_owned();
         let history = self.entries.get(&uid).map(|e| e.history.clone()).unwrap_or_default();
@@ -98,7 +141,4 @@ impl World {
         let entry = Entry { object, owner, root: parent.root.clone(), origin: parent.origin.clone(), history };
         self.entries.insert(uid, entry);
     }
-
-    /// Claims of a set that is gone, where it says that they go with it.
-    pub(super) fn drop_claims(&mut self, _object: &Workload) {}
 }

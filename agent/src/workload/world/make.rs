@@ -13,8 +13,15 @@ use crate::workload::{Name, NewPod, Steps, letters};
 
 impl World {
     /// Does what a core asked for. True: something is another than before.
-    pub(super) fn take_steps(&mut self, owner: &str, steps: Steps, now: Timestamp) -> bool {
+    pub(super) fn take_steps(&mut self, owner: &str, mut steps: Steps, now: Timestamp) -> bool {
         let Some(entry) = self.entries.get(owner).cloned() else { return false };
+        let namespace = entry.object.metadata().namespace.clone().unwrap_or_default();
+        // A name that stays has one pod at a time.
+        let taken = |name: &Name| match name {
+            Name::Exactly(name) => self.leaving.values().any(|(ns, other)| *ns == namespace && other == name),
+            Name::Starting(_) => false,
+        };
+        steps.create.retain(|new| !taken(&new.name));
         let changed = !steps.create.is_empty() || !steps.delete.is_empty() || !steps.counted.is_empty();
         for uid in steps.counted {
             if let Some(record) = self.pods.get_mut(&uid) {
@@ -132,7 +139,7 @@ pub(super) fn without_status(pod: &Pod) -> Pod {
 }
 
 /// Whether an edit changes what Kubernetes calls immutable: then the object is made anew, and its pods with it.
-pub(super) fn needs_replacement(old: &Workload, new: &Workload) -> bool {
+pub fn needs_replacement(old: &Workload, new: &Workload) -> bool {
     match (old, new) {
         (Workload::Job(a), Workload::Job(b)) => {
             let fixed = |job: &k8s_openapi::api::batch::v1::Job| {

@@ -5,8 +5,11 @@
 //! - What a look decides, the next look sees: no pod is made twice because its worker is slow to show it.
 //! - Pods of an agent before this one are looked at again before anything is decided about them.
 
+mod claims;
 mod look;
 mod make;
+
+pub use make::needs_replacement;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -115,6 +118,8 @@ pub struct World {
     due: BTreeMap<String, Timestamp>,
     /// Until when unseen pods are waited for.
     patience: Option<Timestamp>,
+    /// Pods of what is gone, by namespace and name, that are still ending: nobody else may have their names yet.
+    leaving: HashMap<PodUid, (String, String)>,
     /// Claims that were told.
     claims: BTreeSet<(String, String)>,
     /// Claims that files give.
@@ -138,6 +143,7 @@ impl World {
             dirty: BTreeSet::new(),
             due: BTreeMap::new(),
             patience: None,
+            leaving: HashMap::new(),
             claims: BTreeSet::new(),
             given_claims: BTreeSet::new(),
             saved: HashMap::new(),
@@ -276,6 +282,9 @@ impl World {
     /// What the store says of a pod.
     pub fn seen(&mut self, change: &Change<Pod>) {
         let uid = PodUid::new(change.object.metadata.uid.as_deref().unwrap_or_default());
+        if change.verb == Verb::Deleted && self.leaving.remove(&uid).is_some() {
+            self.dirty.extend(self.entries.values().map(|e| e.root.clone()));
+        }
         let Some(record) = self.pods.get_mut(&uid) else { return };
         record.unseen = false;
         let mut pod = change.object.clone();
@@ -302,6 +311,11 @@ impl World {
             .filter(|r| r.pod.status.is_some() && !there.contains(r.pod.metadata.uid.as_deref().unwrap_or_default()))
             .map(|r| r.pod.clone())
             .collect();
+        let left = self.leaving.len();
+        self.leaving.retain(|uid, _| there.contains(uid.as_str()));
+        if self.leaving.len() < left {
+            self.dirty.extend(self.entries.values().map(|e| e.root.clone()));
+        }
         for object in lost {
             self.seen(&Change { version: 0, verb: Verb::Deleted, object });
         }
@@ -407,19 +421,26 @@ impl World {
         }
     }
 
-    /// The whole tree goes, with all its pods.
-    fn remove_tree(&mut self, root: &str) {
-        for uid in self.tree(root) {
+    /// An object goes with all that it made.
+    fn drop_branch(&mut self, branch: &str) {
+        for uid in self.tree(branch) {
             let own: Vec<PodUid> = self.pods.iter().filter(|(_, r)| r.owner == uid).map(|(uid, _)| uid.clone()).collect();
             for pod in own {
-                self.pods.remove(&pod);
+                if let Some(record) = self.pods.remove(&pod).filter(|r| !r.gone) {
+                    self.leaving.insert(pod.clone(), names(&record.pod));
+                }
                 self.effects.events.push(Event::Delete(pod));
             }
             if let Some(entry) = self.entries.remove(&uid) {
-                self.drop_claims(&entry.object);
+                self.drop_claims(&entry);
                 self.effects.removed.push(entry.object);
             }
         }
+    }
+
+    /// The whole tree goes, with all its pods.
+    fn remove_tree(&mut self, root: &str) {
+        self.drop_branch(root);
         self.due.remove(root);
         self.dirty.remove(root);
         self.saved.remove(root);
@@ -435,6 +456,10 @@ impl World {
         let hex = format!("{:032x}", u128::from_be_bytes(bytes));
         format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
     }
+}
+
+fn names(pod: &Pod) -> (String, String) {
+    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
 }
 
 /// A Job's pods are known by its UID.
@@ -453,3 +478,6 @@ impl std::fmt::Debug for World {
         f.debug_struct("World").field("entries", &self.entries.len()).field("pods", &self.pods.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

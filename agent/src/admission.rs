@@ -1,0 +1,368 @@
+//! Whether a pod can be here at all: by what the machine has left, by what its kernel can do, by what it suffers from. The kubelet's
+//! checks, reasons and sentences. The ledger is the only state: what each pod that may run has been promised.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::eviction::Condition;
+use crate::model::{PodUid, ValidPod};
+use crate::runtime::Settings;
+use crate::runtime::recipe::{label, sandbox};
+use crate::runtime::resources::{Qos, Totals};
+
+/// From here on a pod is the system's own: pressure doesn't keep it out.
+const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+
+/// What can be promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub ephemeral_storage: u64,
+    /// How many pods.
+    pub pods: u64,
+}
+
+/// Why a pod can't be here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The kubelet's word, such as `OutOfcpu`.
+    pub reason: String,
+    /// Its sentence.
+    pub message: String,
+}
+
+impl Rejection {
+    fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into() }
+    }
+}
+
+/// A condition of the node, and since when it is as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// Which.
+    pub condition: Condition,
+    /// As it is.
+    pub holds: bool,
+    /// Since then.
+    pub since: Timestamp,
+}
+
+/// One for a node.
+#[derive(Debug)]
+pub struct Admission {
+    room: Room,
+    ledger: Mutex<Ledger>,
+    pressures: Mutex<Vec<Pressure>>,
+    /// Counts what became better: room that was freed, a condition that ended.
+    better: watch::Sender<u64>,
+}
+
+/// What is promised, by pod; a pod made again in its own place has a newer promise than the one that is returned.
+#[derive(Debug, Default)]
+struct Ledger {
+    promises: HashMap<PodUid, (u64, Need)>,
+    number: u64,
+}
+
+impl Ledger {
+    fn others<'a>(&'a self, than: &'a PodUid) -> impl Iterator<Item = Need> + 'a {
+        self.promises.iter().filter(move |(uid, _)| *uid != than).map(|(_, (_, need))| *need)
+    }
+
+    fn promise(&mut self, uid: &PodUid, need: Need) -> u64 {
+        self.number += 1;
+        self.promises.insert(uid.clone(), (self.number, need));
+        self.number
+    }
+}
+
+/// A pod's promise; its drop returns it.
+#[derive(Debug)]
+pub struct Lease {
+    admission: Arc<Admission>,
+    uid: PodUid,
+    number: u64,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut ledger = self.admission.lock();
+        if ledger.promises.get(&self.uid).is_some_and(|(number, _)| *number == self.number) {
+            ledger.promises.remove(&self.uid);
+        }
+        drop(ledger);
+        self.admission.better.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// What a pod asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Need {
+    cpu_millis: u64,
+    memory: u64,
+    ephemeral_storage: u64,
+}
+
+impl Need {
+    fn of(pod: &ValidPod) -> Self {
+        let totals = Totals::of_pod(pod.spec());
+        Self { cpu_millis: totals.cpu_request, memory: totals.memory_request, ephemeral_storage: totals.disk_request }
+    }
+}
+
+impl Admission {
+    /// Nothing is promised yet.
+    pub fn new(room: Room) -> Arc<Self> {
+        let since = Timestamp::now();
+        let pressures = Condition::ALL.map(|condition| Pressure { condition, holds: false, since });
+        Arc::new(Self { room, ledger: Mutex::default(), pressures: Mutex::new(pressures.into()), better: watch::Sender::new(0) })
+    }
+
+    /// What can be promised at all.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Promises what the pod asks for, or says why not.
+    pub fn admit(self: &Arc<Self>, pod: &ValidPod, settings: &Settings) -> Result<Lease, Rejection> {
+        self.pressure_permits(pod)?;
+        machine_permits(pod, settings)?;
+        let mut ledger = self.lock();
+        let need = Need::of(pod);
+        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
+            return Err(lack.rejection());
+        }
+        let number = ledger.promise(pod.uid(), need);
+        drop(ledger);
+        Ok(Lease { admission: self.clone(), uid: pod.uid().clone(), number })
+    }
+
+    /// Of a pod that runs already: it has what it has.
+    pub fn take(self: &Arc<Self>, pod: &ValidPod) -> Lease {
+        let number = self.lock().promise(pod.uid(), Need::of(pod));
+        Lease { admission: self.clone(), uid: pod.uid().clone(), number }
+    }
+
+    /// Promises other amounts to a pod that has a lease: `PodResizePending`'s reason and message, if they can't be.
+    pub fn resize(&self, pod: &ValidPod) -> Result<(), Rejection> {
+        let need = Need::of(pod);
+        let mut ledger = self.lock();
+        if let Some(lack) = lacking(self.room, std::iter::empty(), need) {
+            let (resource, asked, room) = (lack.resource, lack.requested, lack.capacity);
+            let message = format!("Node didn't have enough capacity: {resource}, requested: {asked}, capacity: {room}");
+            return Err(Rejection::new("Infeasible", message));
+        }
+        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
+            return Err(Rejection::new("Deferred", lack.to_string()));
+        }
+        if let Some((_, promised)) = ledger.promises.get_mut(pod.uid()) {
+            *promised = need;
+        }
+        drop(ledger);
+        self.better.send_modify(|n| *n = n.wrapping_add(1));
+        Ok(())
+    }
+
+    /// Whether the pod has a lease.
+    pub fn has(&self, uid: &PodUid) -> bool {
+        self.lock().promises.contains_key(uid)
+    }
+
+    /// Hears when room was freed or a condition ended.
+    pub fn better(&self) -> watch::Receiver<u64> {
+        self.better.subscribe()
+    }
+
+    /// How the node is.
+    pub fn pressures(&self) -> Vec<Pressure> {
+        self.pressures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the node suffers from now. Returns the conditions that changed.
+    pub fn suffers(&self, from: &[Condition]) -> Vec<Pressure> {
+        let mut pressures = self.pressures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = Vec::new();
+        for pressure in pressures.iter_mut() {
+            let holds = from.contains(&pressure.condition);
+            if holds != pressure.holds {
+                *pressure = Pressure { holds, since: Timestamp::now(), ..*pressure };
+                changed.push(*pressure);
+            }
+        }
+        drop(pressures);
+        if changed.iter().any(|p| !p.holds) {
+            self.better.send_modify(|n| *n = n.wrapping_add(1));
+        }
+        changed
+    }
+
+    /// The kubelet's: critical pods always; under memory pressure alone, those that asked for some; else none.
+    fn pressure_permits(&self, pod: &ValidPod) -> Result<(), Rejection> {
+        let holding: Vec<Condition> = self.pressures().iter().filter(|p| p.holds).map(|p| p.condition).collect();
+        let critical = pod.spec().priority.is_some_and(|p| p >= SYSTEM_CRITICAL);
+        let memory_alone = holding == [Condition::Memory];
+        let fine = memory_alone && (Qos::of(pod.spec()) != Qos::BestEffort || tolerates_memory_pressure(pod));
+        if holding.is_empty() || critical || fine {
+            return Ok(());
+        }
+        let names: Vec<&str> = holding.iter().map(|c| c.name()).collect();
+        Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", names.join(" "))))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tolerates_memory_pressure(pod: &ValidPod) -> bool {
+    pod.spec().tolerations.iter().flatten().any(|t| {
+        let key = t.key.as_deref().unwrap_or_default();
+        let effect = t.effect.as_deref().unwrap_or_default();
+        let exists = t.operator.as_deref() == Some("Exists") || t.value.as_deref().unwrap_or_default().is_empty();
+        matches!(key, "" | "node.kubernetes.io/memory-pressure") && matches!(effect, "" | "NoSchedule") && exists
+    })
+}
+
+/// What the kernel or the configuration can't give.
+fn machine_permits(pod: &ValidPod, settings: &Settings) -> Result<(), Rejection> {
+    if let Err(error) = sandbox::sysctls(pod, settings) {
+        return Err(Rejection::new("SysctlForbidden", error.message));
+    }
+    if label::needs_apparmor(pod) && !label::has_apparmor() {
+        return Err(Rejection::new("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
+    }
+    Ok(())
+}
+
+/// A resource of which there isn't enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lack {
+    resource: &'static str,
+    requested: u64,
+    used: u64,
+    capacity: u64,
+}
+
+impl std::fmt::Display for Lack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { resource, requested, used, capacity } = self;
+        write!(f, "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}")
+    }
+}
+
+impl Lack {
+    fn rejection(&self) -> Rejection {
+        Rejection::new(&format!("OutOf{}", self.resource), self.to_string())
+    }
+}
+
+/// The first resource that isn't there, in the kubelet's order.
+fn lacking(room: Room, others: impl Iterator<Item = Need>, need: Need) -> Option<Lack> {
+    let (mut used, mut pods) = (Need::default(), 0);
+    for other in others {
+        pods += 1;
+        used.cpu_millis = used.cpu_millis.saturating_add(other.cpu_millis);
+        used.memory = used.memory.saturating_add(other.memory);
+        used.ephemeral_storage = used.ephemeral_storage.saturating_add(other.ephemeral_storage);
+    }
+    let lack = |resource, requested, used, capacity| Lack { resource, requested, used, capacity };
+    [
+        lack("pods", 1, pods, room.pods),
+        lack("cpu", need.cpu_millis, used.cpu_millis, room.cpu_millis),
+        lack("memory", need.memory, used.memory, room.memory),
+        lack("ephemeral-storage", need.ephemeral_storage, used.ephemeral_storage, room.ephemeral_storage),
+    ]
+    .into_iter()
+    .find(|l| l.requested > 0 && l.used.saturating_add(l.requested) > l.capacity)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::model::Origin;
+
+    const ROOM: Room = Room { cpu_millis: 2000, memory: 1 << 30, ephemeral_storage: 1 << 30, pods: 3 };
+
+    fn pod(name: &str, spec: &str) -> ValidPod {
+        let yaml = format!("{{metadata: {{name: {name}, uid: {name}}}, spec: {{{spec}}}}}");
+        ValidPod::trusted(serde_yaml::from_str(&yaml).unwrap(), Origin::Stdin)
+    }
+
+    fn asks(name: &str, requests: &str) -> ValidPod {
+        pod(name, &format!("containers: [{{name: a, resources: {{requests: {{{requests}}}}}}}]"))
+    }
+
+    fn settings() -> Settings {
+        Settings::below("/r".as_ref(), "p")
+    }
+
+    #[rstest]
+    #[case("cpu: '1'", None)]
+    #[case("cpu: 2500m", Some(("OutOfcpu", "Node didn't have enough resource: cpu, requested: 2500, used: 500, capacity: 2000")))]
+    #[case("memory: 1Gi", Some(("OutOfmemory", "Node didn't have enough resource: memory, requested: 1073741824, used: 1048576, capacity: 1073741824")))]
+    #[case("ephemeral-storage: 2Gi", Some(("OutOfephemeral-storage", "Node didn't have enough resource: ephemeral-storage, requested: 2147483648, used: 0, capacity: 1073741824")))]
+    fn what_does_not_fit_says_so(#[case] requests: &str, #[case] expected: Option<(&str, &str)>) {
+        let admission = Admission::new(ROOM);
+        let _first = admission.admit(&asks("first", "cpu: 500m, memory: 1Mi"), &settings()).unwrap();
+        let rejection = admission.admit(&asks("second", requests), &settings()).err();
+        assert_eq!(rejection.as_ref().map(|r| (r.reason.as_str(), r.message.as_str())), expected);
+    }
+
+    #[test]
+    fn a_lease_that_ends_makes_room() {
+        let admission = Admission::new(Room { pods: 1, ..ROOM });
+        let better = admission.better();
+        let lease = admission.admit(&asks("first", ""), &settings()).unwrap();
+        assert_eq!(admission.admit(&asks("second", ""), &settings()).unwrap_err().reason, "OutOfpods");
+        assert!(!better.has_changed().unwrap());
+        drop(lease);
+        assert!(better.has_changed().unwrap());
+        assert!(admission.admit(&asks("second", ""), &settings()).is_ok());
+    }
+
+    #[test]
+    fn a_resize_is_deferred_or_infeasible() {
+        let admission = Admission::new(ROOM);
+        let _first = admission.admit(&asks("first", "cpu: '1'"), &settings()).unwrap();
+        let _second = admission.admit(&asks("second", "cpu: 500m"), &settings()).unwrap();
+        let reason = |requests| admission.resize(&asks("first", requests)).err().map(|r| r.reason);
+        assert_eq!(reason("cpu: '3'").as_deref(), Some("Infeasible"));
+        assert_eq!(reason("cpu: 1600m").as_deref(), Some("Deferred"));
+        assert_eq!(reason("cpu: 1500m"), None);
+        assert_eq!(admission.resize(&asks("second", "cpu: 501m")).unwrap_err().reason, "Deferred");
+    }
+
+    #[rstest]
+    #[case(&[], "", None)]
+    #[case(&[Condition::Memory], "", Some("The node had condition: [MemoryPressure]. "))]
+    #[case(&[Condition::Memory], "priority: 2000000000, ", None)]
+    #[case(&[Condition::Memory], "tolerations: [{key: node.kubernetes.io/memory-pressure, operator: Exists}], ", None)]
+    #[case(&[Condition::Memory], "resources: {requests: {cpu: 1m}}, ", None)]
+    #[case(&[Condition::Disk], "resources: {requests: {cpu: 1m}}, ", Some("The node had condition: [DiskPressure]. "))]
+    #[case(&[Condition::Memory, Condition::Pid], "", Some("The node had condition: [MemoryPressure PIDPressure]. "))]
+    fn pressure_keeps_pods_out(#[case] conditions: &[Condition], #[case] spec: &str, #[case] expected: Option<&str>) {
+        let admission = Admission::new(ROOM);
+        admission.suffers(conditions);
+        let rejection = admission.admit(&pod("p", &format!("{spec}containers: [{{name: a}}]")), &settings()).err();
+        assert_eq!(rejection.map(|r| r.message).as_deref(), expected);
+    }
+
+    #[test]
+    fn what_the_kernel_or_the_configuration_lacks_is_told() {
+        let admission = Admission::new(ROOM);
+        let unsafe_one = "securityContext: {sysctls: [{name: kernel.msgmax, value: '1'}]}, containers: [{name: a}]";
+        let rejection = admission.admit(&pod("p", unsafe_one), &settings()).unwrap_err();
+        assert_eq!(rejection.reason, "SysctlForbidden");
+        assert!(rejection.message.starts_with("forbidden sysctl: \"kernel.msgmax\" not allowlisted"), "{}", rejection.message);
+    }
+}

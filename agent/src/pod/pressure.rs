@@ -1,0 +1,147 @@
+//! Looks from time to time how the machine stands, and ends a pod when it must: `eviction` decides, here is the I/O. Nothing is asked
+//! of pods, and no disk is walked, until something is scarce.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1 as k8s;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Node;
+use super::manager::Order;
+use super::recorder::Level;
+use super::worker::Live;
+use crate::admission::Pressure;
+use crate::eviction::{self, Condition, ContainerUsage, Control, Observation, PodUsage, Settings, Signal, Step, Threshold};
+use crate::model::{Origin, PodUid, ValidPod};
+use crate::runtime::resources::Totals;
+use crate::runtime::volumes::usage;
+
+/// How long one eviction may take before the next is thought of; the kubelet's.
+const CLEAN_UP: Duration = Duration::from_secs(30);
+
+/// For ever.
+pub async fn watch(node: Arc<Node>, settings: Settings, orders: UnboundedSender<Order>) {
+    let mut control = Control::new(settings);
+    let Some(period) = control.period() else { return };
+    let mut every = tokio::time::interval(period);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let step = look(&node, &mut control).await;
+        let Some((threshold, _)) = step.evict else { continue };
+        let what = threshold.signal.resource();
+        node.recorder.node(Level::Warning, "EvictionThresholdMet", &format!("Attempting to reclaim {what}"));
+        let step = if step.can_reclaim() { reclaim(&node, &mut control).await } else { step };
+        if let Some((threshold, seen)) = step.evict {
+            let grace = control.grace(&threshold);
+            evict_one(&node, (&threshold, &seen), grace, &orders).await;
+        }
+    }
+}
+
+/// Observes, and lets all know what the node suffers from.
+async fn look(node: &Arc<Node>, control: &mut Control) -> Step {
+    let (lib, images): (PathBuf, PathBuf) = (node.runtime.settings().lib.clone(), node.runtime.settings().lib.join("images"));
+    let seen = tokio::task::spawn_blocking(move || eviction::observe(&lib, &images)).await.unwrap_or_default();
+    let step = control.step(&seen, Instant::now());
+    for pressure in node.admission.suffers(&step.conditions) {
+        let reason = event(pressure);
+        let level = if pressure.holds { Level::Warning } else { Level::Normal };
+        node.recorder.node(level, reason, &format!("Node {} status is now: {reason}", node.name));
+    }
+    step
+}
+
+fn event(pressure: Pressure) -> &'static str {
+    match (pressure.condition, pressure.holds) {
+        (Condition::Memory, true) => "NodeHasInsufficientMemory",
+        (Condition::Memory, false) => "NodeHasSufficientMemory",
+        (Condition::Disk, true) => "NodeHasDiskPressure",
+        (Condition::Disk, false) => "NodeHasNoDiskPressure",
+        (Condition::Pid, true) => "NodeHasInsufficientPID",
+        (Condition::Pid, false) => "NodeHasSufficientPID",
+    }
+}
+
+/// Unused images go before any pod does.
+async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
+    match node.images.prune_unused().await {
+        Ok(freed) => {
+            tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed")
+        }
+        Err(error) => tracing::warn!(%error, "disk is scarce, and unused images could not be removed"),
+    }
+    look(node, control).await
+}
+
+/// Ends the first of the ranking, and waits until it has.
+async fn evict_one(
+    node: &Arc<Node>,
+    (threshold, seen): (&Threshold, &Observation),
+    grace: Duration,
+    orders: &UnboundedSender<Order>,
+) {
+    let (asked, signal) = (node.clone(), threshold.signal);
+    let pods = tokio::task::spawn_blocking(move || pods(&asked, signal)).await.unwrap_or_default();
+    let Some(first) = eviction::rank(pods, threshold.signal).into_iter().next() else {
+        tracing::warn!(signal = threshold.signal.name(), "no pod can be evicted that would help");
+        return;
+    };
+    let mut better = node.admission.better();
+    let message = eviction::message(threshold, seen, &first);
+    let (uid, count) = (first.uid.clone(), grace);
+    if orders.send(Order::Evict { uid: first.uid, message, grace: count }).is_err() {
+        return;
+    }
+    let ended = async { while node.admission.has(&uid) && better.changed().await.is_ok() {} };
+    if tokio::time::timeout(CLEAN_UP, ended).await.is_err() {
+        tracing::warn!(%uid, "an evicted pod has not ended yet");
+    }
+}
+
+/// What the pods use that hold something of the node.
+fn pods(node: &Node, signal: Signal) -> Vec<PodUsage> {
+    let live: Vec<(PodUid, Live)> = {
+        let all = node.live.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(uid, live)| (uid.clone(), live.lock().unwrap_or_else(PoisonError::into_inner).clone())).collect()
+    };
+    let held = live.into_iter().filter(|(uid, _)| node.admission.has(uid));
+    held.filter_map(|(uid, live)| {
+        let object = node.store.pod(&uid)?;
+        let pod = ValidPod::trusted(k8s::Pod::clone(&object), Origin::Stdin);
+        Some(of_pod(node, &pod, &live, signal))
+    })
+    .collect()
+}
+
+fn of_pod(node: &Node, pod: &ValidPod, live: &Live, signal: Signal) -> PodUsage {
+    let settings = node.runtime.settings();
+    let disk = signal.condition() == Condition::Disk;
+    let totals = Totals::of_pod(pod.spec());
+    let volumes = if disk { usage::of_volumes(pod, settings) } else { usage::Used::default() };
+    PodUsage {
+        uid: pod.uid().clone(),
+        priority: pod.spec().priority.unwrap_or(0),
+        pids: live.sandbox.as_ref().map_or(0, |sandbox| node.runtime.pod_stats(sandbox).pids),
+        requests: (totals.memory_request, totals.disk_request),
+        volumes: (volumes.bytes, volumes.inodes),
+        containers: pod.all_containers().map(|c| of_container(node, pod, c, live, disk)).collect(),
+    }
+}
+
+fn of_container(node: &Node, pod: &ValidPod, container: &k8s::Container, live: &Live, disk: bool) -> ContainerUsage {
+    let running = live.attempts.iter().find(|(name, a)| *name == container.name && a.finish.is_none()).map(|(_, a)| a);
+    let stats = live.sandbox.as_ref().zip(running).map(|(sandbox, a)| node.runtime.container_stats(sandbox, &a.id));
+    let written = if disk { usage::of_container(pod, &container.name, node.runtime.settings()) } else { usage::Used::default() };
+    let asked = Totals::of(container.resources.as_ref());
+    ContainerUsage {
+        name: container.name.clone(),
+        memory: stats.map_or(0, |s| s.working_set_bytes),
+        memory_request: asked.memory_request,
+        disk: written.bytes,
+        disk_request: asked.disk_request,
+        inodes: written.inodes,
+    }
+}
