@@ -117,6 +117,15 @@ pub struct Revision {
     pub template: PodTemplateSpec,
 }
 
+/// Pods of one owner that may be on their way at a time: more would only wait, whatever a manifest asks for.
+const BURST: usize = 500;
+
+/// How many more pods may be made now.
+fn room(pods: &[pods::Owned]) -> usize {
+    let unshown = pods.iter().filter(|pod| pod.pod.status.is_none() && !pod.gone).count();
+    BURST.saturating_sub(unshown)
+}
+
 /// The characters that Kubernetes makes names of: no vowels, so no words.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
