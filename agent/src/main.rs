@@ -67,7 +67,9 @@ fn agent(flags: &Flags) -> ExitCode {
     let settings = match config::load(flags) {
         Ok(settings) => settings,
         Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("nodeagent: {error}"));
+            for error in errors {
+                eprintln!("nodeagent: {error}");
+            }
             return ExitCode::FAILURE;
         }
     };
