@@ -7,6 +7,7 @@ mod error;
 mod files;
 mod history;
 pub mod holder;
+pub mod hugepages;
 pub mod inspect;
 mod paths;
 mod readers;

@@ -67,9 +67,9 @@ impl Cgroups {
     }
 
     /// Makes PARENT and the two classes, and hands controllers down to them. Once, at the agent's start; may be repeated.
-    pub fn prepare(&self) -> Result<(), CgroupError> {
+    pub fn prepare(&self, all_pods: &Limits) -> Result<(), CgroupError> {
         self.delegate_from_root()?;
-        self.group("", Kind::Inner).create(&Limits::default())?;
+        self.group("", Kind::Inner).create(all_pods)?;
         self.group("besteffort", Kind::Inner).create(&Limits::class(0))?;
         self.group("burstable", Kind::Inner).create(&Limits::class(0))?;
         devices::prepare(&self.layout, &self.parent)
@@ -98,9 +98,14 @@ impl Cgroups {
         &self.layout
     }
 
-    /// Weighs burstable pods, as a class, by what they ask for together.
-    pub fn set_burstable_cpu(&self, millis: u64) -> Result<(), CgroupError> {
-        self.group("burstable", Kind::Inner).apply(&Limits::class(millis))
+    /// Weighs burstable pods, as a class, by what they ask for together. With memory, in bytes: what burstable pods ask for, and all
+    /// together; a pod's memory.min counts only as far as its parents have it.
+    pub fn set_requests(&self, burstable_cpu: u64, memory: Option<(u64, u64)>) -> Result<(), CgroupError> {
+        let (burstable, all) = memory.unzip();
+        if all.is_some() {
+            self.group("", Kind::Inner).apply(&Limits { memory_min: all, ..Limits::default() })?;
+        }
+        self.group("burstable", Kind::Inner).apply(&Limits { memory_min: burstable, ..Limits::class(burstable_cpu) })
     }
 
     /// A pod's group; it need not exist.
