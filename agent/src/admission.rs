@@ -10,9 +10,9 @@ use tokio::sync::watch;
 
 use crate::eviction::Condition;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{Settings, hugepages};
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
+use crate::runtime::{Settings, hugepages};
 
 /// From here on a pod is the system's own: pressure doesn't keep it out.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
@@ -310,13 +310,8 @@ mod tests {
     use super::*;
     use crate::model::Origin;
 
-    const ROOM: Room = Room {
-        cpu_millis: 2000,
-        memory: 1 << 30,
-        ephemeral_storage: 1 << 30,
-        pods: 3,
-        huge_pages: hugepages::Amounts::new(),
-    };
+    const ROOM: Room =
+        Room { cpu_millis: 2000, memory: 1 << 30, ephemeral_storage: 1 << 30, pods: 3, huge_pages: hugepages::Amounts::new() };
 
     fn pod(name: &str, spec: &str) -> ValidPod {
         let yaml = format!("{{metadata: {{name: {name}, uid: {name}}}, spec: {{{spec}}}}}");

@@ -1,6 +1,7 @@
 //! Makes containers: recipes, volumes, cgroups, the seccomp filter, and the client of the pod's holder.
 //! Knows the model and an image's configuration; knows nothing of when or why a container should run.
 
+pub mod cdi;
 pub mod cgroup;
 mod devices;
 mod error;

@@ -26,7 +26,7 @@ use super::resources::{Qos, Totals};
 use super::seccomp::Filters;
 use super::settings::{Allocatable, Settings};
 use super::volumes::{self, Volumes};
-use super::{devices, files, record};
+use super::{cdi, devices, files, record};
 use crate::model::{PodUid, ValidPod};
 
 /// Makes and removes sandboxes and containers. One for an agent.
@@ -330,7 +330,11 @@ impl Runtime {
         let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
         let group = sandbox.group.child(id);
         let rules = device_rules(container);
-        let recipe = recipe::container(ContainerInput {
+        let devices = cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?;
+        if rules == DeviceRules::Default {
+            group.restrict_devices(&devices.device_rules()?)?;
+        }
+        let mut recipe = recipe::container(ContainerInput {
             settings: &self.settings,
             pod,
             container,
@@ -347,6 +351,7 @@ impl Runtime {
             seccomp: &|need| self.filters.get(need),
             note,
         })?;
+        devices.apply(&mut recipe)?;
         Ok((recipe, group))
     }
 

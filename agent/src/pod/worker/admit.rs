@@ -4,6 +4,8 @@
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::runtime::recipe::label;
+
 use super::{Failure, Level, Observed, SandboxState, Worker};
 
 impl Worker {
@@ -15,7 +17,17 @@ impl Worker {
         // Asked for before the answer, so that nothing that becomes better in between is missed.
         let better = self.node.admission.better();
         match self.node.admission.admit(&self.pod, self.node.runtime.settings()) {
-            Ok(lease) => self.lease = Some(lease),
+            Ok(lease) => {
+                self.lease = Some(lease);
+                if label::names_selinux(&self.pod) && !label::has_selinux() {
+                    self.say(
+                        None,
+                        Level::Warning,
+                        "SELinuxDisabled",
+                        "seLinuxOptions: this machine's kernel has no SELinux: they do nothing",
+                    );
+                }
+            }
             Err(rejection) => {
                 self.say(None, Level::Warning, &rejection.reason, &rejection.message);
                 let message = format!("Pod was rejected: {}", rejection.message);

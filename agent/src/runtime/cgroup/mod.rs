@@ -2,6 +2,7 @@
 //! PARENT/{burstable,besteffort}/podUID/CONTAINER, guaranteed pods straight below PARENT.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
 
+mod device_program;
 mod devices;
 pub mod layout;
 pub mod plan;
@@ -20,7 +21,7 @@ use self::layout::{Controller, Layout, Version};
 use self::plan::{Kind, Limits, Plan};
 use super::resources::Qos;
 
-pub use devices::DeviceRules;
+pub use devices::{DeviceRules, Rule as DeviceRule};
 pub use stats::Stats;
 
 /// A group's file or directory didn't do what it should.
@@ -189,11 +190,16 @@ impl Group {
         self.layout.hierarchies.iter().filter(own).map(|h| h.mount.join(&self.relative)).collect()
     }
 
-    /// What a process joins: [`Self::dirs`], and the shared group of v1's device rules.
+    /// What a process joins: [`Self::dirs`], and the group of v1's device rules.
     pub fn joins(&self, rules: DeviceRules) -> Vec<PathBuf> {
         let mut dirs = self.dirs();
-        dirs.extend(devices::group(&self.layout, &self.parent, rules));
+        dirs.extend(devices::group(&self.layout, &self.parent, &self.relative, rules));
         dirs
+    }
+
+    /// Lets what will join it open the default device nodes and these, and no others. Before [`Self::joins`].
+    pub fn restrict_devices(&self, extra: &[DeviceRule]) -> Result<(), CgroupError> {
+        devices::restrict(&self.layout, &self.relative, extra)
     }
 
     /// Makes it, or takes it as it is, and sets its limits. mkdir and write, nothing else.
@@ -301,7 +307,8 @@ impl Group {
     }
 
     fn remove_now(&self) -> Result<(), CgroupError> {
-        let failures: Vec<_> = self.dirs().iter().filter_map(|dir| remove_tree(dir).err()).collect();
+        let own_devices = devices::remove_own(&self.layout, &self.relative).err();
+        let failures: Vec<_> = self.dirs().iter().filter_map(|dir| remove_tree(dir).err()).chain(own_devices).collect();
         failures.into_iter().next().map_or(Ok(()), Err)
     }
 }

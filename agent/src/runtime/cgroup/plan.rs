@@ -215,9 +215,12 @@ fn v1(controllers: &[Controller], limits: &Limits) -> Vec<File> {
         }
     }
     if controllers.contains(&Controller::Hugetlb) {
-        files.extend(limits.huge_pages.iter().map(|(size, bytes)| {
-            (format!("hugetlb.{}.limit_in_bytes", page_name(*size)).into(), bytes.to_string(), true)
-        }));
+        files.extend(
+            limits
+                .huge_pages
+                .iter()
+                .map(|(size, bytes)| (format!("hugetlb.{}.limit_in_bytes", page_name(*size)).into(), bytes.to_string(), true)),
+        );
     }
     files
 }
@@ -244,9 +247,10 @@ fn v2(controllers: &[Controller], kind: Kind, limits: &Limits) -> Vec<File> {
             }
             Controller::Pids => files.extend(limits.pids.map(|pids| ("pids.max".into(), pids.to_string(), false))),
             Controller::Hugetlb => files.extend(
-                limits.huge_pages.iter().map(|(size, bytes)| {
-                    (format!("hugetlb.{}.max", page_name(*size)).into(), bytes.to_string(), true)
-                }),
+                limits
+                    .huge_pages
+                    .iter()
+                    .map(|(size, bytes)| (format!("hugetlb.{}.max", page_name(*size)).into(), bytes.to_string(), true)),
             ),
             Controller::CpuAcct | Controller::Devices | Controller::Freezer => {}
         }
@@ -318,8 +322,7 @@ mod tests {
         plan.writes.iter().map(|w| format!("{}={}", w.path.display(), w.value)).collect()
     }
 
-    const LIMITS: Limits =
-        Limits {
+    const LIMITS: Limits = Limits {
         cpu_shares: Some(512),
         cpu_quota: Some(50_000),
         memory: Some(64 << 20),
@@ -386,7 +389,7 @@ mod tests {
     // memory.min is the request; memory.high lies between it and the limit, or the node's memory.
     #[rstest]
     #[case("{}", 0, 900 << 20)]
-    #[case("{requests: {memory: 100Mi}}", 100 << 20, 820 << 20)]
+    #[case("{requests: {memory: 100Mi}}", 100 << 20, 910 << 20)]
     #[case("{requests: {memory: 100Mi}, limits: {memory: 200Mi}}", 100 << 20, 190 << 20)]
     #[case("{limits: {memory: 200Mi}}", 200 << 20, u64::MAX)]
     fn memory_qos(#[case] yaml: &str, #[case] min: u64, #[case] high: u64) {
