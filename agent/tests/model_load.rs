@@ -147,3 +147,63 @@ fn a_wrong_object(#[case] kind: &str, #[case] rest: &str, #[case] expected: &str
     assert!(told.iter().any(|e| e.contains(expected)), "{told:#?}");
     assert!(!told.iter().any(|e| e.contains("hunter2") || e.contains("12345")), "{told:#?}");
 }
+
+/// As `kubectl get pod -o yaml` shows a pod of a cluster: what the cluster added is left out, and that is said.
+#[test]
+fn a_pod_of_a_cluster_runs_without_its_token() {
+    let token = "projected: {sources: [{serviceAccountToken: {path: token}}, {configMap: {name: kube-root-ca.crt}}]}";
+    let pod = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  containers:\n  - name: main\n    image: x\n    \
+             volumeMounts: [{{name: {name}, mountPath: /token}}, {{name: own, mountPath: /own}}]\n  \
+             volumes: [{{name: {name}, {token}}}, {{name: own, emptyDir: {{}}}}]\n"
+        )
+    };
+    let added = loaded(pod("kube-api-access-x7k2p"));
+    assert_eq!(added.errors, []);
+    assert!(added.warnings[0].to_string().contains("9:13: spec.volumes[0]: a cluster added it"), "{:?}", added.warnings);
+    let spec = added.pods[0].spec();
+    assert_eq!(spec.volumes.as_ref().unwrap().len(), 1);
+    assert_eq!(spec.containers[0].volume_mounts.as_ref().unwrap()[0].mount_path, "/own");
+    // One that the author asks for is refused.
+    let asked = loaded(pod("token"));
+    assert!(asked.errors[0].to_string().contains("serviceAccountToken: Forbidden"), "{:?}", asked.errors);
+}
+
+/// CVE-2023-2728 and its like: what is checked of a container must be checked of every list of containers.
+#[rstest]
+#[case::env("env: [{name: 'a=b', value: x}]", "env[0].name")]
+#[case::env_source(
+    "env: [{name: A, valueFrom: {secretKeyRef: {name: 'Not/Valid', key: k}}}]",
+    "env[0].valueFrom.secretKeyRef.name"
+)]
+#[case::env_from("envFrom: [{secretRef: {name: 'Not/Valid'}}]", "envFrom[0].secretRef.name")]
+#[case::unknown_volume("volumeMounts: [{name: none, mountPath: /x}]", "volumeMounts[0].name: Not found")]
+#[case::mount_path("volumeMounts: [{name: v, mountPath: '/x:y'}]", "volumeMounts[0].mountPath")]
+#[case::propagation(
+    "volumeMounts: [{name: v, mountPath: /x, mountPropagation: Bidirectional}]",
+    "volumeMounts[0].mountPropagation: Forbidden"
+)]
+#[case::sub_path("volumeMounts: [{name: v, mountPath: /x, subPath: ../y}]", "volumeMounts[0].subPath")]
+#[case::device("volumeDevices: [{name: v, devicePath: /dev/x}]", "volumeDevices: Forbidden")]
+#[case::escalation("securityContext: {privileged: true, allowPrivilegeEscalation: false}", "securityContext")]
+#[case::seccomp(
+    "securityContext: {seccompProfile: {type: Localhost, localhostProfile: ../x}}",
+    "seccompProfile.localhostProfile"
+)]
+#[case::proc_mount("securityContext: {procMount: Everything}", "securityContext.procMount")]
+#[case::image("imagePullPolicy: Sometimes", "imagePullPolicy")]
+fn every_list_of_containers_is_checked(#[case] fields: &str, #[case] expected: &str) {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        let others = if list == "containers" { "" } else { "  containers: [{name: main, image: x}]\n" };
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  volumes: [{{name: v, emptyDir: {{}}}}]\n{others}  \
+             {list}:\n  - name: other\n    image: x\n    {fields}\n"
+        );
+        let loaded = loaded(text);
+        let errors: Vec<String> = loaded.errors.iter().map(ToString::to_string).collect();
+        let place = format!("spec.{list}[0].");
+        assert!(errors.iter().any(|e| e.contains(&place) && e.contains(expected)), "{list}: {errors:?}");
+        assert!(loaded.pods.is_empty());
+    }
+}

@@ -43,7 +43,7 @@ fn shows(#[case] words: &[&str], #[case] expected: &[&str]) {
 
 #[rstest]
 #[case::pod(&["get", "pod", "nope"], "pods \"nope\" not found")]
-#[case::kind(&["get", "services"], "there are no services here")]
+#[case::kind(&["get", "ingresses"], "there are no ingresses here")]
 #[case::container(&["logs", "web", "-c", "nope"], "choose one of: [web client]")]
 #[case::command(&["exec", "web"], "<COMMAND>")]
 #[case::deleted(&["delete", "nope"], "not found")]

@@ -267,6 +267,52 @@ fn nfs_is_mounted_by_the_nodes_own_client() {
 }
 
 #[test]
+fn iscsi_is_attached_and_let_go_by_the_nodes_own_client() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let node = NodeBox::builder().without_agent().start();
+    let (bin, words) = (node.folder().join("bin"), node.folder().join("words"));
+    std::fs::create_dir(&bin).unwrap();
+    // A client that writes down what it is told. The disk that its login makes appear is a file, which mount makes a loop device of.
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >> {words}\ncase \"$*\" in\n\
+         *-p\\ 192.0.2.8:3260*--login) truncate -s 16M {disk} && mkfs.ext4 -q {disk} ;;\n*--logout) rm -f {disk} ;;\nesac\n",
+        words = words.display(),
+        disk = "/dev/disk/by-path/ip-192.0.2.8:3260-iscsi-iqn.2001-04.com.example:disk-lun-3"
+    );
+    std::fs::write(bin.join("iscsiadm"), script).unwrap();
+    std::fs::set_permissions(bin.join("iscsiadm"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The box gets a /dev of its own: the machine's stays as it is.
+    let dev = "mkdir $0 && mount -t tmpfs dev $0 && cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/loop* $0 \
+               && mkdir -p $0/disk/by-path $0/pts $0/shm $0/mqueue && mount --move $0 /dev && mount --bind $1 /usr/local/sbin";
+    node.inside("sh", &["-c", dev, node.folder().join("dev").to_str().unwrap(), bin.to_str().unwrap()]).ok();
+    node.start_agent();
+    let volume =
+        "iscsi: {targetPortal: 192.0.2.7, portals: ['192.0.2.8'], iqn: 'iqn.2001-04.com.example:disk', lun: 3, fsType: ext4}";
+    let web = node.put(&with_volume("web", volume, ""));
+    web.is_ready();
+    web.container("main").demo("write /v/x y");
+    assert!(web.container("main").demo("mounts").lines().any(|line| line.starts_with("/v ext4 rw")));
+    node.remove("web.yaml");
+    web.is_gone();
+    let said = std::fs::read_to_string(&words).unwrap();
+    let target = |portal: &str| format!("-m node -p {portal}:3260 -T iqn.2001-04.com.example:disk -I default");
+    let (one, two) = (target("192.0.2.7"), target("192.0.2.8"));
+    let expected =
+        [&one, &two].map(|t| format!("{t} -o new\n{t} --login\n")).concat() + &format!("{one} --logout\n{two} --logout\n");
+    assert_eq!(said, expected);
+    // What would need a cluster's or the node's secrets says where they belong.
+    node.put(&with_volume(
+        "chap",
+        "iscsi: {targetPortal: 192.0.2.7, iqn: 'iqn.2001-04.com.example:disk', lun: 3, chapAuthSession: true}",
+        "",
+    ));
+    assert_eventually!(
+        node.agent_output().contains("chapAuthSession: Forbidden: put the node's logins into /etc/iscsi/iscsid.conf")
+    );
+}
+
+#[test]
 fn volumes_keep_their_owners_in_a_pod_with_its_own_users() {
     let node = NodeBox::start();
     node.apply("login.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {password: p}\n");

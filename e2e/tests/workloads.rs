@@ -77,6 +77,24 @@ fn a_deployment_keeps_its_pods_rolls_and_goes_with_its_file() {
     assert!(kubectl(&node, &["rollout", "status", "deployment/web"]).ok().contains("successfully rolled out"));
     assert!(kubectl(&node, &["describe", "deployment", "web"]).ok().contains("Scaled up replica set"), "events are told");
 
+    let page = node.run(&["describe", "deployment", "web"]).ok();
+    for text in [
+        "Replicas:           3",
+        "Progress Deadline Seconds: 600",
+        "MinimumReplicasAvailable",
+        "(revision 1, 3/3 replicas created)",
+        "(Running)",
+        "ScalingReplicaSet",
+    ] {
+        assert!(page.contains(text), "{text:?} is not in {page}");
+    }
+    let everything = node.run(&["get", "all"]).ok();
+    assert!(
+        everything.contains("deployment.apps/web") && everything.contains("pod/web-") && !everything.contains("job"),
+        "{everything}"
+    );
+    assert!(node.run(&["stop", &first[0]]).fails_with(1).contains("is one of ReplicaSet web-"), "it would be replaced");
+
     // A pod that somebody deletes is replaced.
     kubectl(&node, &["delete", "pod", &first[0]]).ok();
     eventually("another pod is there", || {
@@ -289,4 +307,88 @@ fn a_daemon_set_has_one_pod_and_its_successor_before_it_ends() {
     });
     kubectl(&node, &["delete", "pod", &pods(&node, "app=agent")[0]]).ok();
     until(&node, "daemonset", "agent", "is available again", |o| o["status"]["numberAvailable"] == 1);
+}
+
+#[test]
+fn a_job_is_suspended_by_its_file_and_its_failure_policy_ends_it() {
+    let node = NodeBox::start();
+    node.apply("wait.yaml", &job("wait", "  suspend: true\n", "sleep"));
+    until(&node, "job", "wait", "is suspended", |o| o["status"]["conditions"][0]["type"] == "Suspended");
+    assert_eq!(pods(&node, "job-name=wait"), Vec::<String>::new());
+    node.apply("wait.yaml", &job("wait", "  suspend: false\n", "sleep"));
+    until(&node, "job", "wait", "is ready", |o| o["status"]["ready"] == 1);
+    node.apply("wait.yaml", &job("wait", "  suspend: true\n", "sleep"));
+    until(&node, "job", "wait", "is suspended again", |o| o["status"]["active"].is_null() && o["status"]["terminating"] == 0);
+    assert_eq!(get(&node, "job", "wait")["status"]["failed"], Value::Null);
+
+    let policy =
+        "  backoffLimit: 5\n  podFailurePolicy: {rules: [{action: FailJob, onExitCodes: {operator: In, values: [42]}}]}\n";
+    node.apply("fatal.yaml", &job("fatal", policy, "exit, \"42\""));
+    let failed =
+        until(&node, "job", "fatal", "has failed", |o| o["status"]["conditions"].to_string().contains("\"type\":\"Failed\""));
+    assert!(
+        failed["status"]["conditions"].to_string().contains("failed with exit code 42 matching FailJob rule at index 0"),
+        "{failed:#}"
+    );
+    assert_eq!(failed["status"]["failed"], 1);
+}
+
+#[test]
+fn an_index_knows_its_number() {
+    let node = NodeBox::start();
+    let spec = "  completions: 2\n  parallelism: 2\n  completionMode: Indexed\n";
+    node.apply("num.yaml", &job("num", spec, "env"));
+    until(&node, "job", "num", "is complete", |o| o["status"]["completedIndexes"] == "0,1");
+    for name in pods(&node, "job-name=num") {
+        let index = name.split('-').nth(1).unwrap().to_owned();
+        let log = node.pod(&name).container("app").logs(&[]);
+        assert!(
+            log.contains(&format!("JOB_COMPLETION_INDEX={index}")) && log.contains(&format!("HOSTNAME=num-{index}")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn stateful_and_daemon_sets_go_back_to_the_last_good_version() {
+    let node = NodeBox::start();
+    let deadline = |yaml: &str, name: &str| {
+        let note = format!("  name: {name}\n  annotations: {{nodeagent.dev/progress-deadline-seconds: \"3\"}}\n");
+        yaml.replacen(&format!("  name: {name}\n"), &note, 1).replace("spec:\n  se", "spec:\n  minReadySeconds: 1\n  se")
+    };
+    let (db, agent) = (deadline(&example("statefulset.yaml"), "db"), deadline(&example("daemonset.yaml"), "agent"));
+    let broken = |yaml: &str| yaml.replace("args: [sleep]", "args: [exit, \"1\"]");
+    node.apply("db.yaml", &db);
+    node.apply("agent.yaml", &agent);
+    until(&node, "sts", "db", "is available", |o| o["status"]["availableReplicas"] == 2);
+    until(&node, "ds", "agent", "is available", |o| o["status"]["numberAvailable"] == 1);
+    node.apply("db.yaml", &broken(&db));
+    node.apply("agent.yaml", &broken(&agent));
+    node.tells(&["RolledBack", "timed out progressing"]);
+    until(&node, "sts", "db", "is available again", |o| {
+        o["metadata"]["generation"] == 2
+            && o["status"]["availableReplicas"] == 2
+            && o["status"]["currentRevision"] == o["status"]["updateRevision"]
+    });
+    until(&node, "ds", "agent", "is available again", |o| {
+        o["metadata"]["generation"] == 2 && o["status"]["numberAvailable"] == 1 && o["status"]["updatedNumberScheduled"] == 1
+    });
+}
+
+#[test]
+fn a_reboot_brings_them_back() {
+    let node = NodeBox::start();
+    node.apply("web.yaml", &deployment("web", 2, "", "sleep"));
+    node.apply("db.yaml", &example("statefulset.yaml"));
+    node.apply("once.yaml", &job("once", "", "exit, \"0\""));
+    until(&node, "deployment", "web", "is available", available(2));
+    until(&node, "sts", "db", "is ready", |o| o["status"]["readyReplicas"] == 2);
+    until(&node, "job", "once", "is complete", |o| o["status"]["succeeded"] == 1);
+    let before = (pods(&node, "app=web"), pods(&node, "job-name=once"));
+    node.reboot();
+    node.start_agent();
+    until(&node, "deployment", "web", "is available", available(2));
+    until(&node, "sts", "db", "is ready", |o| o["status"]["readyReplicas"] == 2);
+    until(&node, "job", "once", "is still complete", |o| o["status"]["succeeded"] == 1 && o["status"]["active"].is_null());
+    assert_eq!((pods(&node, "app=web"), pods(&node, "job-name=once")), before);
 }

@@ -11,14 +11,16 @@ use serde_json::Value;
 
 use super::client::{Client, pod_name, pod_path};
 use super::get::show;
-use super::{CliError, Namespace};
+use super::{CliError, Namespace, describe_workload};
 use crate::api::{encode, human, seen, summarize};
 
 /// Describing.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nodeagent describe web\n  nodeagent describe pod web -n shop\n  nodeagent describe node")]
+#[command(
+    after_help = "Examples:\n  nodeagent describe web\n  nodeagent describe pod web -n shop\n  nodeagent describe deployment web\n  nodeagent describe node"
+)]
 pub struct DescribeArgs {
-    /// The pods, by name; a leading `pod` is allowed, as kubectl has it; or `node`
+    /// The pods, by name; a leading `pod` is allowed, as kubectl has it; or a workload's kind and name; or `node`
     #[arg(required = true, value_name = "POD")]
     pods: Vec<String>,
     #[command(flatten)]
@@ -31,6 +33,9 @@ pub async fn run(client: &Client, args: DescribeArgs) -> Result<ExitCode, CliErr
         && (matches!(kind.as_str(), "node" | "nodes" | "no") && names.len() < 2)
     {
         return node(client, names.first().map(String::as_str)).await;
+    }
+    if let Some(workload) = describe_workload::Wanted::parse(&args.pods) {
+        return describe_workload::run(client, &args.namespace.namespace, &workload?).await;
     }
     let named = match &args.pods[..] {
         [kind, rest @ ..] if matches!(kind.as_str(), "pod" | "pods" | "po") && !rest.is_empty() => rest,
@@ -88,7 +93,10 @@ fn describe_node(node: &Node, pods: &[Pod], events: &[Event], now: Timestamp) ->
     page.0
 }
 
-fn describe_conditions<'a>(page: &mut Page, conditions: impl Iterator<Item = (&'a String, &'a String, [&'a Option<String>; 2])>) {
+pub(super) fn describe_conditions<'a>(
+    page: &mut Page,
+    conditions: impl Iterator<Item = (&'a String, &'a String, [&'a Option<String>; 2])>,
+) {
     for (index, (kind, status, detail)) in conditions.enumerate() {
         if index == 0 {
             page.text(0, "Conditions:");
@@ -99,26 +107,29 @@ fn describe_conditions<'a>(page: &mut Page, conditions: impl Iterator<Item = (&'
     }
 }
 
-fn read<T: DeserializeOwned>(object: Value) -> Result<T, CliError> {
+pub(super) fn read<T: DeserializeOwned>(object: Value) -> Result<T, CliError> {
     serde_json::from_value(object)
         .map_err(|error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() })
 }
 
 /// Lines of `Name:  value`, indented.
-struct Page(String);
+pub(super) struct Page(pub(super) String);
 
 impl Page {
-    fn line(&mut self, indent: usize, name: &str, value: impl Display) {
+    pub(super) fn line(&mut self, indent: usize, name: &str, value: impl Display) {
         let width = 20_usize.saturating_sub(indent);
-        let _ = writeln!(self.0, "{:indent$}{:width$}{value}", "", format!("{name}:"));
+        let label = format!("{name}:");
+        // A long name still has a space after it.
+        let width = width.max(label.len() + 1);
+        let _ = writeln!(self.0, "{:indent$}{label:width$}{value}", "");
     }
-    fn optional(&mut self, indent: usize, name: &str, value: Option<impl Display>) {
+    pub(super) fn optional(&mut self, indent: usize, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.line(indent, name, value);
         }
     }
     /// The first beside the name, the others below it.
-    fn list(&mut self, indent: usize, name: &str, values: impl IntoIterator<Item = String>) {
+    pub(super) fn list(&mut self, indent: usize, name: &str, values: impl IntoIterator<Item = String>) {
         let mut values = values.into_iter().peekable();
         if values.peek().is_none() {
             self.line(indent, name, "<none>");
@@ -131,7 +142,7 @@ impl Page {
             }
         }
     }
-    fn text(&mut self, indent: usize, text: impl Display) {
+    pub(super) fn text(&mut self, indent: usize, text: impl Display) {
         let _ = writeln!(self.0, "{:indent$}{text}", "");
     }
 }
@@ -266,7 +277,7 @@ fn volume_kind(volume: &Volume) -> String {
     telling.map_or_else(|| kind.clone(), |value| format!("{kind} {value}"))
 }
 
-fn describe_events(page: &mut Page, events: &[Event], now: Timestamp) {
+pub(super) fn describe_events(page: &mut Page, events: &[Event], now: Timestamp) {
     if events.is_empty() {
         page.line(0, "Events", "<none>");
         return;

@@ -1,5 +1,6 @@
 //! `diff`: what manifests would change of what runs, field by field. The agent compares; it alone knows what is there.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -67,11 +68,13 @@ fn text(difference: &Difference) -> String {
     let Difference { kind, namespace, name, effect, fields } = difference;
     let mut text = format!("{} {namespace}/{name} {effect}\n", kind.to_lowercase());
     for field in fields {
-        text.push_str(&match (field.old.is_null(), field.new.is_null()) {
-            (true, _) => format!("  + {}: {}\n", field.path, field.new),
-            (_, true) => format!("  - {}: {}\n", field.path, field.old),
-            _ => format!("  ~ {}: {} → {}\n", field.path, field.old, field.new),
-        });
+        let (path, old, new) = (&field.path, &field.old, &field.new);
+        // Writing into a string can't fail.
+        let _ = match (old.is_null(), new.is_null()) {
+            (true, _) => writeln!(text, "  + {path}: {new}"),
+            (_, true) => writeln!(text, "  - {path}: {old}"),
+            _ => writeln!(text, "  ~ {path}: {old} → {new}"),
+        };
     }
     text
 }

@@ -18,7 +18,7 @@ use crate::api::table::{Look, Printer, Row, Table};
     after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get pods,events\n  nodeagent get events -n shop\n  nodeagent get images"
 )]
 pub struct GetArgs {
-    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, configmaps, secrets, services, persistentvolumeclaims, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME
+    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, configmaps, secrets, services, persistentvolumeclaims, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME; or all, which is pods and workloads
     #[arg(required = true, value_name = "KIND")]
     what: Vec<String>,
     /// The namespace
@@ -48,8 +48,8 @@ pub struct GetArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    #[value(aliases = ["pod", "po", "all"])]
+pub(super) enum Kind {
+    #[value(aliases = ["pod", "po"])]
     Pods,
     #[value(aliases = ["event", "ev"])]
     Events,
@@ -82,7 +82,11 @@ enum Kind {
 }
 
 impl Kind {
-    fn plural(self) -> &'static str {
+    /// What runs, and what makes it run: `all`.
+    const RUNNING: [Self; 7] =
+        [Self::Pods, Self::DaemonSets, Self::Deployments, Self::ReplicaSets, Self::StatefulSets, Self::Jobs, Self::CronJobs];
+
+    pub(super) fn plural(self) -> &'static str {
         match self {
             Self::Pods => "pods",
             Self::Events => "events",
@@ -105,7 +109,7 @@ impl Kind {
         &self.plural()[..self.plural().len() - 1]
     }
     /// The API group; none for the core.
-    fn group(self) -> Option<&'static str> {
+    pub(super) fn group(self) -> Option<&'static str> {
         match self {
             Self::Images => Some(crate::api::GROUP),
             Self::Deployments | Self::ReplicaSets | Self::StatefulSets | Self::DaemonSets => Some("apps"),
@@ -113,14 +117,14 @@ impl Kind {
             _ => None,
         }
     }
-    fn root(self) -> String {
+    pub(super) fn root(self) -> String {
         self.group().map_or_else(|| "/api/v1".to_owned(), |group| format!("/apis/{group}/v1"))
     }
     /// As `-o name` writes it.
     fn prefix(self) -> String {
         self.group().map_or_else(|| self.singular().to_owned(), |group| format!("{}.{group}", self.singular()))
     }
-    fn named(word: &str) -> Result<Self, CliError> {
+    pub(super) fn named(word: &str) -> Result<Self, CliError> {
         Self::from_str(word, true).map_err(|_| {
             let known: Vec<&str> = Self::value_variants().iter().map(|kind| kind.plural()).collect();
             CliError::Usage(format!("there are no {word} here: {} can be got", known.join(", ")))
@@ -180,6 +184,9 @@ impl Wanted {
 
 /// Lists.
 pub async fn run(client: &Client, args: GetArgs) -> Result<ExitCode, CliError> {
+    if args.what == ["all"] {
+        return everything(client, &args).await;
+    }
     let wanted = Wanted::parse(&args.what)?;
     if let [one] = &wanted[..] {
         let get = Get { args: &args, kind: one.kind, names: &one.names, several: false };
@@ -193,6 +200,21 @@ pub async fn run(client: &Client, args: GetArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::Usage("watch one kind at a time".to_owned()));
     }
     several(client, &args, &wanted).await
+}
+
+/// Pods and workloads, as far as there are any.
+async fn everything(client: &Client, args: &GetArgs) -> Result<ExitCode, CliError> {
+    let mut wanted = Vec::new();
+    for kind in Kind::RUNNING {
+        let get = Get { args, kind, names: &[], several: true };
+        if get.object(client).await?["items"].as_array().is_some_and(|items| !items.is_empty()) {
+            wanted.push(Wanted { kind, names: Vec::new() });
+        }
+    }
+    if wanted.is_empty() {
+        nothing_found(client, &Get { args, kind: Kind::Pods, names: &[], several: true }).await;
+    }
+    several(client, args, &wanted).await
 }
 
 /// One table after the other, or all in one list.

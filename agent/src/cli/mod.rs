@@ -3,6 +3,7 @@
 mod client;
 mod delete;
 mod describe;
+mod describe_workload;
 mod diff;
 mod exec;
 mod forward;
@@ -52,7 +53,7 @@ pub struct Namespace {
 pub enum Command {
     /// List pods, events, images, namespaces, or the node
     Get(get::GetArgs),
-    /// Show all about a pod, with its events
+    /// Show all about a pod, a workload or the node, with its events
     Describe(describe::DescribeArgs),
     /// Print what a pod's containers wrote
     Logs(logs::LogsArgs),

@@ -13,7 +13,9 @@ use super::error::{FileError, Position, Problem};
 use super::object::ObjectKind;
 use super::path::Path;
 use super::yaml::{self, Entry, Node, Value};
-use super::{Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, secret, validate, workload};
+use super::{
+    Body, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, defaults, exported, secret, validate, workload,
+};
 
 /// What a manifest leaves open and the node knows.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +98,7 @@ impl Loader<'_> {
         defaults::apply(&mut pod, self.defaults);
         let mut problems = validate::pod(&pod, root);
         if problems.is_empty() {
+            exported::leave_out(&mut pod);
             let origin = self.origin(root.at);
             self.loaded.pods.push(ValidPod::trusted(pod, origin));
         } else {
@@ -221,7 +224,8 @@ fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
         let known: Vec<&str> = KINDS.iter().copied().chain(["List", "PodList"]).collect();
         let hint = nearest(kind, &known).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
         let supported = KINDS.map(|k| format!("{k:?}")).join(", ");
-        return Err(told(format!("Unsupported value: {shown}: supported values: {supported}, \"List\"{hint}")));
+        let why = elsewhere(kind).map(|why| format!(": {why}")).unwrap_or_default();
+        return Err(told(format!("Unsupported value: {shown}: supported values: {supported}, \"List\"{hint}{why}")));
     };
     let version = if root.get("kind").is_some() { wrong_version(root, version_of(kind)) } else { None };
     match version {
@@ -244,6 +248,32 @@ const KINDS: [&str; 11] = [
     "Service",
     "StatefulSet",
 ];
+
+/// Why a kind that clusters have isn't taken, and what would be right.
+fn elsewhere(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "Namespace" => "a namespace needs no object here, metadata.namespace is enough: leave it out",
+        "PersistentVolume" | "StorageClass" => "a claim is a folder on this node: leave it out",
+        "ServiceAccount" | "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding" => {
+            "there is no cluster here whose API it would give rights to: leave it out"
+        }
+        "ReplicationController" => "ReplicaSet and Deployment have taken its place",
+        "Ingress" | "IngressClass" | "Gateway" | "HTTPRoute" => {
+            "only a cluster has a controller for it; a container's hostPort is reached from outside"
+        }
+        "HorizontalPodAutoscaler" | "VerticalPodAutoscaler" => {
+            "only a cluster has a controller for it: write replicas or resources into the manifest"
+        }
+        "PodDisruptionBudget"
+        | "LimitRange"
+        | "ResourceQuota"
+        | "ValidatingWebhookConfiguration"
+        | "MutatingWebhookConfiguration" => "only a cluster's API server follows it",
+        "CustomResourceDefinition" => "only a cluster has custom resources",
+        "Kustomization" => "a folder's kustomization.yaml is built as a whole: name its folder",
+        _ => return None,
+    })
+}
 
 /// The version in which a kind is taken.
 fn version_of(kind: &str) -> &'static str {

@@ -5,6 +5,7 @@ pub mod decode;
 pub mod defaults;
 pub mod difference;
 mod error;
+mod exported;
 mod load;
 pub mod object;
 mod path;

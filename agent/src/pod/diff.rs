@@ -61,7 +61,7 @@ fn pod(new: &ValidPod, store: &Store) -> Option<Difference> {
     let effect = match change::between(&old, new) {
         change::Change::Recreate => "would be recreated: all of its containers end and new ones start".into(),
         change::Change::RestartContainers(names) => format!("would be changed; containers that restart: {}", names.join(", ")),
-        _ => "would be changed in place: nothing restarts".into(),
+        change::Change::Keep => "would be changed in place: nothing restarts".into(),
     };
     Some(told(effect, fields))
 }

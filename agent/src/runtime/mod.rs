@@ -10,6 +10,8 @@ mod history;
 pub mod holder;
 pub mod hugepages;
 pub mod inspect;
+#[cfg(test)]
+mod known;
 mod paths;
 mod readers;
 pub mod recipe;

@@ -54,32 +54,14 @@ fn shown(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use k8s_openapi::ByteString;
-    use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
     use crate::model::Origin;
-
-    struct One(Secret);
-
-    impl Objects for One {
-        fn config_map(&self, _: &str, _: &str) -> Option<Arc<ConfigMap>> {
-            None
-        }
-        fn secret(&self, _: &str, name: &str) -> Option<Arc<Secret>> {
-            (name == "login").then(|| Arc::new(self.0.clone()))
-        }
-        fn claim(&self, _: &str, _: &str) -> Option<Arc<PersistentVolumeClaim>> {
-            None
-        }
-        fn services(&self, _: &str) -> Vec<Arc<Service>> {
-            Vec::new()
-        }
-    }
+    use crate::runtime::known::Known;
 
     #[rstest]
     #[case("client --password=hunter22!", "client --password=<redacted>")]
@@ -89,8 +71,9 @@ mod tests {
     #[case("", "")]
     fn no_value_is_left(#[case] text: &str, #[case] expected: &str) {
         let values = [("a", "hunter2"), ("b", "hunter22!\n"), ("c", "abc"), ("d", "one\ntwo"), ("e", "")];
-        let data = values.map(|(key, value)| (key.to_owned(), ByteString(value.into())));
-        let objects = One(Secret { data: Some(data.into()), ..Secret::default() });
+        let data: serde_json::Map<_, _> =
+            values.map(|(key, value)| (key.to_owned(), STANDARD.encode(value).into())).into_iter().collect();
+        let objects = Known(vec![json!({"kind": "Secret", "metadata": {"name": "login"}, "data": data})]);
         let env = json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "login", "key": "a"}}}]);
         let pod = json!({"metadata": {"name": "web", "uid": "u"}, "spec": {"containers": [{"name": "main", "env": env}]}});
         let pod = ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Stdin);

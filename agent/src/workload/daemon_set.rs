@@ -172,6 +172,3 @@ fn template(revision: &Revision) -> PodTemplateSpec {
 fn toleration(key: &str, effect: &str) -> Toleration {
     Toleration { key: Some(key.into()), operator: Some("Exists".into()), effect: Some(effect.into()), ..Toleration::default() }
 }
-
-#[cfg(test)]
-mod tests;

@@ -365,6 +365,3 @@ fn pause_end(failures: u32, last: Option<Timestamp>) -> Option<Timestamp> {
 fn positive(number: i32) -> Option<i32> {
     Some(number).filter(|n| *n > 0)
 }
-
-#[cfg(test)]
-mod tests;

@@ -59,7 +59,7 @@ impl Owned {
 
     /// Whether it runs or is going to.
     pub fn active(&self) -> bool {
-        !self.gone && !self.terminating() && !self.finished()
+        !self.gone && !self.counted && !self.terminating() && !self.finished()
     }
 
     /// Since when it is ready.

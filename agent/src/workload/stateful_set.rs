@@ -298,6 +298,3 @@ pub fn retention(set: &StatefulSet) -> (bool, bool) {
     let goes = |word: Option<&String>| word.is_some_and(|w| w == "Delete");
     (goes(policy.and_then(|p| p.when_deleted.as_ref())), goes(policy.and_then(|p| p.when_scaled.as_ref())))
 }
-
-#[cfg(test)]
-mod tests;

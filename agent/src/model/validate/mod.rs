@@ -17,6 +17,7 @@ mod workload;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::error::Problem;
+use super::exported;
 use super::load::Defaults;
 use super::path::Path;
 use super::yaml::Node;
@@ -43,6 +44,12 @@ pub fn warnings(pod: &Pod, root: &Node, defaults: &Defaults) -> Vec<Problem> {
     if !asked.is_empty() && !defaults.node_name.is_empty() && asked != defaults.node_name {
         let message = format!("is {asked:?}, but a file's pod runs on the node that reads it: {:?}", defaults.node_name);
         report.say(&Path::ROOT.child("spec").child("nodeName"), message);
+    }
+    for (i, volume) in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).enumerate() {
+        if exported::is_token_volume(volume) {
+            let message = "a cluster added it, and only its API server issues such tokens: the pod runs without it";
+            report.say(&Path::ROOT.child("spec").child("volumes").index(i), message);
+        }
     }
     report.finish()
 }

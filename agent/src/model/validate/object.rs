@@ -42,6 +42,9 @@ pub fn warnings(body: &Body, root: &Node) -> Vec<Problem> {
         for (field, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
             report.say(&at.child(field), "chooses nothing here: the claim is a folder below claimsRoot");
         }
+        if spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
+            report.say(&at.child("accessModes"), "is not guarded here: every pod that names the claim gets its folder");
+        }
     }
     report.finish()
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
 use super::env::{self, Target};
 use super::report::{Report, Unique};
 use super::{names, resources};
+use crate::model::exported;
 use crate::model::path::Path;
 
 /// All volumes of a pod.
@@ -78,7 +79,7 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
         report.mode(&at.child("defaultMode"), source.default_mode);
         downward_items(report, &at.child("items"), source.items.as_deref());
     }
-    if let Some(source) = &v.projected {
+    if let Some(source) = v.projected.as_ref().filter(|_| !exported::is_token_volume(v)) {
         projected(report, &at.child("projected"), source);
     }
     if let Some(source) = &v.persistent_volume_claim {

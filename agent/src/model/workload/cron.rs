@@ -196,18 +196,26 @@ impl Fields {
         if self.day_is_star || self.weekday_is_star { day && weekday } else { day || weekday }
     }
 
-    /// A day's moments in their order. What the clock leaves out isn't there; of what it repeats, the first.
+    /// A day's moments in their order. What the clock leaves out isn't there; what it repeats is there twice, as every hour's
+    /// minutes have to be.
     fn moments(&self, date: Date, zone: &TimeZone) -> impl Iterator<Item = Timestamp> {
         let hours = (0..24).filter(|hour| self.hour & 1 << hour != 0);
-        let times =
-            hours.flat_map(|hour| (0..60).filter(|minute| self.minute & 1 << minute != 0).map(move |minute| (hour, minute)));
-        times.filter_map(move |(hour, minute)| {
-            let local = date.to_datetime(Time::new(hour, minute, 0, 0).ok()?);
-            let ambiguous = zone.to_ambiguous_timestamp(local);
-            match ambiguous.offset() {
-                AmbiguousOffset::Gap { .. } => None,
-                _ => ambiguous.earlier().ok(),
+        hours.flat_map(move |hour| {
+            let mut first = Vec::new();
+            let mut again = Vec::new();
+            for minute in (0..60).filter(|minute| self.minute & 1 << minute != 0) {
+                let Ok(time) = Time::new(hour, minute, 0, 0) else { continue };
+                let moment = zone.to_ambiguous_timestamp(date.to_datetime(time));
+                match moment.offset() {
+                    AmbiguousOffset::Gap { .. } => {}
+                    AmbiguousOffset::Unambiguous { .. } => first.extend(moment.earlier()),
+                    AmbiguousOffset::Fold { .. } => {
+                        first.extend(moment.earlier());
+                        again.extend(moment.later());
+                    }
+                }
             }
+            first.into_iter().chain(again)
         })
     }
 }
@@ -244,7 +252,10 @@ mod tests {
     #[case::left_out("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", "2026-03-30T00:30:00Z")]
     // 25 October 2026: 02:00 to 03:00 comes twice.
     #[case::repeated("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00:00Z", "2026-10-25T00:30:00Z")]
-    #[case::repeated_once("30 2 * * *", "Europe/Berlin", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z")]
+    #[case::repeated_again("30 2 * * *", "Europe/Berlin", "2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z")]
+    #[case::repeated_minutes("*/30 * * * *", "Europe/Berlin", "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z")]
+    #[case::half_an_hour_repeated("*/30 * * * *", "Australia/Lord_Howe", "2026-04-04T14:59:00Z", "2026-04-04T15:00:00Z")]
+    #[case::midnight_left_out("0 0 * * *", "Africa/Cairo", "2026-04-23T12:00:00Z", "2026-04-24T21:00:00Z")]
     fn the_next_moment(#[case] schedule: &str, #[case] tz: &str, #[case] after: Timestamp, #[case] expected: Timestamp) {
         assert_eq!(Schedule::parse(schedule).unwrap().next(after, &zone(tz)), Some(expected));
     }

@@ -115,7 +115,9 @@ mod tests {
     #[case(&[0, 1, 2, 3, 7, 8, 9], "0-3,7-9")]
     fn written_and_read(#[case] numbers: &[i32], #[case] text: &str) {
         let mut indexes = Indexes::default();
-        numbers.iter().for_each(|n| indexes.insert(*n));
+        for number in numbers {
+            indexes.insert(*number);
+        }
         assert_eq!(indexes.to_string(), text);
         assert_eq!(Indexes::read(text), indexes);
     }

@@ -9,33 +9,21 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::Origin;
+use crate::runtime::known::Known;
 
-/// ConfigMap `app`, Secret `login` and the Services that are named `namespace/name`.
-struct Known {
-    services: &'static [&'static str],
-}
-
-impl Objects for Known {
-    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
-        let map = json!({"data": {"color": "blue", "dotted.key": "d"}, "binaryData": {"raw": "AAEC"}});
-        ((namespace, name) == ("shop", "app")).then(|| Arc::new(serde_json::from_value(map).unwrap()))
-    }
-    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>> {
-        let secret = json!({"data": {"password": "cGFzcw=="}});
-        ((namespace, name) == ("shop", "login")).then(|| Arc::new(serde_json::from_value(secret).unwrap()))
-    }
-    fn claim(&self, _: &str, _: &str) -> Option<Arc<PersistentVolumeClaim>> {
-        None
-    }
-    fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
-        let here = self.services.iter().filter_map(|name| name.split_once('/')).filter(|(of, _)| *of == namespace);
-        let service = |(of, name): (&str, &str)| {
-            let ip = if of == "default" { "10.0.0.1" } else { "10.0.0.2" };
-            let service = json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 443}]}});
-            Arc::new(serde_json::from_value(service).unwrap())
-        };
-        here.map(service).collect()
-    }
+/// ConfigMap `app`, Secret `login`, both of namespace shop, and Services that are named `namespace/name`.
+fn known(services: &[&str]) -> Known {
+    let metadata = |namespace: &str, name: &str| json!({"namespace": namespace, "name": name});
+    let service = |name: &&str| {
+        let (namespace, name) = name.split_once('/').unwrap();
+        let ip = if namespace == "default" { "10.0.0.1" } else { "10.0.0.2" };
+        let spec = json!({"clusterIP": ip, "ports": [{"port": 443}]});
+        json!({"kind": "Service", "metadata": metadata(namespace, name), "spec": spec})
+    };
+    let data = json!({"color": "blue", "dotted.key": "d"});
+    let map = json!({"kind": "ConfigMap", "metadata": metadata("shop", "app"), "data": data, "binaryData": {"raw": "AAEC"}});
+    let secret = json!({"kind": "Secret", "metadata": metadata("shop", "login"), "data": {"password": "cGFzcw=="}});
+    Known([map, secret].into_iter().chain(services.iter().map(service)).collect())
 }
 
 fn settings() -> Settings {
@@ -66,7 +54,7 @@ fn resolved(pod: &ValidPod, container: Value, services: &'static [&'static str])
         container: &container,
         pod_ips: if pod.spec().host_network == Some(true) { &[] } else { &ips },
         settings: &settings(),
-        objects: &Known { services },
+        objects: &known(services),
         env_file: &|volume, path| match (volume, path) {
             ("v", "file") => Ok(Some(b"KEY='from the file'\n".to_vec())),
             ("v", "binary") => Ok(Some(vec![0xff])),

@@ -202,3 +202,72 @@ fn chosen(
     }
     Ok(payload)
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::Origin;
+    use crate::runtime::known::Known;
+
+    /// `path=text mode` or `path=text mode owner`, of each file.
+    fn files(volume: Value, security: Value) -> Result<Vec<String>, String> {
+        let metadata = |name: &str| json!({"name": name});
+        let objects = Known(vec![
+            json!({"kind": "ConfigMap", "metadata": metadata("app"), "data": {"a": "1", "b": "2"}, "binaryData": {"c": "Mw=="}}),
+            json!({"kind": "Secret", "metadata": metadata("login"), "data": {"a": "c2VjcmV0"}}),
+        ]);
+        let metadata = json!({"name": "web", "uid": "u", "labels": {"x": "y"}});
+        let resources = json!({"limits": {"memory": "64Mi"}});
+        let spec = json!({"securityContext": security, "containers": [{"name": "main", "resources": resources}]});
+        let pod = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
+        let pod = ValidPod::trusted(pod, Origin::Stdin);
+        let settings = Settings::below(std::path::Path::new("/nowhere"), "x");
+        let sources = Sources { pod: &pod, settings: &settings, pod_ips: &[], objects: &objects };
+        let volume = serde_json::from_value(volume).unwrap();
+        let payload = of(&sources, &volume).expect("a volume of files").map_err(|error| error.message)?;
+        let owner = |file: &File| file.uid.map(|uid| format!(" {uid}")).unwrap_or_default();
+        let line = |(path, file): (&String, &File)| {
+            format!("{path}={} {:o}{}", String::from_utf8_lossy(&file.data), file.mode, owner(file))
+        };
+        Ok(payload.iter().map(line).collect())
+    }
+
+    #[rstest]
+    #[case::all_keys(json!({"configMap": {"name": "app"}}), Ok("a=1 644, b=2 644, c=3 644"))]
+    #[case::default_mode(json!({"configMap": {"name": "app", "defaultMode": 0o400}}), Ok("a=1 400, b=2 400, c=3 400"))]
+    #[case::chosen(json!({"configMap": {"name": "app", "items": [{"key": "c", "path": "deep/x", "mode": 0o600}]}}), Ok("deep/x=3 600"))]
+    #[case::one_key_twice(json!({"configMap": {"name": "app", "items": [{"key": "a", "path": "x"}, {"key": "a", "path": "y"}]}}), Ok("x=1 644, y=1 644"))]
+    #[case::no_items_are_all(json!({"secret": {"secretName": "login", "items": []}}), Ok("a=secret 644"))]
+    #[case::owner(json!({"secret": {"secretName": "login", "defaultUser": 7}}), Ok("a=secret 644 7"))]
+    #[case::no_such_key(json!({"configMap": {"name": "app", "items": [{"key": "z", "path": "z"}]}}), Err("configmap references non-existent config key: z"))]
+    #[case::no_such_secret_key(json!({"secret": {"secretName": "login", "items": [{"key": "z", "path": "z"}]}}), Err("references non-existent secret key: z"))]
+    #[case::no_such_key_is_fine(json!({"configMap": {"name": "app", "optional": true, "items": [{"key": "z", "path": "z"}, {"key": "a", "path": "a"}]}}), Ok("a=1 644"))]
+    #[case::missing(json!({"configMap": {"name": "none"}}), Err("configmap \"none\" not found"))]
+    #[case::missing_secret(json!({"secret": {"secretName": "none"}}), Err("secret \"none\" not found"))]
+    #[case::missing_is_fine(json!({"secret": {"secretName": "none", "optional": true}}), Ok(""))]
+    #[case::of_the_pod(json!({"downwardAPI": {"defaultMode": 0o440, "items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels"}}, {"path": "m", "mode": 0o444, "resourceFieldRef": {"containerName": "main", "resource": "limits.memory", "divisor": "1Mi"}}]}}), Ok("l=x=\"y\" 440, m=64 444"))]
+    #[case::of_nobody(json!({"downwardAPI": {"items": [{"path": "m", "resourceFieldRef": {"containerName": "none", "resource": "limits.cpu"}}]}}), Err("resourceFieldRef: container none not found"))]
+    #[case::projected(json!({"projected": {"defaultMode": 0o440, "sources": [{"configMap": {"name": "app", "items": [{"key": "a", "path": "a", "mode": 0o644}]}}, {"secret": {"name": "login", "items": [{"key": "a", "path": "s/a"}]}}, {"secret": {"name": "none", "optional": true}}]}}), Ok("a=1 644, s/a=secret 440"))]
+    #[case::the_last_source_wins(json!({"projected": {"sources": [{"configMap": {"name": "app"}}, {"secret": {"name": "login"}}]}}), Ok("a=secret 644, b=2 644, c=3 644"))]
+    #[case::one_source_fails(json!({"projected": {"sources": [{"configMap": {"name": "app"}}, {"secret": {"name": "none"}}]}}), Err("secret \"none\" not found"))]
+    fn files_of(#[case] mut volume: Value, #[case] expected: Result<&str, &str>) {
+        volume["name"] = json!("v");
+        let files = files(volume, json!({})).map(|lines| lines.join(", "));
+        assert_eq!(files, expected.map(str::to_owned).map_err(str::to_owned));
+    }
+
+    #[test]
+    fn members_of_the_fs_group_read_what_root_reads() {
+        let volume = json!({"name": "v", "secret": {"secretName": "login", "defaultMode": 0o400}});
+        assert_eq!(files(volume, json!({"fsGroup": 5})).unwrap(), ["a=secret 440"]);
+    }
+
+    #[test]
+    fn no_debug_shows_a_value() {
+        let file = File { data: b"hunter2".to_vec(), mode: 0o600, uid: None };
+        assert_eq!(format!("{file:?}"), "7 bytes, mode 600, owner None");
+    }
+}

@@ -478,3 +478,6 @@ impl std::fmt::Debug for World {
         f.debug_struct("World").field("entries", &self.entries.len()).field("pods", &self.pods.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
