@@ -78,7 +78,11 @@ fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondit
 }
 
 fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {
-    let cpu = if room.cpu_millis % 1000 == 0 { format!("{}", room.cpu_millis / 1000) } else { format!("{}m", room.cpu_millis) };
+    let cpu = if room.cpu_millis.is_multiple_of(1000) {
+        format!("{}", room.cpu_millis / 1000)
+    } else {
+        format!("{}m", room.cpu_millis)
+    };
     [
         ("cpu", cpu),
         ("memory", format!("{}Ki", room.memory >> 10)),

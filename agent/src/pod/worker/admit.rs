@@ -1,6 +1,8 @@
 //! A pod asks to be here: admitted, it has a lease of the node; turned away, it has failed as the kubelet's would have, and asks again
 //! as soon as something became better, since here no scheduler makes another in its place.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -49,7 +51,7 @@ impl Worker {
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
         self.observed =
-            Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None, resize: None };
+            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
         self.start_time = Timestamp::now();
         self.trace.restart();
     }
@@ -62,5 +64,5 @@ pub(super) async fn better(turned_away: &mut Option<watch::Receiver<u64>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

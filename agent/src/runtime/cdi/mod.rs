@@ -61,14 +61,14 @@ pub fn find(names: &[String], dirs: &[PathBuf]) -> Result<Injection, ConfigError
         }
         injection.edits.push(device);
     }
-    match injection.edits.iter().any(Edits::has_hooks) {
+    if injection.edits.iter().any(Edits::has_hooks) {
         // A hook is a program of the host's, run as root with the container's state: no file beside the pods may ask for that.
-        true => Err(ConfigError::new(format!(
-            "CDI devices {}: their specs have hooks, which this agent doesn't run",
-            names.join(", ")
-        ))),
-        false => Ok(injection),
+        let names = names.join(", ");
+        return Err(ConfigError::new(format!(
+            "CDI devices {names}: their specs have hooks or netDevices, which this agent refuses"
+        )));
     }
+    Ok(injection)
 }
 
 /// Every spec with its folder's rank, and what is wrong with those that can't be read.
@@ -150,19 +150,9 @@ impl Injection {
 fn device(node: &DeviceNode) -> Result<Device, ConfigError> {
     let host = node.host_path.as_deref().unwrap_or(&node.path);
     let (kind, major, minor, mode) = match (node.kind.as_deref(), node.major, node.minor) {
-        (Some(kind @ ("c" | "b" | "u")), Some(major), Some(minor)) => (if kind == "b" { 'b' } else { 'c' }, major, minor, None),
-        _ => {
-            let failed = |why: String| ConfigError::new(format!("CDI device node {}: {why}", host.display()));
-            let metadata = fs::metadata(host).map_err(|e| failed(e.to_string()))?;
-            let file = metadata.file_type();
-            let kind = match (file.is_char_device(), file.is_block_device()) {
-                (true, _) => 'c',
-                (_, true) => 'b',
-                _ => return Err(failed("it is no device node".into())),
-            };
-            let number = metadata.rdev();
-            (kind, rustix::fs::major(number), rustix::fs::minor(number), Some(metadata.mode() & 0o7777))
-        }
+        (Some("b"), Some(major), Some(minor)) => ('b', major, minor, None),
+        (Some("c" | "u"), Some(major), Some(minor)) => ('c', major, minor, None),
+        _ => host_node(host)?,
     };
     Ok(Device {
         path: node.path.clone(),
@@ -173,6 +163,20 @@ fn device(node: &DeviceNode) -> Result<Device, ConfigError> {
         uid: node.uid.unwrap_or(0),
         gid: node.gid.unwrap_or(0),
     })
+}
+
+/// Kind, numbers and permission bits.
+fn host_node(path: &Path) -> Result<(char, u32, u32, Option<u32>), ConfigError> {
+    let failed = |why: String| ConfigError::new(format!("CDI device node {}: {why}", path.display()));
+    let metadata = fs::metadata(path).map_err(|e| failed(e.to_string()))?;
+    let file = metadata.file_type();
+    let kind = match (file.is_char_device(), file.is_block_device()) {
+        (true, _) => 'c',
+        (_, true) => 'b',
+        _ => return Err(failed("it is no device node".into())),
+    };
+    let number = metadata.rdev();
+    Ok((kind, rustix::fs::major(number), rustix::fs::minor(number), Some(metadata.mode() & 0o7777)))
 }
 
 fn mount(wanted: &spec::Mount) -> Mount {

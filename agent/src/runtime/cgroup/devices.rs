@@ -105,12 +105,11 @@ fn attach(dir: &Path, extra: &[Rule]) -> std::io::Result<()> {
     if extra.is_empty() {
         // The usual one is loaded once.
         static USUAL: OnceLock<OwnedFd> = OnceLock::new();
-        let usual = match USUAL.get() {
-            Some(usual) => usual,
-            None => {
-                let made = sys::bpf_load_device(&device_program::compile(&ALLOWED))?;
-                USUAL.get_or_init(|| made)
-            }
+        let usual = if let Some(usual) = USUAL.get() {
+            usual
+        } else {
+            let made = sys::bpf_load_device(&device_program::compile(&ALLOWED))?;
+            USUAL.get_or_init(|| made)
         };
         return sys::bpf_attach_device(group.as_fd(), usual.as_fd());
     }
