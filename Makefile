@@ -5,12 +5,14 @@ SHELL := /bin/bash
 # What only the tests and the benchmark need. The agent itself needs a Linux kernel.
 PACKAGES := busybox-static containernetworking-plugins curl debootstrap docker-registry iproute2 jq nftables procps skopeo strace util-linux xz-utils zstd \
 	dpkg-dev gcc libc6-dev
+# A small virtual machine with cgroup v2 alone.
+VM_PACKAGES := busybox-static cpio e2fsprogs jq kmod qemu-system-x86
 # The other side of `make bench`.
 BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e bench lint check clean
+.PHONY: help test packages build images unit e2e v2 bench lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +35,10 @@ unit: ## Tests that need neither images nor the whole agent
 
 e2e: packages build images ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
+
+v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
+	@e2e/packages $(VM_PACKAGES)
+	e2e/vm/tests
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)

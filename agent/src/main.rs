@@ -67,7 +67,9 @@ fn agent(flags: &Flags) -> ExitCode {
     let settings = match config::load(flags) {
         Ok(settings) => settings,
         Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("nodeagent: {error}"));
+            for error in errors {
+                eprintln!("nodeagent: {error}");
+            }
             return ExitCode::FAILURE;
         }
     };
@@ -96,8 +98,10 @@ fn agent(flags: &Flags) -> ExitCode {
 }
 
 fn log(settings: &Settings) {
+    // At its most talkative that one shows every byte that goes through exec, attach and port-forward.
+    let filter = format!("{},tungstenite=info", settings.log.level.as_str());
     let lines = tracing_subscriber::fmt()
-        .with_max_level(settings.log.level.as_str().parse().unwrap_or(tracing::Level::INFO))
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_target(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));

@@ -158,6 +158,40 @@ fn no_word_of_the_command_line_has_a_value() {
     assert_eq!(node.inside("sh", &["-c", &search]).all(), "", "others can't read what is in /run");
 }
 
+/// Also when the agent tells all that it does, and a Secret is a login for a registry that isn't there.
+#[test]
+fn the_most_talkative_log_has_no_value() {
+    let node = NodeBox::builder().argument("--log-level").argument("trace").start();
+    node.apply("login.yaml", &secret());
+    let login = format!("{{\"auths\": {{\"127.0.0.1:1\": {{\"username\": \"me\", \"password\": \"{PASSWORD}\"}}}}}}");
+    node.apply(
+        "registry.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: registry}}\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: '{login}'\n"
+        ),
+    );
+    for user in users() {
+        node.put(&user);
+    }
+    node.put(&pod("pulled").spec("imagePullSecrets: [{name: registry}]").image("main", "127.0.0.1:1/x:1", ""));
+    node.pod("web").is_ready();
+    node.pod("no-command").tells(&["Failed"]);
+    let message = node.pod("pulled").until("says why", |pod| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["message"].as_str().map(str::to_owned).ok_or_else(|| pod["status"].to_string())
+    });
+    shows_none("the status", &message);
+    node.apply("login.yaml", &secret().replace("password:", "other:"));
+    assert_eventually!(node.pod("web").container("main").exec(&["/demo", "read", "/s/other"]).stdout == PASSWORD);
+    node.remove("web.yaml");
+    node.pod("web").is_gone();
+    let log = node.agent_output();
+    assert!(log.contains("TRACE") || log.contains("DEBUG"), "it is talkative:\n{log}");
+    shows_none("the agent's log", &log);
+    // As a registry is told it.
+    shows_none("the agent's log", &log.replace("bWU6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==", ENCODED));
+}
+
 /// Manifests that are wrong, each near the value.
 #[rstest]
 #[case::base64("data: {password: PASSWORD!}", "must be base64")]

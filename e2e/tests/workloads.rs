@@ -392,3 +392,38 @@ fn a_reboot_brings_them_back() {
     until(&node, "job", "once", "is still complete", |o| o["status"]["succeeded"] == 1 && o["status"]["active"].is_null());
     assert_eq!((pods(&node, "app=web"), pods(&node, "job-name=once")), before);
 }
+
+#[test]
+fn an_agent_that_is_killed_again_and_again_ends_where_it_should() {
+    let node = NodeBox::start();
+    let more = "  strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}\n";
+    node.apply("web.yaml", &deployment("web", 3, more, "sleep, \"1000\""));
+    node.apply("sum.yaml", &job("sum", "  completions: 6\n  parallelism: 2\n  completionMode: Indexed\n", "echo, hello"));
+    for round in 1..6 {
+        node.apply("web.yaml", &deployment("web", 3, more, &format!("sleep, \"{}\"", 1000 + round)));
+        node.kill_agent();
+        node.start_agent();
+    }
+    until(&node, "deployment", "web", "is updated", |o| {
+        o["spec"]["template"]["spec"]["containers"][0]["args"][1] == "1005"
+            && o["status"]["terminatingReplicas"] == 0
+            && available(3)(o)
+    });
+    let list: Value = serde_json::from_str(&node.run(&["get", "pods", "-l", "app=web", "-o", "json"]).ok()).unwrap();
+    let args: Vec<&Value> = list["items"].as_array().unwrap().iter().map(|p| &p["spec"]["containers"][0]["args"][1]).collect();
+    assert_eq!(args, ["1005"; 3]);
+    let done = until(&node, "job", "sum", "is complete", |o| o["status"]["completionTime"].is_string());
+    assert_eq!((&done["status"]["succeeded"], &done["status"]["completedIndexes"]), (&Value::from(6), &Value::from("0-5")));
+    // One pod an index, none ran twice.
+    assert_eq!(pods(&node, "job-name=sum").len(), 6);
+    node.remove("web.yaml");
+    node.remove("sum.yaml");
+    eventually("nothing is left", || {
+        let left = node.run(&["get", "all", "-o", "name"]).stdout;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+    eventually("no state is left", || {
+        let kept = std::fs::read_dir(node.root().join("var/lib/nodeagent/workloads")).unwrap().count();
+        if kept == 0 { Ok(()) } else { Err(format!("{kept} files")) }
+    });
+}

@@ -20,8 +20,8 @@ use super::server::Shared;
 use super::watch::watch;
 use super::{ApiError, GROUP, Response, discovery, images, logs, objects, portforward, remote, reply, tls};
 use crate::model::{self, Defaults, PodUid};
-use crate::pod::diff;
 use crate::pod::node::Node;
+use crate::workload::diff;
 
 /// The largest body of a request, but for an image's archive.
 const BODY_LIMIT: usize = 64 * 1024;

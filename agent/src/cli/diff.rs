@@ -12,7 +12,7 @@ use super::client::{Client, body};
 use super::get::show;
 use super::{CliError, Local, manifests, read};
 use crate::api::{GROUP, encode};
-use crate::pod::diff::Difference;
+use crate::workload::diff::Difference;
 
 /// Comparing.
 #[derive(Debug, Args)]

@@ -298,12 +298,12 @@ impl<'de> de::Deserializer<'de> for Decoder<'_> {
             Value::List(items) => items,
             _ => return self.mismatch("a list"),
         };
-        self.note(visitor.visit_seq(Items { items: items.iter(), index: 0, of: self }))
+        self.note(visitor.visit_seq(Items { rest: items.iter(), index: 0, of: self }))
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let entries = self.entries()?;
-        self.note(visitor.visit_map(Entries { entries: entries.iter(), next: None, fields: None, of: self }))
+        self.note(visitor.visit_map(Entries { rest: entries.iter(), next: None, fields: None, of: self }))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -314,7 +314,7 @@ impl<'de> de::Deserializer<'de> for Decoder<'_> {
     ) -> Result<V::Value, Misfit> {
         let entries = self.entries()?;
         self.unknown_fields(entries, fields);
-        self.note(visitor.visit_map(Entries { entries: entries.iter(), next: None, fields: Some(fields), of: self }))
+        self.note(visitor.visit_map(Entries { rest: entries.iter(), next: None, fields: Some(fields), of: self }))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -337,7 +337,7 @@ impl<'de> de::Deserializer<'de> for Decoder<'_> {
 }
 
 struct Items<'a> {
-    items: std::slice::Iter<'a, Node>,
+    rest: std::slice::Iter<'a, Node>,
     index: usize,
     of: Decoder<'a>,
 }
@@ -345,18 +345,18 @@ struct Items<'a> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Misfit;
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
-        let Some(node) = self.items.next() else { return Ok(None) };
+        let Some(node) = self.rest.next() else { return Ok(None) };
         let path = self.of.path.index(self.index);
         self.index += 1;
         seed.deserialize(Decoder { node, path: &path, state: self.of.state }).map(Some)
     }
     fn size_hint(&self) -> Option<usize> {
-        Some(self.items.len())
+        Some(self.rest.len())
     }
 }
 
 struct Entries<'a> {
-    entries: std::slice::Iter<'a, Entry>,
+    rest: std::slice::Iter<'a, Entry>,
     next: Option<&'a Entry>,
     /// The structure's fields; none for a map whose keys are data.
     fields: Option<&'static [&'static str]>,
@@ -367,7 +367,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = Misfit;
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Misfit> {
         let known = |e: &&Entry| self.fields.is_none_or(|fields| fields.contains(&e.key.as_str()));
-        self.next = self.entries.by_ref().find(known);
+        self.next = self.rest.by_ref().find(known);
         match self.next {
             Some(entry) => seed.deserialize(StrDeserializer::new(&entry.key)).map(Some),
             None => Ok(None),

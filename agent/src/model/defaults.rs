@@ -76,6 +76,7 @@ fn metadata(meta: &mut ObjectMeta, name: &str, defaults: &Defaults) {
     meta.namespace = Some(namespace);
     // What the server of a manifest that was exported knew; none of it holds here.
     meta.resource_version = None;
+    meta.owner_references = None;
     meta.generation = None;
     meta.creation_timestamp = None;
     meta.deletion_timestamp = None;

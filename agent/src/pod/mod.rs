@@ -17,7 +17,6 @@ use crate::runtime::{Runtime, Sandbox};
 
 pub mod backoff;
 pub mod completed;
-pub mod diff;
 pub mod handle;
 mod image_api;
 pub mod manager;

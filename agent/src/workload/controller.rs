@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
 
+use super::clock::Clock;
 use super::file;
 use super::world::{Effects, World};
 use crate::pod::Node;
@@ -44,6 +44,7 @@ impl Controller {
     /// Until the sources hang up or the manager does.
     pub async fn run(mut self, mut told: mpsc::Receiver<Event>, manager: mpsc::Sender<Event>) {
         let mut pods = self.node.store.pods().changes;
+        let clock = Clock::open();
         loop {
             let wake = self.world.next_due();
             let mut passing = None;
@@ -57,7 +58,7 @@ impl Controller {
                     Err(broadcast::error::RecvError::Lagged(_)) => pods = self.look_at_all(),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                () = until(wake) => {}
+                () = clock.until(wake) => {}
             }
             if let Some(event) = &passing {
                 self.world.told(event, Timestamp::now());
@@ -122,15 +123,5 @@ fn chance(bytes: &mut [u8]) {
     use ring::rand::SecureRandom;
     if ring::rand::SystemRandom::new().fill(bytes).is_err() {
         bytes.fill(0);
-    }
-}
-
-async fn until(at: Option<Timestamp>) {
-    match at {
-        None => std::future::pending().await,
-        Some(at) => {
-            let wait = at.duration_since(Timestamp::now());
-            tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
-        }
     }
 }

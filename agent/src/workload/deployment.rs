@@ -126,13 +126,13 @@ impl Rollout<'_> {
         }
     }
 
-    fn scale(&mut self, index: usize, to: i32) {
+    fn scale(&mut self, index: usize, to: i64) {
         let from = replicas(&self.sets[index]);
         if from != to {
             let name = self.sets[index].metadata.name.clone().unwrap_or_default();
             let way = if to > from { "up" } else { "down" };
             self.steps.say("ScalingReplicaSet", format!("Scaled {way} replica set {name} from {from} to {to}"));
-            self.sets[index].spec.replicas = Some(to);
+            self.sets[index].spec.replicas = Some(i32::try_from(to).unwrap_or(i32::MAX));
         }
     }
 
@@ -162,7 +162,7 @@ impl Rollout<'_> {
     fn roll(&mut self, target: usize) {
         let desired = desired(self.deployment);
         let (surge, unavailable) = allowances(self.deployment);
-        let total: i32 = self.sets.iter().map(replicas).sum();
+        let total: i64 = self.sets.iter().map(replicas).sum();
         let own = replicas(&self.sets[target]);
         if own > desired {
             self.scale(target, desired);
@@ -173,9 +173,9 @@ impl Rollout<'_> {
     }
 
     /// Takes from the old sets what may be missed: those that aren't available first, then as many as keeps the minimum.
-    fn shrink_old(&mut self, target: usize, minimum: i32) {
+    fn shrink_old(&mut self, target: usize, minimum: i64) {
         let old: Vec<usize> = (0..self.sets.len()).filter(|i| *i != target && replicas(&self.sets[*i]) > 0).collect();
-        let total: i32 = self.sets.iter().map(replicas).sum();
+        let total: i64 = self.sets.iter().map(replicas).sum();
         let missing = replicas(&self.sets[target]) - available(&self.sets[target]);
         let mut spare = total - minimum - missing;
         for index in &old {
@@ -184,7 +184,7 @@ impl Rollout<'_> {
             self.scale(*index, has - take);
             spare -= take;
         }
-        let mut spare = self.sets.iter().map(available).sum::<i32>() - minimum;
+        let mut spare = self.sets.iter().map(available).sum::<i64>() - minimum;
         for index in old {
             let has = replicas(&self.sets[index]);
             let take = spare.min(has).max(0);
@@ -196,11 +196,12 @@ impl Rollout<'_> {
     fn status(&mut self, target: Option<usize>, wanted: &str) -> DeploymentStatus {
         let old = self.deployment.status.clone().unwrap_or_default();
         let desired = desired(self.deployment);
-        let sum = |of: &dyn Fn(&ReplicaSet) -> i32| self.sets.iter().map(of).sum::<i32>();
+        let sum = |of: &dyn Fn(&ReplicaSet) -> i64| self.sets.iter().map(of).sum::<i64>();
         let (total, ready, good) = (sum(&actual), sum(&ready), sum(&available));
-        let ending = sum(&|s| s.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0));
+        let ending = sum(&|s| s.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0).into());
         let updated = target.map_or(0, |i| actual(&self.sets[i]));
-        let some = |number: i32| Some(number).filter(|n| *n > 0);
+        let number = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
+        let some = |count: i64| Some(number(count)).filter(|n| *n > 0);
         let mut status = DeploymentStatus {
             observed_generation: self.deployment.metadata.generation,
             replicas: some(total),
@@ -208,7 +209,7 @@ impl Rollout<'_> {
             ready_replicas: some(ready),
             available_replicas: some(good),
             unavailable_replicas: some(desired.max(total) - good),
-            terminating_replicas: Some(ending),
+            terminating_replicas: Some(number(ending)),
             collision_count: old.collision_count,
             conditions: old.conditions.clone(),
         };
@@ -230,7 +231,7 @@ impl Rollout<'_> {
         let desired = desired(self.deployment);
         let name = self.sets[target].metadata.name.clone().unwrap_or_default();
         let own = self.by_hash(wanted) == Some(target);
-        let total: i32 = self.sets.iter().map(actual).sum();
+        let total: i64 = self.sets.iter().map(actual).sum();
         let complete = actual(&self.sets[target]) == desired && total == desired && available(&self.sets[target]) >= desired;
         if complete {
             annotate(&mut self.sets[target], GOOD, "true");
@@ -249,7 +250,7 @@ impl Rollout<'_> {
             let advanced = status.updated_replicas > old.updated_replicas
                 || status.ready_replicas > old.ready_replicas
                 || status.available_replicas > old.available_replicas
-                || total - actual(&self.sets[target]) < old.replicas.unwrap_or(0) - old.updated_replicas.unwrap_or(0);
+                || total - actual(&self.sets[target]) < i64::from(old.replicas.unwrap_or(0) - old.updated_replicas.unwrap_or(0));
             let since = before.and_then(|c| c.last_update_time.as_ref().map(|t| t.0)).unwrap_or(self.now);
             let limit = i64::from(self.deployment.spec.progress_deadline_seconds.unwrap_or(600));
             let deadline = after(since, limit).filter(|_| limit < i64::from(i32::MAX));
@@ -340,34 +341,34 @@ impl Rollout<'_> {
     }
 }
 
-fn desired(deployment: &Deployment) -> i32 {
-    deployment.spec.replicas.unwrap_or(1)
+fn desired(deployment: &Deployment) -> i64 {
+    deployment.spec.replicas.unwrap_or(1).into()
 }
 
 /// How many more, and how many fewer than desired there may be.
-fn allowances(deployment: &Deployment) -> (i32, i32) {
-    let desired = desired(deployment);
+fn allowances(deployment: &Deployment) -> (i64, i64) {
+    let desired = deployment.spec.replicas.unwrap_or(1);
     let Some(rolling) = deployment.spec.strategy.as_ref().and_then(|s| s.rolling_update.as_ref()) else { return (0, 0) };
     let surge = scaled(rolling.max_surge.as_ref(), desired, Round::Up);
     let unavailable = scaled(rolling.max_unavailable.as_ref(), desired, Round::Down).min(desired);
     // Both rounded to nothing would stand still.
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
+    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge.into(), unavailable.into()) }
 }
 
-fn replicas(set: &ReplicaSet) -> i32 {
-    set.spec.replicas.unwrap_or(0)
+fn replicas(set: &ReplicaSet) -> i64 {
+    set.spec.replicas.unwrap_or(0).into()
 }
 
-fn actual(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().map_or(0, |s| s.replicas)
+fn actual(set: &ReplicaSet) -> i64 {
+    set.status.as_ref().map_or(0, |s| s.replicas.into())
 }
 
-fn ready(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0)
+fn ready(set: &ReplicaSet) -> i64 {
+    set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
 }
 
-fn available(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
+fn available(set: &ReplicaSet) -> i64 {
+    set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0).into()
 }
 
 fn revision(set: &ReplicaSet) -> i64 {

@@ -8,7 +8,7 @@ use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::pods::{Owned, after, worth};
-use super::{History, Name, NewPod, Steps};
+use super::{History, Name, NewPod, Steps, room};
 use indexed::Indexed;
 use policy::Verdict;
 
@@ -16,8 +16,6 @@ use policy::Verdict;
 const BACKOFF: i64 = 10;
 /// The longest such wait.
 const LONGEST_BACKOFF: i64 = 600;
-/// Pods made at one look.
-const BURST: usize = 500;
 
 /// What a Job comes to.
 #[derive(Debug, PartialEq)]
@@ -299,7 +297,7 @@ impl Look<'_> {
         }
         let replaces_ended = self.spec.pod_replacement_policy.as_deref() == Some("Failed");
         let taken = active.len() + if replaces_ended { ending } else { 0 };
-        let count = wanted.saturating_sub(taken).min(BURST);
+        let count = wanted.saturating_sub(taken).min(room(self.pods));
         if count > 0 {
             self.create(count, indexed);
         }

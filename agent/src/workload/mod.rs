@@ -2,10 +2,12 @@
 //! pods to make and to end, status, when to look again), [`world`] that runs them over the whole tree, and one task, [`controller`],
 //! which stands between the sources and the pod manager. Knows model, source's events and pod's store.
 
+mod clock;
 pub mod controller;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
+pub mod diff;
 pub mod file;
 pub mod job;
 pub mod pods;
@@ -113,6 +115,15 @@ pub struct Revision {
     pub number: i64,
     /// The template.
     pub template: PodTemplateSpec,
+}
+
+/// Pods of one owner that may be on their way at a time: more would only wait, whatever a manifest asks for.
+const BURST: usize = 500;
+
+/// How many more pods may be made now.
+fn room(pods: &[pods::Owned]) -> usize {
+    let unshown = pods.iter().filter(|pod| pod.pod.status.is_none() && !pod.gone).count();
+    BURST.saturating_sub(unshown)
 }
 
 /// The characters that Kubernetes makes names of: no vowels, so no words.

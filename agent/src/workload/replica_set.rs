@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 
 use super::pods::{Owned, after, worth};
-use super::{Name, NewPod, Steps};
+use super::{Name, NewPod, Steps, room};
 
 /// Pods that failed as a whole (evicted, refused by the node) and are kept to be looked at.
 const FAILED_KEPT: usize = 5;
@@ -20,7 +20,7 @@ pub fn plan(set: &ReplicaSet, pods: &[Owned], now: Timestamp) -> (ReplicaSetStat
     if active.len() < wanted {
         match replacement_time(pods) {
             Some(time) if time > now => steps.at(time),
-            _ => create(set, wanted - active.len(), &mut steps),
+            _ => create(set, (wanted - active.len()).min(room(pods)), &mut steps),
         }
     } else {
         active.sort_by(|a, b| worth(a, b));

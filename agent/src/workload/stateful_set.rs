@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimVol
 
 use super::pods::{Owned, Round, scaled};
 use super::rollout::{self, Progress};
-use super::{History, Name, NewPod, Revision, Steps};
+use super::{History, Name, NewPod, Revision, Steps, room};
 
 /// Which template a pod was made from.
 pub const REVISION: &str = "controller-revision-hash";
@@ -34,7 +34,7 @@ pub fn plan(set: &StatefulSet, history: &History, pods: &[Owned], now: Timestamp
     let current = status.current_revision.as_deref().and_then(|r| r.strip_prefix(name)?.strip_prefix('-'));
     let current = history.revisions.iter().find(|r| Some(r.hash.as_str()) == current).cloned().unwrap_or_else(|| update.clone());
     let by_ordinal = pods.iter().filter(|p| !p.gone).filter_map(|p| Some((ordinal(set, p)?, p))).collect();
-    let mut look = Look { set, update, current, pods: by_ordinal, now, steps: Steps::default() };
+    let mut look = Look { set, update, current, pods: by_ordinal, now, room: room(pods), steps: Steps::default() };
     look.run();
     let status = look.status(&mut history);
     Planned { status, history, steps: look.steps }
@@ -46,6 +46,8 @@ struct Look<'a> {
     current: Revision,
     pods: BTreeMap<i32, &'a Owned>,
     now: Timestamp,
+    /// Pods that may be made at this look.
+    room: usize,
     steps: Steps,
 }
 
@@ -61,9 +63,12 @@ impl Look<'_> {
         self.replace_broken();
         let mut next = Next::GoOn;
         for ordinal in self.wanted() {
-            if self.one(ordinal) == Next::Wait && self.ordered() {
-                next = Next::Wait;
-                break;
+            if self.one(ordinal) == Next::Wait {
+                let full = self.steps.create.len() >= self.room;
+                next = if self.ordered() || full { Next::Wait } else { next };
+                if next == Next::Wait {
+                    break;
+                }
             }
         }
         if next == Next::GoOn && self.condemn() == Next::GoOn && self.rolls() {
@@ -120,7 +125,9 @@ impl Look<'_> {
 
     fn one(&mut self, ordinal: i32) -> Next {
         let Some(pod) = self.pods.get(&ordinal).copied() else {
-            self.create(ordinal);
+            if self.steps.create.len() < self.room {
+                self.create(ordinal);
+            }
             return Next::Wait;
         };
         if pod.finished() && !pod.terminating() {
@@ -273,16 +280,14 @@ fn claim_name(set: &StatefulSet, template: &str, ordinal: i32) -> String {
     format!("{template}-{}", pod_name(set, ordinal))
 }
 
-/// The claims of the pods that the set wants, and whether those beyond them are to go with their data.
-pub fn claims(set: &StatefulSet) -> Vec<PersistentVolumeClaim> {
-    let first = set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0);
-    let ordinals = first..first.saturating_add(set.spec.replicas.unwrap_or(1));
+/// The claims of the pods of these names.
+pub fn claims(set: &StatefulSet, pods: &[String]) -> Vec<PersistentVolumeClaim> {
     let templates = set.spec.volume_claim_templates.as_deref().unwrap_or_default();
-    let made = ordinals.flat_map(|ordinal| {
+    let made = pods.iter().flat_map(|pod| {
         templates.iter().map(move |template| {
             let mut claim = template.clone();
             let name = claim.metadata.name.take().unwrap_or_default();
-            claim.metadata.name = Some(claim_name(set, &name, ordinal));
+            claim.metadata.name = Some(format!("{name}-{pod}"));
             claim.metadata.namespace.clone_from(&set.metadata.namespace);
             let labels = claim.metadata.labels.get_or_insert_default();
             labels.extend(set.spec.selector.match_labels.clone().unwrap_or_default());
@@ -290,6 +295,14 @@ pub fn claims(set: &StatefulSet) -> Vec<PersistentVolumeClaim> {
         })
     });
     made.collect()
+}
+
+/// Whether a claim is of a pod that the set wants.
+pub fn wants_claim(set: &StatefulSet, claim: &str) -> bool {
+    let first = set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0);
+    let ordinals = first..first.saturating_add(set.spec.replicas.unwrap_or(1));
+    let ordinal = claim.rsplit_once('-').and_then(|(_, ordinal)| ordinal.parse::<i32>().ok());
+    ordinal.is_some_and(|ordinal| ordinals.contains(&ordinal))
 }
 
 /// Whether claims go: with the set, and with pods that it wants no more.

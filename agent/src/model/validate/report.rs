@@ -47,7 +47,7 @@ impl<'n> Report<'n> {
     }
 
     /// How many problems there are so far.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.problems.len()
     }
 

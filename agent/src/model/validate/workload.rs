@@ -264,7 +264,7 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         }
         return;
     }
-    let before = report.len();
+    let before = report.count();
     for (key, value) in selector.match_labels.iter().flatten() {
         report.each_invalid(&own.child("matchLabels"), key, names::qualified_name(key));
         report.each_invalid(&own.child("matchLabels").key(key), value, names::label_value(value));
@@ -273,7 +273,7 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         expression(report, &own.child("matchExpressions").index(i), requirement);
     }
     let none = std::collections::BTreeMap::new();
-    let Some(template) = template.filter(|_| report.len() == before) else { return };
+    let Some(template) = template.filter(|_| report.count() == before) else { return };
     let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref()).unwrap_or(&none);
     if !selects(selector, labels) {
         let shown = serde_json::to_string(labels).unwrap_or_default();

@@ -57,6 +57,16 @@ impl Indexes {
         self.0.iter().any(|(first, last)| (*first..=*last).contains(&index))
     }
 
+    /// The first from `index` on that isn't there.
+    pub fn next_missing(&self, index: i32) -> i32 {
+        self.0.iter().fold(
+            index,
+            |next, (first, last)| {
+                if (*first..=*last).contains(&next) { last.saturating_add(1) } else { next }
+            },
+        )
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.iter().map(|(first, last)| usize::try_from(last - first + 1).unwrap_or(0)).sum()

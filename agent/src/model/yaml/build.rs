@@ -141,13 +141,12 @@ impl Builder {
         let resolved = scalar::resolve(text);
         let core = tag.is_yaml_core_schema();
         match (core, tag.suffix.as_str(), resolved) {
-            (true, "str", _) => Value::Text(text.to_owned()),
+            (true, "str" | "timestamp", _) => Value::Text(text.to_owned()),
             (true, "int", value @ Value::Int(_))
             | (true, "bool", value @ Value::Bool(_))
             | (true, "null", value @ Value::Null)
             | (true, "float", value @ Value::Float(_)) => value,
             (true, "float", Value::Int(value)) => Value::Float(value as f64),
-            (true, "timestamp", _) => Value::Text(text.to_owned()),
             (true, name @ ("int" | "bool" | "null" | "float"), _) => {
                 self.problem(at, format!("this text can't be read as !!{name}"));
                 Value::Null

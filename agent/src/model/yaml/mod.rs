@@ -179,6 +179,6 @@ fn text_of(bytes: &[u8]) -> Result<std::borrow::Cow<'_, str>, Problem> {
 fn position(bytes: &[u8], offset: usize) -> Position {
     let before = &bytes[..offset.min(bytes.len())];
     let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
-    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let line = before.split(|b| *b == b'\n').count();
     Position { line, column: String::from_utf8_lossy(&before[line_start..]).chars().count() + 1 }
 }

@@ -213,7 +213,7 @@ mod tests {
     use crate::runtime::known::Known;
 
     /// `path=text mode` or `path=text mode owner`, of each file.
-    fn files(volume: Value, security: Value) -> Result<Vec<String>, String> {
+    fn files(volume: Value, security: &Value) -> Result<Vec<String>, String> {
         let metadata = |name: &str| json!({"name": name});
         let objects = Known(vec![
             json!({"kind": "ConfigMap", "metadata": metadata("app"), "data": {"a": "1", "b": "2"}, "binaryData": {"c": "Mw=="}}),
@@ -255,14 +255,14 @@ mod tests {
     #[case::one_source_fails(json!({"projected": {"sources": [{"configMap": {"name": "app"}}, {"secret": {"name": "none"}}]}}), Err("secret \"none\" not found"))]
     fn files_of(#[case] mut volume: Value, #[case] expected: Result<&str, &str>) {
         volume["name"] = json!("v");
-        let files = files(volume, json!({})).map(|lines| lines.join(", "));
+        let files = files(volume, &json!({})).map(|lines| lines.join(", "));
         assert_eq!(files, expected.map(str::to_owned).map_err(str::to_owned));
     }
 
     #[test]
     fn members_of_the_fs_group_read_what_root_reads() {
         let volume = json!({"name": "v", "secret": {"secretName": "login", "defaultMode": 0o400}});
-        assert_eq!(files(volume, json!({"fsGroup": 5})).unwrap(), ["a=secret 440"]);
+        assert_eq!(files(volume, &json!({"fsGroup": 5})).unwrap(), ["a=secret 440"]);
     }
 
     #[test]

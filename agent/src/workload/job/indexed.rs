@@ -84,11 +84,14 @@ impl Indexed {
             .collect();
         let mut again: Option<Timestamp> = None;
         let mut new = Vec::new();
-        for index in (0..self.completions).filter(|i| !busy.contains(i)) {
-            if new.len() == count {
+        let mut next = 0;
+        loop {
+            let index = self.next_open(next);
+            if index >= self.completions || new.len() == count {
                 break;
             }
-            if self.completed.contains(index) || self.failed.contains(index) {
+            next = index + 1;
+            if busy.contains(&index) {
                 continue;
             }
             let tried = Self::tried(index, pods);
@@ -104,6 +107,18 @@ impl Indexed {
             });
         }
         (new, again)
+    }
+
+    /// The first index from this on that is neither done nor given up. Steps over ranges, however long they are.
+    fn next_open(&self, from: i32) -> i32 {
+        let mut index = from;
+        loop {
+            let next = self.failed.next_missing(self.completed.next_missing(index));
+            if next == index {
+                return index;
+            }
+            index = next;
+        }
     }
 
     /// How often an index has failed, and when last: as its last pod says.

@@ -8,20 +8,21 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use super::{Entry, World};
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, Workload};
 use crate::source::Event;
-use crate::workload::History;
 use crate::workload::stateful_set;
+use crate::workload::{History, Name, NewPod};
 
 /// What a claim says for its data to go with it.
 const RECLAIM: &str = "nodeagent.dev/reclaim-policy";
 
 impl World {
     /// The claims that the set wants are there; those that it wants no more go, where it says so and no pod has them.
-    pub(super) fn claim(&mut self, set: &StatefulSet, history: &mut History) {
+    pub(super) fn claim(&mut self, set: &StatefulSet, new: &[NewPod], history: &mut History) {
         let namespace = set.metadata.namespace.clone().unwrap_or_default();
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
         let origin = self.entries.get(uid).map_or(Origin::Stdin, |e| e.origin.clone());
-        let wanted = stateful_set::claims(set);
-        for claim in &wanted {
+        let new = new.iter().filter_map(|pod| if let Name::Exactly(name) = &pod.name { Some(name.clone()) } else { None });
+        let pods: Vec<String> = self.owned(uid).iter().map(|pod| pod.name().to_owned()).chain(new).collect();
+        for claim in &stateful_set::claims(set, &pods) {
             let name = claim.metadata.name.clone().unwrap_or_default();
             history.claims.insert(name.clone());
             self.tell_claim(claim.clone(), (&namespace, &name), &origin);
@@ -30,8 +31,7 @@ impl World {
         if !when_scaled {
             return;
         }
-        let is_wanted = |name: &str| wanted.iter().any(|c| c.metadata.name.as_deref() == Some(name));
-        let surplus: Vec<String> = history.claims.iter().filter(|name| !is_wanted(name)).cloned().collect();
+        let surplus: Vec<String> = history.claims.iter().filter(|name| !stateful_set::wants_claim(set, name)).cloned().collect();
         for name in surplus.into_iter().filter(|name| !self.is_used(uid, name)).collect::<Vec<_>>() {
             history.claims.remove(&name);
             self.drop_claim(&namespace, &name, &origin);

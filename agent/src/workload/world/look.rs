@@ -33,7 +33,7 @@ impl World {
             Workload::StatefulSet(set) => {
                 let mut planned = stateful_set::plan(&set, &history, &self.owned(uid), now);
                 // A pod's claims are there before it is.
-                self.claim(&set, &mut planned.history);
+                self.claim(&set, &planned.steps.create, &mut planned.history);
                 let new = StatefulSet { status: Some(planned.status), ..(*set).clone() };
                 self.take(uid, Workload::StatefulSet(Arc::new(new)), planned.history, planned.steps, now)
             }

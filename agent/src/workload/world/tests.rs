@@ -643,6 +643,36 @@ fn pods_that_fail_as_a_whole_are_tried_later_and_few_are_kept() {
     }
 }
 
+#[rstest]
+#[case("Deployment", "  replicas: 2147483647\n  strategy: {rollingUpdate: {maxSurge: 2147483647, maxUnavailable: 2147483647}}")]
+#[case("ReplicaSet", "  replicas: 2147483647")]
+#[case(
+    "StatefulSet",
+    "  serviceName: s\n  podManagementPolicy: Parallel\n  replicas: 2147483647\n  ordinals: {start: 2147483647}"
+)]
+#[case("StatefulSet", "  serviceName: s\n  podManagementPolicy: Parallel\n  replicas: 2147483647")]
+fn a_manifest_asks_for_too_much(#[case] kind: &str, #[case] spec: &str) {
+    let mut world = World::new("node", counting());
+    let mut told = |yaml: &str| {
+        let loaded = load(Path::new("w.yaml"), yaml.as_bytes(), &Defaults::default());
+        assert_eq!(loaded.errors, []);
+        world.told(&Event::ApplyWorkload(loaded.workloads[0].clone()), Timestamp::UNIX_EPOCH);
+        world.settle(Timestamp::UNIX_EPOCH).events.len()
+    };
+    assert!(told(&set(kind, spec, "one")) <= 500);
+    assert!(told(&set(kind, spec, "two")) <= 1500);
+}
+
+#[test]
+fn a_job_asks_for_too_much() {
+    let spec = "  completions: 2147483647\n  parallelism: 100000\n  completionMode: Indexed";
+    let mut world = World::new("node", counting());
+    let loaded = load(Path::new("w.yaml"), job(spec).as_bytes(), &Defaults::default());
+    assert_eq!(loaded.errors, []);
+    world.told(&Event::ApplyWorkload(loaded.workloads[0].clone()), Timestamp::UNIX_EPOCH);
+    assert_eq!(world.settle(Timestamp::UNIX_EPOCH).events.len(), 500);
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 

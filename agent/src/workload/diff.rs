@@ -8,15 +8,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::objects::Objects;
-use super::store::Store;
-use super::store::workloads::Kept;
+use super::{deployment, world};
 use crate::model::difference::{self, Field};
 use crate::model::workload::defaults::job_identity;
 use crate::model::{
     Body, Loaded, ObjectKind, Origin, ValidObject, ValidPod, ValidWorkload, Workload, WorkloadKind, change, references,
 };
-use crate::workload::{deployment, world};
+use crate::pod::objects::Objects;
+use crate::pod::store::Store;
+use crate::pod::store::workloads::Kept;
 
 /// One object that a manifest would change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
