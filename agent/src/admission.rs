@@ -1,6 +1,7 @@
 //! Whether a pod can be here at all: by what the machine has left, by what its kernel can do, by what it suffers from. The kubelet's
 //! checks, reasons and sentences. The ledger is the only state: what each pod that may run has been promised.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,15 +10,15 @@ use tokio::sync::watch;
 
 use crate::eviction::Condition;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::Settings;
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
+use crate::runtime::{Settings, hugepages};
 
 /// From here on a pod is the system's own: pressure doesn't keep it out.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// What can be promised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Room {
     /// Thousandths of a CPU.
     pub cpu_millis: u64,
@@ -27,6 +28,8 @@ pub struct Room {
     pub ephemeral_storage: u64,
     /// How many pods.
     pub pods: u64,
+    /// Huge pages.
+    pub huge_pages: hugepages::Amounts,
 }
 
 /// Why a pod can't be here.
@@ -74,7 +77,7 @@ struct Ledger {
 
 impl Ledger {
     fn others<'a>(&'a self, than: &'a PodUid) -> impl Iterator<Item = Need> + 'a {
-        self.promises.iter().filter(move |(uid, _)| *uid != than).map(|(_, (_, need))| *need)
+        self.promises.iter().filter(move |(uid, _)| *uid != than).map(|(_, (_, need))| need.clone())
     }
 
     fn promise(&mut self, uid: &PodUid, need: Need) -> u64 {
@@ -104,17 +107,23 @@ impl Drop for Lease {
 }
 
 /// What a pod asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Need {
     cpu_millis: u64,
     memory: u64,
     ephemeral_storage: u64,
+    huge_pages: hugepages::Amounts,
 }
 
 impl Need {
     fn of(pod: &ValidPod) -> Self {
         let totals = Totals::of_pod(pod.spec());
-        Self { cpu_millis: totals.cpu_request, memory: totals.memory_request, ephemeral_storage: totals.disk_request }
+        Self {
+            cpu_millis: totals.cpu_request,
+            memory: totals.memory_request,
+            ephemeral_storage: totals.disk_request,
+            huge_pages: hugepages::of_pod(pod.spec()),
+        }
     }
 }
 
@@ -127,8 +136,8 @@ impl Admission {
     }
 
     /// What can be promised at all.
-    pub fn room(&self) -> Room {
-        self.room
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Promises what the pod asks for, or says why not.
@@ -137,7 +146,7 @@ impl Admission {
         machine_permits(pod, settings)?;
         let mut ledger = self.lock();
         let need = Need::of(pod);
-        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
+        if let Some(lack) = lacking(&self.room, ledger.others(pod.uid()), &need) {
             return Err(lack.rejection());
         }
         let number = ledger.promise(pod.uid(), need);
@@ -155,12 +164,12 @@ impl Admission {
     pub fn resize(&self, pod: &ValidPod) -> Result<(), Rejection> {
         let need = Need::of(pod);
         let mut ledger = self.lock();
-        if let Some(lack) = lacking(self.room, std::iter::empty(), need) {
-            let (resource, asked, room) = (lack.resource, lack.requested, lack.capacity);
+        if let Some(lack) = lacking(&self.room, std::iter::empty(), &need) {
+            let (resource, asked, room) = (&lack.resource, lack.requested, lack.capacity);
             let message = format!("Node didn't have enough capacity: {resource}, requested: {asked}, capacity: {room}");
             return Err(Rejection::new("Infeasible", message));
         }
-        if let Some(lack) = lacking(self.room, ledger.others(pod.uid()), need) {
+        if let Some(lack) = lacking(&self.room, ledger.others(pod.uid()), &need) {
             return Err(Rejection::new("Deferred", lack.to_string()));
         }
         if let Some((_, promised)) = ledger.promises.get_mut(pod.uid()) {
@@ -243,9 +252,9 @@ fn machine_permits(pod: &ValidPod, settings: &Settings) -> Result<(), Rejection>
 }
 
 /// A resource of which there isn't enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Lack {
-    resource: &'static str,
+    resource: Cow<'static, str>,
     requested: u64,
     used: u64,
     capacity: u64,
@@ -265,15 +274,24 @@ impl Lack {
 }
 
 /// The first resource that isn't there, in the kubelet's order.
-fn lacking(room: Room, others: impl Iterator<Item = Need>, need: Need) -> Option<Lack> {
+fn lacking(room: &Room, others: impl Iterator<Item = Need>, need: &Need) -> Option<Lack> {
     let (mut used, mut pods) = (Need::default(), 0);
     for other in others {
         pods += 1;
         used.cpu_millis = used.cpu_millis.saturating_add(other.cpu_millis);
         used.memory = used.memory.saturating_add(other.memory);
         used.ephemeral_storage = used.ephemeral_storage.saturating_add(other.ephemeral_storage);
+        for (size, amount) in other.huge_pages {
+            let sum = used.huge_pages.entry(size).or_default();
+            *sum = sum.saturating_add(amount);
+        }
     }
-    let lack = |resource, requested, used, capacity| Lack { resource, requested, used, capacity };
+    let lack = |resource: &'static str, requested, used, capacity| Lack { resource: resource.into(), requested, used, capacity };
+    let huge = need.huge_pages.iter().map(|(size, requested)| {
+        let of = |amounts: &hugepages::Amounts| amounts.get(size).copied().unwrap_or(0);
+        let resource = hugepages::name(*size).into();
+        Lack { resource, requested: *requested, used: of(&used.huge_pages), capacity: of(&room.huge_pages) }
+    });
     [
         lack("pods", 1, pods, room.pods),
         lack("cpu", need.cpu_millis, used.cpu_millis, room.cpu_millis),
@@ -281,6 +299,7 @@ fn lacking(room: Room, others: impl Iterator<Item = Need>, need: Need) -> Option
         lack("ephemeral-storage", need.ephemeral_storage, used.ephemeral_storage, room.ephemeral_storage),
     ]
     .into_iter()
+    .chain(huge)
     .find(|l| l.requested > 0 && l.used.saturating_add(l.requested) > l.capacity)
 }
 
@@ -291,7 +310,8 @@ mod tests {
     use super::*;
     use crate::model::Origin;
 
-    const ROOM: Room = Room { cpu_millis: 2000, memory: 1 << 30, ephemeral_storage: 1 << 30, pods: 3 };
+    const ROOM: Room =
+        Room { cpu_millis: 2000, memory: 1 << 30, ephemeral_storage: 1 << 30, pods: 3, huge_pages: hugepages::Amounts::new() };
 
     fn pod(name: &str, spec: &str) -> ValidPod {
         let yaml = format!("{{metadata: {{name: {name}, uid: {name}}}, spec: {{{spec}}}}}");
@@ -311,6 +331,7 @@ mod tests {
     #[case("cpu: 2500m", Some(("OutOfcpu", "Node didn't have enough resource: cpu, requested: 2500, used: 500, capacity: 2000")))]
     #[case("memory: 1Gi", Some(("OutOfmemory", "Node didn't have enough resource: memory, requested: 1073741824, used: 1048576, capacity: 1073741824")))]
     #[case("ephemeral-storage: 2Gi", Some(("OutOfephemeral-storage", "Node didn't have enough resource: ephemeral-storage, requested: 2147483648, used: 0, capacity: 1073741824")))]
+    #[case("hugepages-2Mi: 4Mi}, limits: {hugepages-2Mi: 4Mi", Some(("OutOfhugepages-2Mi", "Node didn't have enough resource: hugepages-2Mi, requested: 4194304, used: 0, capacity: 0")))]
     fn what_does_not_fit_says_so(#[case] requests: &str, #[case] expected: Option<(&str, &str)>) {
         let admission = Admission::new(ROOM);
         let _first = admission.admit(&asks("first", "cpu: 500m, memory: 1Mi"), &settings()).unwrap();

@@ -487,3 +487,63 @@ fn disk_pressure_evicts_who_filled_the_disk_and_ends_with_it() {
     assert_eq!(condition(&node, "DiskPressure"), "False KubeletHasNoDiskPressure");
     assert_eq!(calm.container("main").restarts(), 0);
 }
+
+// --- devices ---
+
+#[test]
+fn devices_come_by_their_names() {
+    let node = NodeBox::builder().without_agent().start();
+    let (first, second) = (node.folder().join("cdi"), node.folder().join("cdi-run"));
+    std::fs::create_dir_all(&first).unwrap();
+    std::fs::create_dir_all(&second).unwrap();
+    let spec = r#"{"cdiVersion": "0.6.0", "kind": "example.com/log", "containerEdits": {"env": ["LOG_DRIVER=1"]}, "devices": [
+        {"name": "kmsg", "containerEdits": {"env": ["LOG_DEVICE=kmsg"], "deviceNodes": [{"path": "/dev/kernel-log", "hostPath": "/dev/kmsg", "permissions": "r"}],
+         "mounts": [{"hostPath": "/etc/hostname", "containerPath": "/opt/driver/name", "options": ["ro", "bind"]}]}}]}"#;
+    std::fs::write(first.join("log.json"), spec).unwrap();
+    let configuration = format!("{HEAD}cdiSpecDirs: [{}, {}]\n", first.display(), second.display());
+    std::fs::write(node.folder().join("config.yaml"), configuration).unwrap();
+    let mut command = node.agent_command();
+    command.arg("--config").arg(node.folder().join("config.yaml"));
+    node.start_agent_with(command, "");
+
+    let manifest = |name: &str, device: &str| {
+        pod(name).metadata(&format!("annotations: {{cdi.k8s.io/log: {device}}}")).runs("main", "sleep")
+    };
+    let with = node.put(&manifest("with", "example.com/log=kmsg"));
+    let without = node.put(&pod("without").runs("main", "sleep"));
+    let lost = node.put(&manifest("lost", "example.com/log=none"));
+    with.becomes("Running");
+    without.becomes("Running");
+    let main = with.container("main");
+    let env = main.demo("env");
+    assert!(env.contains("LOG_DRIVER=1") && env.contains("LOG_DEVICE=kmsg"), "{env}");
+    assert!(main.demo("mounts").contains("/opt/driver/name"));
+    // It may be read, and by this container alone; written it may not be.
+    assert!(main.exec(&["/demo", "append", "/dev/kernel-log", "x"]).fails().contains("not permitted"));
+    let listing = main.demo("list /dev");
+    assert!(listing.contains("kernel-log"), "{listing}");
+    assert!(!without.container("main").demo("list /dev").contains("kernel-log"));
+    lost.container("main").until("waits", |status| {
+        let message = status["state"]["waiting"]["message"].as_str().unwrap_or_default();
+        message.contains("unresolvable CDI devices example.com/log=none").then_some(())
+    });
+    // What was made for the device goes with the pod.
+    let dir = hierarchy("devices").join(node.cgroup_parent()).join(format!("besteffort/pod{}", with.uid()));
+    node.remove("with.yaml");
+    with.is_gone();
+    assert!(!dir.exists(), "{} is left", dir.display());
+}
+
+#[test]
+fn the_examples_do_what_they_say() {
+    let node = NodeBox::start();
+    node.apply_folder("resources");
+    node.pod("resize").is_ready();
+    node.pod("together").is_ready();
+    assert_eq!(node.pod("greedy").container("eats").exited_with(137)["reason"], "OOMKilled");
+    let main = node.pod("resize").container("web");
+    let text = std::fs::read_to_string(node.manifests().join("resize.yaml")).unwrap();
+    node.apply("resize.yaml", &text.replace("cpu: 100m", "cpu: 200m"));
+    main.until("has more CPU", |s| (s["resources"]["limits"]["cpu"] == "200m").then_some(()));
+    assert_eq!(main.restarts(), 0);
+}

@@ -526,3 +526,30 @@ fn ranges_of_ids_are_kept_over_a_crash_of_the_agent_and_given_back() {
     three.becomes("Running");
     assert_eq!(first_id(&three), given_back);
 }
+
+#[test]
+fn the_examples_do_what_they_say() {
+    let node = NodeBox::start();
+    for folder in ["security", "userns"] {
+        node.apply_folder(folder);
+    }
+    for name in ["restricted", "low-port", "names", "island", "unmasked"] {
+        node.pod(name).is_ready();
+    }
+    let restricted = node.pod("restricted").container("web");
+    let status = restricted.demo("read /proc/self/status");
+    for line in
+        ["Uid:\t1000", "Gid:\t3000", "Groups:\t2000 3000 4000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    restricted.demo("write /data/file text");
+    assert!(restricted.demo("own /data/file").starts_with("1000:2000"));
+    assert!(node.curl(&format!("http://{}:80/", node.pod("low-port").ip())).ok().contains("low-port"));
+    let names = node.pod("names").container("asks");
+    assert_eq!(names.demo("hostname"), "busy.stores.default.svc.cluster.local");
+    assert!(names.demo("ps").contains("/demo serve"));
+    let island = node.pod("island").container("web");
+    island.demo("write /data/file text");
+    assert!(island.demo("own /data/file").starts_with("0:0"));
+}

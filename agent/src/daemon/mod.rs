@@ -159,6 +159,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         memory: allocatable.memory,
         ephemeral_storage: allocatable.ephemeral_storage,
         pods: settings.pods.max.into(),
+        huge_pages: runtime::hugepages::of_machine(),
     };
     let store = Arc::new(Store::default());
     Ok(Node {

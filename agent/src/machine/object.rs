@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use crate::admission::Pressure;
-use crate::runtime::Allocatable;
+use crate::eviction;
+use crate::runtime::{Allocatable, hugepages};
 
 /// What the machine can't tell by itself.
 #[derive(Debug, Clone)]
@@ -77,7 +78,11 @@ fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondit
 }
 
 fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {
-    let cpu = if room.cpu_millis % 1000 == 0 { format!("{}", room.cpu_millis / 1000) } else { format!("{}m", room.cpu_millis) };
+    let cpu = if room.cpu_millis.is_multiple_of(1000) {
+        format!("{}", room.cpu_millis / 1000)
+    } else {
+        format!("{}m", room.cpu_millis)
+    };
     [
         ("cpu", cpu),
         ("memory", format!("{}Ki", room.memory >> 10)),
@@ -86,6 +91,7 @@ fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), Quantity(value)))
+    .chain(hugepages::of_machine().into_iter().map(|(size, bytes)| (hugepages::name(size), Quantity(eviction::bytes(bytes)))))
     .collect()
 }
 

@@ -69,7 +69,7 @@ fn event(pressure: Pressure) -> &'static str {
 async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
     match node.images.prune_unused().await {
         Ok(freed) => {
-            tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed")
+            tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed");
         }
         Err(error) => tracing::warn!(%error, "disk is scarce, and unused images could not be removed"),
     }

@@ -1,12 +1,14 @@
 //! Makes containers: recipes, volumes, cgroups, the seccomp filter, and the client of the pod's holder.
 //! Knows the model and an image's configuration; knows nothing of when or why a container should run.
 
+pub mod cdi;
 pub mod cgroup;
 mod devices;
 mod error;
 mod files;
 mod history;
 pub mod holder;
+pub mod hugepages;
 pub mod inspect;
 #[cfg(test)]
 mod known;

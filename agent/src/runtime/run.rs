@@ -13,7 +13,7 @@ use oci_spec::image::ImageConfiguration;
 use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Source, Step};
 use rustix::fs::{Mode, OFlags};
 
-use super::cgroup::plan::Limits;
+use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
 use super::holder::{Holder, Program};
@@ -24,9 +24,9 @@ use super::recipe::{self, ContainerInput, sandbox};
 use super::redact::Redaction;
 use super::resources::{Qos, Totals};
 use super::seccomp::Filters;
-use super::settings::Settings;
+use super::settings::{Allocatable, Settings};
 use super::volumes::{self, Volumes};
-use super::{devices, files, record};
+use super::{cdi, devices, files, record};
 use crate::model::{PodUid, ValidPod};
 
 /// Makes and removes sandboxes and containers. One for an agent.
@@ -36,6 +36,7 @@ pub struct Runtime {
     pub(super) cgroups: Cgroups,
     program: Program,
     filters: Filters,
+    rules: Rules,
     pub(super) pods: Mutex<HashMap<PodUid, Held>>,
     pub(super) readers: Readers,
 }
@@ -47,6 +48,16 @@ pub(super) struct Held {
     pub ids: Option<(u32, u32)>,
     /// What a burstable pod asks for, in thousandths of a CPU.
     pub burstable_cpu: u64,
+    /// Bytes that it asks for; and whether it is burstable.
+    pub memory: (u64, bool),
+}
+
+impl Held {
+    fn of(pod: &ValidPod, ids: Option<(u32, u32)>) -> Self {
+        let totals = Totals::of_pod(pod.spec());
+        let burstable = Qos::of(pod.spec()) == Qos::Burstable;
+        Self { ids, burstable_cpu: if burstable { totals.cpu_request } else { 0 }, memory: (totals.memory_request, burstable) }
+    }
 }
 
 /// A pod's namespaces, held. Cheap to clone.
@@ -125,10 +136,23 @@ impl Runtime {
         if !missing.is_empty() {
             tracing::warn!("this machine has no cgroup controller for {}: such limits of pods are not kept", missing.join(", "));
         }
-        cgroups.prepare()?;
+        let kept = settings.enforced != Allocatable::of_machine(&settings.lib);
+        cgroups.prepare(&Limits {
+            cpu_shares: Some(plan::shares(settings.enforced.cpu_millis)),
+            // Where nothing is reserved, the machine itself is the limit.
+            memory: kept.then_some(settings.enforced.memory),
+            ..Limits::default()
+        })?;
+        let rules = Rules {
+            pids: settings.pod_pids,
+            throttling: settings.memory_throttling,
+            single_process_oom_kill: settings.single_process_oom_kill,
+            node_memory: settings.allocatable.memory,
+            page_sizes: super::hugepages::of_machine().into_keys().collect(),
+        };
         let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
         let filters = Filters::new(settings.seccomp_root.clone(), settings.seccomp_default_profile.as_deref())?;
-        Ok(Self { settings, cgroups, program, filters, pods: Mutex::default(), readers: Readers::default() })
+        Ok(Self { settings, cgroups, program, filters, rules, pods: Mutex::default(), readers: Readers::default() })
     }
 
     /// The node's part of all recipes.
@@ -220,9 +244,7 @@ impl Runtime {
     /// Remembers what the pod has of the node; picks its range of IDs, if it wants one.
     fn hold(&self, pod: &ValidPod) -> Result<Option<IdMaps>, Cause> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut held = pods.get(pod.uid()).copied().unwrap_or_default();
-        let burstable = Qos::of(pod.spec()) == Qos::Burstable;
-        held.burstable_cpu = if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 };
+        let mut held = Held::of(pod, pods.get(pod.uid()).and_then(|held| held.ids));
         let maps = if sandbox::wants_ids(pod) {
             let others = |start: u32, end: u32| {
                 let overlaps = |(first, count): (u32, u32)| first < end && start < first.saturating_add(count);
@@ -242,8 +264,15 @@ impl Runtime {
 
     pub(super) fn weigh_burstable(&self) -> Result<(), Cause> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let sum = pods.values().map(|held| held.burstable_cpu).fold(0, u64::saturating_add);
-        Ok(self.cgroups.set_burstable_cpu(sum)?)
+        let cpu = pods.values().map(|held| held.burstable_cpu).fold(0, u64::saturating_add);
+        let memory = self.settings.memory_throttling.map(|_| {
+            let sum = |all: bool| {
+                let counted = pods.values().filter(|held| all || held.memory.1).map(|held| held.memory.0);
+                counted.fold(0, u64::saturating_add)
+            };
+            (sum(false), sum(true))
+        });
+        Ok(self.cgroups.set_requests(cpu, memory)?)
     }
 
     /// Finds all sandboxes of earlier lives, at once.
@@ -276,11 +305,8 @@ impl Runtime {
 
     async fn connect(&self, pod: ValidPod) -> Result<(Sandbox, HolderState), Cause> {
         let (holder, state) = Holder::connect(&self.settings.holder_socket(pod.uid())).await?;
-        let burstable = Qos::of(pod.spec()) == Qos::Burstable;
-        let held = Held {
-            ids: state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| (map.outside, map.count)),
-            burstable_cpu: if burstable { Totals::of_pod(pod.spec()).cpu_request } else { 0 },
-        };
+        let ids = state.sandbox.user.as_ref().and_then(|maps| maps.uids.first()).map(|map| (map.outside, map.count));
+        let held = Held::of(&pod, ids);
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().clone(), held);
         let group = self.group(&pod);
         Ok((Sandbox { pod, holder, group, pause_pid: state.pause_pid, steps: Vec::new() }, state))
@@ -304,7 +330,11 @@ impl Runtime {
         let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
         let group = sandbox.group.child(id);
         let rules = device_rules(container);
-        let recipe = recipe::container(ContainerInput {
+        let devices = cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?;
+        if rules == DeviceRules::Default {
+            group.restrict_devices(&devices.device_rules()?)?;
+        }
+        let mut recipe = recipe::container(ContainerInput {
             settings: &self.settings,
             pod,
             container,
@@ -321,6 +351,7 @@ impl Runtime {
             seccomp: &|need| self.filters.get(need),
             note,
         })?;
+        devices.apply(&mut recipe)?;
         Ok((recipe, group))
     }
 
@@ -411,12 +442,12 @@ impl Runtime {
 
     /// What a container's group gets.
     fn container_limits(&self, container: &Container) -> Limits {
-        Limits::container(container.resources.as_ref())
+        Limits::container(container.resources.as_ref(), &self.rules)
     }
 
     /// What a pod's group gets.
     fn pod_limits(&self, pod: &ValidPod) -> Limits {
-        Limits::pod(pod.spec(), self.settings.pod_pids)
+        Limits::pod(pod.spec(), &self.rules)
     }
 
     /// SIGKILL to every process of a container.

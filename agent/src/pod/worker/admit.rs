@@ -1,8 +1,12 @@
 //! A pod asks to be here: admitted, it has a lease of the node; turned away, it has failed as the kubelet's would have, and asks again
 //! as soon as something became better, since here no scheduler makes another in its place.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use tokio::sync::watch;
+
+use crate::runtime::recipe::label;
 
 use super::{Failure, Level, Observed, SandboxState, Worker};
 
@@ -15,7 +19,17 @@ impl Worker {
         // Asked for before the answer, so that nothing that becomes better in between is missed.
         let better = self.node.admission.better();
         match self.node.admission.admit(&self.pod, self.node.runtime.settings()) {
-            Ok(lease) => self.lease = Some(lease),
+            Ok(lease) => {
+                self.lease = Some(lease);
+                if label::names_selinux(&self.pod) && !label::has_selinux() {
+                    self.say(
+                        None,
+                        Level::Warning,
+                        "SELinuxDisabled",
+                        "seLinuxOptions: this machine's kernel has no SELinux: they do nothing",
+                    );
+                }
+            }
             Err(rejection) => {
                 self.say(None, Level::Warning, &rejection.reason, &rejection.message);
                 let message = format!("Pod was rejected: {}", rejection.message);
@@ -37,7 +51,7 @@ impl Worker {
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
         self.observed =
-            Observed { sandbox: SandboxState::Absent, containers: Default::default(), ending: None, failure: None, resize: None };
+            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
         self.start_time = Timestamp::now();
         self.trace.restart();
     }
@@ -50,5 +64,5 @@ pub(super) async fn better(turned_away: &mut Option<watch::Receiver<u64>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -13,6 +13,8 @@ pub enum Controller {
     Memory,
     /// Number of processes.
     Pids,
+    /// Huge pages.
+    Hugetlb,
     /// Which device nodes may be opened (v1; v2 has a BPF program for it).
     Devices,
     /// Stops all processes at once (v1; v2 has it everywhere).
@@ -21,11 +23,12 @@ pub enum Controller {
 
 impl Controller {
     /// All, with their names in v1's mount options.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Cpu, "cpu"),
         (Self::CpuAcct, "cpuacct"),
         (Self::Memory, "memory"),
         (Self::Pids, "pids"),
+        (Self::Hugetlb, "hugetlb"),
         (Self::Devices, "devices"),
         (Self::Freezer, "freezer"),
     ];

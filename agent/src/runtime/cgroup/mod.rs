@@ -2,6 +2,7 @@
 //! PARENT/{burstable,besteffort}/podUID/CONTAINER, guaranteed pods straight below PARENT.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
 
+mod device_program;
 mod devices;
 pub mod layout;
 pub mod plan;
@@ -20,7 +21,7 @@ use self::layout::{Controller, Layout, Version};
 use self::plan::{Kind, Limits, Plan};
 use super::resources::Qos;
 
-pub use devices::DeviceRules;
+pub use devices::{DeviceRules, Rule as DeviceRule};
 pub use stats::Stats;
 
 /// A group's file or directory didn't do what it should.
@@ -67,9 +68,9 @@ impl Cgroups {
     }
 
     /// Makes PARENT and the two classes, and hands controllers down to them. Once, at the agent's start; may be repeated.
-    pub fn prepare(&self) -> Result<(), CgroupError> {
+    pub fn prepare(&self, all_pods: &Limits) -> Result<(), CgroupError> {
         self.delegate_from_root()?;
-        self.group("", Kind::Inner).create(&Limits::default())?;
+        self.group("", Kind::Inner).create(all_pods)?;
         self.group("besteffort", Kind::Inner).create(&Limits::class(0))?;
         self.group("burstable", Kind::Inner).create(&Limits::class(0))?;
         devices::prepare(&self.layout, &self.parent)
@@ -98,9 +99,14 @@ impl Cgroups {
         &self.layout
     }
 
-    /// Weighs burstable pods, as a class, by what they ask for together.
-    pub fn set_burstable_cpu(&self, millis: u64) -> Result<(), CgroupError> {
-        self.group("burstable", Kind::Inner).apply(&Limits::class(millis))
+    /// Weighs burstable pods, as a class, by what they ask for together. With memory, in bytes: what burstable pods ask for, and all
+    /// together; a pod's memory.min counts only as far as its parents have it.
+    pub fn set_requests(&self, burstable_cpu: u64, memory: Option<(u64, u64)>) -> Result<(), CgroupError> {
+        let (burstable, all) = memory.unzip();
+        if all.is_some() {
+            self.group("", Kind::Inner).apply(&Limits { memory_min: all, ..Limits::default() })?;
+        }
+        self.group("burstable", Kind::Inner).apply(&Limits { memory_min: burstable, ..Limits::class(burstable_cpu) })
     }
 
     /// A pod's group; it need not exist.
@@ -184,11 +190,16 @@ impl Group {
         self.layout.hierarchies.iter().filter(own).map(|h| h.mount.join(&self.relative)).collect()
     }
 
-    /// What a process joins: [`Self::dirs`], and the shared group of v1's device rules.
+    /// What a process joins: [`Self::dirs`], and the group of v1's device rules.
     pub fn joins(&self, rules: DeviceRules) -> Vec<PathBuf> {
         let mut dirs = self.dirs();
-        dirs.extend(devices::group(&self.layout, &self.parent, rules));
+        dirs.extend(devices::group(&self.layout, &self.parent, &self.relative, rules));
         dirs
+    }
+
+    /// Lets what will join it open the default device nodes and these, and no others. Before [`Self::joins`].
+    pub fn restrict_devices(&self, extra: &[DeviceRule]) -> Result<(), CgroupError> {
+        devices::restrict(&self.layout, &self.relative, extra)
     }
 
     /// Makes it, or takes it as it is, and sets its limits. mkdir and write, nothing else.
@@ -296,7 +307,8 @@ impl Group {
     }
 
     fn remove_now(&self) -> Result<(), CgroupError> {
-        let failures: Vec<_> = self.dirs().iter().filter_map(|dir| remove_tree(dir).err()).collect();
+        let own_devices = devices::remove_own(&self.layout, &self.relative).err();
+        let failures: Vec<_> = self.dirs().iter().filter_map(|dir| remove_tree(dir).err()).chain(own_devices).collect();
         failures.into_iter().next().map_or(Ok(()), Err)
     }
 }

@@ -1,10 +1,13 @@
 //! Which files of a cgroup get which values. Pure: tables against the kubelet's known values.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 
 use super::layout::{Controller, Layout, Version};
+use crate::runtime::hugepages;
 use crate::runtime::resources::{Qos, Totals};
 
 /// The kubelet's smallest weight: what a container without a CPU request gets.
@@ -16,7 +19,7 @@ const PERIOD: u64 = 100_000;
 const MIN_QUOTA: u64 = 1_000;
 
 /// What a group may use. `None`: no limit of its own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// v1's unit; 1024 is one CPU.
     pub cpu_shares: Option<u64>,
@@ -24,6 +27,12 @@ pub struct Limits {
     pub cpu_quota: Option<u64>,
     /// Bytes.
     pub memory: Option<u64>,
+    /// Bytes that the kernel takes from it last of all (v2).
+    pub memory_min: Option<u64>,
+    /// Bytes beyond which it is slowed down; `u64::MAX`: never (v2).
+    pub memory_high: Option<u64>,
+    /// Bytes of huge pages, by the bytes of a page.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
     /// One process killed for memory: all of the group are (v2).
@@ -32,20 +41,26 @@ pub struct Limits {
 
 impl Limits {
     /// Of a container.
-    pub fn container(resources: Option<&ResourceRequirements>) -> Self {
+    pub fn container(resources: Option<&ResourceRequirements>, rules: &Rules) -> Self {
         let totals = Totals::of(resources);
+        let asked = hugepages::of_container(resources);
         Self {
+            memory_min: rules.throttling.map(|_| totals.memory_request),
+            memory_high: rules.throttling.map(|factor| high(&totals, factor, rules.node_memory)),
+            // Who asks for none gets none.
+            huge_pages: rules.page_sizes.iter().map(|size| (*size, asked.get(size).copied().unwrap_or(0))).collect(),
             cpu_shares: Some(shares(totals.cpu_request)),
             cpu_quota: totals.cpu_limit.map(quota),
             memory: totals.memory_limit,
             pids: None,
-            oom_group: true,
+            oom_group: !rules.single_process_oom_kill,
         }
     }
 
     /// Of a pod: limits hold for the whole only when every container has one.
-    pub fn pod(spec: &PodSpec, pids: Option<u64>) -> Self {
+    pub fn pod(spec: &PodSpec, rules: &Rules) -> Self {
         let totals = Totals::of_pod(spec);
+        let asked = hugepages::of_pod(spec);
         let shares = match Qos::of(spec) {
             Qos::BestEffort => MIN_SHARES,
             Qos::Burstable | Qos::Guaranteed => shares(totals.cpu_request),
@@ -54,7 +69,10 @@ impl Limits {
             cpu_shares: Some(shares),
             cpu_quota: totals.cpu_limit.filter(|n| *n > 0).map(quota),
             memory: totals.memory_limit.filter(|n| *n > 0),
-            pids,
+            memory_min: rules.throttling.map(|_| totals.memory_request),
+            memory_high: None,
+            huge_pages: rules.page_sizes.iter().map(|size| (*size, asked.get(size).copied().unwrap_or(0))).collect(),
+            pids: rules.pids,
             oom_group: false,
         }
     }
@@ -62,6 +80,42 @@ impl Limits {
     /// Of a QoS class: its weight against the others.
     pub fn class(cpu_request: u64) -> Self {
         Self { cpu_shares: Some(shares(cpu_request)), ..Self::default() }
+    }
+}
+
+/// The node's part of all groups' limits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rules {
+    /// Processes and threads of a pod.
+    pub pids: Option<u64>,
+    /// memory.min and memory.high follow the requests; the latter by this factor.
+    pub throttling: Option<f64>,
+    /// The kernel kills one process for memory, not the container.
+    pub single_process_oom_kill: bool,
+    /// Bytes that pods may ask for together.
+    pub node_memory: u64,
+    /// Sizes of huge pages that the machine knows, in bytes.
+    pub page_sizes: Vec<u64>,
+}
+
+/// From where on a container is slowed down: so far from its request to its limit, or to all that the node has, in whole pages. Who asks
+/// for all that it may have is never slowed down. <https://kubernetes.io/blog/2023/05/05/qos-memory-resources/>
+fn high(totals: &Totals, factor: f64, node_memory: u64) -> u64 {
+    const PAGE: u64 = 4096;
+    let top = totals.memory_limit.unwrap_or(node_memory);
+    if top <= totals.memory_request {
+        return u64::MAX;
+    }
+    let room = ((top - totals.memory_request) as f64 * factor) as u64;
+    (totals.memory_request + room) / PAGE * PAGE
+}
+
+/// As the kernel's files are named: `2MB`, `1GB`, `64KB`.
+fn page_name(size: u64) -> String {
+    match size.trailing_zeros() {
+        30.. => format!("{}GB", size >> 30),
+        20..30 => format!("{}MB", size >> 20),
+        _ => format!("{}KB", size >> 10),
     }
 }
 
@@ -132,18 +186,18 @@ pub fn plan(layout: &Layout, relative: &Path, kind: Kind, limits: &Limits) -> Pl
             Version::V1 => v1(&hierarchy.controllers, limits),
             Version::V2 => v2(&hierarchy.controllers, kind, limits),
         };
-        plan.writes.extend(files.into_iter().map(|(name, value, optional)| Write { path: dir.join(name), value, optional }));
+        plan.writes.extend(files.into_iter().map(|(name, value, optional)| Write { path: dir.join(&*name), value, optional }));
         plan.dirs.push(dir);
     }
     plan
 }
 
-type File = (&'static str, String, bool);
+type File = (Cow<'static, str>, String, bool);
 
 fn v1(controllers: &[Controller], limits: &Limits) -> Vec<File> {
     let mut files = Vec::new();
     let mut set = |name, value: Option<u64>, optional| {
-        files.extend(value.map(|value| (name, value.to_string(), optional)));
+        files.extend(value.map(|value| (Cow::from(name), value.to_string(), optional)));
     };
     for controller in controllers {
         match controller {
@@ -157,8 +211,16 @@ fn v1(controllers: &[Controller], limits: &Limits) -> Vec<File> {
                 set("memory.memsw.limit_in_bytes", limits.memory, true);
             }
             Controller::Pids => set("pids.max", limits.pids, false),
-            Controller::CpuAcct | Controller::Devices | Controller::Freezer => {}
+            Controller::Hugetlb | Controller::CpuAcct | Controller::Devices | Controller::Freezer => {}
         }
+    }
+    if controllers.contains(&Controller::Hugetlb) {
+        files.extend(
+            limits
+                .huge_pages
+                .iter()
+                .map(|(size, bytes)| (format!("hugetlb.{}.limit_in_bytes", page_name(*size)).into(), bytes.to_string(), true)),
+        );
     }
     files
 }
@@ -168,33 +230,47 @@ fn v2(controllers: &[Controller], kind: Kind, limits: &Limits) -> Vec<File> {
     for controller in controllers {
         match controller {
             Controller::Cpu => {
-                files.extend(limits.cpu_shares.map(|s| ("cpu.weight", weight(s).to_string(), false)));
-                files.extend(limits.cpu_quota.map(|quota| ("cpu.max", format!("{quota} {PERIOD}"), false)));
+                files.extend(limits.cpu_shares.map(|s| ("cpu.weight".into(), weight(s).to_string(), false)));
+                files.extend(limits.cpu_quota.map(|quota| ("cpu.max".into(), format!("{quota} {PERIOD}"), false)));
             }
             Controller::Memory => {
+                files.extend(limits.memory_min.map(|bytes| ("memory.min".into(), bytes.to_string(), false)));
+                let high = limits.memory_high.map(|bytes| if bytes == u64::MAX { "max".into() } else { bytes.to_string() });
+                files.extend(high.map(|bytes| ("memory.high".into(), bytes, false)));
                 if let Some(memory) = limits.memory {
-                    files.push(("memory.max", memory.to_string(), false));
-                    files.push(("memory.swap.max", "0".into(), true));
+                    files.push(("memory.max".into(), memory.to_string(), false));
+                    files.push(("memory.swap.max".into(), "0".into(), true));
                 }
                 if limits.oom_group {
-                    files.push(("memory.oom.group", "1".into(), true));
+                    files.push(("memory.oom.group".into(), "1".into(), true));
                 }
             }
-            Controller::Pids => files.extend(limits.pids.map(|pids| ("pids.max", pids.to_string(), false))),
+            Controller::Pids => files.extend(limits.pids.map(|pids| ("pids.max".into(), pids.to_string(), false))),
+            Controller::Hugetlb => files.extend(
+                limits
+                    .huge_pages
+                    .iter()
+                    .map(|(size, bytes)| (format!("hugetlb.{}.max", page_name(*size)).into(), bytes.to_string(), true)),
+            ),
             Controller::CpuAcct | Controller::Devices | Controller::Freezer => {}
         }
     }
     if kind == Kind::Inner
         && let Some(names) = subtree_control(controllers)
     {
-        files.push(("cgroup.subtree_control", names, false));
+        files.push(("cgroup.subtree_control".into(), names, false));
     }
     files
 }
 
 /// `+cpu +memory +pids`, as far as there are; `None` in a hybrid machine.
 pub fn subtree_control(controllers: &[Controller]) -> Option<String> {
-    let ours = [(Controller::Cpu, "+cpu"), (Controller::Memory, "+memory"), (Controller::Pids, "+pids")];
+    let ours = [
+        (Controller::Cpu, "+cpu"),
+        (Controller::Memory, "+memory"),
+        (Controller::Pids, "+pids"),
+        (Controller::Hugetlb, "+hugetlb"),
+    ];
     let names: Vec<_> = ours.into_iter().filter(|(c, _)| controllers.contains(c)).map(|(_, name)| name).collect();
     (!names.is_empty()).then(|| names.join(" "))
 }
@@ -246,8 +322,16 @@ mod tests {
         plan.writes.iter().map(|w| format!("{}={}", w.path.display(), w.value)).collect()
     }
 
-    const LIMITS: Limits =
-        Limits { cpu_shares: Some(512), cpu_quota: Some(50_000), memory: Some(64 << 20), pids: Some(100), oom_group: true };
+    const LIMITS: Limits = Limits {
+        cpu_shares: Some(512),
+        cpu_quota: Some(50_000),
+        memory: Some(64 << 20),
+        memory_min: None,
+        memory_high: None,
+        huge_pages: BTreeMap::new(),
+        pids: Some(100),
+        oom_group: true,
+    };
 
     #[test]
     fn v1_writes_one_directory_a_hierarchy() {
@@ -299,6 +383,49 @@ mod tests {
         Limits { cpu_shares: Some(512), cpu_quota: Some(50_000), memory: Some(2 << 20), ..Limits::default() })]
     fn limits_of_pods(#[case] yaml: &str, #[case] expected: Limits) {
         let spec: PodSpec = serde_yaml::from_str(yaml).unwrap();
-        assert_eq!(Limits::pod(&spec, None), expected);
+        assert_eq!(Limits::pod(&spec, &Rules::default()), expected);
+    }
+
+    // memory.min is the request; memory.high lies between it and the limit, or the node's memory.
+    #[rstest]
+    #[case("{}", 0, 900 << 20)]
+    #[case("{requests: {memory: 100Mi}}", 100 << 20, 910 << 20)]
+    #[case("{requests: {memory: 100Mi}, limits: {memory: 200Mi}}", 100 << 20, 190 << 20)]
+    #[case("{limits: {memory: 200Mi}}", 200 << 20, u64::MAX)]
+    fn memory_qos(#[case] yaml: &str, #[case] min: u64, #[case] high: u64) {
+        let resources: ResourceRequirements = serde_yaml::from_str(yaml).unwrap();
+        let rules = Rules { throttling: Some(0.9), node_memory: 1000 << 20, ..Rules::default() };
+        let limits = Limits::container(Some(&resources), &rules);
+        assert_eq!((limits.memory_min, limits.memory_high), (Some(min), Some(high)));
+        let off = Limits::container(Some(&resources), &Rules::default());
+        assert_eq!((off.memory_min, off.memory_high), (None, None));
+    }
+
+    #[test]
+    fn memory_qos_and_huge_pages_in_the_kernels_files() {
+        let resources = "{limits: {memory: 64Mi, hugepages-2Mi: 4Mi}, requests: {memory: 32Mi}}";
+        let resources: ResourceRequirements = serde_yaml::from_str(resources).unwrap();
+        let rules = Rules {
+            throttling: Some(0.5),
+            page_sizes: vec![64 << 10, 2 << 20, 1 << 30],
+            single_process_oom_kill: true,
+            ..Rules::default()
+        };
+        let limits = Limits::container(Some(&resources), &rules);
+        let v2 = layout("1 2 0:1 / /cg rw - cgroup2 c rw", "memory hugetlb");
+        assert_eq!(
+            written(&plan(&v2, Path::new("c"), Kind::Leaf, &limits)),
+            [
+                "/cg/c/memory.min=33554432",
+                "/cg/c/memory.high=50331648",
+                "/cg/c/memory.max=67108864",
+                "/cg/c/memory.swap.max=0",
+                "/cg/c/hugetlb.64KB.max=0",
+                "/cg/c/hugetlb.2MB.max=4194304",
+                "/cg/c/hugetlb.1GB.max=0"
+            ]
+        );
+        let v1 = layout("1 2 0:1 / /cg rw - cgroup c rw,hugetlb", "");
+        assert_eq!(written(&plan(&v1, Path::new("c"), Kind::Leaf, &limits))[1], "/cg/c/hugetlb.2MB.limit_in_bytes=4194304");
     }
 }
