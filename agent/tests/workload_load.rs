@@ -1,4 +1,5 @@
 //! Manifests of workloads to objects or errors: each wrong one with the exact line that it gets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 

@@ -6,6 +6,7 @@
 //! - Pods of an agent before this one are looked at again before anything is decided about them.
 
 mod claims;
+mod keep;
 mod look;
 mod make;
 
@@ -19,7 +20,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde::{Deserialize, Serialize};
 
 use super::pods::Owned;
 use super::{History, Said};
@@ -69,35 +69,6 @@ pub struct Effects {
     pub said: Vec<(ObjectReference, Said)>,
     /// By root: what a restart must know; none where there is nothing any more.
     pub saves: BTreeMap<String, Option<Vec<u8>>>,
-}
-
-/// A tree as it is kept over a restart.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Saved {
-    file: Option<PathBuf>,
-    line: usize,
-    entries: Vec<SavedEntry>,
-    pods: Vec<SavedPod>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SavedEntry {
-    object: Workload,
-    #[serde(default)]
-    owner: Option<String>,
-    #[serde(default)]
-    history: History,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SavedPod {
-    pod: Pod,
-    owner: String,
-    #[serde(default)]
-    counted: bool,
 }
 
 /// Fills a buffer with chance.
@@ -150,27 +121,6 @@ impl World {
             chance,
             effects: Effects::default(),
         }
-    }
-
-    /// Takes a tree that an agent before this one kept. False: it isn't one.
-    pub fn recall(&mut self, bytes: &[u8]) -> bool {
-        let Ok(saved) = serde_json::from_slice::<Saved>(bytes) else { return false };
-        let Some(root) = saved.entries.iter().find(|e| e.owner.is_none()).map(|e| e.object.uid().to_owned()) else {
-            return false;
-        };
-        let origin = saved.file.map_or(Origin::Stdin, |path| Origin::File { path, line: saved.line });
-        for SavedEntry { object, owner, history } in saved.entries {
-            let entry = Entry { owner, root: root.clone(), origin: origin.clone(), history, object };
-            self.entries.insert(entry.object.uid().to_owned(), entry);
-        }
-        for SavedPod { pod, owner, counted } in saved.pods {
-            let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
-            let record = Record { pod: Arc::new(pod), owner, counted, gone: false, ending: false, unseen: true };
-            self.pods.insert(uid, record);
-        }
-        self.saved.insert(root.clone(), bytes.to_vec());
-        self.unnamed.insert(root);
-        true
     }
 
     /// What a source says of workloads, files and claims.
@@ -397,27 +347,6 @@ impl World {
             let Some(entry) = self.entries.get(&uid) else { continue };
             let list = if entry.history.expired { &mut self.effects.removed } else { &mut self.effects.changed };
             list.push(entry.object.clone());
-        }
-    }
-
-    fn save(&mut self, root: &str) {
-        let tree = self.tree(root);
-        let Some(origin) = self.entries.get(root).map(|e| e.origin.clone()) else { return };
-        let (file, line) = match origin {
-            Origin::File { path, line } => (Some(path), line),
-            Origin::Stdin => (None, 0),
-        };
-        let entries = tree.iter().filter_map(|uid| self.entries.get(uid));
-        let entries =
-            entries.map(|e| SavedEntry { object: e.object.clone(), owner: e.owner.clone(), history: e.history.clone() });
-        // A pod that was told to end is not wanted by the next agent either.
-        let pods = self.pods.values().filter(|r| tree.contains(&r.owner) && !r.ending && !r.gone);
-        let pods = pods.map(|r| SavedPod { pod: make::without_status(&r.pod), owner: r.owner.clone(), counted: r.counted });
-        let saved = Saved { file, line, entries: entries.collect(), pods: pods.collect() };
-        let Ok(bytes) = serde_json::to_vec(&saved) else { return };
-        if self.saved.get(root) != Some(&bytes) {
-            self.saved.insert(root.to_owned(), bytes.clone());
-            self.effects.saves.insert(root.to_owned(), Some(bytes));
         }
     }
 
