@@ -1,5 +1,6 @@
 //! Flags over file over defaults, each value checked. All that is wrong is told.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
         paths: paths(c, flags, declared),
         node_name: node_name(c, flags, declared),
+        node_labels: node_labels(c, declared),
         cgroup_parent: c.text(
             "cgroupParent",
             "--cgroup-parent",
@@ -132,6 +134,18 @@ fn paths(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Paths {
             Paths::default()
         }
     }
+}
+
+fn node_labels(c: &mut Checker<'_>, declared: &Declared) -> BTreeMap<String, String> {
+    for (key, value) in &declared.node_labels {
+        let mut wrong: Vec<String> = Vec::new();
+        wrong.extend(names::qualified_name(key));
+        wrong.extend(names::label_value(value));
+        for wrong in wrong {
+            c.file(&format!("nodeLabels.{key}"), format!("Invalid value: {key:?}: {value:?}: {wrong}"));
+        }
+    }
+    declared.node_labels.clone()
 }
 
 fn node_name(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> String {

@@ -24,6 +24,8 @@ pub struct Declared {
     pub(super) manifests: Vec<PathBuf>,
     pub(super) root: Option<PathBuf>,
     pub(super) node_name: Option<String>,
+    /// The kubelet has them as a flag.
+    pub(super) node_labels: BTreeMap<String, String>,
     pub(super) cgroup_parent: Option<String>,
     pub(super) bridge: Option<String>,
     #[serde(rename = "podCIDRs")]

@@ -6,6 +6,7 @@ mod flags;
 mod paths;
 mod pods;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub paths: Paths,
     /// The node's name: a DNS subdomain. The host's name unless set.
     pub node_name: String,
+    /// The node's labels, beside those that every node has: what nodeSelector and node affinity ask for.
+    pub node_labels: BTreeMap<String, String>,
     /// The cgroup below which all pods are.
     pub cgroup_parent: String,
     /// The pods' network.

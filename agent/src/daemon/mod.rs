@@ -177,7 +177,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
             max: settings.backoff.max,
             reset_after: settings.backoff.reset_after,
         },
-        admission: Admission::new(room),
+        admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels)),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
     })
@@ -262,7 +262,7 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
     let facts = machine::object::Facts {
-        name: settings.node_name.clone(),
+        labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
         pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
         max_pods: settings.pods.max,

@@ -108,6 +108,13 @@ pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
         })
 }
 
+/// The gates that keep the pod from starting, in words. Here nobody but the manifest's author can remove them.
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/>
+pub fn scheduling_gates(pod: &ValidPod) -> Option<String> {
+    let gates: Vec<&str> = pod.spec().scheduling_gates.iter().flatten().map(|gate| gate.name.as_str()).collect();
+    (!gates.is_empty()).then(|| gates.join(", "))
+}
+
 fn restart_policy(pod: &ValidPod) -> &str {
     pod.spec().restart_policy.as_deref().unwrap_or("Always")
 }
@@ -138,6 +145,9 @@ impl Planner<'_> {
         if is_complete(self.pod, self.observed) {
             self.complete();
             return;
+        }
+        if let Some(gates) = scheduling_gates(self.pod) {
+            return self.plan.wait(|| format!("its scheduling gates to be removed: {gates}"));
         }
         self.pull_ahead();
         let generation = match &self.observed.sandbox {

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
-use super::plan::{init_failed, is_complete, is_sidecar};
+use super::plan::{init_failed, is_complete, is_sidecar, scheduling_gates};
 use super::resize;
 use crate::model::ValidPod;
 
@@ -126,13 +126,14 @@ fn conditions(
         _ => (!unready.is_empty())
             .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
     };
+    let gated = scheduling_gates(pod).map(|_| ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates".to_owned()));
     let sandbox = matches!(observed.sandbox, Sandbox::Ready { .. });
     vec![
         condition("PodReadyToStartContainers", (!sandbox).then(|| ("", String::new()))),
         condition("Initialized", uninitialised),
         condition("Ready", not_ready.clone()),
         condition("ContainersReady", not_ready),
-        condition("PodScheduled", None),
+        condition("PodScheduled", gated),
     ]
 }
 

@@ -45,6 +45,14 @@ pub fn warnings(pod: &Pod, root: &Node, defaults: &Defaults) -> Vec<Problem> {
         let message = format!("is {asked:?}, but a file's pod runs on the node that reads it: {:?}", defaults.node_name);
         report.say(&Path::ROOT.child("spec").child("nodeName"), message);
     }
+    let spec = Path::ROOT.child("spec");
+    let without_effect = [
+        ("evictionResponders", pod.spec.as_ref().is_some_and(|s| s.eviction_responders.is_some())),
+        ("schedulingGroup", pod.spec.as_ref().is_some_and(|s| s.scheduling_group.is_some())),
+    ];
+    for (name, _) in without_effect.into_iter().filter(|(_, is_set)| *is_set) {
+        report.say(&spec.child(name), "is for a cluster's controllers: the pod runs without it");
+    }
     for (i, volume) in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).enumerate() {
         if exported::is_token_volume(volume) {
             let message = "a cluster added it, and only its API server issues such tokens: the pod runs without it";

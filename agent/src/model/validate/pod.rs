@@ -59,6 +59,7 @@ pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
     names(report, at, spec);
     dns(report, at, spec);
     placement(report, at, spec);
+    clusters_own(report, at, spec);
 }
 
 /// Which of the host's namespaces the pod shares, and which can't go together.
@@ -158,6 +159,23 @@ fn dns_config(report: &mut Report<'_>, at: &Path<'_>, config: &PodDNSConfig) {
         if option.name.as_deref().unwrap_or_default().is_empty() {
             report.required(&at.child("options").index(i), "must not be empty");
         }
+    }
+}
+
+/// What only a cluster's API server has.
+fn clusters_own(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    let given = |name: &Option<String>| name.clone().filter(|n| !n.is_empty());
+    if given(&spec.runtime_class_name).is_some() {
+        let wrong = "a RuntimeClass is a cluster's object, and this node has one runtime: leave it out";
+        report.forbidden(&at.child("runtimeClassName"), wrong);
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        let wrong = "only a cluster allocates claims: name devices by CDI, in an annotation cdi.k8s.io/NAME";
+        report.forbidden(&at.child("resourceClaims"), wrong);
+    }
+    if let (Some(class), None) = (given(&spec.priority_class_name), spec.priority) {
+        let wrong = format!("no PriorityClass with name {class} was found: say which `priority` it stands for, beside it");
+        report.forbidden(&at.child("priorityClassName"), &wrong);
     }
 }
 
