@@ -101,7 +101,8 @@ fn the_document_is_the_table() {
 /// A pod with these fields in its spec, or in its metadata.
 fn manifest(example: &str) -> String {
     let mut pod: serde_yaml::Value =
-        serde_yaml::from_str("{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {containers: [{name: c, image: i}]}}").unwrap();
+        serde_yaml::from_str("{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {containers: [{name: c, image: i}]}}")
+            .unwrap();
     let (part, fields) = match example.strip_prefix("metadata ") {
         Some(fields) => ("metadata", fields),
         None => ("spec", example),

@@ -27,6 +27,11 @@ pub struct Context<'a> {
 
 /// The pod's status; `old` gives the transition times of the conditions that stay.
 pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: Option<&k8s::PodStatus>) -> k8s::PodStatus {
+    if scheduling_gates(pod).is_some() {
+        let mut status = gated(pod, context);
+        keep_times(&mut status, old, context.now);
+        return status;
+    }
     let spec = pod.spec();
     let init: Vec<_> = spec.init_containers.iter().flatten().map(|c| container_status(c, pod, observed)).collect();
     let regular: Vec<_> = spec.containers.iter().map(|c| container_status(c, pod, observed)).collect();
@@ -63,6 +68,25 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
     };
     keep_times(&mut status, old, context.now);
     status
+}
+
+/// A pod that isn't to be anywhere yet: no node says anything of its containers.
+fn gated(pod: &ValidPod, context: &Context<'_>) -> k8s::PodStatus {
+    let scheduled = k8s::PodCondition {
+        type_: "PodScheduled".into(),
+        status: "False".into(),
+        reason: Some("SchedulingGated".into()),
+        message: Some("Scheduling is blocked due to non-empty scheduling gates".into()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    };
+    k8s::PodStatus {
+        conditions: Some(vec![scheduled]),
+        phase: Some("Pending".into()),
+        qos_class: Some(context.qos.to_owned()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodStatus::default()
+    }
 }
 
 fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, now: Timestamp) {
@@ -126,14 +150,13 @@ fn conditions(
         _ => (!unready.is_empty())
             .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
     };
-    let gated = scheduling_gates(pod).map(|_| ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates".to_owned()));
     let sandbox = matches!(observed.sandbox, Sandbox::Ready { .. });
     vec![
         condition("PodReadyToStartContainers", (!sandbox).then(|| ("", String::new()))),
         condition("Initialized", uninitialised),
         condition("Ready", not_ready.clone()),
         condition("ContainersReady", not_ready),
-        condition("PodScheduled", gated),
+        condition("PodScheduled", None),
     ]
 }
 
