@@ -90,6 +90,10 @@ impl Holder {
                 self.note = note;
                 Ok(done())
             }
+            Request::NoteContainer { container, note } => {
+                self.container(&container)?.state.note = note;
+                Ok(done())
+            }
             Request::Forget { container } => {
                 // Of many short runs the holder lets the oldest go unasked.
                 let Ok(container) = self.container(&container) else { return Ok(done()) };

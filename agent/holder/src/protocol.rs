@@ -113,6 +113,13 @@ pub enum Request {
     NetNamespace,
     /// Replace the note that [`HolderState::note`] gives back. → [`Reply::Done`]
     Note(serde_json::Value),
+    /// Replace the note that [`ContainerState::note`] gives back. → [`Reply::Done`]
+    NoteContainer {
+        /// The container's id.
+        container: String,
+        /// The new note.
+        note: serde_json::Value,
+    },
     /// An ended container's record isn't needed any more. → [`Reply::Done`], also when there is none.
     Forget {
         /// The container's id.
@@ -241,7 +248,7 @@ pub struct ContainerState {
     pub name: String,
     /// [`Recipe::attempt`].
     pub attempt: u32,
-    /// [`Recipe::note`].
+    /// What the agent left by [`Request::NoteContainer`]; first [`Recipe::note`].
     pub note: serde_json::Value,
     /// In the host's PID namespace; of an ended one, what it was.
     pub pid: i32,

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
+use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::node::{
@@ -23,7 +24,7 @@ use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::holder::{AttachStreams, CallError};
 use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
@@ -175,7 +176,7 @@ impl node::Node for Handle {
             for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
                 match connect_in(&sandbox.holder, SocketAddr::new(ip, port)).await {
                     Ok(stream) => return Ok(stream),
-                    Err(error) if last.is_empty() => last = error,
+                    Err(error) if last.is_empty() => last = error.to_string(),
                     Err(_) => {}
                 }
             }
@@ -251,14 +252,6 @@ impl node::Node for Handle {
 
 fn stopping() -> NodeError {
     NodeError::Internal("the agent is stopping".into())
-}
-
-/// A connection from inside the pod's network namespace: the holder, which is in it, opens the socket.
-async fn connect_in(holder: &Holder, to: SocketAddr) -> Result<TcpStream, String> {
-    let domain = if to.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
-    let socket = holder.socket(domain, nix::libc::SOCK_STREAM, 0).await.map_err(|e| e.to_string())?;
-    let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-    socket.connect(to).await.map_err(|e| e.to_string())
 }
 
 async fn exec_exit(mut events: broadcast::Receiver<Event>, exec: u64) -> Result<i32, NodeError> {

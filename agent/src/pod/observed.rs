@@ -136,6 +136,19 @@ pub struct Container {
     pub stopping: Option<Stopping>,
     /// It couldn't be started because of its configuration: reason and message, and when to try again.
     pub refused: Option<Refused>,
+    /// Why its newest attempt has to end, or had to.
+    pub unhealthy: Option<Unhealthy>,
+}
+
+/// Why a container has to end although nobody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unhealthy {
+    /// Its liveness probe failed.
+    Liveness,
+    /// Its startup probe failed.
+    Startup,
+    /// Its postStart hook failed.
+    PostStart,
 }
 
 /// A container that couldn't even be tried.
@@ -223,6 +236,43 @@ pub struct Note {
     /// What it was started with, or resized to since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// What its hook and probes have said so far.
+    #[serde(skip_serializing_if = "Health::is_fine")]
+    pub health: Health,
+}
+
+/// What a running container's postStart hook and probes have said so far. Where there are none, all is fine from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// The postStart hook has returned.
+    pub hooked: bool,
+    /// The startup probe has succeeded.
+    pub started: bool,
+    /// The readiness probe succeeds.
+    pub ready: bool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { hooked: true, started: true, ready: true }
+    }
+}
+
+impl Health {
+    /// Of a container that starts now.
+    pub fn at_start(container: &k8s::Container) -> Self {
+        Self {
+            hooked: container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()),
+            started: container.startup_probe.is_none(),
+            ready: container.readiness_probe.is_none(),
+        }
+    }
+
+    /// There is nothing to remember.
+    pub fn is_fine(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How a run ended.
@@ -245,6 +295,14 @@ impl Container {
     /// The running attempt.
     pub fn running(&self) -> Option<&Attempt> {
         self.last.as_ref().filter(|a| a.finish.is_none())
+    }
+    /// The running attempt, once its postStart hook has returned and its startup probe has succeeded.
+    pub fn started(&self) -> Option<&Attempt> {
+        self.running().filter(|a| a.note.health.hooked && a.note.health.started)
+    }
+    /// It takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.started().is_some_and(|a| a.note.health.ready)
     }
     /// The end of the newest attempt in this sandbox.
     pub fn ended_in(&self, generation: u64) -> Option<&Finish> {

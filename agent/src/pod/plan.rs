@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::backoff::Backoff;
-use super::observed::{Attempt, Container, Image, Observed, Resize, Sandbox};
+use super::observed::{Attempt, Container, Finish, Image, Observed, Resize, Sandbox, Unhealthy};
 use super::resize;
+use super::restart::{Fate, fate, has_ended};
 use crate::model::ValidPod;
 
 /// One step, idempotent.
@@ -89,35 +90,17 @@ pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timesta
 
 /// Whether every regular container has ended and none is to run again: the pod's phase is Succeeded or Failed.
 pub fn is_complete(pod: &ValidPod, observed: &Observed) -> bool {
-    let policy = restart_policy(pod);
-    observed.failure.is_some()
-        || init_failed(pod, observed)
-        || pod.spec().containers.iter().all(|c| {
-            observed.containers.get(&c.name).is_some_and(|o| {
-                !o.starting && o.last.as_ref().and_then(Attempt::finished).is_some_and(|f| !restarts(policy, f.code))
-            })
-        })
+    let ended = |c: &k8s::Container| observed.containers.get(&c.name).is_some_and(|o| has_ended(pod, c, o));
+    observed.failure.is_some() || init_failed(pod, observed) || pod.spec().containers.iter().all(ended)
 }
 
 /// Whether an init container failed for good.
 pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
-    restart_policy(pod) == "Never"
-        && pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
-            let last = observed.containers.get(&c.name).and_then(|o| o.last.as_ref());
-            last.and_then(Attempt::finished).is_some_and(|f| f.code != 0)
-        })
-}
-
-fn restart_policy(pod: &ValidPod) -> &str {
-    pod.spec().restart_policy.as_deref().unwrap_or("Always")
-}
-
-fn restarts(policy: &str, code: i32) -> bool {
-    match policy {
-        "Never" => false,
-        "OnFailure" => code != 0,
-        _ => true,
-    }
+    pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
+        let Some(seen) = observed.containers.get(&c.name) else { return false };
+        let failed = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| f.code != 0);
+        failed && has_ended(pod, c, seen)
+    })
 }
 
 struct Planner<'a> {
@@ -162,7 +145,7 @@ impl Planner<'_> {
         if self.initialise(generation) {
             let pod = self.pod;
             for container in &pod.spec().containers {
-                self.keep_running(container, generation, restart_policy(pod));
+                self.keep_running(container, generation);
             }
         }
     }
@@ -191,16 +174,16 @@ impl Planner<'_> {
             .any(|c| self.observed_of(&c.name).and_then(|o| o.last.as_ref()).is_some_and(|a| a.generation == generation));
         for container in pod.spec().init_containers.iter().flatten() {
             if is_sidecar(container) {
-                self.keep_running(container, generation, "Always");
-                let running = self.observed_of(&container.name).is_some_and(|o| o.running().is_some());
-                if !running && !initialised {
+                self.keep_running(container, generation);
+                let started = self.observed_of(&container.name).is_some_and(|o| o.started().is_some());
+                if !started && !initialised {
                     self.plan.wait(|| format!("sidecar {} to start", container.name));
                     return false;
                 }
             } else if !initialised {
                 let done = self.observed_of(&container.name).and_then(|o| o.ended_in(generation)).is_some_and(|f| f.code == 0);
                 if !done {
-                    self.keep_running(container, generation, "OnFailure");
+                    self.keep_running(container, generation);
                     self.plan.wait(|| format!("init container {} to complete", container.name));
                     return false;
                 }
@@ -210,7 +193,7 @@ impl Planner<'_> {
     }
 
     /// Starts a container when it is due, restarts it when its image was edited.
-    fn keep_running(&mut self, container: &k8s::Container, generation: u64, policy: &str) {
+    fn keep_running(&mut self, container: &k8s::Container, generation: u64) {
         let unknown = Container::default();
         let observed = self.observed.containers.get(&container.name).unwrap_or(&unknown);
         if observed.starting {
@@ -219,9 +202,11 @@ impl Planner<'_> {
         let wanted = self.observed.resources(container);
         let resize = |a: &Attempt| resize::of(container, a.note.resources.as_ref(), wanted);
         let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref() || resize(a) == resize::How::Restart;
+        let runs_again = |finish: &Finish| fate(self.pod, container, observed, finish) != Fate::Stays;
         match &observed.last {
             None => self.start(container, observed, Duration::ZERO),
             Some(attempt) => match &attempt.finish {
+                None if observed.unhealthy.is_some() && observed.stopping.is_none() => self.end_unhealthy(container, observed),
                 None if edited(attempt) && observed.stopping.is_none() => self.plan.actions.push(Action::Stop {
                     name: container.name.clone(),
                     grace: self.grace(),
@@ -231,13 +216,13 @@ impl Planner<'_> {
                 None => {}
                 Some(_) if edited(attempt) => self.start(container, observed, Duration::ZERO),
                 // A new sandbox: an init container runs again, a regular one as its restart policy says.
-                Some(finish) if attempt.generation != generation && restarts(policy, finish.code) => {
+                Some(finish) if attempt.generation != generation && runs_again(finish) => {
                     self.start(container, observed, Duration::ZERO);
                 }
                 Some(_) if attempt.generation != generation && is_init(self.pod, &container.name) => {
                     self.start(container, observed, Duration::ZERO);
                 }
-                Some(finish) if restarts(policy, finish.code) => {
+                Some(finish) if runs_again(finish) => {
                     let delay = Duration::from_millis(attempt.note.delay_ms);
                     let due = finish.at + self.backoff.due(delay, between(attempt.started_at, finish.at));
                     if due <= self.now {
@@ -251,6 +236,18 @@ impl Planner<'_> {
                 Some(_) => {}
             },
         }
+    }
+
+    /// A container whose probe or hook failed ends, with the probe's own grace period where it has one.
+    fn end_unhealthy(&mut self, container: &k8s::Container, observed: &Container) {
+        let (probe, why) = match observed.unhealthy {
+            Some(Unhealthy::Liveness) => (container.liveness_probe.as_ref(), "failed liveness probe"),
+            Some(Unhealthy::Startup) => (container.startup_probe.as_ref(), "failed startup probe"),
+            _ => (None, "FailedPostStartHook"),
+        };
+        let seconds = probe.and_then(|p| p.termination_grace_period_seconds);
+        let grace = seconds.map_or_else(|| self.grace(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
+        self.plan.actions.push(Action::Stop { name: container.name.clone(), grace, why });
     }
 
     fn resize(&mut self, container: &k8s::Container) {

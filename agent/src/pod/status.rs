@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
 use super::plan::{init_failed, is_complete, is_sidecar};
 use super::resize;
+use super::restart::has_ended;
 use crate::model::ValidPod;
 
 /// What a status needs besides what is observed.
@@ -151,8 +152,8 @@ fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Obser
         image_id: last.map(|a| a.note.image_id.clone()).unwrap_or_default(),
         container_id: last.filter(|a| !a.id.is_empty()).map(container_id),
         // An init container is ready once it is done; the others while they run.
-        ready: if regular_init { completed } else { running },
-        started: Some(running),
+        ready: if regular_init { completed } else { running && seen.is_ready() },
+        started: Some(running && seen.started().is_some()),
         restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
         // What is promised, and what is in force.
         allocated_resources: observed.resources(container).and_then(|r| r.requests.clone()),
@@ -189,7 +190,7 @@ fn states(
     pod: &ValidPod,
 ) -> (k8s::ContainerState, Option<k8s::ContainerState>) {
     let before = seen.previous.as_ref().and_then(terminated);
-    if let Some(running) = seen.running() {
+    if let Some(running) = seen.running().filter(|a| a.note.health.hooked) {
         let running = k8s::ContainerStateRunning { started_at: Some(Time(running.started_at)) };
         return (k8s::ContainerState { running: Some(running), ..Default::default() }, before);
     }
@@ -209,16 +210,7 @@ fn waiting(
 ) -> Option<k8s::ContainerStateWaiting> {
     let because =
         |reason: &str, message: Option<String>| Some(k8s::ContainerStateWaiting { reason: Some(reason.to_owned()), message });
-    let stays = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| {
-        let init = pod.spec().init_containers.iter().flatten().find(|c| c.name == container.name);
-        let policy = match init {
-            Some(c) if is_sidecar(c) => "Always",
-            Some(_) if pod.spec().restart_policy.as_deref() == Some("Never") => "Never",
-            Some(_) => "OnFailure",
-            None => pod.spec().restart_policy.as_deref().unwrap_or("Always"),
-        };
-        policy == "Never" || (policy == "OnFailure" && f.code == 0)
-    });
+    let stays = has_ended(pod, container, seen);
     if stays || (seen.last.is_some() && (observed.ending.is_some() || is_complete(pod, observed))) {
         return None;
     }

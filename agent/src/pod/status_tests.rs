@@ -29,7 +29,7 @@ fn attempt(number: u32, delay_ms: u64, finish: Option<(i32, &'static str)>) -> A
         id: "abc".into(),
         number,
         generation: 1,
-        note: Note { image: "i".into(), image_id: "sha256:1".into(), delay_ms, stop_signal: 15, resources: None },
+        note: Note { image: "i".into(), image_id: "sha256:1".into(), delay_ms, stop_signal: 15, ..Note::default() },
         pid: 7,
         started_at: at(0),
         finish: finish.map(|(code, reason)| Finish { code, signal: None, at: at(5), reason: reason.into(), message: None }),

@@ -2,6 +2,7 @@
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
 mod admit;
+mod health;
 mod resize;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,10 +21,11 @@ use tokio::sync::{broadcast, mpsc, watch};
 use super::completed::{self, Completed};
 use super::objects::Watch;
 use super::observed::{
-    Attempt, Container, Ending, Failure, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
+    Attempt, Container, Ending, Failure, Finish, Health, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
 };
 use super::plan::{self, Action, plan};
 use super::recorder::Level;
+use super::restart;
 use super::status;
 use super::trace::Trace;
 use super::volumes::Turn;
@@ -83,6 +85,7 @@ enum Outcome {
     Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
+    Noted { name: String, result: Result<(), String> },
     Rewired(Result<(), String>),
     Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
@@ -117,6 +120,8 @@ pub struct Worker {
     deferred: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
+    /// Its containers' probes.
+    probes: health::Probes,
 }
 
 impl Worker {
@@ -148,6 +153,7 @@ impl Worker {
             turned_away: None,
             deferred: None,
             volumes: Turn::default(),
+            probes: health::Probes::default(),
         };
         worker
     }
@@ -185,6 +191,7 @@ impl Worker {
         for container in &state.containers {
             worker.adopt_container(container, generation);
         }
+        worker.probe_all();
         worker
     }
 
@@ -252,6 +259,7 @@ impl Worker {
                     // The agent stops; the pod goes on without it.
                     None => return,
                 },
+                report = self.probes.next() => self.probed(report),
                 () = self.needs.changed() => self.objects_changed(),
                 () = admit::better(&mut self.turned_away) => self.ask_again(),
                 () = admit::better(&mut self.deferred) => self.resize_again(),
@@ -364,6 +372,7 @@ impl Worker {
         }
         self.deletion = Some((deadline, seconds));
         self.observed.ending = Some(Ending { since: now, deadline, then });
+        self.probes.pod_ends();
     }
 
     /// After the end of a pod that is to live on: a new one in its place.
@@ -466,6 +475,7 @@ impl Worker {
                 attempt.finish.get_or_insert(finish);
             }
         }
+        self.probes.stop(&name);
     }
 
     fn finish(&self, id: &str, name: &str, number: u32, exit: Exit) -> Finish {
@@ -500,6 +510,7 @@ impl Worker {
             }
         }
         let now = Timestamp::now();
+        self.probes = health::Probes::default();
         for container in self.observed.containers.values_mut() {
             container.stopping = None;
             if let Some(attempt) = container.last.as_mut().filter(|a| a.finish.is_none()) {
@@ -612,6 +623,7 @@ impl Worker {
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
+        observed.unhealthy = None;
         let number = match &observed.last {
             Some(attempt) => attempt.number.saturating_add(1),
             None => self.node.runtime.next_attempt(&self.pod, name),
@@ -622,6 +634,7 @@ impl Worker {
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
             resources: container.resources.clone(),
+            health: Health::at_start(&container),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -657,9 +670,12 @@ impl Worker {
     fn stop(&mut self, name: &str, grace: Duration, why: &str) {
         let Some(attempt) = self.observed.containers.get(name).and_then(Container::running).cloned() else { return };
         let Some(sandbox) = self.sandbox.clone() else { return };
+        let again = self.container(name).is_some_and(|c| restart::is_retried(&self.pod, c));
         let message = match why {
             "stopping" => format!("Stopping container {name}"),
-            _ => format!("Container {name} {why}, will be restarted"),
+            "FailedPostStartHook" => why.to_owned(),
+            _ if again => format!("Container {name} {why}, will be restarted"),
+            _ => format!("Container {name} {why}"),
         };
         self.say(Some(name), Level::Normal, "Killing", &message);
         let kill_at = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
@@ -705,6 +721,11 @@ impl Worker {
             Outcome::Rewired(Ok(())) => {}
             Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
+            Outcome::Noted { result: Ok(()), .. } => {}
+            // Of an older holder, or of a container that has just ended.
+            Outcome::Noted { name, result: Err(error) } => {
+                tracing::debug!(pod = %self.pod, container = name, error, "what its probes found could not be noted");
+            }
             Outcome::Told { name, result } => {
                 if let Err(error) = result {
                     tracing::warn!(pod = %self.pod, container = name, error, "a container could not be told to end");
@@ -815,6 +836,7 @@ impl Worker {
                 if let Some(old) = forget {
                     self.forget(name, &old);
                 }
+                self.probe(name);
                 self.catch_up(name);
                 return;
             }
