@@ -410,6 +410,9 @@ pub struct Recipe {
     pub read_only_paths: Vec<PathBuf>,
     /// Which PID namespace.
     pub pid: PidNamespace,
+    /// The id of a running container whose PID namespace it is to be instead (targetContainerName).
+    #[serde(default)]
+    pub beside: Option<String>,
     /// Where the output goes; unset: nowhere.
     pub log: Option<LogFile>,
     /// The agent's own, kept and given back.
@@ -428,6 +431,13 @@ pub enum PidNamespace {
     Pod,
     /// The host's.
     Host,
+}
+
+impl Recipe {
+    /// Whether the container is PID 1 of a namespace that is made for it.
+    pub fn makes_pid_namespace(&self) -> bool {
+        self.pid == PidNamespace::Own && self.beside.is_none()
+    }
 }
 
 /// A process: the first of a container, or one more by exec.

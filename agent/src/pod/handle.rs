@@ -16,8 +16,8 @@ use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::node::{
-    self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
-    InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
+    self, Answer, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo,
+    Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
 use super::objects::Objects;
 use super::observed::Attempt;
@@ -78,7 +78,7 @@ impl Handle {
         attempt: &Attempt,
         tty: bool,
     ) -> Result<(Process, Vec<PathBuf>), NodeError> {
-        let container = pod.all_containers().find(|c| c.name == name);
+        let container = pod.container(name);
         let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
         let identity = (container, attempt.number, attempt.id.as_str());
         let made = self.node.runtime.exec_process(sandbox, identity, argv.to_vec(), tty);
@@ -152,7 +152,7 @@ impl node::Node for Handle {
         async move {
             let (sandbox, attempt) = self.running(uid, &request.container)?;
             let pod = self.pod(uid)?;
-            let terminal = pod.all_containers().any(|c| c.name == request.container && c.tty == Some(true));
+            let terminal = pod.container(&request.container).is_some_and(|c| c.tty == Some(true));
             let pipe = |wanted: bool| -> Result<Option<(OwnedFd, OwnedFd)>, NodeError> {
                 if !wanted {
                     return Ok(None);
@@ -181,6 +181,16 @@ impl node::Node for Handle {
                 }
             }
             Err(NodeError::Conflict(format!("connecting to port {port} inside the pod: {last}")))
+        }
+        .boxed()
+    }
+
+    fn edit<'a>(&'a self, uid: &'a PodUid, edit: Edit) -> Answer<'a, ()> {
+        async move {
+            self.live(uid)?;
+            let (done, answer) = oneshot::channel();
+            self.order(Order::Edit { uid: uid.clone(), edit, done })?;
+            answer.await.map_err(|_| stopping())?.map_err(NodeError::Conflict)
         }
         .boxed()
     }
@@ -295,6 +305,7 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
         cgroups: sandbox.group.dirs(),
         containers: pod
             .all_containers()
+            .chain(pod.ephemeral())
             .filter_map(|c| live.attempts.iter().find(|(name, _)| *name == c.name))
             .map(|(name, attempt)| inspect_container(node, pod, sandbox, name, attempt))
             .collect(),

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1 as k8s;
 
-use super::observed::{Attempt, Container, Finish};
+use super::observed::{Attempt, Container, Finish, Observed, Sandbox};
 use super::plan::is_sidecar;
 use crate::model::ValidPod;
 
@@ -30,10 +30,14 @@ pub fn is_retried(pod: &ValidPod, container: &k8s::Container) -> bool {
 
 /// What follows the end of this container of this pod.
 pub fn fate(pod: &ValidPod, container: &k8s::Container, observed: &Container, finish: &Finish) -> Fate {
-    if is_regular_init(pod, container) && finish.code == 0 {
+    let done = is_regular_init(pod, container) && finish.code == 0;
+    if done || pod.ephemeral().iter().any(|c| c.name == container.name) {
         return Fate::Stays;
     }
-    match by_rule(container, finish.code) {
+    let is_init = pod.spec().init_containers.iter().flatten().any(|c| c.name == container.name);
+    // Sidecars have rules for nothing, as Kubernetes has it.
+    let rule = if is_init && is_sidecar(container) { None } else { by_rule(container, finish.code) };
+    match rule {
         Some("Restart") => return Fate::Again,
         Some("RestartAllContainers") => return Fate::AllAgain,
         _ => {}
@@ -69,6 +73,26 @@ fn by_rule(container: &k8s::Container, code: i32) -> Option<&str> {
 /// Whether it is an init container that has to end before others begin.
 pub fn is_regular_init(pod: &ValidPod, container: &k8s::Container) -> bool {
     !is_sidecar(container) && pod.spec().init_containers.iter().flatten().any(|c| c.name == container.name)
+}
+
+/// The run whose end asks that all containers begin anew, if one of this generation does.
+pub fn cause_of_reset<'a>(pod: &ValidPod, observed: &'a Observed, generation: u64) -> Option<&'a Attempt> {
+    pod.all_containers().find_map(|container| {
+        let seen = observed.containers.get(&container.name)?;
+        let attempt = seen.last.as_ref().filter(|a| a.generation == generation && !seen.starting)?;
+        let finish = attempt.finished()?;
+        (fate(pod, container, seen, finish) == Fate::AllAgain).then_some(attempt)
+    })
+}
+
+/// Whether all containers begin anew now: some of them haven't yet.
+pub fn is_resetting(pod: &ValidPod, observed: &Observed) -> bool {
+    let Sandbox::Ready { generation, .. } = &observed.sandbox else { return false };
+    let before = |c: &k8s::Container| {
+        let last = observed.containers.get(&c.name).and_then(|seen| seen.last.as_ref());
+        last.is_some_and(|attempt| observed.is_before_reset(attempt))
+    };
+    cause_of_reset(pod, observed, *generation).is_some() || pod.spec().containers.iter().any(before)
 }
 
 /// It ended, and that is that.
@@ -129,6 +153,9 @@ mod tests {
     #[case::own("Always", json!({"restartPolicy": "Never"}), 1, Fate::Stays)]
     #[case::own_rule("Always", json!({"restartPolicy": "Never", "restartPolicyRules": [rule("Restart", "In", &[1])]}), 1, Fate::Again)]
     #[case::sidecar("Never", json!({"restartPolicy": "Always"}), 0, Fate::Again)]
+    #[case::sidecars_have_no_rules("Never", json!({"restartPolicy": "Always", "restartPolicyRules":
+        [rule("RestartAllContainers", "In", &[1])]}), 1, Fate::Again)]
+    #[case::all("Never", json!({"restartPolicy": "Never", "restartPolicyRules": [rule("RestartAllContainers", "In", &[1])]}), 1, Fate::AllAgain)]
     fn init_containers(#[case] pod: &str, #[case] c: Value, #[case] code: i32, #[case] fate: Fate) {
         assert_eq!(decide(pod, "initContainers", c, code, None), fate);
     }

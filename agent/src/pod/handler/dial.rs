@@ -27,9 +27,7 @@ impl Dialer {
                 connect_in(holder, to).await.map_err(|error| told(&to.to_string(), error))
             }
             (Self::Pod(_), Err(_)) => Err(io::Error::other(format!("dial tcp: {host} is no address"))),
-            (Self::Node, _) => {
-                TcpStream::connect((bare, port)).await.map_err(|error| told(&format!("{host}:{port}"), error))
-            }
+            (Self::Node, _) => TcpStream::connect((bare, port)).await.map_err(|error| told(&format!("{host}:{port}"), error)),
         }
     }
 }

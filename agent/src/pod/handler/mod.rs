@@ -3,6 +3,7 @@
 
 mod dial;
 mod exec;
+mod grpc;
 mod http;
 mod target;
 #[cfg(test)]
@@ -15,7 +16,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1 as k8s;
 
 pub use dial::{Dialer, connect_in};
-pub use exec::Commands;
+pub use exec::{Commands, Ended};
+pub use grpc::check as grpc;
 pub use http::{Answer, Caller};
 
 use super::Node;
@@ -92,6 +94,22 @@ pub async fn http_get(
     let port = target::port(&action.port, &subject.container).map_err(http::Error::Request)?;
     let (dialer, host) = subject.way(action.host.as_deref()).map_err(http::Error::Request)?;
     http::get(&dialer, http::Request::new(action, &host, port, caller)?, limit).await
+}
+
+/// httpGet of a hook: any answer will do. One that was told to speak TLS to a server that doesn't is tried without, as the kubelet does
+/// it; then it says so.
+pub async fn http_hook(subject: &Subject, action: &k8s::HTTPGetAction, limit: Duration) -> Result<Option<String>, http::Error> {
+    let port = target::port(&action.port, &subject.container).map_err(http::Error::Request)?;
+    let (dialer, host) = subject.way(action.host.as_deref()).map_err(http::Error::Request)?;
+    let request = http::Request::new(action, &host, port, Caller::Lifecycle)?;
+    match http::get(&dialer, request.clone(), limit).await {
+        Err(http::Error::NotTls(_)) => {
+            http::get(&dialer, request.clone().in_the_clear(), limit).await?;
+            let host = request.authority();
+            Ok(Some(format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded")))
+        }
+        answered => answered.map(|_| None),
+    }
 }
 
 /// What an httpGet probe's answer means.

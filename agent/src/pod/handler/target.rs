@@ -11,7 +11,9 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
             let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
             match named {
                 Some(port) => i64::from(port.container_port),
-                None => name.parse().map_err(|_| format!("port {name} not found: container {} has no port of that name", container.name))?,
+                None => name
+                    .parse()
+                    .map_err(|_| format!("port {name} not found: container {} has no port of that name", container.name))?,
             }
         }
     };

@@ -4,12 +4,12 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio_rustls::TlsConnector;
 
 /// TLS over a connection, with these protocols offered.
 pub async fn wrap(stream: TcpStream, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {

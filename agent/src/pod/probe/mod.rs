@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::handler::{self, Caller, Commands, Subject, Verdict};
 use super::observed::Health;
 use super::recorder::Level;
+use crate::runtime::Redaction;
 use state::{Counter, Finding, Kind, Schedule};
 
 /// What probes found: of which attempt of which container.
@@ -55,12 +56,7 @@ impl Drop for Prober {
 
 impl Prober {
     /// Probes a container that runs since `since`, if it has probes. `health` is what earlier lives of the agent found.
-    pub fn start(
-        subject: Subject,
-        since: Timestamp,
-        health: Health,
-        reports: mpsc::UnboundedSender<Report>,
-    ) -> Option<Self> {
+    pub fn start(subject: Subject, since: Timestamp, health: Health, reports: mpsc::UnboundedSender<Report>) -> Option<Self> {
         let container = &subject.container;
         if container.liveness_probe.is_none() && container.readiness_probe.is_none() && container.startup_probe.is_none() {
             return None;
@@ -156,7 +152,9 @@ impl Watch {
 
     fn say(&self, reason: &str, message: &str) {
         let (pod, name) = (&self.subject.pod, &self.subject.container.name);
-        self.subject.node.recorder.pod(pod, Some(name), Level::Warning, reason, message);
+        // A command may print what it was given.
+        let message = Redaction::of(pod, &self.subject.node.objects).hide(message.to_owned());
+        self.subject.node.recorder.pod(pod, Some(name), Level::Warning, reason, &message);
     }
 }
 
@@ -218,6 +216,8 @@ impl<'a> Row<'a> {
             handler::judge(handler::http_get(subject, action, Caller::Probe, limit).await)
         } else if let Some(action) = &self.probe.tcp_socket {
             handler::tcp(subject, action, limit).await
+        } else if let Some(action) = &self.probe.grpc {
+            handler::grpc(subject, action, limit).await
         } else {
             Verdict::Unknown("missing probe handler".into())
         }

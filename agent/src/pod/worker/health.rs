@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc;
 
-use super::{Outcome, SandboxState, Worker};
+use super::{Level, Outcome, SandboxState, Worker};
 use crate::pod::handler::Subject;
 use crate::pod::observed::{Attempt, Container, Unhealthy};
 use crate::pod::probe::state::Kind;
@@ -82,7 +82,8 @@ impl Worker {
     pub(super) fn probe_all(&mut self) {
         let names: Vec<String> = self.observed.containers.keys().cloned().collect();
         for name in names {
-            self.probe(&name);
+            // A hook that an agent before didn't see to its end runs once more: Kubernetes promises it at least once.
+            self.post_start(&name);
         }
     }
 
@@ -95,8 +96,7 @@ impl Worker {
             News::Started => attempt.note.health.started = true,
             News::Ready(ready) => attempt.note.health.ready = ready,
             News::Failed(kind) => {
-                container.unhealthy =
-                    Some(if kind == Kind::Startup { Unhealthy::Startup } else { Unhealthy::Liveness });
+                container.unhealthy = Some(if kind == Kind::Startup { Unhealthy::Startup } else { Unhealthy::Liveness });
                 return;
             }
         }
@@ -112,6 +112,29 @@ impl Worker {
             let noted = sandbox.holder.note_container(&id, note).await;
             Outcome::Noted { name, result: noted.map_err(|e| e.to_string()) }
         }));
+    }
+
+    /// All containers begin anew, in the same sandbox.
+    pub(super) fn reset(&mut self) {
+        if let SandboxState::Ready { generation, .. } = &mut self.observed.sandbox {
+            *generation = generation.saturating_add(1);
+            self.observed.resets = self.observed.resets.saturating_add(1);
+        }
+        for container in self.observed.containers.values_mut() {
+            container.unhealthy = None;
+        }
+        let message = "All containers of the pod begin anew, init containers first, as a restart rule asks.";
+        self.say(None, Level::Normal, "RestartAllContainers", message);
+    }
+
+    /// How often that was so already, in an earlier life of the agent.
+    pub(super) fn recall_resets(&mut self) {
+        let attempts = self.observed.containers.values().filter_map(|c| c.last.as_ref());
+        let resets = attempts.map(|attempt| attempt.note.resets).max().unwrap_or(0);
+        if let SandboxState::Ready { generation, .. } = &mut self.observed.sandbox {
+            *generation = generation.saturating_add(resets);
+            self.observed.resets = resets;
+        }
     }
 
     pub(super) fn running(&self, name: &str) -> Option<&Attempt> {
