@@ -49,18 +49,11 @@ fn readiness_comes_and_goes_and_costs_no_restart() {
     // An agent that comes after knows what was ready.
     node.kill_agent();
     node.start_agent();
+    pods.iter().for_each(|(pod, _)| drop(pod.is_ready()));
+    let files = format!("rm {}/var/lib/nodeagent/pods/*/volumes/*/shared/up", node.root().display());
+    node.inside("sh", &["-c", &files]).ok();
     for (pod, _) in &pods {
-        pod.is_ready();
-        // Gone: after failureThreshold probes it isn't ready any more, and runs on.
-        node.inside(
-            "sh",
-            &["-c", &format!("rm {}/var/lib/nodeagent/pods/*/volumes/*/shared/up 2>/dev/null; true", node.root().display())],
-        )
-        .ok();
-        pod.until("is not ready any more", |object| {
-            let ready = object["status"]["containerStatuses"][0]["ready"].as_bool();
-            if ready == Some(false) { Ok(()) } else { Err(format!("{ready:?}")) }
-        });
+        pod.container("main").until("is not ready any more", |status| (status["ready"] == false).then_some(()));
         assert_eq!(pod.container("main").restarts(), 0);
     }
 }
@@ -103,6 +96,7 @@ fn a_program_that_lives_is_left_alone() {
     let pods = pods.map(|(name, fields)| node.put(&pod(name).runs_with("main", "serve", &fields)));
     // As many requests as a failing one would have needed for a restart, and more.
     for pod in &pods[1..3] {
+        pod.container("main").is_running();
         assert_eventually!(pod.container("main").logs(&[]).matches("GET /healthz 200").count() >= 3, "it is probed");
     }
     for pod in &pods {

@@ -176,7 +176,7 @@ fn describe(pod: &Pod, events: &[Event], now: Timestamp) -> String {
     page.line(0, "IP", text(&status.pod_ip));
     let ips: Vec<String> = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
     page.line(0, "IPs", if ips.is_empty() { "<none>".to_owned() } else { ips.join(", ") });
-    let ephemeral: Vec<Container> = ephemeral::of(spec).collect();
+    let ephemeral: Vec<Container> = ephemeral::of(&spec).collect();
     for (title, containers, statuses) in [
         ("Init Containers", spec.init_containers.as_deref(), status.init_container_statuses.as_deref()),
         ("Containers", Some(&spec.containers[..]), status.container_statuses.as_deref()),
