@@ -14,7 +14,8 @@ use std::process::ExitCode;
 const HELP: &str = "\
 Usage: demo COMMAND
 
-  serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json)
+  serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json);
+                                      besides /healthz, /exists/FILE (200 or 503), /redirect?URL, /headers (into the log)
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
   get URL                             one request; prints the answer
   count [--every 1s]                  prints 1, 2, 3 ...
@@ -25,6 +26,8 @@ Usage: demo COMMAND
   echo TEXT...   cat   env   id   ps   mounts   addresses   tty
   namespace KIND                      its number, of mnt, pid, net ...
   read FILE      write FILE TEXT      append FILE TEXT    list DIRECTORY    own FILE
+  await FILE                          waits until it is there
+  fail-until FILE N                   ends with status N unless it is there; else sleeps
   mount-tmpfs DIRECTORY               mounts a tmpfs there (needs CAP_SYS_ADMIN)
   hostname [NAME]                     prints or sets it (setting needs CAP_SYS_ADMIN)
   hold-shm KEY VALUE                  leaves VALUE in System V shared memory

@@ -121,6 +121,14 @@ fn http_get(report: &mut Report<'_>, at: &Path<'_>, get: &HTTPGetAction) {
     }
     port(report, &at.child("port"), &get.port);
     report.one_of(&at.child("scheme"), get.scheme.as_deref(), &["HTTP", "HTTPS"]);
+    let http2 = get.protocol.as_deref() == Some("HTTP2");
+    report.one_of(&at.child("protocol"), get.protocol.as_deref(), &["HTTP1", "HTTP2"]);
+    if http2 && get.scheme.as_deref() == Some("HTTPS") {
+        report.invalid(&at.child("protocol"), "HTTP2", "is only supported with HTTP (H2C)");
+    }
+    if let Some(host) = get.host.as_deref().filter(|host| http2 && !host.is_empty()) {
+        report.invalid(&at.child("host"), host, "must be empty when `protocol` is \"HTTP2\"");
+    }
     let header = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     for (i, h) in get.http_headers.iter().flatten().enumerate().filter(|(_, h)| !header(&h.name)) {
         let wrong = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for \
