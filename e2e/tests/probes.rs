@@ -25,14 +25,15 @@ fn readiness_comes_and_goes_and_costs_no_restart() {
     let node = quick();
     // Each row: what is probed, and how what it looks for comes to be and goes.
     let handlers = [
-        ("exec", "exec: {command: [/demo, read, /shared/up]}", "Readiness probe failed: demo: /shared/up"),
-        ("http", "httpGet: {path: /exists/shared/up, port: web}", "statuscode: 503"),
+        ("exec", "serve", "exec: {command: [/demo, read, /shared/up]}", "Readiness probe failed: demo: /shared/up"),
+        ("http", "serve", "httpGet: {path: /exists/shared/up, port: web}", "statuscode: 503"),
+        ("grpc", "grpc-health --port 9090 /shared/up", "grpc: {port: 9090, service: a.B}", "responded with \"NOT_SERVING\""),
     ];
     let pods: Vec<_> = handlers
         .iter()
-        .map(|(name, handler, told)| {
+        .map(|(name, words, handler, told)| {
             let fields = format!("{SHARED}\nports: [{{name: web, containerPort: 8080}}]\nreadinessProbe: {}", fast(handler));
-            (node.put(&pod(name).shares_a_folder().runs_with("main", "serve", &fields)), told)
+            (node.put(&pod(name).shares_a_folder().runs_with("main", words, &fields)), told)
         })
         .collect();
     for (pod, told) in &pods {

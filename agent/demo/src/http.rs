@@ -39,7 +39,7 @@ pub fn serve(port: &str) -> Result<(), String> {
 }
 
 /// Both families where there is IPv6, else IPv4.
-fn listen(port: u16) -> std::io::Result<TcpListener> {
+pub fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).or_else(|_| TcpListener::bind(("0.0.0.0", port)))
 }
 

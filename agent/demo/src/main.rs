@@ -3,6 +3,7 @@
 
 mod client;
 mod facts;
+mod grpc_health;
 mod http;
 mod page;
 mod shared;
@@ -16,6 +17,7 @@ Usage: demo COMMAND
 
   serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json);
                                       besides /healthz, /exists/FILE (200 or 503), /redirect?URL, /headers (into the log)
+  grpc-health [--port 9090] FILE      gRPC's health service: SERVING while the file is there
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
   get URL                             one request; prints the answer
   count [--every 1s]                  prints 1, 2, 3 ...
@@ -58,6 +60,10 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
     };
     match command {
         "serve" => http::serve(option(rest, "--port")?.unwrap_or("8080")),
+        "grpc-health" => {
+            let file = rest.last().ok_or("FILE is missing; see demo help")?;
+            grpc_health::serve(option(rest, "--port")?.unwrap_or("9090"), file)
+        }
         "client" => client::run(option(rest, "--url")?.unwrap_or("http://127.0.0.1:8080/json"), every(rest)?),
         "get" => client::get(argument(rest, 0, "URL")?),
         "count" => tools::count(every(rest)?),

@@ -58,6 +58,10 @@ impl DebugArgs {
             })
             .collect();
         let mut container = json!({ "name": name, "image": self.image, "stdin": self.stdin, "tty": self.tty, "env": env? });
+        if self.stdin && !self.tty {
+            // What is piped into it has an end.
+            container["stdinOnce"] = json!(true);
+        }
         let optional = [
             ("imagePullPolicy", self.image_pull_policy.as_ref().map(|policy| json!(policy))),
             ("targetContainerName", self.target.as_ref().map(|target| json!(target))),

@@ -16,7 +16,7 @@ use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::node::{
-    self, Answer, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo,
+    self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo,
     Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
 };
 use super::objects::Objects;
@@ -152,7 +152,9 @@ impl node::Node for Handle {
         async move {
             let (sandbox, attempt) = self.running(uid, &request.container)?;
             let pod = self.pod(uid)?;
-            let terminal = pod.container(&request.container).is_some_and(|c| c.tty == Some(true));
+            let container = pod.container(&request.container);
+            let terminal = container.is_some_and(|c| c.tty == Some(true));
+            let once = request.stdin && !terminal && container.is_some_and(|c| c.stdin_once == Some(true));
             let pipe = |wanted: bool| -> Result<Option<(OwnedFd, OwnedFd)>, NodeError> {
                 if !wanted {
                     return Ok(None);
@@ -164,7 +166,11 @@ impl node::Node for Handle {
             let ((stdout, their_stdout), (stderr, their_stderr)) = (stdout.unzip(), stderr.unzip());
             let streams = AttachStreams { stdin: request.stdin, stdout: their_stdout, stderr: their_stderr };
             let stdin = sandbox.holder.attach(&attempt.id, streams).await.map_err(|e| NodeError::Internal(e.to_string()))?;
-            Ok(Attached { stdin, stdout, stderr, terminal })
+            let last = once.then(|| {
+                let (holder, id) = (sandbox.holder.clone(), attempt.id.clone());
+                AtEnd::new(move || drop(tokio::spawn(async move { holder.close_stdin(&id).await })))
+            });
+            Ok(Attached { stdin, stdout, stderr, terminal, last })
         }
         .boxed()
     }

@@ -123,6 +123,32 @@ pub struct Attached {
     pub stderr: Option<OwnedFd>,
     /// Whether the container has a terminal: then `stdin` takes window sizes.
     pub terminal: bool,
+    /// `stdinOnce`: to be dropped when no more goes to its stdin, which has its end then.
+    pub last: Option<AtEnd>,
+}
+
+/// Does something when it is dropped.
+pub struct AtEnd(Option<Box<dyn FnOnce() + Send>>);
+
+impl AtEnd {
+    /// Does this.
+    pub fn new(what: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(what)))
+    }
+}
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        if let Some(what) = self.0.take() {
+            what();
+        }
+    }
+}
+
+impl fmt::Debug for AtEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtEnd")
+    }
 }
 
 /// What may be edited of a pod that runs, besides by its manifest.

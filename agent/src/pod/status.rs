@@ -166,7 +166,9 @@ fn phase(pod: &ValidPod, observed: &Observed) -> &'static str {
         let failed = observed.failure.is_some() || init_failed(pod, observed) || spec.containers.iter().any(failed);
         return if failed { "Failed" } else { "Succeeded" };
     }
-    let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some());
+    // One whose postStart hook runs for the first time hasn't.
+    let hooked = |o: &Container| o.previous.is_some() || o.running().is_none_or(|a| a.note.health.hooked);
+    let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some() && hooked(o));
     if spec.containers.iter().all(begun) { "Running" } else { "Pending" }
 }
 
