@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{Runtime, Sandbox};
+use crate::runtime::{Runtime, Sandbox, Wires};
 
 pub mod backoff;
 pub mod completed;
@@ -73,12 +72,12 @@ impl Node {
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
         let begun = Instant::now();
-        let sandbox = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
-            Ok(sandbox) => sandbox,
+        let (sandbox, wires) = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
+            Ok(made) => made,
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
         trace.protocol_steps(None, begun, &sandbox.steps);
-        match self.wire(pod, &sandbox, start_time, trace).await {
+        match self.wire(pod, (&sandbox, wires), start_time, trace).await {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
         }
@@ -94,26 +93,24 @@ impl Node {
     async fn wire(
         &self,
         pod: &ValidPod,
-        sandbox: &Sandbox,
+        (sandbox, wires): (&Sandbox, Option<Wires>),
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<Vec<IpAddr>, String> {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            let begun = Instant::now();
-            let holder = &sandbox.holder;
-            let (netns, netlink) =
-                futures::try_join!(holder.net_namespace(), holder.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE))
-                    .map_err(|e| e.to_string())?;
-            trace.step("netns", None, begun);
+            let wires = match wires {
+                Some(wires) => wires,
+                None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
+            };
             let begun = Instant::now();
             let name = pod.to_string();
             let attachment = netplug::Attachment {
                 uid: pod.uid().as_str(),
                 pod: &name,
-                netns: std::os::fd::AsFd::as_fd(&netns),
-                netlink,
+                netns: std::os::fd::AsFd::as_fd(&wires.netns),
+                netlink: wires.netlink,
                 ports: host_ports(pod),
                 fixed: Vec::new(),
             };
