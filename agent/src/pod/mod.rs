@@ -19,6 +19,7 @@ pub mod completed;
 pub mod handle;
 mod image_api;
 pub mod manager;
+pub mod network;
 pub mod node;
 pub mod objects;
 pub mod observed;
@@ -48,7 +49,7 @@ pub struct Node {
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
     /// The pod network.
-    pub network: netplug::Network,
+    pub network: network::PodNetwork,
     /// The image store.
     pub images: Images,
     /// Images of image volumes.
@@ -100,23 +101,7 @@ impl Node {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            let wires = match wires {
-                Some(wires) => wires,
-                None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
-            };
-            let begun = Instant::now();
-            let name = pod.to_string();
-            let attachment = netplug::Attachment {
-                uid: pod.uid().as_str(),
-                pod: &name,
-                netns: std::os::fd::AsFd::as_fd(&wires.netns),
-                netlink: wires.netlink,
-                ports: host_ports(pod),
-                fixed: Vec::new(),
-            };
-            let attached = self.network.attach(attachment).await.map_err(|e| e.to_string())?;
-            trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
-            attached.ips
+            self.network.attach(pod, (sandbox, wires), trace).await?
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
@@ -139,8 +124,7 @@ impl Node {
             errors.extend(self.runtime.detach_volumes(pod).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
         }
-        // The address is free at once; the links go with the namespace, whose last process has ended.
-        errors.extend(self.network.release_when_netns_dies(pod.uid().as_str()).await.err().map(|e| e.to_string()));
+        errors.extend(self.network.release(pod.uid()).await.err());
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
@@ -191,23 +175,4 @@ impl std::fmt::Debug for Node {
 struct SandboxNote {
     ips: Vec<IpAddr>,
     start_time: Option<Timestamp>,
-}
-
-/// The ports of the node that lead to the pod.
-fn host_ports(pod: &ValidPod) -> Vec<netplug::Port> {
-    let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
-    ports
-        .filter_map(|p| {
-            Some(netplug::Port {
-                host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
-                host_port: u16::try_from(p.host_port?).ok()?,
-                container_port: u16::try_from(p.container_port).ok()?,
-                protocol: match p.protocol.as_deref() {
-                    Some("UDP") => netplug::Protocol::Udp,
-                    Some("SCTP") => netplug::Protocol::Sctp,
-                    _ => netplug::Protocol::Tcp,
-                },
-            })
-        })
-        .collect()
 }
