@@ -171,7 +171,7 @@ impl Holder {
         let target = recipe.beside.as_deref().map(|id| self.running(id)).transpose()?;
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
-        let pod = Pod { maps: sandbox.recipe.user.as_ref() };
+        let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
         let keep = sandbox.namespaces();
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),

@@ -2,6 +2,7 @@
 
 mod lock;
 mod service;
+mod memory;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -111,6 +112,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ended = CancellationToken::new();
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));

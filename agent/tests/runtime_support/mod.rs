@@ -75,7 +75,7 @@ impl Node {
     pub async fn sandbox(&self, manifest: &str) -> Sandbox {
         let pod = pod(manifest);
         volumes(&self.runtime, &pod).unwrap();
-        let sandbox = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
+        let (sandbox, _) = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
         self.runtime.write_files(&pod, &["10.9.8.7".parse().unwrap()]).unwrap();
         sandbox
     }

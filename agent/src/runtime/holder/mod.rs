@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::libc;
 use podholder::protocol::{
     Call, Event, Exit, HolderState, Message, PACKET_LIMIT, Process, Recipe, Reply, Request, SandboxRecipe, Step,
 };
@@ -32,11 +33,12 @@ pub use spawn::Program;
 const SOON: Duration = Duration::from_secs(15);
 /// A start touches disks and whatever a volume is mounted from.
 const START: Duration = Duration::from_secs(120);
-/// Events that a receiver may fall behind by. One that lags reads the state again.
-const EVENTS: usize = 256;
+/// Events that a receiver may fall behind by. One that lags reads the state again. Each has its place in every pod's queue: 90 bytes
+/// that are there also when nothing happens.
+const EVENTS: usize = 16;
 
 /// What a new holder says of itself.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct SandboxReply {
     /// The holder.
     pub pid: i32,
@@ -44,6 +46,17 @@ pub struct SandboxReply {
     pub pause_pid: Option<i32>,
     /// How long each step took.
     pub steps: Vec<Step>,
+    /// The way into its network namespace, if it has one of its own.
+    pub wires: Option<Wires>,
+}
+
+/// What a pod's network is made with.
+#[derive(Debug)]
+pub struct Wires {
+    /// The network namespace.
+    pub netns: OwnedFd,
+    /// A route netlink socket in it.
+    pub netlink: OwnedFd,
 }
 
 /// A container that runs.
@@ -138,12 +151,13 @@ impl Holder {
     async fn introduce(&self, recipe: &SandboxRecipe) -> Result<SandboxReply, CallError> {
         let sandbox = self.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new());
         // Sent at once, without waiting for the first answer: the holder takes requests in their order.
-        let (made, subscribed) = tokio::join!(sandbox, self.subscribe());
+        let wires = async { if recipe.net { self.wires().await.map(Some) } else { Ok(None) } };
+        let (made, subscribed, wires) = tokio::join!(sandbox, self.subscribe(), wires);
         let Reply::Sandbox { pid, pause_pid, steps, .. } = made?.reply else {
             return Err(CallError::Unexpected("sandbox"));
         };
         subscribed?;
-        Ok(SandboxReply { pid, pause_pid, steps })
+        Ok(SandboxReply { pid, pause_pid, steps, wires: wires? })
     }
 
     /// Connects to a holder that another life of the agent started.
@@ -256,14 +270,24 @@ impl Holder {
         self.descriptor(Request::Socket { domain, kind, protocol }).await
     }
 
+    /// What the pod's network is made with.
+    pub async fn wires(&self) -> Result<Wires, CallError> {
+        let socket = self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        let (netns, netlink) = tokio::try_join!(self.net_namespace(), socket)?;
+        Ok(Wires { netns, netlink })
+    }
+
     /// The pod's network namespace.
     pub async fn net_namespace(&self) -> Result<OwnedFd, CallError> {
         self.descriptor(Request::NetNamespace).await
     }
 
-    /// Leaves a note for a later life of the agent.
+    /// Leaves a note for a later life of the agent. Doesn't wait for the answer, which has nothing to tell: the holder takes requests
+    /// in their order, so that the note is there before what is asked for next.
     pub async fn note(&self, note: serde_json::Value) -> Result<(), CallError> {
-        self.order(Request::Note(note)).await
+        let id = self.shared.next_call.fetch_add(1, Ordering::Relaxed);
+        let body = serde_json::to_vec(&Call { id, request: Request::Note(note) }).map_err(io::Error::from)?;
+        self.shared.send(&body, &[]).await
     }
 
     /// Replaces the note of a container.
