@@ -2,6 +2,7 @@
 //! else. Knows the agent only as a [`Node`](crate::pod::node::Node). Streaming (WebSocket, SPDY) is written over any byte stream,
 //! for the kubelet API as well.
 
+pub mod call;
 pub mod cri;
 pub mod descriptor;
 mod discovery;

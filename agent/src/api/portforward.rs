@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::route::{Call, Target};
+use super::call::{Call, Target};
 use super::spdy::{self, Patience, Sender, Stream};
 use super::websocket::{Socket, message};
 use super::{ApiError, Response, remote, streams, websocket};
@@ -39,7 +39,7 @@ const CHUNK: usize = 32 * 1024;
 
 /// Answers a request.
 pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid) = (call.node.clone(), target.uid.clone());
     if websocket::is_wanted(call.request.headers()) {
         let (response, protocol, socket) = websocket::accept(&mut call.request, &[TUNNEL, CHANNELS])?;
         if protocol == TUNNEL {

@@ -22,6 +22,12 @@ impl Query {
         let first = self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
         first.filter(|value| !value.is_empty())
     }
+    /// As it is called elsewhere: names by their new ones, from these pairs; the first value of `name` is `value`.
+    pub fn translated(self, names: &[(&str, &str)], (name, value): (&str, &str)) -> Self {
+        let new = |old: String| names.iter().find(|(from, _)| *from == old).map_or(old, |(_, to)| (*to).to_owned());
+        let first = (name.to_owned(), value.to_owned());
+        Self([first].into_iter().chain(self.0.into_iter().map(|(name, value)| (new(name), value))).collect())
+    }
     /// All values of that name.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::descriptor::Descriptor;
 use super::logs::{container, remark};
 use super::query::Query;
-use super::route::{Call, Target};
+use super::call::{Call, Target};
 use super::{ApiError, Response, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::{AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
@@ -109,7 +109,7 @@ pub fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
     if options.argv.is_empty() || options.argv.iter().any(|word| word.contains('\0')) {
         return Err(ApiError::bad_request("you must specify at least 1 command for the container"));
     }
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid) = (call.node.clone(), target.uid.clone());
     let asked = call.query.get("container").map(str::to_owned);
     let given = options.container.clone();
     let mut response = upgrade(call, options, move |options, peer| async move { run_exec(&node, &uid, options, peer).await })?;
@@ -120,7 +120,7 @@ pub fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
 /// Answers `pods/attach`.
 pub fn attach(call: Call, target: &Target) -> Result<Response, ApiError> {
     let options = Options::parse(&call.query, container(&target.pod, call.query.get("container"))?)?;
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid) = (call.node.clone(), target.uid.clone());
     let asked = call.query.get("container").map(str::to_owned);
     let given = options.container.clone();
     let mut response = upgrade(call, options, move |options, peer| async move { run_attach(&node, &uid, options, peer).await })?;
