@@ -14,10 +14,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::sync::{broadcast, mpsc};
 
+use super::call::Call;
 use super::cri::{self, Renderer, Wanted};
 use super::descriptor::Descriptor;
 use super::query::Query;
-use super::call::Call;
 use super::{ApiError, DEFAULTED, Response, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;

@@ -28,6 +28,11 @@ impl Query {
         let first = (name.to_owned(), value.to_owned());
         Self([first].into_iter().chain(self.0.into_iter().map(|(name, value)| (new(name), value))).collect())
     }
+    /// All but that name.
+    pub fn without(mut self, name: &str) -> Self {
+        self.0.retain(|(n, _)| n != name);
+        self
+    }
     /// All values of that name.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
@@ -98,6 +103,14 @@ mod tests {
         assert_eq!(query.get("tty"), None);
         assert_eq!(decode("100%", Plus::Itself), "100%");
         assert_eq!(decode("a+b%zz", Plus::Itself), "a+b%zz");
+    }
+
+    #[test]
+    fn translation() {
+        let query = Query::parse("input=1&tty=1&container=other").translated(&[("input", "stdin")], ("container", "app"));
+        assert!(query.flag("stdin") && query.flag("tty") && !query.flag("input"));
+        assert_eq!(query.get("container"), Some("app"));
+        assert_eq!(query.without("container").get("container"), None);
     }
 
     proptest! {

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::call::{Call, Target};
 use super::descriptor::Descriptor;
 use super::logs::{container, remark};
 use super::query::Query;
-use super::call::{Call, Target};
 use super::{ApiError, Response, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::{AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};

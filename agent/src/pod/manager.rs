@@ -57,6 +57,8 @@ pub enum Order {
     },
     /// End all pods and take nothing new.
     Drain,
+    /// Say that the manager is there.
+    Ping(oneshot::Sender<()>),
 }
 
 /// What came of [`Order::Start`].
@@ -304,6 +306,9 @@ impl Manager {
             }
             Order::Start { namespace, name, found } => {
                 let _ = found.send(self.start(&namespace, &name));
+            }
+            Order::Ping(alive) => {
+                let _ = alive.send(());
             }
             Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Evict { uid, message, grace } => self.tell(&uid, Command::Evict { message, grace }),

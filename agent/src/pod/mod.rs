@@ -17,6 +17,7 @@ use crate::runtime::{Runtime, Sandbox};
 
 pub mod backoff;
 pub mod completed;
+pub mod counters;
 pub mod handle;
 mod image_api;
 pub mod manager;
@@ -31,6 +32,7 @@ pub mod resize;
 pub mod status;
 pub mod store;
 pub mod trace;
+pub mod usage;
 pub mod volumes;
 pub mod worker;
 
@@ -46,6 +48,8 @@ pub struct Node {
     pub objects: objects::Objects,
     /// Writes events.
     pub recorder: recorder::Recorder,
+    /// What is counted for monitoring.
+    pub counters: Arc<counters::Counters>,
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
     /// The pod network.
