@@ -2,6 +2,7 @@
 
 mod kubelet;
 mod lock;
+mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tell_where(&settings, &server);
 
     let ended = CancellationToken::new();
-    kubelet::serve(&settings, handle, &node.host_ips, None, ended.clone()).await?;
+    kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
@@ -125,7 +126,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
 
+    service::ready();
+    tokio::spawn(service::watchdog(handle));
     stop.wait().await;
+    service::stopping();
     // Pods that end now are not to be replaced.
     controlling.abort();
     if settings.on_stop == OnStop::Drain {

@@ -1,0 +1,3 @@
+module nodeagent.dev/e2e/helm
+
+go 1.26
