@@ -25,6 +25,7 @@ use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
+use crate::pod::network::PodNetwork;
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
 use crate::pod::pressure;
@@ -152,7 +153,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 
 /// After the last pod: bridge, table and cgroups go too. What can't, the next start finds and uses.
 async fn leave_as_found(node: &Node) {
-    if let Err(error) = node.network.clone().close(netplug::Remove::All).await {
+    if let Err(error) = node.network.close().await {
         tracing::warn!(%error, "the pod network could not be taken down");
     }
     if let Err(error) = node.runtime.cgroups().remove().await {
@@ -163,7 +164,7 @@ async fn leave_as_found(node: &Node) {
 /// All that the pods' workers share.
 async fn node(settings: &Settings) -> Result<Node, DaemonError> {
     let images = open_images(settings).await?;
-    let network = netplug::Network::open(network(settings)).await?;
+    let network = PodNetwork::bridged(netplug::Network::open(network(settings)).await?);
     let host_ips = machine::addresses(&settings.network.bridge);
     let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
     let allocatable = runtime.settings().allocatable;
@@ -342,10 +343,11 @@ fn thresholds(settings: &Settings) -> image::Thresholds {
 
 /// Says which other firewalls stand in the way, and lets pods whose link somebody deleted have it back.
 async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
-    for obstacle in node.network.obstacles().await.unwrap_or_default() {
+    let Some(network) = node.network.bridge() else { return };
+    for obstacle in network.obstacles().await.unwrap_or_default() {
         node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
     }
-    let Ok(mut severed) = node.network.severed().await else { return };
+    let Ok(mut severed) = network.severed().await else { return };
     while let Some(uid) = severed.recv().await {
         let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));
     }

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
@@ -21,6 +20,7 @@ pub mod counters;
 pub mod handle;
 mod image_api;
 pub mod manager;
+pub mod network;
 pub mod node;
 pub mod objects;
 pub mod observed;
@@ -53,7 +53,7 @@ pub struct Node {
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
     /// The pod network.
-    pub network: netplug::Network,
+    pub network: network::PodNetwork,
     /// The image store.
     pub images: Images,
     /// Images of image volumes.
@@ -105,25 +105,7 @@ impl Node {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            let begun = Instant::now();
-            let holder = &sandbox.holder;
-            let (netns, netlink) =
-                futures::try_join!(holder.net_namespace(), holder.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE))
-                    .map_err(|e| e.to_string())?;
-            trace.step("netns", None, begun);
-            let begun = Instant::now();
-            let name = pod.to_string();
-            let attachment = netplug::Attachment {
-                uid: pod.uid().as_str(),
-                pod: &name,
-                netns: std::os::fd::AsFd::as_fd(&netns),
-                netlink,
-                ports: host_ports(pod),
-                fixed: Vec::new(),
-            };
-            let attached = self.network.attach(attachment).await.map_err(|e| e.to_string())?;
-            trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
-            attached.ips
+            self.network.attach(pod, sandbox, trace).await?
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
@@ -146,8 +128,7 @@ impl Node {
             errors.extend(self.runtime.detach_volumes(pod).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
         }
-        // The address is free at once; the links go with the namespace, whose last process has ended.
-        errors.extend(self.network.release_when_netns_dies(pod.uid().as_str()).await.err().map(|e| e.to_string()));
+        errors.extend(self.network.release(pod.uid()).await.err());
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
@@ -198,23 +179,4 @@ impl std::fmt::Debug for Node {
 struct SandboxNote {
     ips: Vec<IpAddr>,
     start_time: Option<Timestamp>,
-}
-
-/// The ports of the node that lead to the pod.
-fn host_ports(pod: &ValidPod) -> Vec<netplug::Port> {
-    let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
-    ports
-        .filter_map(|p| {
-            Some(netplug::Port {
-                host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
-                host_port: u16::try_from(p.host_port?).ok()?,
-                container_port: u16::try_from(p.container_port).ok()?,
-                protocol: match p.protocol.as_deref() {
-                    Some("UDP") => netplug::Protocol::Udp,
-                    Some("SCTP") => netplug::Protocol::Sctp,
-                    _ => netplug::Protocol::Tcp,
-                },
-            })
-        })
-        .collect()
 }
