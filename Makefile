@@ -12,7 +12,7 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 bench static deb helm lint check clean
+.PHONY: help test packages build images unit e2e v2 bench helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,12 +45,6 @@ bench: packages images ## Side by side with podman: a table, and target/bench.js
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
-
-static: ## The agent as one static binary, target/HOST/release/nodeagent
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
-
-deb: static ## A Debian package of it, in target/debian
-	packaging/deb target/$(HOST)/release/nodeagent
 
 helm: ## helm, from its Go module, in target/e2e/bin
 	cd e2e/helm && go build -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm

@@ -283,8 +283,8 @@ fn settings_that_would_open_the_port_wide_are_refused() {
     assert_ne!(agent.ends(), 0);
     let output = agent.output();
     for words in [
-        "config.yaml:3:15: readOnlyPort",
-        "config.yaml:6:14: authentication.anonymous.enabled",
+        "config.yaml:3:1: readOnlyPort",
+        "config.yaml:6:5: authentication.anonymous.enabled",
         "authorization.mode",
         "tlsPrivateKeyFile is missing",
     ] {

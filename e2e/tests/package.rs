@@ -35,7 +35,10 @@ fn package(folder: &Path) -> PathBuf {
     let mut command = Command::new(workspace().join("packaging/deb"));
     let output = run(command.arg(binary("nodeagent")).arg(folder));
     assert!(output.code == 0, "{output}");
-    std::fs::read_dir(folder).unwrap().find_map(|e| Some(e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "deb"))).unwrap()
+    std::fs::read_dir(folder)
+        .unwrap()
+        .find_map(|e| Some(e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "deb")))
+        .unwrap()
 }
 
 #[test]

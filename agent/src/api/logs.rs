@@ -73,7 +73,27 @@ fn wanted(query: &Query) -> Result<Wanted, ApiError> {
     if limit == Some(0) {
         return Err(ApiError::bad_request("limitBytes: must be greater than 0"));
     }
-    Ok(Wanted { timestamps: query.flag("timestamps"), since, limit })
+    Ok(Wanted { timestamps: query.flag("timestamps"), stream: stream(query)?, since, limit })
+}
+
+/// `stream`, as the kubelet takes it: not together with `tailLines`, which counts lines of both.
+fn stream(query: &Query) -> Result<Option<cri::Stream>, ApiError> {
+    let stream = match query.get("stream") {
+        None | Some("All") => None,
+        Some("Stdout") => Some(cri::Stream::Stdout),
+        Some("Stderr") => Some(cri::Stream::Stderr),
+        Some(other) => {
+            return Err(ApiError::bad_request(format!(
+                "stream: Unsupported value: {other:?}: supported values: \"All\", \"Stdout\", \"Stderr\""
+            )));
+        }
+    };
+    if stream.is_some() && query.get("tailLines").is_some() {
+        return Err(ApiError::bad_request(
+            "tailLines: Forbidden: `tailLines` and specific `stream` are mutually exclusive for now",
+        ));
+    }
+    Ok(stream)
 }
 
 /// Which container a pod's user may leave out.

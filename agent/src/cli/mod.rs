@@ -11,7 +11,6 @@ mod get;
 mod image;
 mod inspect;
 mod logs;
-mod man;
 mod terminal;
 
 use std::fmt;
@@ -96,9 +95,6 @@ pub enum Command {
         /// Which shell
         shell: Shell,
     },
-    /// Print the manual page, or write those of all commands into a folder
-    #[command(after_help = "Examples:\n  nodeagent man | man -l -\n  nodeagent man --output /usr/local/share/man/man1")]
-    Man(man::ManArgs),
 }
 
 /// Writing a kubeconfig.
@@ -188,7 +184,6 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             clap_complete::generate(shell, &mut (local.grammar)(), "nodeagent", &mut script);
             return get::show(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS);
         }
-        Command::Man(args) => return man::run(&args, &(local.grammar)()).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     // One thread: a command's whole life is shorter than starting more would take.
@@ -211,7 +206,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::Kubeconfig(args) => kubeconfig(&client, args).await,
             Command::Diff(args) => Ok(diff::run(&client, &args, local).await),
             Command::Version => version(&client).await,
-            Command::Validate(_) | Command::Check(_) | Command::Completions { .. } | Command::Man(_) => Ok(ExitCode::SUCCESS),
+            Command::Validate(_) | Command::Check(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }

@@ -2,7 +2,6 @@
 
 mod kubelet;
 mod lock;
-mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -127,10 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
 
-    service::ready();
-    tokio::spawn(service::watchdog(handle));
     stop.wait().await;
-    service::stopping();
     // Pods that end now are not to be replaced.
     controlling.abort();
     if settings.on_stop == OnStop::Drain {
@@ -284,6 +280,7 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
+        kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let object = move || machine::object::node(&facts, allocatable, &admission.pressures());

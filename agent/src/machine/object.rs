@@ -27,12 +27,19 @@ pub struct Facts {
     pub lib: std::path::PathBuf,
     /// When the agent started.
     pub started: Timestamp,
+    /// Where the kubelet API is served, if it is.
+    pub kubelet_port: Option<u16>,
 }
 
 /// The object as of now.
 pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> k8s::Node {
-    let labels =
-        [("kubernetes.io/hostname", facts.name.as_str()), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture())];
+    let labels = [
+        ("kubernetes.io/hostname", facts.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        // What the RuntimeClass of the chart selects by.
+        ("nodeagent.dev/node", "true"),
+    ];
     let mut addresses: Vec<_> =
         facts.addresses.iter().map(|ip| k8s::NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
     addresses.push(k8s::NodeAddress { type_: "Hostname".into(), address: facts.name.clone() });
@@ -55,6 +62,9 @@ pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> 
             capacity: Some(amounts(Allocatable::of_machine(&facts.lib), facts.max_pods)),
             conditions: Some(conditions(facts.started, pressures)),
             node_info: Some(info()),
+            daemon_endpoints: facts
+                .kubelet_port
+                .map(|port| k8s::NodeDaemonEndpoints { kubelet_endpoint: Some(k8s::DaemonEndpoint { port: port.into() }) }),
             ..k8s::NodeStatus::default()
         }),
     }

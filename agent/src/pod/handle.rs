@@ -278,7 +278,7 @@ impl node::Node for Handle {
     fn alive(&self) -> Answer<'_, ()> {
         async move {
             let (alive, answer) = oneshot::channel();
-            self.order(Order::Ping(alive))?;
+            self.order(Order::Answer(alive))?;
             let late = |_| NodeError::Internal(format!("the pods' manager did not answer within {} s", ALIVE.as_secs()));
             tokio::time::timeout(ALIVE, answer).await.map_err(late)?.map_err(|_| stopping())
         }

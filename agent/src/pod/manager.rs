@@ -57,8 +57,6 @@ pub enum Order {
     },
     /// End all pods and take nothing new.
     Drain,
-    /// Say that the manager is there.
-    Ping(oneshot::Sender<()>),
 }
 
 /// What came of [`Order::Start`].
@@ -306,9 +304,6 @@ impl Manager {
             }
             Order::Start { namespace, name, found } => {
                 let _ = found.send(self.start(&namespace, &name));
-            }
-            Order::Ping(alive) => {
-                let _ = alive.send(());
             }
             Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Evict { uid, message, grace } => self.tell(&uid, Command::Evict { message, grace }),
