@@ -12,7 +12,7 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 bench helm lint check clean
+.PHONY: help test packages build images unit e2e v2 deb bench helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ e2e: packages build images ## The end-to-end tests alone
 v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
 	@e2e/packages $(VM_PACKAGES)
 	e2e/vm/tests
+
+PACKAGE := target/package
+deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
+	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
+	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)

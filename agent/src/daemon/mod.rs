@@ -2,6 +2,7 @@
 
 mod kubelet;
 mod lock;
+mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -120,13 +121,19 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
+    tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
+    service::ready(&format!("Running pods of {}", told_manifests(&settings)));
 
     stop.wait().await;
+    service::stopping(match settings.on_stop {
+        OnStop::Drain => "Ending all pods",
+        OnStop::Keep => "Leaving the pods to the next agent",
+    });
     // Pods that end now are not to be replaced.
     controlling.abort();
     if settings.on_stop == OnStop::Drain {
@@ -134,6 +141,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         let _ = orders.send(Order::Drain);
         tokio::select! {
             _ = &mut managing => {}
+            () = service::ask_for_time() => {}
             () = stop.wait() => tracing::warn!("stopped before all pods had ended"),
         }
     }
@@ -305,11 +313,16 @@ fn group(name: &str) -> Result<u32, DaemonError> {
     found.ok_or_else(|| DaemonError::Group(name.to_owned()))
 }
 
-fn tell_where(settings: &Settings, server: &Server) {
+/// The sources, as a person reads them.
+fn told_manifests(settings: &Settings) -> String {
     let manifests: Vec<String> = settings.manifests.iter().map(|m| m.display().to_string()).collect();
+    manifests.join(", ")
+}
+
+fn tell_where(settings: &Settings, server: &Server) {
     tracing::info!(
         node = settings.node_name,
-        manifests = manifests.join(", "),
+        manifests = told_manifests(settings),
         socket = %settings.paths.socket().display(),
         "nodeagent {} is ready",
         env!("CARGO_PKG_VERSION")
