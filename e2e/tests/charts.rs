@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use e2e::{Output, Running, run, workspace};
+use e2e::{Output, Running, binary, run, workspace};
 use rstest::rstest;
 
 fn helm(words: &[&str]) -> Output {
@@ -70,6 +70,11 @@ fn values_change_what_they_name() {
     // Its settings are settings: the agent's own program says so.
     let config = between(&instead, "  config.yaml: |\n", "\n  install.sh");
     assert!(config.contains("clientCAFile: /etc/nodeagent/pki/client-ca.crt"), "{config}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text: String = config.lines().map(|l| l.strip_prefix("    ").unwrap_or(l)).flat_map(|l| [l, "\n"]).collect();
+    fs::write(file.path(), format!("{text}mtu: 1\n")).unwrap();
+    let told = run(Command::new(binary("nodeagent")).arg("--config").arg(file.path())).fails();
+    assert!(told.lines().count() == 1 && told.contains("mtu"), "{told}");
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
@@ -177,6 +182,16 @@ fn the_installer_writes_once_and_restarts_only_for_what_changed() {
 }
 
 #[test]
+fn the_charts_unit_is_the_packages() {
+    let without = |file: &str| {
+        let text = fs::read_to_string(workspace().join(file)).unwrap();
+        let kept = text.lines().filter(|l| !l.starts_with("ExecStart=") && !l.starts_with("Documentation="));
+        kept.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(without("charts/nodeagent/files/nodeagent.service"), without("agent/packaging/nodeagent.service"));
+}
+
+#[test]
 fn instead_of_the_kubelet_the_nodes_own_systemd_does_it() {
     let node = Node::new();
     let asked = node.install("instead", "the kubelet of n1 makes way");
@@ -199,4 +214,34 @@ fn removal_takes_all_but_data() {
     }
     assert!(node.path("host/var/lib/nodeagent/claims").exists());
     node.install("remove", "nodeagent is not on n1 any more");
+}
+
+#[test]
+fn what_kubeadm_writes_is_translated_for_kinds_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeadm = folder.path().join("config.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\ncgroupDriver: systemd\nclusterDNS:\n- 10.96.0.10\nclusterDomain: cluster.local\n\
+                maxPods: 90\nresolvConf: /run/systemd/resolve/resolv.conf\nshutdownGracePeriod: 0s\n";
+    fs::write(&kubeadm, text).unwrap();
+    let written = folder.path().join("written.yaml");
+    let bootstrap = folder.path().join("bootstrap.conf");
+    fs::write(&bootstrap, "").unwrap();
+    let mut command = Command::new("sh");
+    command.arg(workspace().join("e2e/kind/kubelet"));
+    command.args(["--config=/var/lib/kubelet/config.yaml", "--hostname-override=worker"]);
+    command.arg(format!("--bootstrap-kubeconfig={}", bootstrap.display()));
+    command.env("KUBEADM", &kubeadm).env("CONFIG", &written).env("NODEAGENT", "echo");
+    let started = run(&mut command).ok();
+    let expected = format!(
+        "--config {} --node-name worker --kubeconfig /etc/kubernetes/kubelet.conf --bootstrap-kubeconfig={}\n",
+        written.display(),
+        bootstrap.display()
+    );
+    assert_eq!(started, expected);
+    // Its own program finds nothing wrong with it: one setting more that is, is all that is told.
+    let config = fs::read_to_string(&written).unwrap();
+    assert!(config.contains("clusterDNS:\n- 10.96.0.10\n") && config.contains("maxPods: 90\n"), "{config}");
+    fs::write(&written, format!("{config}mtu: 1\n")).unwrap();
+    let told = run(Command::new(binary("nodeagent")).arg("--config").arg(&written)).fails();
+    assert!(told.lines().count() == 1 && told.contains("mtu"), "{told}");
 }

@@ -8,6 +8,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::ApiError;
 use super::query::Query;
@@ -19,6 +20,9 @@ const BODY_LIMIT: usize = 64 * 1024;
 /// In which a body must have come.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
+/// One of the connections that a server has at a time. A stream that outlives its request keeps it.
+pub type Place = Arc<OwnedSemaphorePermit>;
+
 /// A request, and whom it is for.
 pub struct Call {
     /// The agent.
@@ -27,6 +31,8 @@ pub struct Call {
     pub query: Query,
     /// All else.
     pub request: Request<Incoming>,
+    /// What the request's connection takes.
+    pub place: Place,
 }
 
 impl Call {

@@ -137,9 +137,11 @@ fn upgrade<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let place = call.place.clone();
     if websocket::is_wanted(call.request.headers()) {
         let (response, version, socket) = websocket::accept(&mut call.request, websocket::REMOTE_COMMAND)?;
         tokio::spawn(async move {
+            let _place = place;
             let Ok(socket) = socket.await else { return };
             let (peer, transport) = pair(options.stdin);
             tokio::join!(run(options, peer), websocket::carry(socket, version, transport));
@@ -149,6 +151,7 @@ where
     if streams::is_wanted(call.request.headers()) {
         let (response, connection) = streams::accept(&mut call.request, streams::REMOTE_COMMAND)?;
         tokio::spawn(async move {
+            let _place = place;
             let Ok(connection) = connection.await else { return };
             let (peer, transport) = pair(options.stdin);
             streams::carry(connection, &options.clone(), transport, run(options, peer)).await;

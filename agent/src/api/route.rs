@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
 use serde_json::{Value, json};
 
-use super::call::{Call, Target, accept};
+use super::call::{Call, Place, Target, accept};
 use super::list::{Form, Selection, Served, list};
 use super::nodes::Image;
 use super::query::{Plus, Query, decode};
@@ -43,11 +43,11 @@ impl Asked {
 }
 
 /// Answers a request, whatever comes.
-pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response {
+pub async fn answer(shared: Arc<Shared>, request: Request<Incoming>, place: Place) -> Response {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path: Vec<String> = request.uri().path().split('/').filter(|p| !p.is_empty()).map(|p| decode(p, Plus::Itself)).collect();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    let call = Call { node: shared.node.clone(), query, request };
+    let call = Call { node: shared.node.clone(), query, request, place };
     dispatch(Asked { shared, call }, &path).await.unwrap_or_else(ApiError::into_response)
 }
 

@@ -78,3 +78,65 @@ impl Reviewer for kube::Client {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// An API server that answers each review by `answer`, and says what it was asked in `status.reason`.
+    fn client(answer: fn(&Value) -> Value) -> kube::Client {
+        let service = tower::service_fn(move |request: hyper::Request<Body>| async move {
+            let path = request.uri().path().to_owned();
+            let body = request.into_body().collect_bytes().await.unwrap_or_default();
+            let mut review: Value = serde_json::from_slice(&body).unwrap_or_default();
+            review["path"] = path.into();
+            review["status"] = answer(&review);
+            Ok::<_, Infallible>(hyper::Response::new(Body::from(review.to_string().into_bytes())))
+        });
+        kube::Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_about_as_kubernetes_wants_it() {
+        let client = client(|review| {
+            assert_eq!(review["path"], "/apis/authentication.k8s.io/v1/tokenreviews");
+            assert_eq!((&review["kind"], &review["spec"]), (&"TokenReview".into(), &json!({ "token": "t0" })));
+            json!({ "authenticated": true, "user": { "username": "ann", "groups": ["dev"], "uid": "7", "extra": { "a": ["b"] } } })
+        });
+        let user = client.token("t0".into()).await.unwrap().unwrap();
+        assert_eq!((user.name.as_str(), user.uid.as_deref()), ("ann", Some("7")));
+        assert_eq!(user.groups, ["dev", "system:authenticated"]);
+        assert_eq!(user.extra["a"], ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_token_of_nobody_is_nobodys() {
+        for status in [
+            (|_: &Value| json!({ "error": "expired" })) as fn(&Value) -> Value,
+            |_| json!({}),
+            |_| json!({ "authenticated": true, "user": { "username": "" } }),
+        ] {
+            assert_eq!(client(status).token("t".into()).await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn access_is_asked_for_by_node_and_subresource() {
+        let client = client(|review| {
+            assert_eq!(review["path"], "/apis/authorization.k8s.io/v1/subjectaccessreviews");
+            let spec = &review["spec"];
+            assert_eq!((&spec["user"], &spec["groups"]), (&"ann".into(), &json!(["dev"])));
+            let wanted = json!({ "verb": "get", "version": "v1", "resource": "nodes", "subresource": "metrics", "name": "n1" });
+            json!({ "allowed": spec["resourceAttributes"] == wanted })
+        });
+        let user = User { name: "ann".into(), groups: vec!["dev".into()], ..User::default() };
+        let attributes = Attributes { verb: "get", subresource: "metrics", node: "n1".into() };
+        assert!(client.access(user.clone(), attributes.clone()).await.unwrap());
+        assert!(!client.access(user, Attributes { verb: "create", ..attributes }).await.unwrap());
+    }
+}

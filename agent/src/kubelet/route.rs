@@ -13,7 +13,7 @@ use serde_json::json;
 use super::metrics::{self, Exposition};
 use super::server::Shared;
 use super::{files, run, stats};
-use crate::api::call::{Call, Target, accept};
+use crate::api::call::{Call, Place, Target, accept};
 use crate::api::query::{Plus, Query, decode};
 use crate::api::{ApiError, Response, logs, portforward, remote, reply};
 
@@ -22,11 +22,11 @@ const NAMES: &[(&str, &str)] =
     &[("input", "stdin"), ("output", "stdout"), ("error", "stderr"), ("port", "ports"), ("tail", "tailLines")];
 
 /// Answers a request of somebody who may make it.
-pub async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response {
+pub async fn answer(shared: &Arc<Shared>, request: Request<Incoming>, place: Place) -> Response {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path: Vec<String> = request.uri().path().split('/').filter(|p| !p.is_empty()).map(|p| decode(p, Plus::Itself)).collect();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    let call = Call { node: shared.node.clone(), query, request };
+    let call = Call { node: shared.node.clone(), query, request, place };
     dispatch(shared, call, &path).await.unwrap_or_else(plain)
 }
 

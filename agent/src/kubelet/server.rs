@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ use super::authority::{AnyClient, AuthorityError, ClientAuthority, provider};
 use super::metrics::Requests;
 use super::route;
 use super::stats::Rates;
+use crate::api::call::Place;
 use crate::api::{Response, reply};
 use crate::pod::node::Node;
 
@@ -40,6 +42,8 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// Bytes of headers.
 const HEADER_LIMIT: usize = 64 * 1024;
+/// After so long a silence the kernel asks whether the client is there; four times, then it is gone.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// A connection's life; the kubelet's.
 const LIFE: Duration = Duration::from_secs(4 * 60 * 60);
 
@@ -153,8 +157,7 @@ async fn accept(server: &Server) {
     while let Ok(place) = strangers.clone().acquire_owned().await {
         match server.listener.accept().await {
             Ok((stream, peer)) => {
-                // Keystrokes of an exec: no waiting for more.
-                let _ = stream.set_nodelay(true);
+                prepare(&stream);
                 let (shared, authority) = (server.shared.clone(), server.authority.clone());
                 let (handshake, known) = (server.acceptor.accept(stream), known.clone());
                 tokio::spawn(async move {
@@ -167,8 +170,8 @@ async fn accept(server: &Server) {
                     } else {
                         Ok(place)
                     };
-                    let _ = tokio::time::timeout(LIFE, connection(shared, stream, chain, peer)).await;
-                    drop(place);
+                    let Ok(place) = place.map(Arc::new) else { return };
+                    let _ = tokio::time::timeout(LIFE, connection(shared, stream, chain, peer, place)).await;
                 });
             }
             Err(error) => {
@@ -180,16 +183,29 @@ async fn accept(server: &Server) {
     }
 }
 
+/// Keystrokes of an exec don't wait for more, and a client that is gone without a word is noticed, however long a stream is silent.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let kept = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, KEEPALIVE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, KEEPALIVE))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 4));
+    if let Err(error) = kept {
+        tracing::debug!(%error, "keep-alive of a connection");
+    }
+}
+
 async fn connection(
     shared: Arc<Shared>,
     stream: tokio_rustls::server::TlsStream<TcpStream>,
     chain: Vec<CertificateDer<'static>>,
     peer: SocketAddr,
+    place: Place,
 ) {
     let chain = Arc::new(chain);
     let service = service_fn(move |request| {
-        let (shared, chain) = (shared.clone(), chain.clone());
-        async move { Ok::<_, Infallible>(answer(shared, &chain, request).await) }
+        let (shared, chain, place) = (shared.clone(), chain.clone(), place.clone());
+        async move { Ok::<_, Infallible>(answer(shared, &chain, request, place).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -203,12 +219,12 @@ async fn connection(
 }
 
 /// Counts a request, lets it in, and answers it.
-async fn answer(shared: Arc<Shared>, chain: &[CertificateDer<'_>], request: Request<Incoming>) -> Response {
+async fn answer(shared: Arc<Shared>, chain: &[CertificateDer<'_>], request: Request<Incoming>, place: Place) -> Response {
     let begun = Instant::now();
     let labels = shared.requests.begin(request.method(), request.uri().path());
     let admitted = shared.access.admit(chain, request.headers(), request.method(), request.uri().path()).await;
     let response = match admitted {
-        Ok(_) => route::answer(&shared, request).await,
+        Ok(_) => route::answer(&shared, request, place).await,
         Err(refusal) => refused(&refusal),
     };
     shared.requests.end(&labels, begun.elapsed());
