@@ -23,12 +23,14 @@ impl Query {
         first.filter(|value| !value.is_empty())
     }
     /// As it is called elsewhere: names by their new ones, from these pairs; the first value of `name` is `value`.
+    #[must_use]
     pub fn translated(self, names: &[(&str, &str)], (name, value): (&str, &str)) -> Self {
         let new = |old: String| names.iter().find(|(from, _)| *from == old).map_or(old, |(_, to)| (*to).to_owned());
         let first = (name.to_owned(), value.to_owned());
         Self([first].into_iter().chain(self.0.into_iter().map(|(name, value)| (new(name), value))).collect())
     }
     /// All but that name.
+    #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.0.retain(|(n, _)| n != name);
         self

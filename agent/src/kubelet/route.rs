@@ -27,11 +27,11 @@ pub async fn answer(shared: &Arc<Shared>, request: Request<Incoming>, place: Pla
     let path: Vec<String> = request.uri().path().split('/').filter(|p| !p.is_empty()).map(|p| decode(p, Plus::Itself)).collect();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let call = Call { node: shared.node.clone(), query, request, place };
-    dispatch(shared, call, &path).await.unwrap_or_else(plain)
+    dispatch(shared, call, &path).await.unwrap_or_else(|error| plain(&error))
 }
 
 /// An error as the kubelet says it.
-fn plain(error: ApiError) -> Response {
+fn plain(error: &ApiError) -> Response {
     let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = reply::whole("text/plain; charset=utf-8", error.to_string());
     *response.status_mut() = code;

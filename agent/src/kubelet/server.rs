@@ -148,7 +148,7 @@ impl Server {
 /// For ever, also when the CA's file can't be watched.
 async fn follow(authority: Arc<ClientAuthority>) {
     authority.follow().await;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn accept(server: &Server) {

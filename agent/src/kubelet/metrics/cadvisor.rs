@@ -106,7 +106,7 @@ fn spec(all: &mut Families, labels: &Labels, container: &ContainerUsage) {
     let amount = |of: &Option<std::collections::BTreeMap<String, _>>, name: &str| of.as_ref()?.get(name).cloned();
     let (requests, limits) = (&container.resources.requests, &container.resources.limits);
     let millis = |quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
-        quantity.0.parse::<crate::model::quantity::Quantity>().map_or(0, |q| q.milli())
+        quantity.0.parse::<crate::model::quantity::Quantity>().map_or(0, crate::model::quantity::Quantity::milli)
     };
     // The weight of v1, which v2's is made of.
     let shares = amount(requests, "cpu").as_ref().map_or(2, |q| (millis(q) * 1024 / 1000).max(2));

@@ -127,7 +127,9 @@ pub fn of(node: &dyn Node) -> Families {
     for pod in &pods {
         let statuses = pod.status.iter().flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses).flatten());
         let found: Vec<usize> = statuses.filter_map(|s| s.state.as_ref().map(index)).collect();
-        found.iter().for_each(|at| states[*at].1 += 1);
+        for at in &found {
+            states[*at].1 += 1;
+        }
         running_pods += usize::from(found.contains(&2));
     }
     for (state, count) in states {
