@@ -12,12 +12,12 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 deb bench lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-test: packages build images ## All tests: of the parts, and end to end
+test: packages tools build images ## All tests: of the parts, and end to end
 	@e2e/count cargo test --workspace --no-fail-fast
 
 packages: ## Debian packages that the tests need: only those that aren't there
@@ -41,21 +41,23 @@ v2: packages ## The tests of control groups, in a virtual machine with cgroup v2
 	e2e/vm/tests
 
 PACKAGE := target/package
+tools: helm ## What the tests need that Debian hasn't
+	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
+
 deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
 	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
-	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/man
-	target/$(HOST)/release/nodeagent man --output $(PACKAGE)/man
-	target/$(HOST)/release/nodeagent completions bash > $(PACKAGE)/nodeagent.bash
-	target/$(HOST)/release/nodeagent completions zsh > $(PACKAGE)/_nodeagent
-	target/$(HOST)/release/nodeagent completions fish > $(PACKAGE)/nodeagent.fish
-	cargo deb --package nodeagent --no-build --target $(HOST) --output $(PACKAGE)/
+	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
+
+helm: ## helm, from its Go module, in target/e2e/bin
+	@command -v go > /dev/null || { echo 'go is not installed: https://go.dev/dl' >&2; exit 1; }
+	cd e2e/helm && go build -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check

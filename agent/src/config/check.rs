@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{Declared, Source};
-use super::{Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, pods};
+use super::{
+    Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, kubelet, pods,
+};
 use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
@@ -38,6 +40,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         images: images(c, declared),
         resolv_conf: c.path("resolvConf", declared.resolv_conf.as_ref()).unwrap_or_else(|| "/etc/resolv.conf".into()),
         api: api(c, flags, declared),
+        kubelet: kubelet::kubelet(c, declared),
         userns: userns(c, declared),
         security: pods::security(c, declared),
         pods: pods::pods(c, declared),
@@ -60,9 +63,10 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     /// `field` may have dots: `images.authFile`.
     pub(super) fn file(&mut self, field: &str, message: String) {
-        let error = match field.split_once('.') {
-            Some((section, field)) => self.source.error(&Path::ROOT.child(section).child(field), message),
-            None => self.source.error(&Path::ROOT.child(field), message),
+        let error = match *field.split('.').collect::<Vec<_>>() {
+            [section, field] => self.source.error(&Path::ROOT.child(section).child(field), message),
+            [outer, section, field] => self.source.error(&Path::ROOT.child(outer).child(section).child(field), message),
+            _ => self.source.error(&Path::ROOT.child(field), message),
         };
         self.errors.push(error.into());
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::DEFAULT_FILE;
 use super::flags::{LogFormat, LogLevel};
+use super::kubelet::{AuthenticationSection, AuthorizationSection};
 use crate::model::decode::decode;
 use crate::model::yaml::{self, Node};
 use crate::model::{FileError, Path, Position};
@@ -74,6 +75,13 @@ pub struct Declared {
     pub(super) single_process_oom_kill: Option<bool>,
     /// Folders of CDI specs; the later overrules.
     pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
+    pub(super) address: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) read_only_port: Option<u16>,
+    pub(super) authentication: AuthenticationSection,
+    pub(super) authorization: AuthorizationSection,
+    pub(super) tls_cert_file: Option<PathBuf>,
+    pub(super) tls_private_key_file: Option<PathBuf>,
 }
 
 /// Names and quantities, or durations.

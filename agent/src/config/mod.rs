@@ -3,6 +3,7 @@
 
 mod file;
 mod flags;
+mod kubelet;
 mod paths;
 mod pods;
 
@@ -16,6 +17,7 @@ use crate::model::FileError;
 
 pub use file::{ApiSection, BackoffSection, Declared, ImageSection, LogSection, UsernsSection};
 pub use flags::{Flags, LogFormat, LogLevel};
+pub use kubelet::Kubelet;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     /// The local API.
     pub api: Api,
+    /// The kubelet API.
+    pub kubelet: Kubelet,
     /// Host IDs of the pods with `hostUsers: false`.
     pub userns: Userns,
     /// What pods may be and do.

@@ -1,5 +1,6 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
+mod kubelet;
 mod lock;
 mod service;
 mod memory;
@@ -22,6 +23,7 @@ use crate::machine;
 use crate::model;
 use crate::pod::Node;
 use crate::pod::backoff::Backoff;
+use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
 use crate::pod::network::PodNetwork;
@@ -78,6 +80,12 @@ pub enum DaemonError {
     /// The API.
     #[error(transparent)]
     Api(#[from] api::ServeError),
+    /// The kubelet API.
+    #[error(transparent)]
+    Kubelet(#[from] crate::kubelet::ServeError),
+    /// The kubelet API's certificate.
+    #[error("the kubelet API's certificate: {0}")]
+    Serving(#[from] crate::kubelet::serving::ServingError),
     /// Signals.
     #[error("listen for signals: {0}")]
     Signals(#[from] std::io::Error),
@@ -106,10 +114,11 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
     let manager = Manager::new(node.clone()).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
-    let server = Server::bind(handle, &api_options(&settings)?).await?;
+    let server = Server::bind(handle.clone(), &api_options(&settings)?).await?;
     tell_where(&settings, &server);
 
     let ended = CancellationToken::new();
+    kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(memory::tidy(node.store.pods().changes));
@@ -173,10 +182,12 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         huge_pages: runtime::hugepages::of_machine(),
     };
     let store = Arc::new(Store::default());
+    let counters = Arc::new(Counters::default());
     Ok(Node {
         name: settings.node_name.clone(),
         host_ips,
-        recorder: Recorder::new(store.clone(), &settings.node_name),
+        recorder: Recorder::new(store.clone(), &settings.node_name, counters.clone()),
+        counters,
         store,
         objects: Objects::default(),
         runtime: Arc::new(runtime),
@@ -279,6 +290,7 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
+        kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let object = move || machine::object::node(&facts, allocatable, &admission.pressures());

@@ -27,11 +27,19 @@ pub struct Facts {
     pub lib: std::path::PathBuf,
     /// When the agent started.
     pub started: Timestamp,
+    /// Where the kubelet API is served, if it is.
+    pub kubelet_port: Option<u16>,
 }
 
 /// The labels that every node has, and more. The machine's facts win: what says `kubernetes.io/arch` is true.
 pub fn labels(name: &str, more: &BTreeMap<String, String>) -> Labels {
-    let own = [("kubernetes.io/hostname", name), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture())];
+    let own = [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        // What the RuntimeClass of the chart selects by.
+        ("nodeagent.dev/node", "true"),
+    ];
     let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
     Labels { name: name.to_owned(), labels: more.clone().into_iter().chain(own).collect() }
 }
@@ -61,6 +69,9 @@ pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> 
             capacity: Some(amounts(Allocatable::of_machine(&facts.lib), facts.max_pods)),
             conditions: Some(conditions(facts.started, pressures)),
             node_info: Some(info()),
+            daemon_endpoints: facts
+                .kubelet_port
+                .map(|port| k8s::NodeDaemonEndpoints { kubelet_endpoint: Some(k8s::DaemonEndpoint { port: port.into() }) }),
             ..k8s::NodeStatus::default()
         }),
     }

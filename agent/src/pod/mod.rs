@@ -17,6 +17,7 @@ use crate::runtime::{Runtime, Sandbox, Wires};
 
 pub mod backoff;
 pub mod completed;
+pub mod counters;
 pub mod handle;
 pub mod handler;
 pub mod hook;
@@ -36,6 +37,7 @@ pub mod restart;
 pub mod status;
 pub mod store;
 pub mod trace;
+pub mod usage;
 pub mod volumes;
 pub mod worker;
 
@@ -51,6 +53,8 @@ pub struct Node {
     pub objects: objects::Objects,
     /// Writes events.
     pub recorder: recorder::Recorder,
+    /// What is counted for monitoring.
+    pub counters: Arc<counters::Counters>,
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
     /// The pod network.
