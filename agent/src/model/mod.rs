@@ -7,6 +7,7 @@ pub mod difference;
 mod error;
 mod exported;
 mod load;
+pub mod network;
 pub mod object;
 mod path;
 pub mod quantity;
