@@ -321,7 +321,7 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         object
     };
     let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::all(&lib))
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
