@@ -3,16 +3,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 # What only the tests and the benchmark need. The agent itself needs a Linux kernel.
-PACKAGES := busybox-static containernetworking-plugins curl debootstrap docker-registry iproute2 jq nftables procps skopeo strace util-linux xz-utils zstd \
+PACKAGES := busybox-static containernetworking-plugins crun curl debootstrap docker-registry iproute2 iptables jq nftables podman procps skopeo strace util-linux xz-utils zstd \
 	dpkg-dev gcc libc6-dev
 # A small virtual machine with cgroup v2 alone.
 VM_PACKAGES := busybox-static cpio e2fsprogs jq kmod qemu-system-x86
 # The other side of `make bench`.
-BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
+BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 tools deb bench helm lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench netbench helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,13 @@ bench: packages images ## Side by side with podman: a table, and target/bench.js
 helm: ## helm, from its Go module, in target/e2e/bin
 	@command -v go > /dev/null || { echo 'go is not installed: https://go.dev/dl' >&2; exit 1; }
 	cd e2e/helm && go build -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm
+
+netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, throughput and requests, with 10 and 1,000 ports
+	@e2e/packages $(BENCH_PACKAGES)
+	cargo build --release -p netplug --bins --examples
+	target/release/examples/cni_speed
+	target/release/examples/attach_speed
+	target/release/examples/load
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::file::{Declared, Source};
 use super::{
-    Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, kubelet, pods,
+    Api, Backoff, Cidr, Cni, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Ranges, Settings, Userns,
+    kubelet, pods,
 };
 use crate::model::Path;
 use crate::model::quantity::Quantity;
@@ -190,6 +191,31 @@ fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
         pod_cidrs: cidrs(c, flags, declared),
         nft_table: c.text("nftTable", "--nft-table", &flags.nft_table, &declared.nft_table, "nodeagent", table),
         mtu,
+        wiring: flags.network.or(declared.network),
+        ranges: if flags.pod_cidrs.is_empty() && declared.pod_cidrs.is_empty() { Ranges::Default } else { Ranges::Chosen },
+        cni: cni(c, flags, declared),
+    }
+}
+
+fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
+    let section = &declared.cni;
+    for dir in &section.bin_dirs {
+        c.path("cni.binDirs", Some(dir));
+    }
+    let bin_dirs = if section.bin_dirs.is_empty() { vec!["/opt/cni/bin".into()] } else { section.bin_dirs.clone() };
+    let lib = flags.root.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
+        // Whether it can be is told elsewhere.
+        std::path::absolute(root).map_or_else(|_| Paths::default(), Paths::below)
+    });
+    let timeout = c.duration("cni.timeout", section.timeout.as_ref(), Duration::from_secs(60));
+    if timeout.is_zero() {
+        c.file("cni.timeout", "Invalid value: 0: must be longer".into());
+    }
+    Cni {
+        conf_dir: c.path("cni.confDir", section.conf_dir.as_ref()).unwrap_or_else(|| "/etc/cni/net.d".into()),
+        bin_dirs,
+        cache_dir: c.path("cni.cacheDir", section.cache_dir.as_ref()).unwrap_or_else(|| lib.lib().join("cni")),
+        timeout,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path as FilePath, PathBuf};
 use serde::Deserialize;
 
 use super::DEFAULT_FILE;
-use super::flags::{LogFormat, LogLevel};
+use super::flags::{LogFormat, LogLevel, Wiring};
 use super::kubelet::{AuthenticationSection, AuthorizationSection};
 use crate::model::decode::decode;
 use crate::model::yaml::{self, Node};
@@ -33,6 +33,8 @@ pub struct Declared {
     pub(super) pod_cidrs: Vec<String>,
     pub(super) nft_table: Option<String>,
     pub(super) mtu: Option<u32>,
+    pub(super) network: Option<Wiring>,
+    pub(super) cni: CniSection,
     pub(super) drain_on_stop: Option<bool>,
     pub(super) crash_loop_back_off: BackoffSection,
     /// A quantity of bytes.
@@ -94,6 +96,17 @@ pub struct BackoffSection {
     pub(super) initial: Option<String>,
     pub(super) max: Option<String>,
     pub(super) reset_after: Option<String>,
+}
+
+/// `cni`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CniSection {
+    pub(super) conf_dir: Option<PathBuf>,
+    pub(super) bin_dirs: Vec<PathBuf>,
+    pub(super) cache_dir: Option<PathBuf>,
+    /// A duration.
+    pub(super) timeout: Option<String>,
 }
 
 /// `images`.

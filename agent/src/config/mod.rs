@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::eviction;
 use crate::model::FileError;
 
-pub use file::{ApiSection, BackoffSection, Declared, ImageSection, LogSection, UsernsSection};
-pub use flags::{Flags, LogFormat, LogLevel};
+pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, UsernsSection};
+pub use flags::{Flags, LogFormat, LogLevel, Wiring};
 pub use kubelet::Kubelet;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
@@ -80,6 +80,34 @@ pub struct Network {
     pub nft_table: String,
     /// The MTU of the pods' links; of the way out unless set.
     pub mtu: Option<u32>,
+    /// Who wires pods, if it was said.
+    pub wiring: Option<Wiring>,
+    /// Whether ranges were asked for; else `pod_cidrs` is the default.
+    pub ranges: Ranges,
+    /// CNI plugins: for all pods, or for further interfaces that a pod asks for.
+    pub cni: Cni,
+}
+
+/// Where the pods' ranges come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ranges {
+    /// Somebody chose them.
+    Chosen,
+    /// Nobody did.
+    Default,
+}
+
+/// CNI plugins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cni {
+    /// Network configurations.
+    pub conf_dir: PathBuf,
+    /// Plugins; the first folder that has one counts.
+    pub bin_dirs: Vec<PathBuf>,
+    /// What was done by them.
+    pub cache_dir: PathBuf,
+    /// How long one may take.
+    pub timeout: Duration,
 }
 
 /// A range of addresses. The address is the range's first.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
-use crate::config::{OnStop, Settings};
+use crate::config::{Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
@@ -26,7 +26,7 @@ use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
-use crate::pod::network::PodNetwork;
+use crate::pod::network::{Plugins, PodNetwork};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
 use crate::pod::pressure;
@@ -74,6 +74,9 @@ pub enum DaemonError {
     /// The pod network.
     #[error("bring up the pod network: {0}")]
     Network(#[from] netplug::Error),
+    /// The results of CNI plugins.
+    #[error("look for what CNI plugins did: {0}")]
+    Plugins(#[from] netplug::cni::client::Error),
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
@@ -170,7 +173,7 @@ async fn leave_as_found(node: &Node) {
 /// All that the pods' workers share.
 async fn node(settings: &Settings) -> Result<Node, DaemonError> {
     let images = open_images(settings).await?;
-    let network = PodNetwork::bridged(netplug::Network::open(network(settings)).await?);
+    let network = pod_network(settings).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
     let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
     let allocatable = runtime.settings().allocatable;
@@ -221,6 +224,44 @@ async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
     config.set_cmd(Some(vec!["serve".into()]));
     images.embed(DEMO_IMAGE, &entries, config).await?;
     Ok(images)
+}
+
+/// Who wires the pods.
+async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
+    let cni = &settings.network.cni;
+    let plugins = Plugins::open(
+        netplug::cni::client::Settings {
+            conf_dir: cni.conf_dir.clone(),
+            bin_dirs: cni.bin_dirs.clone(),
+            cache_dir: cni.cache_dir.clone(),
+            patience: cni.timeout,
+        },
+        &settings.paths.run(),
+    )?;
+    match wiring(&settings.network, Belongs::ToItself) {
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins)),
+        Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
+    }
+}
+
+/// Whether the agent is a node of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belongs {
+    /// Pods come from files alone.
+    ToItself,
+    /// Pods come from an API server too.
+    #[cfg_attr(not(test), expect(dead_code, reason = "said by the cluster's source"))]
+    ToACluster,
+}
+
+/// What was said; else in a cluster the network add-on's plugins, if their configuration is there and no range was chosen for the
+/// agent's own bridge.
+fn wiring(network: &Network, belongs: Belongs) -> Wiring {
+    let installed = || netplug::cni::client::Folder { dir: network.cni.conf_dir.clone() }.has_any();
+    network.wiring.unwrap_or(match (belongs, network.ranges) {
+        (Belongs::ToACluster, Ranges::Default) if installed() => Wiring::Cni,
+        _ => Wiring::Bridge,
+    })
 }
 
 fn network(settings: &Settings) -> netplug::Settings {
@@ -293,9 +334,16 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
-    let object = move || machine::object::node(&facts, allocatable, &admission.pressures());
+    let networked = node.clone();
+    let object = move || {
+        let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
+        if let Some(problem) = networked.network.problem() {
+            machine::object::not_ready(&mut object, &problem);
+        }
+        object
+    };
     let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::all(&lib))
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {

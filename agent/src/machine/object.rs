@@ -94,6 +94,18 @@ fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondit
     all
 }
 
+/// The pods' network can't be had: no pod should be sent here, as the kubelet says it.
+pub fn not_ready(node: &mut k8s::Node, problem: &str) {
+    let conditions = node.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+    for condition in conditions.filter(|condition| condition.type_ == "Ready") {
+        condition.status = "False".into();
+        condition.reason = Some("NodeAgentNotReady".into());
+        condition.message = Some(format!(
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{problem}"
+        ));
+    }
+}
+
 fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {
     let cpu = if room.cpu_millis.is_multiple_of(1000) {
         format!("{}", room.cpu_millis / 1000)

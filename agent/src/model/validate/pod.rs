@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::report::{Report, Unique};
 use super::{container, names, resources, security, volume};
+use crate::model::network;
 use crate::model::path::Path;
 
 pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
@@ -35,6 +36,9 @@ pub(super) fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &ObjectM
     }
     if total > LIMIT {
         report.say(at, format!("Too long: may not be more than {LIMIT} bytes"));
+    }
+    for wrong in network::Asks::of(meta).err().unwrap_or_default() {
+        report.invalid(&at.key(wrong.annotation), wrong.value.as_str(), wrong.problem);
     }
 }
 
