@@ -30,8 +30,9 @@ pub use workload::workload;
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {
     let mut report = Report::new(root);
     pod::metadata(&mut report, &pod.metadata);
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
     match &pod.spec {
-        Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec),
+        Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec, name),
         None => report.required(&Path::ROOT.child("spec"), ""),
     }
     report.finish()

@@ -54,6 +54,19 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
     too_long(text, 253).into_iter().chain(wrong).collect()
 }
 
+/// A domain that names are looked for in: its parts may have `_` in them, and begin with one.
+pub fn dns_search(text: &str) -> Vec<String> {
+    const PART: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let part = |part: &str| bounded_by(part.strip_prefix('_').unwrap_or(part), lower, |b| lower(b) || matches!(b, b'-' | b'_'));
+    let wrong = (!text.split('.').all(part)).then(|| {
+        format!(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and \
+             end with an alphanumeric character (e.g. 'example.com', regex used for validation is '{PART}(\\.{PART})*')"
+        )
+    });
+    too_long(text, 253).into_iter().chain(wrong).collect()
+}
+
 /// A label's value.
 pub fn label_value(text: &str) -> Vec<String> {
     let wrong = (!text.is_empty() && !is_qualified(text)).then(|| {

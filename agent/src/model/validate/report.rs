@@ -92,10 +92,9 @@ impl<'n> Report<'n> {
         self.say(path, format!("Not found: {}", value.shown()));
     }
 
-    /// The value is none of those that there are.
+    /// The value is none of those that there are, which are told in this order: the API server has most of them sorted, not all.
     pub fn unsupported(&mut self, path: &Path<'_>, value: &str, known: &[&str]) {
-        let mut known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
-        known.sort_unstable();
+        let known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
         self.say(path, format!("Unsupported value: {}: supported values: {}", value.shown(), known.join(", ")));
     }
 

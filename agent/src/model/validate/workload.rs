@@ -189,7 +189,7 @@ fn claims(report: &mut Report<'_>, at: &Path<'_>, spec: &StatefulSetSpec) {
         report.name(&metadata.child("name"), name, names::dns_label);
         seen.check(report, &metadata.child("name"), name);
         labels(report, &metadata, &claim.metadata);
-        object::claim_spec(report, &at.child("spec"), claim);
+        object::claim_spec(report, &at.child("spec"), claim.spec.as_ref());
     }
 }
 
@@ -240,12 +240,12 @@ pub(super) fn template(report: &mut Report<'_>, at: &Path<'_>, template: &PodTem
         labels(report, &at.child("metadata"), metadata);
     }
     match &template.spec {
-        Some(spec) => pod::spec(report, &at.child("spec"), spec),
+        Some(spec) => pod::spec(report, &at.child("spec"), spec, ""),
         None => report.required(&at.child("spec"), ""),
     }
 }
 
-fn labels(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
+pub(super) fn labels(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
     for (key, value) in metadata.labels.iter().flatten() {
         report.each_invalid(&at.child("labels"), key, names::qualified_name(key));
         report.each_invalid(&at.child("labels"), value, names::label_value(value));
