@@ -56,7 +56,12 @@ fn odd() -> impl Strategy<Value = Value> {
         prop_oneof![Just(0), Just(-1), Just(65536), Just(i64::MAX), Just(i64::MIN), any::<i64>()].prop_map(Value::from),
         any::<f64>().prop_map(|x| json!(x)),
         prop_oneof![
-            "[a-z]{0,3}", "\\PC{0,12}", "[$({/.]{1,6}", "[-+]?[0-9]{1,40}[eE.]?[0-9]{0,9}(Ki|Ei|m|n)?", "[./]{1,9}", "x{300}"
+            "[a-z]{0,3}",
+            "\\PC{0,12}",
+            "[$({/.]{1,6}",
+            "[-+]?[0-9]{1,40}[eE.]?[0-9]{0,9}(Ki|Ei|m|n)?",
+            "[./]{1,9}",
+            "x{300}"
         ]
         .prop_map(Value::from),
         Just(json!([])),
@@ -102,6 +107,7 @@ fn mutate(tree: &mut Value, at: prop::sample::Index, mutation: Mutation) {
     let mut all = Vec::new();
     places(tree, String::new(), &mut all);
     let place = all[at.index(all.len())].clone();
+    let double = matches!(mutation, Mutation::Double);
     let value = match mutation {
         Mutation::Replace(value) => Some(value),
         Mutation::Elsewhere(other) => tree.pointer(&all[other.index(all.len())]).cloned(),
@@ -115,14 +121,14 @@ fn mutate(tree: &mut Value, at: prop::sample::Index, mutation: Mutation) {
     match tree.pointer_mut(parent).unwrap() {
         Value::Array(items) => {
             let item = items.remove(key.parse().unwrap());
-            if matches!(mutation, Mutation::Double) {
+            if double {
                 items.extend([item.clone(), item]);
             }
         }
         Value::Object(map) => {
             let key = key.replace("~1", "/").replace("~0", "~");
             let item = map.remove(&key).unwrap();
-            if matches!(mutation, Mutation::Double) {
+            if double {
                 map.insert(format!("{key}x"), item.clone());
                 map.insert(key, item);
             }

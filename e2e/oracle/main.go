@@ -32,12 +32,15 @@ import (
 	internal "k8s.io/kubernetes/pkg/apis/core"
 	coreinstall "k8s.io/kubernetes/pkg/apis/core/install"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
+	"k8s.io/kubernetes/pkg/capabilities"
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
 func main() {
 	defaults := flag.Bool("d", false, "print the objects with their defaults")
 	flag.Parse()
+	// Every cluster that runs its own network does.
+	capabilities.Setup(true, 0)
 	scheme := runtime.NewScheme()
 	coreinstall.Install(scheme)
 	appsinstall.Install(scheme)
@@ -74,6 +77,11 @@ func main() {
 }
 
 func look(scheme *runtime.Scheme, codecs serializer.CodecFactory, text []byte, defaults bool) []string {
+	// What begins with a brace would be taken for JSON.
+	text, err := sigsyaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return []string{err.Error()}
+	}
 	object, kind, err := codecs.UniversalDeserializer().Decode(text, nil, nil)
 	if err != nil {
 		return []string{err.Error()}
@@ -115,7 +123,10 @@ func validate(scheme *runtime.Scheme, object runtime.Object) (field.ErrorList, e
 		return validation.ValidatePodCreate(pod, options), nil
 	case *core.ConfigMap:
 		into := &internal.ConfigMap{}
-		return validation.ValidateConfigMap(into), to(into)
+		if err := to(into); err != nil {
+			return nil, err
+		}
+		return validation.ValidateConfigMap(into), nil
 	case *core.Secret:
 		into := &internal.Secret{}
 		if err := to(into); err != nil {

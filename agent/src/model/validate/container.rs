@@ -12,7 +12,7 @@ use super::report::{Report, Unique};
 use super::{env, names, resources, security};
 use crate::model::path::Path;
 
-const SIGNALS: [&str; 35] = [
+const SIGNALS: [&str; 65] = [
     "SIGABRT",
     "SIGALRM",
     "SIGBUS",
@@ -32,7 +32,36 @@ const SIGNALS: [&str; 35] = [
     "SIGPWR",
     "SIGQUIT",
     "SIGRTMAX",
+    "SIGRTMAX-1",
+    "SIGRTMAX-10",
+    "SIGRTMAX-11",
+    "SIGRTMAX-12",
+    "SIGRTMAX-13",
+    "SIGRTMAX-14",
+    "SIGRTMAX-2",
+    "SIGRTMAX-3",
+    "SIGRTMAX-4",
+    "SIGRTMAX-5",
+    "SIGRTMAX-6",
+    "SIGRTMAX-7",
+    "SIGRTMAX-8",
+    "SIGRTMAX-9",
     "SIGRTMIN",
+    "SIGRTMIN+1",
+    "SIGRTMIN+10",
+    "SIGRTMIN+11",
+    "SIGRTMIN+12",
+    "SIGRTMIN+13",
+    "SIGRTMIN+14",
+    "SIGRTMIN+15",
+    "SIGRTMIN+2",
+    "SIGRTMIN+3",
+    "SIGRTMIN+4",
+    "SIGRTMIN+5",
+    "SIGRTMIN+6",
+    "SIGRTMIN+7",
+    "SIGRTMIN+8",
+    "SIGRTMIN+9",
     "SIGSEGV",
     "SIGSTKFLT",
     "SIGSTOP",
@@ -48,6 +77,7 @@ const SIGNALS: [&str; 35] = [
     "SIGVTALRM",
     "SIGWINCH",
     "SIGXCPU",
+    "SIGXFSZ",
 ];
 
 /// What a container's rules need to know of its pod.
@@ -338,11 +368,7 @@ fn stop_signal(report: &mut Report<'_>, at: &Path<'_>, signal: &str, context: &C
     if context.spec.os.is_none() {
         report.forbidden(at, "may not be set for containers with empty `spec.os.name`");
     }
-    let real_time = |prefix: &str| {
-        let number = signal.strip_prefix(prefix).and_then(|n| n.parse::<u8>().ok());
-        number.is_some_and(|n| (1..=15).contains(&n))
-    };
-    if !SIGNALS.contains(&signal) && !real_time("SIGRTMIN+") && !real_time("SIGRTMAX-") {
+    if !SIGNALS.contains(&signal) {
         report.unsupported(at, signal, &SIGNALS);
     }
 }

@@ -1,6 +1,7 @@
 //! The API server's own rules for a pod, in its own words and field paths, each with its line and column. All errors are told, not
 //! the first alone. Knows no file and does no I/O.
 
+mod affinity;
 mod container;
 mod env;
 mod job;

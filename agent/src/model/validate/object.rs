@@ -4,7 +4,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort};
 
 use super::report::{Report, Unique};
-use super::{names, pod, resources};
+use super::{affinity, names, pod, resources};
 use crate::model::Body;
 use crate::model::error::Problem;
 use crate::model::path::Path;
@@ -130,13 +130,19 @@ pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, spec: Option<&P
     if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
         report.forbidden(&at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
     }
+    if let Some(class) = spec.storage_class_name.as_deref().filter(|name| !name.is_empty()) {
+        report.each_invalid(&at.child("storageClassName"), class, names::dns_subdomain(class));
+    }
+    affinity::selector(report, &at.child("selector"), spec.selector.as_ref());
     let at_resources = at.child("resources");
     let requests = at_resources.child("requests");
     match spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")) {
         Some(size) => {
             let at = requests.key("storage");
             match size.0.parse::<Quantity>() {
-                Ok(size) if size.is_negative() || size.is_zero() => report.invalid(&at, &size.to_string(), "must be greater than zero"),
+                Ok(size) if size.is_negative() || size.is_zero() => {
+                    report.invalid(&at, &size.to_string(), "must be greater than zero")
+                }
                 _ => drop(resources::quantity(report, &at, &size.0)),
             }
         }

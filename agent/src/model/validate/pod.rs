@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::report::{Report, Unique};
-use super::{container, names, resources, security, volume};
+use super::{affinity, container, names, resources, security, volume};
 use crate::model::path::Path;
 
 pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
@@ -13,7 +13,17 @@ pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
         "" if meta.generate_name.is_some() => {
             report.required(&at.child("name"), "generateName would give another object each time that the file is read");
         }
-        name => report.name(&at.child("name"), name, names::dns_subdomain),
+        "" => report.required(&at.child("name"), "name or generateName is required"),
+        name => report.each_invalid(&at.child("name"), name, names::dns_subdomain(name)),
+    }
+    for (i, finalizer) in meta.finalizers.iter().flatten().enumerate() {
+        const STANDARD: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+        let at = at.child("finalizers");
+        report.each_invalid(&at, finalizer, names::qualified_name(finalizer));
+        if !finalizer.contains('/') && !STANDARD.contains(&finalizer.as_str()) {
+            let wrong = "name is neither a standard finalizer name nor is it fully qualified";
+            report.invalid(&at.index(i), finalizer, wrong);
+        }
     }
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     report.each_invalid(&at.child("namespace"), namespace, names::dns_label(namespace));
@@ -51,10 +61,10 @@ pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec, name:
         security::of_pod(report, &at.child("securityContext"), sc, spec);
     }
     if let Some(resources) = &spec.resources {
-        resources::of_pod(report, &at.child("resources"), resources, spec);
+        resources::of_pod(report, at, resources, spec);
     }
-    for (name, amount) in spec.overhead.iter().flatten() {
-        resources::quantity(report, &at.child("overhead").child("limits").key(name), &amount.0);
+    if let Some(overhead) = &spec.overhead {
+        resources::overhead(report, &at.child("overhead"), overhead);
     }
     namespaces(report, at, spec);
     names(report, at, spec);
@@ -101,6 +111,12 @@ fn names(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
         if spec.host_network == Some(true) {
             report.forbidden(&at, "may not be specified when hostNetwork is true");
         }
+    }
+    if let Some(name) = given(&spec.node_name) {
+        report.each_invalid(&at.child("nodeName"), &name, names::dns_subdomain(&name));
+    }
+    if let Some(name) = given(&spec.priority_class_name) {
+        report.each_invalid(&at.child("priorityClassName"), &name, names::dns_subdomain(&name));
     }
     if let Some(name) = given(&spec.service_account_name) {
         report.each_invalid(&at.child("serviceAccountName"), &name, names::dns_subdomain(&name));
@@ -179,6 +195,12 @@ fn placement(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
     for (i, t) in spec.tolerations.iter().flatten().enumerate() {
         toleration(report, &at.child("tolerations").index(i), t);
     }
+    if let Some(wanted) = &spec.affinity {
+        affinity::affinity(report, &at.child("affinity"), wanted);
+    }
+    let spread = spec.topology_spread_constraints.as_deref().unwrap_or_default();
+    affinity::spread(report, &at.child("topologySpreadConstraints"), spread);
+    affinity::gates(report, &at.child("schedulingGates"), spec.scheduling_gates.as_deref().unwrap_or_default());
     for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
         let wrong = names::qualified_name(&gate.condition_type);
         report.each_invalid(&at.child("readinessGates").index(i).child("conditionType"), &gate.condition_type, wrong);
@@ -190,7 +212,7 @@ fn placement(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
         report.name(&at.child("name"), &claim.name, names::dns_label);
         seen.check(report, &at.child("name"), &claim.name);
     }
-    report.one_of(&at.child("preemptionPolicy"), spec.preemption_policy.as_deref(), &["Never", "PreemptLowerPriority"]);
+    report.one_of(&at.child("preemptionPolicy"), spec.preemption_policy.as_deref(), &["PreemptLowerPriority", "Never"]);
 }
 
 fn toleration(report: &mut Report<'_>, at: &Path<'_>, t: &Toleration) {
@@ -216,7 +238,9 @@ fn toleration(report: &mut Report<'_>, at: &Path<'_>, t: &Toleration) {
         "Exists" if !value.is_empty() => {
             report.invalid(&at.child("operator"), value, "value must be empty when `operator` is 'Exists'");
         }
-        "Exists" | "Gt" | "Lt" => {}
+        "Exists" => {}
+        // They exist, behind a feature gate that clusters have off.
+        "Gt" | "Lt" => report.unsupported(&at.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
         _ => report.unsupported(&at.child("operator"), operator, &["Equal", "Exists"]),
     }
     let effect = t.effect.as_deref().unwrap_or_default();

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, KeyToPath, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::env::{self, Target};
 use super::report::{Report, Unique};
@@ -18,7 +19,8 @@ use crate::model::quantity::Quantity;
 pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume], pod: &str) {
     let mut seen = Unique::default();
     // A pod template has no name, and its pods' claims have none yet.
-    let claim_of = |volume: &Volume| volume.ephemeral.as_ref().filter(|_| !pod.is_empty()).map(|_| format!("{pod}-{}", volume.name));
+    let claim_of =
+        |volume: &Volume| volume.ephemeral.as_ref().filter(|_| !pod.is_empty()).map(|_| format!("{pod}-{}", volume.name));
     let ephemeral: HashSet<String> = volumes.iter().filter_map(claim_of).collect();
     for (i, volume) in volumes.iter().enumerate() {
         let at = at.index(i);
@@ -32,7 +34,11 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume], po
         source(report, &at, volume);
         needs_a_cluster(report, &at, volume);
         for wrong in claim_of(volume).iter().flat_map(|claim| names::dns_subdomain(claim)) {
-            report.invalid(&at.child("name"), &volume.name, format!("PVC name {:?}: {wrong}", claim_of(volume).unwrap_or_default()));
+            report.invalid(
+                &at.child("name"),
+                &volume.name,
+                format!("PVC name {:?}: {wrong}", claim_of(volume).unwrap_or_default()),
+            );
         }
         if let Some(claim) = volume.persistent_volume_claim.as_ref().filter(|claim| ephemeral.contains(&claim.claim_name)) {
             let wrong = "must not reference a PVC that gets created for an ephemeral volume";
@@ -105,7 +111,7 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
             None => report.required(&at, ""),
             Some(template) => {
                 if let Some(metadata) = &template.metadata {
-                    workload::labels(report, &at.child("metadata"), metadata);
+                    claim_metadata(report, &at.child("metadata"), metadata);
                 }
                 object::claim_spec(report, &at.child("spec"), Some(&template.spec));
             }
@@ -132,6 +138,20 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
     }
     if let Some(source) = &v.git_repo {
         needed(report, &at.child("gitRepo").child("repository"), Some(&source.repository));
+    }
+}
+
+/// A template gives its claims labels and annotations; the rest is the pod's to say.
+fn claim_metadata(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
+    workload::labels(report, at, metadata);
+    let set = [
+        ("finalizers", metadata.finalizers.is_some()),
+        ("generateName", metadata.generate_name.is_some()),
+        ("name", metadata.name.is_some()),
+        ("namespace", metadata.namespace.is_some()),
+    ];
+    for (name, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+        report.forbidden(&at.child(name), "cannot be set");
     }
 }
 

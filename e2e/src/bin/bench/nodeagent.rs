@@ -123,7 +123,8 @@ impl Nodeagent {
         others.iter().for_each(|name| self.node.apply(&format!("{name}.yaml"), &map(name, "blue")));
         self.node.apply("edited.yaml", &map("edited", "none"));
         let mounts = "imagePullPolicy: Never\nvolumeMounts: [{name: v, mountPath: /v}]";
-        let manifest = e2e::pod("reader").spec("volumes: [{name: v, configMap: {name: edited}}]").runs_with("main", "sleep", mounts);
+        let manifest =
+            e2e::pod("reader").spec("volumes: [{name: v, configMap: {name: edited}}]").runs_with("main", "sleep", mounts);
         let reader = self.node.put(&manifest);
         reader.is_ready();
         let seen = format!("/proc/{}/root/v/color", reader.container("main").host_pid());
@@ -141,7 +142,10 @@ impl Nodeagent {
         let times = (0..edits).map(one).collect();
         self.node.remove("reader.yaml");
         reader.is_gone();
-        ["edited"].into_iter().chain(others.iter().map(String::as_str)).for_each(|name| self.node.remove(&format!("{name}.yaml")));
+        ["edited"]
+            .into_iter()
+            .chain(others.iter().map(String::as_str))
+            .for_each(|name| self.node.remove(&format!("{name}.yaml")));
         times
     }
 

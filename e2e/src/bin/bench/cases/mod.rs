@@ -28,7 +28,11 @@ const PARTS: [Part; 9] = [
     Part { name: "pull", what: "images from a loopback registry, also by skopeo copy", run: pull::images },
     Part { name: "idle", what: "processor time of pods that do nothing", run: standing::idle },
     Part { name: "restart", what: "the agent killed under 100 pods", run: restart::adoption },
-    Part { name: "edits", what: "a ConfigMap's edit until a container sees it, beside few and beside many files", run: edits::seen },
+    Part {
+        name: "edits",
+        what: "a ConfigMap's edit until a container sees it, beside few and beside many files",
+        run: edits::seen,
+    },
     Part { name: "scale", what: "one more pod beside 10 and beside 500", run: scale::one_more },
     Part { name: "steps", what: "where the time of our start goes", run: steps::of_a_start },
 ];
