@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 tools deb bench netbench helm lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench netbench oracle helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,12 @@ bench: packages images ## Side by side with podman: a table, and target/bench.js
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
+	cargo bench --package nodeagent --bench manifests
+
+oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiserver, anew: needs Go
+	cd e2e/oracle && go build -o ../../target/oracle .
+	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
+	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
 
 helm: ## helm, from its Go module, in target/e2e/bin
 	@command -v go > /dev/null || { echo 'go is not installed: https://go.dev/dl' >&2; exit 1; }

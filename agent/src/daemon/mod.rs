@@ -2,8 +2,8 @@
 
 mod kubelet;
 mod lock;
-mod service;
 mod memory;
+mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;

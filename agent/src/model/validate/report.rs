@@ -92,10 +92,9 @@ impl<'n> Report<'n> {
         self.say(path, format!("Not found: {}", value.shown()));
     }
 
-    /// The value is none of those that there are.
+    /// The value is none of those that there are, which are told in this order: the API server has most of them sorted, not all.
     pub fn unsupported(&mut self, path: &Path<'_>, value: &str, known: &[&str]) {
-        let mut known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
-        known.sort_unstable();
+        let known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
         self.say(path, format!("Unsupported value: {}: supported values: {}", value.shown(), known.join(", ")));
     }
 
@@ -150,7 +149,15 @@ impl<'n> Report<'n> {
 
     /// An IP address.
     pub fn ip(&mut self, path: &Path<'_>, value: &str) {
-        if value.parse::<std::net::IpAddr>().is_err() {
+        let valid = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
+        if valid(value) {
+            return;
+        }
+        // Some read a part that begins with 0 as octal.
+        let plain = |part: &str| part.parse::<u8>().map_or_else(|_| part.to_owned(), |number| number.to_string());
+        if valid(&value.split('.').map(plain).collect::<Vec<_>>().join(".")) {
+            self.invalid(path, value, "must not have leading 0s");
+        } else {
             self.invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
         }
     }

@@ -63,7 +63,7 @@ impl Schedule {
         }
         let words: Vec<&str> = text.split_whitespace().collect();
         let [minute, hour, day, month, weekday] = words[..] else {
-            return Err(format!("expected exactly 5 fields, found {}: {words:?}", words.len()));
+            return Err(format!("expected exactly 5 fields, found {}: [{}]", words.len(), words.join(" ")));
         };
         let star = |word: &str| {
             word.split(',').any(|part| part.starts_with(['*', '?']) && !part.contains('/') || is_star_step_one(part))
@@ -167,7 +167,7 @@ fn number(word: &str) -> Result<u32, String> {
     if word.starts_with('-') {
         return Err(format!("negative number ({word}) not allowed: {word}"));
     }
-    word.parse().map_err(|_| format!("failed to parse int from {word}"))
+    word.parse().map_err(|_| format!("failed to parse int from {word}: strconv.Atoi: parsing {word:?}: invalid syntax"))
 }
 
 impl Fields {
