@@ -118,6 +118,7 @@ fn lifecycle() {
     hooked.is_ready();
     assert_eq!(hooked.container("main").demo("read /shared/diary"), "started");
     let said = hooked.container("main").follow(&[]);
+    said.says("listening");
     node.remove("hooks.yaml");
     said.says("the preStop hook was here");
     said.says("SIGTERM: bye");

@@ -83,7 +83,7 @@ fn a_failed_post_start_hook_ends_its_container() {
 #[test]
 fn the_next_container_starts_after_the_hook_of_the_one_before() {
     let node = quick();
-    let hook = post_start("exec: {command: [/demo, write, /shared/hooked, yes]}");
+    let hook = post_start("exec: {command: [/demo, write, /shared/hooked, done]}");
     let manifest = pod("ordered")
         .shares_a_folder()
         .spec("restartPolicy: Never")
@@ -97,14 +97,15 @@ fn the_next_container_starts_after_the_hook_of_the_one_before() {
 fn pre_stop_comes_before_the_signal_and_within_the_grace_period() {
     let node = quick();
     let hook = pre_stop("exec: {command: [/demo, append, /proc/1/fd/1, the hook]}");
-    let polite = node.put(&pod("polite").spec("terminationGracePeriodSeconds: 600").runs_with("main", "sleep", &hook));
+    let polite = node.put(&pod("polite").spec("terminationGracePeriodSeconds: 600").runs_with("main", "serve", &hook));
     let endless = pre_stop("exec: {command: [/demo, sleep, '600']}");
-    let late = node.put(&pod("late").spec("terminationGracePeriodSeconds: 1").runs_with("main", "sleep", &endless));
-    let wrong = node.put(&pod("wrong").runs_with("main", "sleep", &pre_stop("exec: {command: [/demo, exit, '9']}")));
+    let late = node.put(&pod("late").spec("terminationGracePeriodSeconds: 1").runs_with("main", "serve", &endless));
+    let wrong = node.put(&pod("wrong").runs_with("main", "serve", &pre_stop("exec: {command: [/demo, exit, '9']}")));
     let names = ["polite", "late", "wrong"];
     let pods = [&polite, &late, &wrong];
     pods.iter().for_each(|pod| drop(pod.is_ready()));
     let followers: Vec<_> = pods.iter().map(|pod| pod.container("main").follow(&[])).collect();
+    followers.iter().for_each(|follower| follower.says("listening"));
     for name in names {
         node.remove(&format!("{name}.yaml"));
     }
@@ -131,7 +132,7 @@ fn without_a_grace_period_nothing_is_asked() {
             // A hook and a program without end: a deletion with a grace period of its own ends both.
             node.remove("huge.yaml");
             pod.until("ends", |pod| pod["metadata"]["deletionTimestamp"].as_str().map(drop).ok_or_else(String::new));
-            pod.run(&["delete", "pod"], &["--grace-period", "0", "--force", "--wait=false"]);
+            pod.run(&["delete", "pod"], &["--force", "--no-wait"]).ok();
         } else {
             node.remove("none.yaml");
         }
@@ -142,10 +143,11 @@ fn without_a_grace_period_nothing_is_asked() {
 #[test]
 fn the_stop_signal_is_the_containers_own() {
     let node = quick();
-    let pod = node.put(&pod("other").spec("os: {name: linux}").runs_with("main", "sleep", "lifecycle: {stopSignal: SIGUSR1}"));
+    let pod = node.put(&pod("other").spec("os: {name: linux}").runs_with("main", "serve", "lifecycle: {stopSignal: SIGUSR1}"));
     pod.is_ready();
     assert_eq!(pod.container("main").status(&pod.get().unwrap())["stopSignal"], "SIGUSR1");
     let said = pod.container("main").follow(&[]);
+    said.says("listening");
     node.remove("other.yaml");
     said.says("SIGUSR1: bye");
     pod.is_gone();
