@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::probe::{self, ProbeKind};
-use super::report::{Report, Unique};
+use super::report::{Report, Unique, json};
 use super::{env, names, resources, security};
 use crate::model::ephemeral;
 use crate::model::path::Path;
@@ -322,7 +322,7 @@ fn mount_options(report: &mut Report<'_>, at: &Path<'_>, mount: &VolumeMount, c:
     let image = context.volumes.get(mount.name.as_str()).is_some_and(|volume| volume.image.is_some());
     if let Some(options) = mount.bind_mount_options.as_ref().filter(|options| image && !options.is_empty()) {
         let wrong = "bindMountOptions may not be used with image volumes";
-        report.say(&at.child("bindMountOptions"), format!("Invalid value: {options:?}: {wrong}"));
+        report.say(&at.child("bindMountOptions"), format!("Invalid value: {}: {wrong}", json(options)));
     }
 }
 

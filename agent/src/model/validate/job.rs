@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::batch::v1::{CronJobSpec, JobSpec, PodFailurePolicyRule, SuccessPolicyRule};
 
-use super::report::Report;
+use super::report::{Report, json};
 use super::workload::template;
 use crate::model::path::Path;
 use crate::model::workload::cron::{Schedule, time_zone};
@@ -61,7 +61,7 @@ pub(super) fn cron_job(report: &mut Report<'_>, at: &Path<'_>, spec: &CronJobSpe
     let at = at.child("spec");
     let Some(job) = &spec.job_template.spec else { return report.required(&at, "") };
     if let Some(selector) = &job.selector {
-        let shown = serde_json::to_string(selector).unwrap_or_default();
+        let shown = json(selector);
         report.say(&at.child("selector"), format!("Invalid value: {shown}: `selector` will be auto-generated"));
     }
     if job.manual_selector == Some(true) {
@@ -232,7 +232,7 @@ fn failure_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &PodFailurePolicyR
             _ => {}
         }
         if !codes.values.is_sorted() {
-            let shown = serde_json::Value::from(codes.values.as_slice()).to_string();
+            let shown = json(&codes.values);
             report.say(&list, format!("Invalid value: {shown}: must be ordered"));
         }
         let mut seen = BTreeSet::new();

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::report::{Report, Unique};
+use super::report::{Report, Unique, json};
 use super::{affinity, container, names, resources, security, volume};
 use crate::model::network;
 use crate::model::path::Path;
@@ -151,11 +151,6 @@ fn dns(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
         }
         dns_config(report, &at.child("dnsConfig"), config);
     }
-}
-
-/// A list as the API server shows it.
-fn json(list: &[String]) -> String {
-    serde_json::Value::from(list).to_string()
 }
 
 fn dns_config(report: &mut Report<'_>, at: &Path<'_>, config: &PodDNSConfig) {

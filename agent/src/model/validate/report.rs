@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
+use serde::Serialize;
+
 use crate::model::error::Problem;
 use crate::model::path::Path;
 use crate::model::yaml::{Node, shown_text};
@@ -33,6 +35,16 @@ macro_rules! shown_plain {
     ($($t:ty)*) => { $(impl Shown for $t { fn shown(&self) -> String { self.to_string() } })* };
 }
 shown_plain!(i32 i64 bool usize);
+
+/// A list or a map as the API server shows it, cut where it is too long to help.
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> String {
+    const LIMIT: usize = 1024;
+    let text = serde_json::to_string(value).unwrap_or_default();
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
 
 impl<'n> Report<'n> {
     /// Nothing is wrong yet.

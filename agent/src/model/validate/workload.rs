@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::report::{Report, Unique};
+use super::report::{Report, Unique, json};
 use super::{job, names, object, pod};
 use crate::model::error::Problem;
 use crate::model::path::Path;
@@ -282,14 +282,14 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         expression(report, &own.child("matchExpressions").index(i), requirement);
     }
     if report.count() > before {
-        let shown = serde_json::to_string(selector).unwrap_or_default();
+        let shown = json(selector);
         report.say(&own, format!("Invalid value: {shown}: invalid label selector"));
     }
     let none = std::collections::BTreeMap::new();
     let Some(template) = template.filter(|_| report.count() == before) else { return };
     let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref()).unwrap_or(&none);
     if !selects(selector, labels) {
-        let shown = serde_json::to_string(labels).unwrap_or_default();
+        let shown = json(labels);
         let at = at.child("template");
         let metadata = at.child("metadata");
         report.say(&metadata.child("labels"), format!("Invalid value: {shown}: `selector` does not match template `labels`"));

@@ -267,12 +267,12 @@ mod tests {
     }
 
     #[rstest]
-    #[case("* * * *", "expected exactly 5 fields, found 4: [\"*\", \"*\", \"*\", \"*\"]")]
+    #[case("* * * *", "expected exactly 5 fields, found 4: [* * * *]")]
     #[case("60 * * * *", "end of range (60) above maximum (59): 60")]
     #[case("* * 0 * *", "beginning of range (0) below minimum (1): 0")]
     #[case("5-2 * * * *", "beginning of range (5) beyond end of range (2): 5-2")]
     #[case("*/0 * * * *", "step of range should be a positive number: */0")]
-    #[case("x * * * *", "failed to parse int from x")]
+    #[case("x * * * *", "failed to parse int from x: strconv.Atoi: parsing \"x\": invalid syntax")]
     #[case("1-2-3 * * * *", "too many hyphens: 1-2-3")]
     #[case("1/2/3 * * * *", "too many slashes: 1/2/3")]
     #[case(", * * * *", "empty minute: \",\"")]
