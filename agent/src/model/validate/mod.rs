@@ -1,6 +1,7 @@
 //! The API server's own rules for a pod, in its own words and field paths, each with its line and column. All errors are told, not
 //! the first alone. Knows no file and does no I/O.
 
+mod affinity;
 mod container;
 mod env;
 mod job;
@@ -30,8 +31,9 @@ pub use workload::workload;
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {
     let mut report = Report::new(root);
     pod::metadata(&mut report, &pod.metadata);
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
     match &pod.spec {
-        Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec),
+        Some(spec) => pod::spec(&mut report, &Path::ROOT.child("spec"), spec, name),
         None => report.required(&Path::ROOT.child("spec"), ""),
     }
     report.finish()
