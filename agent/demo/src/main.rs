@@ -17,7 +17,8 @@ Usage: demo COMMAND
   serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json)
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
   get URL                             one request; prints the answer
-  count [--every 1s]                  prints 1, 2, 3 ...
+  count [--every 1s] [--into FILE]    prints 1, 2, 3 ..., or appends them to the file
+  follow FILE                         prints the file, and for ever what is appended to it
   sleep [SECONDS]                     until then, or until a signal
   stubborn                            sleeps and pays no heed to SIGTERM
   stamp                               prints the time in nanoseconds, then sleeps
@@ -57,7 +58,7 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
         "serve" => http::serve(option(rest, "--port")?.unwrap_or("8080")),
         "client" => client::run(option(rest, "--url")?.unwrap_or("http://127.0.0.1:8080/json"), every(rest)?),
         "get" => client::get(argument(rest, 0, "URL")?),
-        "count" => tools::count(every(rest)?),
+        "count" => tools::count(every(rest)?, option(rest, "--into")?),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
