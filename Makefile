@@ -12,7 +12,7 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 bench lint check clean
+.PHONY: help test packages build images unit e2e v2 bench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ bench: packages images ## Side by side with podman: a table, and target/bench.js
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
+	cargo bench --package nodeagent --bench manifests
+
+oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiserver, anew: needs Go
+	cd e2e/oracle && go build -o ../../target/oracle .
+	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
+	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check
