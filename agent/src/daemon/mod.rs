@@ -443,3 +443,31 @@ impl Stop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::alone(None, Belongs::ToItself, Ranges::Default, Wiring::Bridge)]
+    #[case::said(Some(Wiring::Cni), Belongs::ToItself, Ranges::Chosen, Wiring::Cni)]
+    #[case::in_a_cluster(None, Belongs::ToACluster, Ranges::Default, Wiring::Cni)]
+    #[case::with_ranges_of_its_own(None, Belongs::ToACluster, Ranges::Chosen, Wiring::Bridge)]
+    #[case::said_otherwise(Some(Wiring::Bridge), Belongs::ToACluster, Ranges::Default, Wiring::Bridge)]
+    fn who_wires(#[case] said: Option<Wiring>, #[case] belongs: Belongs, #[case] ranges: Ranges, #[case] expected: Wiring) {
+        let folder = tempfile::tempdir().unwrap();
+        let cni = crate::config::Cni {
+            conf_dir: folder.path().into(),
+            bin_dirs: Vec::new(),
+            cache_dir: folder.path().into(),
+            timeout: Duration::from_secs(1),
+        };
+        let bridge = "nodeagent0".to_owned();
+        let network = Network { bridge, pod_cidrs: Vec::new(), nft_table: String::new(), mtu: None, wiring: said, ranges, cni };
+        let without = said.unwrap_or(Wiring::Bridge);
+        assert_eq!(wiring(&network, belongs), without, "no network add-on is installed");
+        std::fs::write(folder.path().join("10-addon.conflist"), "{}").unwrap();
+        assert_eq!(wiring(&network, belongs), expected);
+    }
+}
