@@ -16,8 +16,9 @@ use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::node::{
-    self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo,
-    Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
+    self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation,
+    Holder as HolderInfo, Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError,
+    Stdio,
 };
 use super::objects::Objects;
 use super::observed::Attempt;
