@@ -1,5 +1,6 @@
 //! The agent's memory after a burst: what the starts of many pods took for a moment lies in pages between what stays, and the
-//! allocator would keep it for ever. So do the pages of code that only the agent's own start ran, and of the programs within it.
+//! allocator would keep it for ever. So do the pages of code that nothing runs any more, and of the programs within it: an agent that
+//! waits needs a tenth of them, and the next start has them back for some tenths of a millisecond.
 
 use std::time::Duration;
 
@@ -12,22 +13,23 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// Gives memory back after the agent's start and after each burst of changes. Sleeps while nothing changes.
 pub async fn tidy<T>(mut changes: Receiver<Change<T>>) {
-    let mut begun = false;
     loop {
         while let Ok(more) = tokio::time::timeout(QUIET, next(&mut changes)).await {
             if !more {
                 return;
             }
         }
-        if !std::mem::replace(&mut begun, true) {
-            podholder::sys::let_go_of_program();
-        }
         // It may take some milliseconds.
-        let _ = tokio::task::spawn_blocking(podholder::sys::give_memory_back).await;
+        let _ = tokio::task::spawn_blocking(give_back).await;
         if !next(&mut changes).await {
             return;
         }
     }
+}
+
+fn give_back() {
+    podholder::sys::give_memory_back();
+    podholder::sys::let_go_of_program();
 }
 
 /// The next change, or many that were missed; false at the end.

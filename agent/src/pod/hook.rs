@@ -24,7 +24,7 @@ pub fn pre_stop(container: &k8s::Container) -> Option<&k8s::LifecycleHandler> {
 
 /// Runs a hook to its end, which is no later than `limit` from now. An answer over HTTP is one, whatever its status.
 pub async fn run(subject: &Subject, hook: &k8s::LifecycleHandler, limit: Duration) -> Result<(), String> {
-    let late = || format!("it did not return within {} s", limit.as_secs());
+    let late = || format!("it did not return within {:.0} s", limit.as_secs_f64().ceil());
     if let Some(action) = &hook.exec {
         let command = action.command.as_deref().unwrap_or_default();
         return match Commands::default().run(subject, command, limit).await? {

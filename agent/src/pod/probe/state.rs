@@ -142,7 +142,7 @@ mod tests {
     #[case::successes_in_a_row("{successThreshold: 3}", "++-+++", ".....+")]
     #[case::a_failure_between("{failureThreshold: 2}", "-+-+--", ".+.+.-")]
     #[case::stays("{successThreshold: 2, failureThreshold: 2}", "+++---++", ".++.--.+")]
-    fn thresholds(#[case] thresholds: &str, #[case] findings: &str, #[case] expected: &str) {
+    fn findings_in_a_row_count(#[case] thresholds: &str, #[case] findings: &str, #[case] expected: &str) {
         let mut counter = Counter::new(&probe(thresholds));
         let certain: String = findings
             .chars()
