@@ -6,6 +6,7 @@ pub mod call;
 pub mod cri;
 pub mod descriptor;
 mod discovery;
+mod edit;
 mod events;
 pub mod human;
 mod images;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
@@ -18,6 +19,8 @@ pub mod backoff;
 pub mod completed;
 pub mod counters;
 pub mod handle;
+pub mod handler;
+pub mod hook;
 mod image_api;
 pub mod manager;
 pub mod network;
@@ -26,9 +29,11 @@ pub mod objects;
 pub mod observed;
 pub mod plan;
 pub mod pressure;
+pub mod probe;
 pub mod pulls;
 pub mod recorder;
 pub mod resize;
+pub mod restart;
 pub mod status;
 pub mod store;
 pub mod trace;
@@ -109,7 +114,7 @@ impl Node {
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
-        let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time) };
+        let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time), conditions: Vec::new() };
         sandbox.holder.note(serde_json::to_value(&note).unwrap_or_default()).await.map_err(|e| e.to_string())?;
         trace.step("files, note", None, begun);
         Ok(ips)
@@ -179,4 +184,7 @@ impl std::fmt::Debug for Node {
 struct SandboxNote {
     ips: Vec<IpAddr>,
     start_time: Option<Timestamp>,
+    /// What others told of the pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<k8s::PodCondition>,
 }

@@ -104,6 +104,8 @@ pub struct StartInput<'a> {
     pub volumes: &'a Volumes,
     /// ConfigMaps and Secrets.
     pub objects: &'a dyn Objects,
+    /// The ID of a running container whose PID namespace it joins.
+    pub beside: Option<String>,
     /// Given back by the holder's state.
     pub note: serde_json::Value,
 }
@@ -327,7 +329,7 @@ impl Runtime {
 
     /// The recipe of a container, and the cgroup that it names.
     fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
-        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
+        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, beside, note } = input;
         let group = sandbox.group.child(id);
         let rules = device_rules(container);
         let devices = cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?;
@@ -349,6 +351,7 @@ impl Runtime {
             cgroups: group.joins(rules),
             host_devices: if rules == DeviceRules::Unlimited { devices::of_host() } else { Vec::new() },
             seccomp: &|need| self.filters.get(need),
+            beside,
             note,
         })?;
         devices.apply(&mut recipe)?;

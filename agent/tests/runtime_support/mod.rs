@@ -98,6 +98,7 @@ async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) ->
         pod_ips: &["10.9.8.7".parse().unwrap()],
         volumes: &volumes(runtime, pod).unwrap(),
         objects: &NoObjects,
+        beside: None,
         note: serde_json::Value::Null,
     };
     runtime.start_container(sandbox, input).await

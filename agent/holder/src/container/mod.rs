@@ -17,7 +17,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use podholder::protocol::{Fault, IdMaps, PidNamespace, Process, Recipe, Stage};
+use podholder::protocol::{Fault, IdMaps, Process, Recipe, Stage};
 use podholder::sys::{self, Fork, attr, ns};
 use rustix::fs::Mode;
 
@@ -52,7 +52,7 @@ impl Namespaces {
 
 /// The flags of a container's clone3. PID is made later when a USER namespace has to own it.
 pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
-    let own_pid = recipe.pid == PidNamespace::Own && pod.maps.is_none();
+    let own_pid = recipe.makes_pid_namespace() && pod.maps.is_none();
     ns::MNT | if own_pid { ns::PID } else { 0 }
 }
 
@@ -111,7 +111,7 @@ fn rootfs_and_user_namespace(
     credentials::stay_private().or_fault(Stage::Namespace, "user")?;
     // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
     sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
-    if recipe.pid == PidNamespace::Own {
+    if recipe.makes_pid_namespace() {
         match sys::clone3(ns::PARENT | ns::PID, None).or_fault(Stage::Fork, "")? {
             Fork::Parent { pid, pidfd } => {
                 status.send(&Report::Moved(pid), &[pidfd.as_fd()]);

@@ -266,6 +266,11 @@ impl Holder {
         self.order(Request::Note(note)).await
     }
 
+    /// Replaces the note of a container.
+    pub async fn note_container(&self, container: &str, note: serde_json::Value) -> Result<(), CallError> {
+        self.order(Request::NoteContainer { container: container.into(), note }).await
+    }
+
     /// An ended container's record isn't needed any more.
     pub async fn forget(&self, container: &str) -> Result<(), CallError> {
         self.order(Request::Forget { container: container.into() }).await
@@ -476,6 +481,7 @@ fn name(request: &Request) -> &'static str {
         Request::Socket { .. } => "socket",
         Request::NetNamespace => "net-namespace",
         Request::Note(_) => "note",
+        Request::NoteContainer { .. } => "note-container",
         Request::Forget { .. } => "forget",
         Request::Shutdown => "shutdown",
     }
