@@ -2,6 +2,7 @@
 
 mod kubelet;
 mod lock;
+mod memory;
 mod service;
 
 use std::path::PathBuf;
@@ -120,6 +121,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
