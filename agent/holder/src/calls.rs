@@ -36,6 +36,7 @@ fn descriptor(fd: OwnedFd) -> Option<(Reply, Vec<OwnedFd>)> {
 impl Holder {
     /// Does what is asked for and answers, now or when it's decided.
     pub fn call(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) {
+        self.untidy |= matches!(request, Request::Sandbox(_) | Request::Start(_) | Request::Exec { .. } | Request::State);
         match self.answer(asker, request, fds) {
             Ok(None) => {}
             Ok(Some((reply, fds))) => self.reply(asker, Ok(reply), fds),
@@ -80,8 +81,13 @@ impl Holder {
                 container.stdin = None;
                 Ok(done())
             }
-            Request::Socket { domain, kind, protocol } => socket(domain, kind, protocol),
+            Request::Socket { domain, kind, protocol } => {
+                // Before that, it would be one of the host's.
+                self.sandbox()?;
+                socket(domain, kind, protocol)
+            }
             Request::NetNamespace => {
+                self.sandbox()?;
                 let path = "/proc/self/ns/net";
                 let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
                 Ok(descriptor(namespace.or_fault(Stage::Namespace, path)?))
@@ -171,7 +177,7 @@ impl Holder {
         let target = recipe.beside.as_deref().map(|id| self.running(id)).transpose()?;
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
-        let pod = Pod { maps: sandbox.recipe.user.as_ref() };
+        let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
         let keep = sandbox.namespaces();
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),

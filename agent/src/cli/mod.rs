@@ -100,6 +100,21 @@ pub enum Command {
     },
 }
 
+/// Of [`Command`]'s grammar, what scripts run a hundred times a minute: building so little of it takes no time.
+#[derive(Debug, Subcommand)]
+pub enum Quick {
+    /// Run a command in a container
+    Exec(exec::ExecArgs),
+}
+
+impl From<Quick> for Command {
+    fn from(quick: Quick) -> Self {
+        match quick {
+            Quick::Exec(args) => Self::Exec(args),
+        }
+    }
+}
+
 /// Writing a kubeconfig.
 #[derive(Debug, Args)]
 #[command(

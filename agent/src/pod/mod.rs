@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{Runtime, Sandbox};
+use crate::runtime::{Runtime, Sandbox, Wires};
 
 pub mod backoff;
 pub mod completed;
@@ -78,12 +78,12 @@ impl Node {
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
         let begun = Instant::now();
-        let sandbox = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
-            Ok(sandbox) => sandbox,
+        let (sandbox, wires) = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
+            Ok(made) => made,
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
         trace.protocol_steps(None, begun, &sandbox.steps);
-        match self.wire(pod, &sandbox, start_time, trace).await {
+        match self.wire(pod, (&sandbox, wires), start_time, trace).await {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
         }
@@ -99,14 +99,14 @@ impl Node {
     async fn wire(
         &self,
         pod: &ValidPod,
-        sandbox: &Sandbox,
+        (sandbox, wires): (&Sandbox, Option<Wires>),
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<Vec<IpAddr>, String> {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            self.network.attach(pod, sandbox, trace).await?
+            self.network.attach(pod, (sandbox, wires), trace).await?
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;

@@ -24,6 +24,7 @@ use rustix::fs::Mode;
 use crate::child::{Parts, Report, Status};
 use crate::clock::Steps;
 use crate::fault::OrFault;
+use crate::shm::Kept;
 use paths::Root;
 
 pub use rootfs::mapped_root;
@@ -32,11 +33,13 @@ pub use rootfs::mapped_root;
 pub struct Pod<'a> {
     /// The maps of its USER namespace, if it has one.
     pub maps: Option<&'a IdMaps>,
+    /// What [`Namespaces::shm`] is.
+    pub shm: Kept,
 }
 
 /// The namespaces' descriptors, as [`Parts::kept`] brings them.
 pub struct Namespaces {
-    /// A mount namespace with the pod's /dev/shm as its root.
+    /// The pod's /dev/shm.
     pub shm: OwnedFd,
     /// The USER namespace.
     pub user: Option<OwnedFd>,
@@ -71,7 +74,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     let label = credentials::Label::open(process)?;
     let user_ns = namespaces.user.as_ref().map(AsFd::as_fd);
     // Before propagation is cut, so that a mount which asks for it stays in touch with the host's.
-    let trees = mounts::open_sources(&recipe.mounts, user_ns, namespaces.shm.as_fd())?;
+    let trees = mounts::open_sources(&recipe.mounts, user_ns, (namespaces.shm.as_fd(), pod.shm))?;
     steps.done("sources");
     let status = rootfs_and_user_namespace(recipe, pod, user_ns, status, &mut steps)?;
     // After the cgroups are joined: they are the roots that it shows.
