@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 tools deb bench netbench oracle helm lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,7 +41,7 @@ v2: packages ## The tests of control groups, in a virtual machine with cgroup v2
 	e2e/vm/tests
 
 PACKAGE := target/package
-tools: helm ## What the tests need that Debian hasn't
+tools: ## What the tests need that Debian hasn't
 	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
 
 deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
@@ -60,10 +60,6 @@ oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiser
 	cd e2e/oracle && go build -o ../../target/oracle .
 	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
 	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
-
-helm: ## helm, from its Go module, in target/e2e/bin
-	@command -v go > /dev/null || { echo 'go is not installed: https://go.dev/dl' >&2; exit 1; }
-	cd e2e/helm && go build -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm
 
 netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, throughput and requests, with 10 and 1,000 ports
 	@e2e/packages $(BENCH_PACKAGES)
