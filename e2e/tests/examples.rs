@@ -157,3 +157,26 @@ fn what_a_failed_pod_means_to_a_job() {
     assert_eq!(reason, "FailedIndexes");
     assert_eq!((&status["completedIndexes"], &status["failedIndexes"]), (&"0".into(), &"1,2".into()), "{status:#}");
 }
+
+#[test]
+fn lifecycle() {
+    let node = NodeBox::start();
+    node.apply_folder("lifecycle");
+    let probed = node.pod("probed");
+    probed.container("web").is_running();
+    probed.tells(&["Unhealthy", "Readiness probe failed"]);
+    probed.container("web").demo("write /tmp/ready yes");
+    probed.is_ready();
+    let hooked = node.pod("hooked");
+    hooked.is_ready();
+    assert_eq!(hooked.container("main").demo("read /shared/diary"), "started");
+    let said = hooked.container("main").follow(&[]);
+    said.says("listening");
+    node.remove("hooks.yaml");
+    said.says("the preStop hook was here");
+    said.says("SIGTERM: bye");
+    hooked.is_gone();
+    let ruled = node.pod("ruled");
+    ruled.container("worker").was_restarted(1);
+    ruled.container("watcher").is_running();
+}

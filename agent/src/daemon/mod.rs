@@ -1,6 +1,7 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
 mod lock;
+mod memory;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -110,6 +111,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ended = CancellationToken::new();
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };

@@ -2,6 +2,7 @@
 
 mod edits;
 mod exec;
+mod probes;
 mod pull;
 mod restart;
 mod scale;
@@ -27,6 +28,7 @@ const PARTS: [Part; 9] = [
     Part { name: "exec", what: "the command line's exec", run: exec::latency },
     Part { name: "pull", what: "images from a loopback registry, also by skopeo copy", run: pull::images },
     Part { name: "idle", what: "processor time of pods that do nothing", run: standing::idle },
+    Part { name: "probes", what: "processor time of a probe a second in each of many pods", run: probes::each_second },
     Part { name: "restart", what: "the agent killed under 100 pods", run: restart::adoption },
     Part {
         name: "edits",
