@@ -93,9 +93,7 @@ fn observed(pod: &ValidPod) -> Observed {
     Observed {
         sandbox: Sandbox::Ready { generation: 1, ips: Vec::new(), since: Timestamp::UNIX_EPOCH },
         containers: pod.all_containers().map(|c| (c.name.clone(), container.clone())).collect(),
-        ending: None,
-        failure: None,
-        resize: None,
+        ..Observed::default()
     }
 }
 
