@@ -3,21 +3,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 # What only the tests and the benchmark need. The agent itself needs a Linux kernel.
-PACKAGES := busybox-static containernetworking-plugins curl debootstrap docker-registry iproute2 jq nftables procps skopeo strace util-linux xz-utils zstd \
+PACKAGES := apache2-utils busybox-static containernetworking-plugins crun curl debootstrap docker-registry iproute2 iptables jq nftables podman procps skopeo strace util-linux xz-utils zstd \
 	dpkg-dev gcc libc6-dev
 # A small virtual machine with cgroup v2 alone.
 VM_PACKAGES := busybox-static cpio e2fsprogs jq kmod qemu-system-x86
 # The other side of `make bench`.
-BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
+BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 bench lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-test: packages build images ## All tests: of the parts, and end to end
+test: packages tools build images ## All tests: of the parts, and end to end
 	@e2e/count cargo test --workspace --no-fail-fast
 
 packages: ## Debian packages that the tests need: only those that aren't there
@@ -40,11 +40,33 @@ v2: packages ## The tests of control groups, in a virtual machine with cgroup v2
 	@e2e/packages $(VM_PACKAGES)
 	e2e/vm/tests
 
+PACKAGE := target/package
+tools: ## What the tests need that Debian hasn't
+	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
+
+deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
+	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
+	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
+
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
+	cargo bench --package nodeagent --bench manifests
+
+oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiserver, anew: needs Go
+	cd e2e/oracle && go build -o ../../target/oracle .
+	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
+	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
+
+netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, throughput and requests, with 10 and 1,000 ports
+	@e2e/packages $(BENCH_PACKAGES)
+	cargo build --release -p netplug --bins --examples
+	target/release/examples/cni_speed
+	target/release/examples/attach_speed
+	target/release/examples/load
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check

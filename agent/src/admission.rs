@@ -1,6 +1,8 @@
 //! Whether a pod can be here at all: by what the machine has left, by what its kernel can do, by what it suffers from. The kubelet's
 //! checks, reasons and sentences. The ledger is the only state: what each pod that may run has been promised.
 
+mod affinity;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +15,8 @@ use crate::model::{PodUid, ValidPod};
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
 use crate::runtime::{Settings, hugepages};
+
+pub use affinity::Labels;
 
 /// From here on a pod is the system's own: pressure doesn't keep it out.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
@@ -62,6 +66,7 @@ pub struct Pressure {
 #[derive(Debug)]
 pub struct Admission {
     room: Room,
+    labels: Labels,
     ledger: Mutex<Ledger>,
     pressures: Mutex<Vec<Pressure>>,
     /// Counts what became better: room that was freed, a condition that ended.
@@ -129,10 +134,21 @@ impl Need {
 
 impl Admission {
     /// Nothing is promised yet.
-    pub fn new(room: Room) -> Arc<Self> {
+    pub fn new(room: Room, labels: Labels) -> Arc<Self> {
         let since = Timestamp::now();
         let pressures = Condition::ALL.map(|condition| Pressure { condition, holds: false, since });
-        Arc::new(Self { room, ledger: Mutex::default(), pressures: Mutex::new(pressures.into()), better: watch::Sender::new(0) })
+        Arc::new(Self {
+            room,
+            labels,
+            ledger: Mutex::default(),
+            pressures: Mutex::new(pressures.into()),
+            better: watch::Sender::new(0),
+        })
+    }
+
+    /// What the node is called, by selectors.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// What can be promised at all.
@@ -142,6 +158,10 @@ impl Admission {
 
     /// Promises what the pod asks for, or says why not.
     pub fn admit(self: &Arc<Self>, pod: &ValidPod, settings: &Settings) -> Result<Lease, Rejection> {
+        if !self.labels.permit(pod.spec()) {
+            let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+            return Err(Rejection::new("NodeAffinity", message));
+        }
         self.pressure_permits(pod)?;
         machine_permits(pod, settings)?;
         let mut ledger = self.lock();
@@ -333,7 +353,7 @@ mod tests {
     #[case("ephemeral-storage: 2Gi", Some(("OutOfephemeral-storage", "Node didn't have enough resource: ephemeral-storage, requested: 2147483648, used: 0, capacity: 1073741824")))]
     #[case("hugepages-2Mi: 4Mi}, limits: {hugepages-2Mi: 4Mi", Some(("OutOfhugepages-2Mi", "Node didn't have enough resource: hugepages-2Mi, requested: 4194304, used: 0, capacity: 0")))]
     fn what_does_not_fit_says_so(#[case] requests: &str, #[case] expected: Option<(&str, &str)>) {
-        let admission = Admission::new(ROOM);
+        let admission = Admission::new(ROOM, Labels::default());
         let _first = admission.admit(&asks("first", "cpu: 500m, memory: 1Mi"), &settings()).unwrap();
         let rejection = admission.admit(&asks("second", requests), &settings()).err();
         assert_eq!(rejection.as_ref().map(|r| (r.reason.as_str(), r.message.as_str())), expected);
@@ -341,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_lease_that_ends_makes_room() {
-        let admission = Admission::new(Room { pods: 1, ..ROOM });
+        let admission = Admission::new(Room { pods: 1, ..ROOM }, Labels::default());
         let better = admission.better();
         let lease = admission.admit(&asks("first", ""), &settings()).unwrap();
         assert_eq!(admission.admit(&asks("second", ""), &settings()).unwrap_err().reason, "OutOfpods");
@@ -353,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_resize_is_deferred_or_infeasible() {
-        let admission = Admission::new(ROOM);
+        let admission = Admission::new(ROOM, Labels::default());
         let _first = admission.admit(&asks("first", "cpu: '1'"), &settings()).unwrap();
         let _second = admission.admit(&asks("second", "cpu: 500m"), &settings()).unwrap();
         let reason = |requests| admission.resize(&asks("first", requests)).err().map(|r| r.reason);
@@ -372,7 +392,7 @@ mod tests {
     #[case(&[Condition::Disk], "resources: {requests: {cpu: 1m}}, ", Some("The node had condition: [DiskPressure]. "))]
     #[case(&[Condition::Memory, Condition::Pid], "", Some("The node had condition: [MemoryPressure PIDPressure]. "))]
     fn pressure_keeps_pods_out(#[case] conditions: &[Condition], #[case] spec: &str, #[case] expected: Option<&str>) {
-        let admission = Admission::new(ROOM);
+        let admission = Admission::new(ROOM, Labels::default());
         admission.suffers(conditions);
         let rejection = admission.admit(&pod("p", &format!("{spec}containers: [{{name: a}}]")), &settings()).err();
         assert_eq!(rejection.map(|r| r.message).as_deref(), expected);
@@ -380,7 +400,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_or_the_configuration_lacks_is_told() {
-        let admission = Admission::new(ROOM);
+        let admission = Admission::new(ROOM, Labels::default());
         let unsafe_one = "securityContext: {sysctls: [{name: kernel.msgmax, value: '1'}]}, containers: [{name: a}]";
         let rejection = admission.admit(&pod("p", unsafe_one), &settings()).unwrap_err();
         assert_eq!(rejection.reason, "SysctlForbidden");

@@ -9,6 +9,7 @@ pub mod config;
 pub mod daemon;
 pub mod eviction;
 pub mod image;
+pub mod kubelet;
 pub mod machine;
 pub mod model;
 pub mod pod;

@@ -61,7 +61,7 @@ fn local(flags: &Flags) -> Local<'static> {
     Local {
         validate: Box::new(validate),
         build: Box::new(source::kustomize::build),
-        check: Box::new(move || machine::check::all(&lib)),
+        check: Box::new(move || machine::check::thorough(&lib)),
         grammar: Box::new(Cli::<cli::Command>::command),
     }
 }

@@ -16,6 +16,7 @@ pub struct Builder {
     disk: Option<u32>,
     configuration: Option<String>,
     arguments: Vec<String>,
+    environment: Vec<String>,
     agent: NotYet,
 }
 
@@ -57,6 +58,12 @@ impl Builder {
         self
     }
 
+    /// A variable of the agent's environment: `NAME=VALUE`.
+    pub fn environment(mut self, variable: String) -> Self {
+        self.environment.push(variable);
+        self
+    }
+
     /// The agent is not started yet.
     pub fn without_agent(mut self) -> Self {
         self.agent = NotYet::Waits;
@@ -80,6 +87,7 @@ pub struct NodeBox {
     agent: Mutex<Option<Running>>,
     registry: Option<Running>,
     arguments: Vec<String>,
+    environment: Vec<String>,
     cgroup_parent: String,
     outside: Option<Outside>,
     inside: Option<Isolated>,
@@ -131,7 +139,8 @@ impl NodeBox {
             arguments.extend(["--config".into(), path.display().to_string()]);
         }
         let (inside, outside) = (Some(inside), Some(outside));
-        Self { agent: Mutex::new(None), registry, arguments, cgroup_parent, outside, inside, folder }
+        let environment = with.environment.clone();
+        Self { agent: Mutex::new(None), registry, arguments, environment, cgroup_parent, outside, inside, folder }
     }
 
     /// The agent's `--root`.
@@ -192,7 +201,8 @@ impl NodeBox {
 
     /// The same with another source of manifests.
     pub fn agent_command_on(&self, manifests: &str) -> Command {
-        let mut command = self.command(paths::binary("nodeagent").to_str().expect("a path in UTF-8"));
+        let mut command = self.command("env");
+        command.args(&self.environment).arg(paths::binary("nodeagent"));
         command.args(["--manifests", manifests, "--root"]).arg(self.root());
         command.args(["--node-name", "node", "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
         command

@@ -1,7 +1,7 @@
 //! The examples below manifests/, as a user runs them, and what their comments promise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use e2e::{NodeBox, assert_eventually, workspace};
+use e2e::{NodeBox, assert_eventually, eventually, workspace};
 
 /// A file of an example.
 fn text(path: &str) -> String {
@@ -126,4 +126,57 @@ fn lifecycle() {
     let ruled = node.pod("ruled");
     ruled.container("worker").was_restarted(1);
     ruled.container("watcher").is_running();
+}
+
+#[test]
+fn init_containers_prepare_what_the_main_one_shows() {
+    let node = NodeBox::start();
+    node.apply("init.yaml", &text("containers/init.yaml"));
+    let pod = node.pod("init");
+    pod.is_ready();
+    pod.container("show").logged("first\nsecond\n");
+    for name in ["install", "extend"] {
+        pod.container(name).exited_with(0);
+    }
+    pod.container("show").exec(&["/demo", "append", "/page/page.txt", "third"]).fails();
+}
+
+#[test]
+fn a_sidecar_ships_the_logs_and_keeps_no_job_from_its_end() {
+    let node = NodeBox::start();
+    node.apply("sidecar-logs.yaml", &text("containers/sidecar-logs.yaml"));
+    let counter = node.pod("counter");
+    counter.is_ready();
+    counter.container("shipper").logged("1\n2\n3\n");
+    assert_eq!(counter.container("app").logs(&[]), "", "its log is a file");
+    eventually("the job is complete", || {
+        let jobs = node.run(&["get", "job", "shipped", "-o", "json"]).stdout;
+        if jobs.contains("\"completionTime\"") { Ok(()) } else { Err(jobs) }
+    });
+    // The main one is restarted alone, and the sidecar goes on with the file. Who ends PID 1 from inside may end with it.
+    counter.container("app").exec(&["/demo", "kill", "1", "SIGTERM"]);
+    counter.container("app").was_restarted(1);
+    assert_eq!(counter.container("shipper").restarts(), 0);
+    counter.container("shipper").exec(&["/demo", "kill", "1", "SIGTERM"]);
+    counter.container("shipper").was_restarted(1);
+}
+
+#[test]
+fn what_a_failed_pod_means_to_a_job() {
+    let node = NodeBox::start();
+    node.apply("jobs.yaml", &text("workloads/job-failures.yaml"));
+    let failed = |name: &str| {
+        eventually(&format!("{name} has failed"), || {
+            let job = node.run(&["get", "job", name, "-o", "json"]).stdout;
+            let job: serde_json::Value = serde_json::from_str(&job).map_err(|e| format!("{e}: {job}"))?;
+            let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let condition = conditions.into_iter().find(|c| c["type"] == "Failed").ok_or_else(|| job.to_string())?;
+            Ok((condition["reason"].clone(), job["status"].clone()))
+        })
+    };
+    let (reason, status) = failed("bug");
+    assert_eq!((reason.as_str(), status["failed"].as_i64()), (Some("PodFailurePolicy"), Some(1)));
+    let (reason, status) = failed("by-index");
+    assert_eq!(reason, "FailedIndexes");
+    assert_eq!((&status["completedIndexes"], &status["failedIndexes"]), (&"0".into(), &"1,2".into()), "{status:#}");
 }

@@ -131,6 +131,37 @@ fn every_amount_is_in_the_kernels_files() {
     }
 }
 
+/// memory.min and memory.high follow requests, on cgroup v2 alone; a class weighs and protects what its pods ask for together.
+#[test]
+fn requests_are_protected_where_the_kernel_can() {
+    let node = configured("memoryQoS: true\n");
+    for name in ["one", "two"] {
+        let resources = "resources: {requests: {cpu: 250m, memory: 32Mi}, limits: {memory: 64Mi}}";
+        node.put(&pod(name).runs_with("main", "sleep", resources)).is_ready();
+    }
+    let one = node.pod("one");
+    let class = |controller: &str| hierarchy(controller).join(node.cgroup_parent()).join("burstable");
+    let is = |what: &str, path: PathBuf, expected: &str| {
+        eventually(what, || if read(&path) == expected { Ok(()) } else { Err(read(&path)) });
+    };
+    if is_v2() {
+        let high = "63750144"; // 32Mi and 0.9 of the 32Mi up to the limit, in whole pages
+        for (file, expected) in [("memory.min", "33554432"), ("memory.high", high), ("memory.oom.group", "1")] {
+            assert_eq!(of_container(&node, &one, "main", "memory", file), expected, "{file}");
+        }
+        assert_eq!(of_pod(&node, &one, "memory", "memory.min"), "33554432");
+        assert_eq!(of_pod(&node, &one, "memory", "memory.oom.group"), "0");
+        is("the class is protected", class("memory").join("memory.min"), "67108864");
+        is("the class weighs what its pods do", class("cpu").join("cpu.weight"), "59");
+    } else {
+        assert_eq!(of_container(&node, &one, "main", "memory", "memory.limit_in_bytes"), "67108864");
+        is("the class weighs what its pods do", class("cpu").join("cpu.shares"), "512");
+    }
+    node.remove("two.yaml");
+    let (file, expected) = if is_v2() { ("cpu.weight", "35") } else { ("cpu.shares", "256") };
+    is("the class weighs less", class("cpu").join(file), expected);
+}
+
 #[test]
 fn who_takes_more_memory_than_its_limit_is_oom_killed() {
     let node = NodeBox::start();

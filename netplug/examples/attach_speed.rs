@@ -107,7 +107,8 @@ async fn measure(network: &Network, pods: usize) -> Fallible<()> {
 
 async fn attach(network: &Network, uid: &str, host_port: u16, netns: &File, netlink: OwnedFd) -> Fallible<Attached> {
     let port = Port { host_ip: None, host_port, container_port: 80, protocol: Protocol::Tcp };
-    let attachment = Attachment { uid, pod: uid, netns: netns.as_fd(), netlink, ports: vec![port], fixed: Vec::new() };
+    let attachment =
+        Attachment { uid, pod: uid, netns: netns.as_fd(), netlink, ports: vec![port], fixed: Vec::new(), bandwidth: None };
     Ok(network.attach(attachment).await?)
 }
 

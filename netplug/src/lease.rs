@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, settings::Port};
+use crate::{bandwidth::Bandwidth, error::Error, links::mac_of, settings::Port};
 
 /// What one pod holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,19 @@ pub struct Lease {
     /// Its host ports.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// The MAC of its interface, where it isn't that of its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Lease {
+    /// Of the pod's interface.
+    pub(crate) fn mac(&self) -> [u8; 6] {
+        self.mac.or_else(|| self.ips.first().map(|ip| mac_of(*ip))).unwrap_or_default()
+    }
 }
 
 /// The directory.

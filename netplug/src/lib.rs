@@ -6,12 +6,14 @@
 //! | `settings`, `cidr` | what is wanted, checked | nobody |
 //! | [`ipam`] | which address: pure, O(1) | settings |
 //! | `lease` | what pods hold, crash-safe on disk | settings |
+//! | `bandwidth` | limits, and the traffic control that keeps them: pure | nobody |
 //! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
 //! | `network` | the asynchronous handle | engine |
 //! | [`cni`] | the plugin | engine |
+//! | [`cni::client`] | other people's plugins, executed | nobody but `cni`'s formats |
 //!
 //! Messages are built with rtnetlink's builders (`LinkMessageBuilder`, `RouteMessageBuilder`) over netlink-packet-route's types. They
 //! don't travel by rtnetlink's `Handle`: that sends one request a system call and waits for each answer in a task, which costs a
@@ -19,6 +21,7 @@
 //! tokio reactor in the plugin's process.
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod cidr;
 pub mod cni;
 mod engine;
@@ -31,7 +34,9 @@ mod network;
 mod nft;
 mod settings;
 
+pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};
+pub use engine::can_limit_bandwidth;
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};

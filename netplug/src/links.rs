@@ -13,9 +13,10 @@ use netlink_packet_route::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use serde::{Deserialize, Serialize};
 
 use crate::{cidr::Cidr, netlink::Request};
 
@@ -322,9 +323,49 @@ fn address(index: u32, ip: IpAddr, prefix: u8) -> AddressMessage {
     message
 }
 
+/// What a route may say beside where it leads, as CNI writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct RouteOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl RouteOptions {
+    /// Whether the route is in the table that is looked at first.
+    pub(crate) fn is_main(&self) -> bool {
+        self.table.is_none_or(|table| table == u32::from(RouteHeader::RT_TABLE_MAIN))
+    }
+
+    fn apply(self, message: &mut RouteMessage) {
+        let metrics = [self.mtu.map(RouteMetric::Mtu), self.advmss.map(RouteMetric::Advmss)];
+        let metrics: Vec<RouteMetric> = metrics.into_iter().flatten().collect();
+        if !metrics.is_empty() {
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        message.attributes.extend(self.priority.map(RouteAttribute::Priority));
+        if let Some(table) = self.table {
+            // The header has room for small numbers only; the attribute counts.
+            message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+            message.attributes.push(RouteAttribute::Table(table));
+        }
+        if let Some(scope) = self.scope {
+            message.header.scope = scope.into();
+        }
+    }
+}
+
 /// A way out of the pod. Added, or put in place of the one to the same destination.
-pub(crate) fn route(index: u32, to: Cidr, gateway: IpAddr) -> Request {
-    let message = match (to.base(), gateway) {
+pub(crate) fn route(index: u32, to: Cidr, gateway: IpAddr, options: RouteOptions) -> Request {
+    let mut message = match (to.base(), gateway) {
         (IpAddr::V4(base), IpAddr::V4(gateway)) => {
             let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(base, to.prefix());
             route.gateway(gateway).output_interface(index).build()
@@ -346,6 +387,7 @@ pub(crate) fn route(index: u32, to: Cidr, gateway: IpAddr) -> Request {
             message
         }
     };
+    options.apply(&mut message);
     Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 

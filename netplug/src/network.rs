@@ -22,6 +22,7 @@ use tokio::sync::{
 };
 
 use crate::{
+    bandwidth::Bandwidth,
     engine::{Engine, Wake, Wanted},
     error::{Doing, Error},
     lease::Lease,
@@ -64,6 +65,8 @@ pub struct Attachment<'a> {
     pub ports: Vec<Port>,
     /// Addresses that it must have, at most one a family; empty: any.
     pub fixed: Vec<IpAddr>,
+    /// How fast it may be; none: as fast as it can.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// What it got.
@@ -122,10 +125,20 @@ impl Network {
     ///
     /// A failure of the first attachment leaves nothing behind.
     pub async fn attach(&self, attachment: Attachment<'_>) -> Result<Attached, Error> {
-        let Attachment { uid, pod, netns, netlink, ports, fixed } = attachment;
+        let Attachment { uid, pod, netns, netlink, ports, fixed, bandwidth } = attachment;
         let netns = netns.try_clone_to_owned().doing(|| format!("duplicate the network namespace's descriptor of pod {pod}"))?;
-        let wanted =
-            Wanted { uid: uid.into(), pod: pod.into(), netns, netlink, ports, fixed, link: POD_LINK.into(), routes: None };
+        let wanted = Wanted {
+            uid: uid.into(),
+            pod: pod.into(),
+            netns,
+            netlink,
+            ports,
+            fixed,
+            bandwidth,
+            mac: None,
+            link: POD_LINK.into(),
+            routes: None,
+        };
         self.run(move |engine| engine.attach(&wanted)).await?
     }
 

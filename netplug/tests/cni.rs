@@ -229,6 +229,7 @@ fn dual_stack_and_routes() {
 #[case::subnet("/ipam/ranges/0/0/subnet", json!("10.22.0.0"), 7, "ipam.ranges[0].subnet: \"10.22.0.0\" has no /prefix")]
 #[case::empty("/ipam/ranges", json!([]), 7, "ipam.ranges: is empty")]
 #[case::overlap("/ipam/ranges/0/0/subnet", json!("192.0.2.0/24"), 7, "overlaps the host's route to 192.0.2.0/24 by up0")]
+#[case::route("/ipam/ranges", json!([[{"subnet": "10.22.0.0/24"}], [{"subnet": "10.23.0.0/24"}]]), 7, "ipam.ranges[1]: is the second of its family")]
 #[case::kind("/ipMasq", json!("yes"), 6, "standard input: invalid type")]
 fn complaints_name_the_field(#[case] field: &str, #[case] value: Value, #[case] code: u32, #[case] words: &str) {
     let node = Node::new("1.1.0").with(field, value);
@@ -289,6 +290,53 @@ fn reservations_are_shared_with_host_local() {
     assert_eq!(address(host_local("ADD", &c)), "10.22.0.4/24");
     node.netplug("DEL", &a).unwrap();
     host_local("DEL", &b).unwrap();
+}
+
+/// What 1.1.0's routes may say, a MAC, and ranges of a container's own.
+#[test]
+fn routes_a_mac_and_own_ranges() {
+    let routes =
+        json!([{"dst": "10.9.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 7}, {"dst": "10.8.0.0/16", "table": 1000}]);
+    let runtime = json!({"mac": "02:11:22:33:44:55", "ipRanges": [[{"subnet": "10.23.0.0/24"}]]});
+    let node = Node::new("1.1.0").with("/ipam/ranges", json!([])).adding("runtimeConfig", runtime);
+    let mut config = node.config.clone();
+    config["ipam"]["routes"] = routes.clone();
+    config["prevResult"] = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "vhost0", "socketPath": "/run/x.sock"}]});
+    let pod = Pod::new("pod");
+    let result = node.call(NETPLUG, "ADD", &pod, &config).unwrap();
+    assert_eq!(result["interfaces"][0], json!({"name": "vhost0", "socketPath": "/run/x.sock"}), "what came before is kept");
+    assert_eq!(result["interfaces"][3]["mac"], "02:11:22:33:44:55");
+    assert_eq!(result["ips"][0]["address"], "10.23.0.2/24");
+    assert_eq!(result["routes"].as_array().unwrap()[..2], routes.as_array().unwrap()[..]);
+    assert!(pod.netns.ip("link show eth0").contains("02:11:22:33:44:55"));
+    let route = pod.netns.ip("route show 10.9.0.0/16");
+    assert!(["metric 7", "mtu 1300", "advmss 1200"].iter().all(|word| route.contains(word)), "{route}");
+    assert!(pod.netns.ip("route show table 1000").contains("10.8.0.0/16 via 10.23.0.1 dev eth0"));
+    config["prevResult"] = result;
+    node.call(NETPLUG, "CHECK", &pod, &config).unwrap();
+    node.call(NETPLUG, "DEL", &pod, &config).unwrap();
+    node.assert_nothing_left(&pod);
+}
+
+/// The capability, or the fields that the plugin `bandwidth` has; CHECK sees the limits go, DEL takes them along.
+#[rstest]
+#[case::capability("runtimeConfig", json!({"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000}}))]
+#[case::field("egressRate", json!(8_000_000))]
+fn bandwidth(#[case] field: &str, #[case] value: Value) {
+    let node = Node::new("1.1.0").adding(field, value);
+    let pod = Pod::new("pod");
+    let result = node.netplug("ADD", &pod).unwrap();
+    let shaped = node.lab.node.command("tc", "qdisc show").unwrap();
+    assert!(shaped.contains("qdisc tbf 1: dev ifb") && shaped.contains("rate 8Mbit"), "{shaped}");
+    node.check(&pod, &result).unwrap();
+    let name = node.lab.node.ip("-o link show type ifb").split(": ").nth(1).unwrap().to_owned();
+    node.lab.node.ip(&format!("link delete {name}"));
+    assert_eq!(details(node.check(&pod, &result)), format!("the bandwidth limit on {name} is gone"));
+    node.netplug("ADD", &pod).unwrap();
+    node.check(&pod, &result).unwrap();
+    node.netplug("DEL", &pod).unwrap();
+    assert_eq!(node.lab.node.ip("link show type ifb"), "");
+    node.assert_nothing_left(&pod);
 }
 
 /// The chain of a usual conflist: the next plugin reads our result.

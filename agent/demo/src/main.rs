@@ -20,7 +20,8 @@ Usage: demo COMMAND
   grpc-health [--port 9090] FILE      gRPC's health service: SERVING while the file is there
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
   get URL                             one request; prints the answer
-  count [--every 1s]                  prints 1, 2, 3 ...
+  count [--every 1s] [--into FILE]    prints 1, 2, 3 ..., or appends them to the file
+  follow FILE                         prints the file, and for ever what is appended to it
   sleep [SECONDS]                     until then, or until a signal
   stubborn                            sleeps and pays no heed to SIGTERM
   stamp                               prints the time in nanoseconds, then sleeps
@@ -66,7 +67,7 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
         }
         "client" => client::run(option(rest, "--url")?.unwrap_or("http://127.0.0.1:8080/json"), every(rest)?),
         "get" => client::get(argument(rest, 0, "URL")?),
-        "count" => tools::count(every(rest)?),
+        "count" => tools::count(every(rest)?, option(rest, "--into")?),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

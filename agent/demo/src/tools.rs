@@ -36,6 +36,7 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "read" => read(argument(words, 0, "FILE")?),
         "write" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().truncate(true)),
         "append" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().append(true)),
+        "follow" => follow(argument(words, 0, "FILE")?),
         "list" => list(words.first().copied().unwrap_or(".")),
         "await" => wait_for(Path::new(argument(words, 0, "FILE")?)),
         "fail-until" => fail_until(Path::new(argument(words, 0, "FILE")?), argument(words, 1, "a number")?),
@@ -68,14 +69,33 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * unit).map_err(|e| format!("{text}: {e}"))
 }
 
-/// Prints 1, 2, 3 …
-pub fn count(every: Duration) -> Result<(), String> {
+/// Prints 1, 2, 3 …, or appends them to the file of that name.
+pub fn count(every: Duration, into: Option<&str>) -> Result<(), String> {
     signals::handle(Term::Ends)?;
     for number in 1_u64.. {
-        say(&number.to_string())?;
+        match into {
+            Some(path) => put(path, &number.to_string(), OpenOptions::new().append(true))?,
+            None => say(&number.to_string())?,
+        }
         thread::sleep(every);
     }
     Ok(())
+}
+
+/// Waits for a file that isn't there yet.
+fn follow(path: &str) -> Result<(), String> {
+    const EVERY: Duration = Duration::from_millis(50);
+    signals::handle(Term::Ends)?;
+    let mut file = loop {
+        match fs::File::open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => thread::sleep(EVERY),
+            opened => break on(path, opened)?,
+        }
+    };
+    loop {
+        on(path, std::io::copy(&mut file, &mut std::io::stdout()))?;
+        thread::sleep(EVERY);
+    }
 }
 
 fn sleep(how_long: Option<&str>) -> Result<(), String> {

@@ -14,11 +14,22 @@ const HEAD: usize = 96;
 /// A line longer than this isn't one of the holder's: it is passed on in pieces, so that memory stays bounded.
 const LONGEST: usize = 1024 * 1024;
 
+/// What a container writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Its standard output, or its terminal.
+    Stdout,
+    /// Its standard error.
+    Stderr,
+}
+
 /// One line of a log file, without its end.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// RFC 3339 with nanoseconds.
     pub time: &'a str,
+    /// Where it was written to.
+    pub stream: Stream,
     /// More of the same line of output follows.
     pub partial: bool,
     /// What the container wrote.
@@ -29,9 +40,18 @@ pub struct Entry<'a> {
 pub fn parse(line: &[u8]) -> Option<Entry<'_>> {
     let mut fields = line.splitn(4, |byte| *byte == b' ');
     let time = std::str::from_utf8(fields.next()?).ok().filter(|time| time.as_bytes().first().is_some_and(u8::is_ascii_digit))?;
-    fields.next().filter(|stream| matches!(*stream, b"stdout" | b"stderr"))?;
+    let stream = match fields.next()? {
+        b"stdout" => Stream::Stdout,
+        b"stderr" => Stream::Stderr,
+        _ => return None,
+    };
     let tag = fields.next()?;
-    Some(Entry { time, partial: tag.split(|b| *b == b':').any(|t| t == b"P"), content: fields.next().unwrap_or_default() })
+    Some(Entry {
+        time,
+        stream,
+        partial: tag.split(|b| *b == b':').any(|t| t == b"P"),
+        content: fields.next().unwrap_or_default(),
+    })
 }
 
 /// What of a log is wanted, and how it is shown.
@@ -39,6 +59,8 @@ pub fn parse(line: &[u8]) -> Option<Entry<'_>> {
 pub struct Wanted {
     /// Each line begins with its time.
     pub timestamps: bool,
+    /// Of one stream alone.
+    pub stream: Option<Stream>,
     /// Nothing older.
     pub since: Option<Timestamp>,
     /// No more bytes than that.
@@ -94,6 +116,9 @@ impl Renderer {
             }
             // Times only grow: from here on all is new.
             self.wanted.since = None;
+        }
+        if self.wanted.stream.is_some_and(|wanted| wanted != entry.stream) {
+            return true;
         }
         let begins = !std::mem::replace(&mut self.inside, entry.partial);
         let time = if self.wanted.timestamps && begins { Some(entry.time) } else { None };
@@ -215,6 +240,8 @@ mod tests {
         Wanted { timestamps: true, ..Wanted::default() },
         "2026-01-01T00:00:01.000000001Z one\n2026-01-01T00:00:02.5Z two\n2026-01-01T00:00:03Z \n2026-01-01T00:00:04Z a b\n")]
     #[case::since(Wanted { since: Some("2026-01-01T00:00:03Z".parse().unwrap()), ..Wanted::default() }, "\na b\n")]
+    #[case::stdout(Wanted { stream: Some(Stream::Stdout), ..Wanted::default() }, "one\n\na b\n")]
+    #[case::stderr(Wanted { stream: Some(Stream::Stderr), ..Wanted::default() }, "two\n")]
     #[case::limit(Wanted { limit: Some(6), ..Wanted::default() }, "one\ntw")]
     fn rendering(#[case] wanted: Wanted, #[case] expected: &str) {
         assert_eq!(render(wanted, &[LOG]), expected);

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{EphemeralContainer, Pod, PodCondition};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::route::{Call, Target};
+use super::call::{Call, Target};
 use super::{ApiError, Response, reply};
 use crate::model::{self, Defaults};
 use crate::pod::node::Edit;
@@ -49,7 +49,7 @@ pub async fn ephemeral_containers(mut call: Call, target: &Target) -> Result<Res
         Some(list) => merged(&present, list, "name", way)?,
         None => present.clone(),
     };
-    let wanted = checked(target, wanted, &call.node().node().metadata.name.unwrap_or_default())?;
+    let wanted = checked(target, wanted, &call.node.node().metadata.name.unwrap_or_default())?;
     for old in &present {
         match wanted.iter().find(|new| new.name == old.name) {
             Some(new) if new == old => {}
@@ -58,7 +58,7 @@ pub async fn ephemeral_containers(mut call: Call, target: &Target) -> Result<Res
         }
     }
     if wanted != present && !(call.query.get("dryRun") == Some("All")) {
-        call.node().edit(&target.uid, Edit::Ephemeral(wanted)).await?;
+        call.node.edit(&target.uid, Edit::Ephemeral(wanted)).await?;
     }
     answer(&call, target)
 }
@@ -78,13 +78,13 @@ pub async fn status(mut call: Call, target: &Target) -> Result<Response, ApiErro
             );
             return Err(ApiError::invalid(message));
         }
-        call.node().edit(&target.uid, Edit::Conditions(wanted)).await?;
+        call.node.edit(&target.uid, Edit::Conditions(wanted)).await?;
     }
     answer(&call, target)
 }
 
 fn answer(call: &Call, target: &Target) -> Result<Response, ApiError> {
-    let pod = call.node().store().pod(&target.uid).unwrap_or_else(|| target.pod.clone());
+    let pod = call.node.store().pod(&target.uid).unwrap_or_else(|| target.pod.clone());
     let mut object = serde_json::to_value(&*pod).map_err(|error| ApiError::internal(error.to_string()))?;
     object["apiVersion"] = json!("v1");
     object["kind"] = json!("Pod");

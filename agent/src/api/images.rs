@@ -11,21 +11,21 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use super::route::Call;
+use super::call::Call;
 use super::{ApiError, Response, reply};
 
 /// What stands behind `images/`; any other word is an image's name.
 pub const ACTS: &[&str] = &["pull", "load", "remove", "prune", "inspect"];
 
 /// Answers an act.
-pub async fn answer(call: &mut Call, act: &str) -> Result<Response, ApiError> {
+pub async fn answer(call: &mut Call, spool: &Path, act: &str) -> Result<Response, ApiError> {
     let method = call.request.method().clone();
     match (act, method) {
         ("pull", Method::POST) => Ok(pull(call, named(call)?)),
-        ("load", Method::POST) => load(call).await,
-        ("remove", Method::POST) => Ok(reply::json(&call.node().images().remove(&named(call)?).await?)),
-        ("prune", Method::POST) => Ok(reply::json(&call.node().images().prune().await?)),
-        ("inspect", Method::GET) => Ok(reply::json(&call.node().images().inspect(&named(call)?).await?)),
+        ("load", Method::POST) => load(call, spool).await,
+        ("remove", Method::POST) => Ok(reply::json(&call.node.images().remove(&named(call)?).await?)),
+        ("prune", Method::POST) => Ok(reply::json(&call.node.images().prune().await?)),
+        ("inspect", Method::GET) => Ok(reply::json(&call.node.images().inspect(&named(call)?).await?)),
         _ => Err(ApiError::method_not_allowed()),
     }
 }
@@ -37,7 +37,7 @@ fn named(call: &Call) -> Result<String, ApiError> {
 /// Lines: `{"progress":…}` any number of times, then `{"image":…}` or `{"status":…}` (a failure).
 fn pull(call: &Call, image: String) -> Response {
     let (sender, response) = reply::streamed("application/json");
-    let node = call.node().clone();
+    let node = call.node.clone();
     tokio::spawn(async move {
         let (progress, mut steps) = mpsc::channel(256);
         let pulling = node.images().pull(&image, progress);
@@ -68,10 +68,10 @@ async fn line(sender: &mpsc::Sender<Bytes>, name: &str, value: &impl Serialize) 
 }
 
 /// Takes an archive as the request's body. It lies in a file meanwhile, as archives are read by seeking.
-async fn load(call: &mut Call) -> Result<Response, ApiError> {
-    let archive = Spooled::new(&call.shared.spool);
+async fn load(call: &mut Call, spool: &Path) -> Result<Response, ApiError> {
+    let archive = Spooled::new(spool);
     let failed = |error: std::io::Error| ApiError::internal(format!("keep the archive in {}: {error}", archive.0.display()));
-    tokio::fs::create_dir_all(&call.shared.spool).await.map_err(failed)?;
+    tokio::fs::create_dir_all(spool).await.map_err(failed)?;
     let mut options = tokio::fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&archive.0).await.map_err(failed)?;
     while let Some(frame) = call.request.body_mut().frame().await {
@@ -81,7 +81,7 @@ async fn load(call: &mut Call) -> Result<Response, ApiError> {
         }
     }
     file.flush().await.map_err(failed)?;
-    let images = call.node().images().load(&archive.0).await?;
+    let images = call.node.images().load(&archive.0).await?;
     let images: Vec<Value> = images.into_iter().map(|image| json!(image)).collect();
     Ok(reply::json(&json!({ "images": images })))
 }

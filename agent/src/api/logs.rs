@@ -14,10 +14,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::sync::{broadcast, mpsc};
 
+use super::call::Call;
 use super::cri::{self, Renderer, Wanted};
 use super::descriptor::Descriptor;
 use super::query::Query;
-use super::route::Call;
 use super::{ApiError, DEFAULTED, Response, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;
@@ -29,8 +29,8 @@ const CHUNK: usize = 64 * 1024;
 /// Answers a request for a log.
 pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
     let container = container(pod, call.query.get("container"))?;
-    let reading = call.node().read_logs(&uid(pod));
-    let source = Source::find(&**call.node(), pod, container, call.query.flag("previous"))?;
+    let reading = call.node.read_logs(&uid(pod));
+    let source = Source::find(&*call.node, pod, container, call.query.flag("previous"))?;
     let wanted = wanted(&call.query)?;
     let tail: Option<i64> = call.query.number("tailLines")?;
     if tail.is_some_and(|lines| lines < 0) {
@@ -39,7 +39,7 @@ pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
     let (sender, mut response) = reply::streamed("text/plain");
     remark(&mut response, pod, call.query.get("container"), container);
     // Subscribed before the first byte is read: no end of the container goes unnoticed.
-    let follow = call.query.flag("follow").then(|| Follow::new(call.node(), pod, container, &source)).transpose()?;
+    let follow = call.query.flag("follow").then(|| Follow::new(&call.node, pod, container, &source)).transpose()?;
     let mut reader = Reader { source, renderer: Renderer::new(wanted), sender, open: None };
     tokio::spawn(async move {
         let _reading = reading;
@@ -73,7 +73,27 @@ fn wanted(query: &Query) -> Result<Wanted, ApiError> {
     if limit == Some(0) {
         return Err(ApiError::bad_request("limitBytes: must be greater than 0"));
     }
-    Ok(Wanted { timestamps: query.flag("timestamps"), since, limit })
+    Ok(Wanted { timestamps: query.flag("timestamps"), stream: stream(query)?, since, limit })
+}
+
+/// `stream`, as the kubelet takes it: not together with `tailLines`, which counts lines of both.
+fn stream(query: &Query) -> Result<Option<cri::Stream>, ApiError> {
+    let stream = match query.get("stream") {
+        None | Some("All") => None,
+        Some("Stdout") => Some(cri::Stream::Stdout),
+        Some("Stderr") => Some(cri::Stream::Stderr),
+        Some(other) => {
+            return Err(ApiError::bad_request(format!(
+                "stream: Unsupported value: {other:?}: supported values: \"All\", \"Stdout\", \"Stderr\""
+            )));
+        }
+    };
+    if stream.is_some() && query.get("tailLines").is_some() {
+        return Err(ApiError::bad_request(
+            "tailLines: Forbidden: `tailLines` and specific `stream` are mutually exclusive for now",
+        ));
+    }
+    Ok(stream)
 }
 
 /// Which container a pod's user may leave out.

@@ -2,6 +2,7 @@
 //! else. Knows the agent only as a [`Node`](crate::pod::node::Node). Streaming (WebSocket, SPDY) is written over any byte stream,
 //! for the kubelet API as well.
 
+pub mod call;
 pub mod cri;
 pub mod descriptor;
 mod discovery;
@@ -10,14 +11,14 @@ mod events;
 pub mod human;
 mod images;
 mod list;
-mod logs;
+pub mod logs;
 mod nodes;
 mod objects;
 mod pods;
 pub mod portforward;
-mod query;
+pub mod query;
 pub mod remote;
-mod reply;
+pub mod reply;
 mod route;
 mod select;
 mod server;

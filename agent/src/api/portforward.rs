@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::route::{Call, Target};
+use super::call::{Call, Target};
 use super::spdy::{self, Patience, Sender, Stream};
 use super::websocket::{Socket, message};
 use super::{ApiError, Response, remote, streams, websocket};
@@ -39,11 +39,12 @@ const CHUNK: usize = 32 * 1024;
 
 /// Answers a request.
 pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid, place) = (call.node.clone(), target.uid.clone(), call.place.clone());
     if websocket::is_wanted(call.request.headers()) {
         let (response, protocol, socket) = websocket::accept(&mut call.request, &[TUNNEL, CHANNELS])?;
         if protocol == TUNNEL {
             tokio::spawn(async move {
+                let _place = place;
                 if let Ok(socket) = socket.await {
                     let (near, far) = tokio::io::duplex(CHUNK);
                     tokio::join!(websocket::tunnel(socket, far), forward_all(near, node, uid));
@@ -53,6 +54,7 @@ pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
         }
         let port = port(&call)?;
         tokio::spawn(async move {
+            let _place = place;
             if let Ok(socket) = socket.await {
                 carry(socket, &node, &uid, port).await;
             }
@@ -62,6 +64,7 @@ pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
     if streams::is_wanted(call.request.headers()) {
         let (response, connection) = streams::accept(&mut call.request, streams::PORT_FORWARD)?;
         tokio::spawn(async move {
+            let _place = place;
             if let Ok(connection) = connection.await {
                 forward_all(connection, node, uid).await;
             }

@@ -22,6 +22,19 @@ impl Query {
         let first = self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
         first.filter(|value| !value.is_empty())
     }
+    /// As it is called elsewhere: names by their new ones, from these pairs; the first value of `name` is `value`.
+    #[must_use]
+    pub fn translated(self, names: &[(&str, &str)], (name, value): (&str, &str)) -> Self {
+        let new = |old: String| names.iter().find(|(from, _)| *from == old).map_or(old, |(_, to)| (*to).to_owned());
+        let first = (name.to_owned(), value.to_owned());
+        Self([first].into_iter().chain(self.0.into_iter().map(|(name, value)| (new(name), value))).collect())
+    }
+    /// All but that name.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.0.retain(|(n, _)| n != name);
+        self
+    }
     /// All values of that name.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
@@ -92,6 +105,14 @@ mod tests {
         assert_eq!(query.get("tty"), None);
         assert_eq!(decode("100%", Plus::Itself), "100%");
         assert_eq!(decode("a+b%zz", Plus::Itself), "a+b%zz");
+    }
+
+    #[test]
+    fn translation() {
+        let query = Query::parse("input=1&tty=1&container=other").translated(&[("input", "stdin")], ("container", "app"));
+        assert!(query.flag("stdin") && query.flag("tty") && !query.flag("input"));
+        assert_eq!(query.get("container"), Some("app"));
+        assert_eq!(query.without("container").get("container"), None);
     }
 
     proptest! {

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::call::{Call, Target};
 use super::descriptor::Descriptor;
 use super::logs::{container, remark};
 use super::query::Query;
-use super::route::{Call, Target};
 use super::{ApiError, Response, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::{AtEnd, AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
@@ -109,7 +109,7 @@ pub fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
     if options.argv.is_empty() || options.argv.iter().any(|word| word.contains('\0')) {
         return Err(ApiError::bad_request("you must specify at least 1 command for the container"));
     }
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid) = (call.node.clone(), target.uid.clone());
     let asked = call.query.get("container").map(str::to_owned);
     let given = options.container.clone();
     let mut response = upgrade(call, options, move |options, peer| async move { run_exec(&node, &uid, options, peer).await })?;
@@ -120,7 +120,7 @@ pub fn exec(call: Call, target: &Target) -> Result<Response, ApiError> {
 /// Answers `pods/attach`.
 pub fn attach(call: Call, target: &Target) -> Result<Response, ApiError> {
     let options = Options::parse(&call.query, container(&target.pod, call.query.get("container"))?)?;
-    let (node, uid) = (call.node().clone(), target.uid.clone());
+    let (node, uid) = (call.node.clone(), target.uid.clone());
     let asked = call.query.get("container").map(str::to_owned);
     let given = options.container.clone();
     let mut response = upgrade(call, options, move |options, peer| async move { run_attach(&node, &uid, options, peer).await })?;
@@ -137,9 +137,11 @@ fn upgrade<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let place = call.place.clone();
     if websocket::is_wanted(call.request.headers()) {
         let (response, version, socket) = websocket::accept(&mut call.request, websocket::REMOTE_COMMAND)?;
         tokio::spawn(async move {
+            let _place = place;
             let Ok(socket) = socket.await else { return };
             let (peer, transport) = pair(options.stdin);
             tokio::join!(run(options, peer), websocket::carry(socket, version, transport));
@@ -149,6 +151,7 @@ where
     if streams::is_wanted(call.request.headers()) {
         let (response, connection) = streams::accept(&mut call.request, streams::REMOTE_COMMAND)?;
         tokio::spawn(async move {
+            let _place = place;
             let Ok(connection) = connection.await else { return };
             let (peer, transport) = pair(options.stdin);
             streams::carry(connection, &options.clone(), transport, run(options, peer)).await;

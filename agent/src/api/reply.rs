@@ -69,6 +69,14 @@ impl ApiError {
     pub fn no_such_path() -> Self {
         Self::new(404, "NotFound", "the server could not find the requested resource")
     }
+    /// 404, and why.
+    pub fn no_such_path_but(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(404, "NotFound", message)
+    }
+    /// 405, whatever the method.
+    pub fn not_served(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(405, "MethodNotAllowed", message)
+    }
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")

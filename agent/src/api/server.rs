@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::call::Place;
 use super::{ApiError, route, tls};
 use crate::pod::node::Node;
 
@@ -140,8 +141,7 @@ async fn serve_unix(shared: &Arc<Shared>, listener: &UnixListener) {
             Ok((stream, _)) => {
                 let shared = shared.clone();
                 tokio::spawn(async move {
-                    connection(shared, stream, Caller::Known).await;
-                    drop(slot);
+                    connection(shared, stream, Caller::Known, Arc::new(slot)).await;
                 });
             }
             Err(error) => pause(&error).await,
@@ -163,9 +163,8 @@ async fn serve_tcp(shared: &Arc<Shared>, tcp: Option<&(TcpListener, TlsAcceptor)
                     // A failed handshake is the client's affair; so is one that never ends.
                     if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
                         let caller = if tls::is_known(&stream) { Caller::Known } else { Caller::Unknown };
-                        connection(shared, stream, caller).await;
+                        connection(shared, stream, caller, Arc::new(slot)).await;
                     }
-                    drop(slot);
                 });
             }
             Err(error) => pause(&error).await,
@@ -204,12 +203,17 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, caller: Caller) {
+async fn connection(
+    shared: Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    caller: Caller,
+    place: Place,
+) {
     let service = service_fn(move |request| {
-        let shared = shared.clone();
+        let (shared, place) = (shared.clone(), place.clone());
         async move {
             Ok::<_, Infallible>(match caller {
-                Caller::Known => route::answer(shared, request).await,
+                Caller::Known => route::answer(shared, request, place).await,
                 Caller::Unknown => ApiError::unauthorized().into_response(),
             })
         }

@@ -98,6 +98,13 @@ pub enum Command {
         /// Which shell
         shell: Shell,
     },
+    /// Write the manual's pages
+    #[command(after_help = "Examples:\n  nodeagent man --output /usr/local/share/man/man1")]
+    Man {
+        /// The folder to write into, which must be there
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+    },
 }
 
 /// Of [`Command`]'s grammar, what scripts run a hundred times a minute: building so little of it takes no time.
@@ -170,7 +177,7 @@ pub struct Local<'a> {
     pub build: Box<dyn Fn(&Path) -> Result<Vec<u8>, String> + 'a>,
     /// Looks at this machine.
     pub check: Box<dyn Fn() -> Vec<Check> + 'a>,
-    /// The whole command line, for completions.
+    /// The whole command line, for completions and the manual.
     pub grammar: Box<dyn Fn() -> clap::Command + 'a>,
 }
 
@@ -202,6 +209,10 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             clap_complete::generate(shell, &mut (local.grammar)(), "nodeagent", &mut script);
             return get::show(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS);
         }
+        Command::Man { output } => {
+            let written = clap_mangen::generate_to((local.grammar)(), &output);
+            return written.map(|()| ExitCode::SUCCESS).map_err(|error| CliError::file(&output, error));
+        }
         _ => {}
     }
     // One thread: a command's whole life is shorter than starting more would take.
@@ -225,7 +236,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::Kubeconfig(args) => kubeconfig(&client, args).await,
             Command::Diff(args) => Ok(diff::run(&client, &args, local).await),
             Command::Version => version(&client).await,
-            Command::Validate(_) | Command::Check(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Validate(_) | Command::Check(_) | Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         }
     })
 }

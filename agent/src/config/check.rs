@@ -1,12 +1,16 @@
 //! Flags over file over defaults, each value checked. All that is wrong is told.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{Declared, Source};
-use super::{Api, Backoff, Cidr, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Settings, Userns, pods};
+use super::{
+    Api, Backoff, Cidr, Cni, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Ranges, Settings, Userns,
+    kubelet, pods,
+};
 use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
@@ -21,6 +25,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
         paths: paths(c, flags, declared),
         node_name: node_name(c, flags, declared),
+        node_labels: node_labels(c, declared),
         cgroup_parent: c.text(
             "cgroupParent",
             "--cgroup-parent",
@@ -36,6 +41,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         images: images(c, declared),
         resolv_conf: c.path("resolvConf", declared.resolv_conf.as_ref()).unwrap_or_else(|| "/etc/resolv.conf".into()),
         api: api(c, flags, declared),
+        kubelet: kubelet::kubelet(c, declared),
         userns: userns(c, declared),
         security: pods::security(c, declared),
         pods: pods::pods(c, declared),
@@ -58,9 +64,10 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     /// `field` may have dots: `images.authFile`.
     pub(super) fn file(&mut self, field: &str, message: String) {
-        let error = match field.split_once('.') {
-            Some((section, field)) => self.source.error(&Path::ROOT.child(section).child(field), message),
-            None => self.source.error(&Path::ROOT.child(field), message),
+        let error = match *field.split('.').collect::<Vec<_>>() {
+            [section, field] => self.source.error(&Path::ROOT.child(section).child(field), message),
+            [outer, section, field] => self.source.error(&Path::ROOT.child(outer).child(section).child(field), message),
+            _ => self.source.error(&Path::ROOT.child(field), message),
         };
         self.errors.push(error.into());
     }
@@ -134,6 +141,18 @@ fn paths(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Paths {
     }
 }
 
+fn node_labels(c: &mut Checker<'_>, declared: &Declared) -> BTreeMap<String, String> {
+    for (key, value) in &declared.node_labels {
+        let mut wrong: Vec<String> = Vec::new();
+        wrong.extend(names::qualified_name(key));
+        wrong.extend(names::label_value(value));
+        for wrong in wrong {
+            c.file(&format!("nodeLabels.{key}"), format!("Invalid value: {key:?}: {value:?}: {wrong}"));
+        }
+    }
+    declared.node_labels.clone()
+}
+
 fn node_name(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     // A host's name may have what a node's may not; only a name that was chosen is worth an error.
@@ -172,6 +191,31 @@ fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
         pod_cidrs: cidrs(c, flags, declared),
         nft_table: c.text("nftTable", "--nft-table", &flags.nft_table, &declared.nft_table, "nodeagent", table),
         mtu,
+        wiring: flags.network.or(declared.network),
+        ranges: if flags.pod_cidrs.is_empty() && declared.pod_cidrs.is_empty() { Ranges::Default } else { Ranges::Chosen },
+        cni: cni(c, flags, declared),
+    }
+}
+
+fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
+    let section = &declared.cni;
+    for dir in &section.bin_dirs {
+        c.path("cni.binDirs", Some(dir));
+    }
+    let bin_dirs = if section.bin_dirs.is_empty() { vec!["/opt/cni/bin".into()] } else { section.bin_dirs.clone() };
+    let lib = flags.root.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
+        // Whether it can be is told elsewhere.
+        std::path::absolute(root).map_or_else(|_| Paths::default(), Paths::below)
+    });
+    let timeout = c.duration("cni.timeout", section.timeout.as_ref(), Duration::from_secs(60));
+    if timeout.is_zero() {
+        c.file("cni.timeout", "Invalid value: 0: must be longer".into());
+    }
+    Cni {
+        conf_dir: c.path("cni.confDir", section.conf_dir.as_ref()).unwrap_or_else(|| "/etc/cni/net.d".into()),
+        bin_dirs,
+        cache_dir: c.path("cni.cacheDir", section.cache_dir.as_ref()).unwrap_or_else(|| lib.lib().join("cni")),
+        timeout,
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path as FilePath, PathBuf};
 use serde::Deserialize;
 
 use super::DEFAULT_FILE;
-use super::flags::{LogFormat, LogLevel};
+use super::flags::{LogFormat, LogLevel, Wiring};
+use super::kubelet::{AuthenticationSection, AuthorizationSection};
 use crate::model::decode::decode;
 use crate::model::yaml::{self, Node};
 use crate::model::{FileError, Path, Position};
@@ -24,12 +25,16 @@ pub struct Declared {
     pub(super) manifests: Vec<PathBuf>,
     pub(super) root: Option<PathBuf>,
     pub(super) node_name: Option<String>,
+    /// The kubelet has them as a flag.
+    pub(super) node_labels: BTreeMap<String, String>,
     pub(super) cgroup_parent: Option<String>,
     pub(super) bridge: Option<String>,
     #[serde(rename = "podCIDRs")]
     pub(super) pod_cidrs: Vec<String>,
     pub(super) nft_table: Option<String>,
     pub(super) mtu: Option<u32>,
+    pub(super) network: Option<Wiring>,
+    pub(super) cni: CniSection,
     pub(super) drain_on_stop: Option<bool>,
     pub(super) crash_loop_back_off: BackoffSection,
     /// A quantity of bytes.
@@ -72,6 +77,13 @@ pub struct Declared {
     pub(super) single_process_oom_kill: Option<bool>,
     /// Folders of CDI specs; the later overrules.
     pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
+    pub(super) address: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) read_only_port: Option<u16>,
+    pub(super) authentication: AuthenticationSection,
+    pub(super) authorization: AuthorizationSection,
+    pub(super) tls_cert_file: Option<PathBuf>,
+    pub(super) tls_private_key_file: Option<PathBuf>,
 }
 
 /// Names and quantities, or durations.
@@ -84,6 +96,17 @@ pub struct BackoffSection {
     pub(super) initial: Option<String>,
     pub(super) max: Option<String>,
     pub(super) reset_after: Option<String>,
+}
+
+/// `cni`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CniSection {
+    pub(super) conf_dir: Option<PathBuf>,
+    pub(super) bin_dirs: Vec<PathBuf>,
+    pub(super) cache_dir: Option<PathBuf>,
+    /// A duration.
+    pub(super) timeout: Option<String>,
 }
 
 /// `images`.

@@ -45,6 +45,16 @@ impl From<LogLevel> for tracing::level_filters::LevelFilter {
     }
 }
 
+/// Who connects pods to the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Wiring {
+    /// The agent itself, by a bridge of its own.
+    Bridge,
+    /// CNI plugins, by the first configuration in /etc/cni/net.d.
+    Cni,
+}
+
 /// What the command line may say of how the agent runs.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
@@ -75,6 +85,9 @@ pub struct Flags {
     /// MTU of the pods' links [default: that of the way out]
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
+    /// Who connects pods to the network: the agent's own bridge, or the CNI plugins of /etc/cni/net.d [default: bridge]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub network: Option<Wiring>,
     /// End all pods when the agent is told to stop, instead of leaving them to the next one
     #[arg(long)]
     pub drain: bool,

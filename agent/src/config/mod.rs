@@ -3,9 +3,11 @@
 
 mod file;
 mod flags;
+mod kubelet;
 mod paths;
 mod pods;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,8 +15,9 @@ use std::time::Duration;
 use crate::eviction;
 use crate::model::FileError;
 
-pub use file::{ApiSection, BackoffSection, Declared, ImageSection, LogSection, UsernsSection};
-pub use flags::{Flags, LogFormat, LogLevel};
+pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, UsernsSection};
+pub use flags::{Flags, LogFormat, LogLevel, Wiring};
+pub use kubelet::Kubelet;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
 
@@ -30,6 +33,8 @@ pub struct Settings {
     pub paths: Paths,
     /// The node's name: a DNS subdomain. The host's name unless set.
     pub node_name: String,
+    /// The node's labels, beside those that every node has: what nodeSelector and node affinity ask for.
+    pub node_labels: BTreeMap<String, String>,
     /// The cgroup below which all pods are.
     pub cgroup_parent: String,
     /// The pods' network.
@@ -46,6 +51,8 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     /// The local API.
     pub api: Api,
+    /// The kubelet API.
+    pub kubelet: Kubelet,
     /// Host IDs of the pods with `hostUsers: false`.
     pub userns: Userns,
     /// What pods may be and do.
@@ -73,6 +80,34 @@ pub struct Network {
     pub nft_table: String,
     /// The MTU of the pods' links; of the way out unless set.
     pub mtu: Option<u32>,
+    /// Who wires pods, if it was said.
+    pub wiring: Option<Wiring>,
+    /// Whether ranges were asked for; else `pod_cidrs` is the default.
+    pub ranges: Ranges,
+    /// CNI plugins: for all pods, or for further interfaces that a pod asks for.
+    pub cni: Cni,
+}
+
+/// Where the pods' ranges come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ranges {
+    /// Somebody chose them.
+    Chosen,
+    /// Nobody did.
+    Default,
+}
+
+/// CNI plugins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cni {
+    /// Network configurations.
+    pub conf_dir: PathBuf,
+    /// Plugins; the first folder that has one counts.
+    pub bin_dirs: Vec<PathBuf>,
+    /// What was done by them.
+    pub cache_dir: PathBuf,
+    /// How long one may take.
+    pub timeout: Duration,
 }
 
 /// A range of addresses. The address is the range's first.

@@ -1,7 +1,9 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
+mod kubelet;
 mod lock;
 mod memory;
+mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,16 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
-use crate::config::{OnStop, Settings};
+use crate::config::{Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
 use crate::pod::Node;
 use crate::pod::backoff::Backoff;
+use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
 use crate::pod::manager::{Manager, Order};
-use crate::pod::network::PodNetwork;
+use crate::pod::network::{Plugins, PodNetwork};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
 use crate::pod::pressure;
@@ -71,12 +74,21 @@ pub enum DaemonError {
     /// The pod network.
     #[error("bring up the pod network: {0}")]
     Network(#[from] netplug::Error),
+    /// The results of CNI plugins.
+    #[error("look for what CNI plugins did: {0}")]
+    Plugins(#[from] netplug::cni::client::Error),
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
     /// The API.
     #[error(transparent)]
     Api(#[from] api::ServeError),
+    /// The kubelet API.
+    #[error(transparent)]
+    Kubelet(#[from] crate::kubelet::ServeError),
+    /// The kubelet API's certificate.
+    #[error("the kubelet API's certificate: {0}")]
+    Serving(#[from] crate::kubelet::serving::ServingError),
     /// Signals.
     #[error("listen for signals: {0}")]
     Signals(#[from] std::io::Error),
@@ -105,21 +117,28 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
     let manager = Manager::new(node.clone()).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
-    let server = Server::bind(handle, &api_options(&settings)?).await?;
+    let server = Server::bind(handle.clone(), &api_options(&settings)?).await?;
     tell_where(&settings, &server);
 
     let ended = CancellationToken::new();
+    kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
+    tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
+    service::ready(&format!("Running pods of {}", told_manifests(&settings)));
 
     stop.wait().await;
+    service::stopping(match settings.on_stop {
+        OnStop::Drain => "Ending all pods",
+        OnStop::Keep => "Leaving the pods to the next agent",
+    });
     // Pods that end now are not to be replaced.
     controlling.abort();
     if settings.on_stop == OnStop::Drain {
@@ -127,6 +146,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         let _ = orders.send(Order::Drain);
         tokio::select! {
             _ = &mut managing => {}
+            () = service::ask_for_time() => {}
             () = stop.wait() => tracing::warn!("stopped before all pods had ended"),
         }
     }
@@ -153,7 +173,7 @@ async fn leave_as_found(node: &Node) {
 /// All that the pods' workers share.
 async fn node(settings: &Settings) -> Result<Node, DaemonError> {
     let images = open_images(settings).await?;
-    let network = PodNetwork::bridged(netplug::Network::open(network(settings)).await?);
+    let network = pod_network(settings).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
     let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
     let allocatable = runtime.settings().allocatable;
@@ -165,10 +185,12 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         huge_pages: runtime::hugepages::of_machine(),
     };
     let store = Arc::new(Store::default());
+    let counters = Arc::new(Counters::default());
     Ok(Node {
         name: settings.node_name.clone(),
         host_ips,
-        recorder: Recorder::new(store.clone(), &settings.node_name),
+        recorder: Recorder::new(store.clone(), &settings.node_name, counters.clone()),
+        counters,
         store,
         objects: Objects::default(),
         runtime: Arc::new(runtime),
@@ -180,7 +202,7 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
             max: settings.backoff.max,
             reset_after: settings.backoff.reset_after,
         },
-        admission: Admission::new(room),
+        admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels)),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
     })
@@ -202,6 +224,44 @@ async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
     config.set_cmd(Some(vec!["serve".into()]));
     images.embed(DEMO_IMAGE, &entries, config).await?;
     Ok(images)
+}
+
+/// Who wires the pods.
+async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
+    let cni = &settings.network.cni;
+    let plugins = Plugins::open(
+        netplug::cni::client::Settings {
+            conf_dir: cni.conf_dir.clone(),
+            bin_dirs: cni.bin_dirs.clone(),
+            cache_dir: cni.cache_dir.clone(),
+            patience: cni.timeout,
+        },
+        &settings.paths.run(),
+    )?;
+    match wiring(&settings.network, Belongs::ToItself) {
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins)),
+        Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
+    }
+}
+
+/// Whether the agent is a node of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belongs {
+    /// Pods come from files alone.
+    ToItself,
+    /// Pods come from an API server too.
+    #[cfg_attr(not(test), expect(dead_code, reason = "said by the cluster's source"))]
+    ToACluster,
+}
+
+/// What was said; else in a cluster the network add-on's plugins, if their configuration is there and no range was chosen for the
+/// agent's own bridge.
+fn wiring(network: &Network, belongs: Belongs) -> Wiring {
+    let installed = || netplug::cni::client::Folder { dir: network.cni.conf_dir.clone() }.has_any();
+    network.wiring.unwrap_or(match (belongs, network.ranges) {
+        (Belongs::ToACluster, Ranges::Default) if installed() => Wiring::Cni,
+        _ => Wiring::Bridge,
+    })
 }
 
 fn network(settings: &Settings) -> netplug::Settings {
@@ -265,17 +325,25 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
     let facts = machine::object::Facts {
-        name: settings.node_name.clone(),
+        labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
         pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
+        kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
-    let object = move || machine::object::node(&facts, allocatable, &admission.pressures());
+    let networked = node.clone();
+    let object = move || {
+        let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
+        if let Some(problem) = networked.network.problem() {
+            machine::object::not_ready(&mut object, &problem);
+        }
+        object
+    };
     let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::all(&lib))
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
@@ -295,11 +363,16 @@ fn group(name: &str) -> Result<u32, DaemonError> {
     found.ok_or_else(|| DaemonError::Group(name.to_owned()))
 }
 
-fn tell_where(settings: &Settings, server: &Server) {
+/// The sources, as a person reads them.
+fn told_manifests(settings: &Settings) -> String {
     let manifests: Vec<String> = settings.manifests.iter().map(|m| m.display().to_string()).collect();
+    manifests.join(", ")
+}
+
+fn tell_where(settings: &Settings, server: &Server) {
     tracing::info!(
         node = settings.node_name,
-        manifests = manifests.join(", "),
+        manifests = told_manifests(settings),
         socket = %settings.paths.socket().display(),
         "nodeagent {} is ready",
         env!("CARGO_PKG_VERSION")
@@ -368,5 +441,33 @@ impl Stop {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::alone(None, Belongs::ToItself, Ranges::Default, Wiring::Bridge)]
+    #[case::said(Some(Wiring::Cni), Belongs::ToItself, Ranges::Chosen, Wiring::Cni)]
+    #[case::in_a_cluster(None, Belongs::ToACluster, Ranges::Default, Wiring::Cni)]
+    #[case::with_ranges_of_its_own(None, Belongs::ToACluster, Ranges::Chosen, Wiring::Bridge)]
+    #[case::said_otherwise(Some(Wiring::Bridge), Belongs::ToACluster, Ranges::Default, Wiring::Bridge)]
+    fn who_wires(#[case] said: Option<Wiring>, #[case] belongs: Belongs, #[case] ranges: Ranges, #[case] expected: Wiring) {
+        let folder = tempfile::tempdir().unwrap();
+        let cni = crate::config::Cni {
+            conf_dir: folder.path().into(),
+            bin_dirs: Vec::new(),
+            cache_dir: folder.path().into(),
+            timeout: Duration::from_secs(1),
+        };
+        let bridge = "nodeagent0".to_owned();
+        let network = Network { bridge, pod_cidrs: Vec::new(), nft_table: String::new(), mtu: None, wiring: said, ranges, cni };
+        let without = said.unwrap_or(Wiring::Bridge);
+        assert_eq!(wiring(&network, belongs), without, "no network add-on is installed");
+        std::fs::write(folder.path().join("10-addon.conflist"), "{}").unwrap();
+        assert_eq!(wiring(&network, belongs), expected);
     }
 }

@@ -23,6 +23,21 @@ pub fn all(lib: &Path) -> Vec<Check> {
     ]
 }
 
+/// The same, and what is found out only by trying: for who asks, not for each start.
+pub fn thorough(lib: &Path) -> Vec<Check> {
+    let mut checks = all(lib);
+    checks.push(bandwidth());
+    checks
+}
+
+fn bandwidth() -> Check {
+    let advice = "pods with a bandwidth annotation can't run: modprobe -a sch_tbf sch_ingress cls_u32 act_mirred ifb";
+    match netplug::can_limit_bandwidth() {
+        Ok(()) => check("bandwidth", Verdict::Good, "token buckets and redirection work", ""),
+        Err(error) => check("bandwidth", Verdict::Limited, error.to_string(), advice),
+    }
+}
+
 fn check(name: &str, verdict: Verdict, found: impl Into<String>, advice: &str) -> Check {
     let advice = if verdict == Verdict::Good { String::new() } else { advice.to_owned() };
     Check { name: name.to_owned(), verdict, found: found.into(), advice }

@@ -8,15 +8,15 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use crate::admission::Pressure;
+use crate::admission::{Labels, Pressure};
 use crate::eviction;
 use crate::runtime::{Allocatable, hugepages};
 
 /// What the machine can't tell by itself.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// The node's name.
-    pub name: String,
+    /// Its name and labels.
+    pub labels: Labels,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// The pods' ranges.
@@ -27,21 +27,35 @@ pub struct Facts {
     pub lib: std::path::PathBuf,
     /// When the agent started.
     pub started: Timestamp,
+    /// Where the kubelet API is served, if it is.
+    pub kubelet_port: Option<u16>,
+}
+
+/// The labels that every node has, and more. The machine's facts win: what says `kubernetes.io/arch` is true.
+pub fn labels(name: &str, more: &BTreeMap<String, String>) -> Labels {
+    let own = [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        // What the RuntimeClass of the chart selects by.
+        ("nodeagent.dev/node", "true"),
+    ];
+    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    Labels { name: name.to_owned(), labels: more.clone().into_iter().chain(own).collect() }
 }
 
 /// The object as of now.
 pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> k8s::Node {
-    let labels =
-        [("kubernetes.io/hostname", facts.name.as_str()), ("kubernetes.io/os", "linux"), ("kubernetes.io/arch", architecture())];
+    let Labels { name, labels } = &facts.labels;
     let mut addresses: Vec<_> =
         facts.addresses.iter().map(|ip| k8s::NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
-    addresses.push(k8s::NodeAddress { type_: "Hostname".into(), address: facts.name.clone() });
+    addresses.push(k8s::NodeAddress { type_: "Hostname".into(), address: name.clone() });
     k8s::Node {
         metadata: ObjectMeta {
-            name: Some(facts.name.clone()),
-            uid: Some(facts.name.clone()),
+            name: Some(name.clone()),
+            uid: Some(name.clone()),
             creation_timestamp: Some(Time(facts.started)),
-            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            labels: Some(labels.clone()),
             ..ObjectMeta::default()
         },
         spec: Some(k8s::NodeSpec {
@@ -55,6 +69,9 @@ pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> 
             capacity: Some(amounts(Allocatable::of_machine(&facts.lib), facts.max_pods)),
             conditions: Some(conditions(facts.started, pressures)),
             node_info: Some(info()),
+            daemon_endpoints: facts
+                .kubelet_port
+                .map(|port| k8s::NodeDaemonEndpoints { kubelet_endpoint: Some(k8s::DaemonEndpoint { port: port.into() }) }),
             ..k8s::NodeStatus::default()
         }),
     }
@@ -75,6 +92,18 @@ fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondit
         .collect();
     all.push(condition("Ready", "True", ("NodeAgentReady", "nodeagent is posting ready status"), started));
     all
+}
+
+/// The pods' network can't be had: no pod should be sent here, as the kubelet says it.
+pub fn not_ready(node: &mut k8s::Node, problem: &str) {
+    let conditions = node.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+    for condition in conditions.filter(|condition| condition.type_ == "Ready") {
+        condition.status = "False".into();
+        condition.reason = Some("NodeAgentNotReady".into());
+        condition.message = Some(format!(
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{problem}"
+        ));
+    }
 }
 
 fn amounts(room: Allocatable, pods: u32) -> BTreeMap<String, Quantity> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, EmptyDirVolumeSource, EnvVar, EphemeralContainer, HTTPGetAction,
-    LifecycleHandler, Pod, PodSpec, Probe, ResourceRequirements, Volume,
+    Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EphemeralContainer, HTTPGetAction, LifecycleHandler,
+    PersistentVolumeClaimSpec, Pod, PodSpec, Probe, ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -33,7 +33,7 @@ pub fn object(body: Body, defaults: &Defaults) -> Body {
             object_metadata(&mut claim.metadata, "persistentvolumeclaims", defaults);
             claim.status = None;
             if let Some(spec) = &mut claim.spec {
-                set(&mut spec.volume_mode, "Filesystem");
+                self::claim(spec);
             }
             Body::PersistentVolumeClaim(object)
         }
@@ -62,8 +62,13 @@ pub fn apply(pod: &mut Pod, defaults: &Defaults) {
     metadata(&mut pod.metadata, &name, defaults);
     pod.status = None;
     if let Some(spec) = &mut pod.spec {
+        // As the API server has it: of a pod, not of a template.
+        if let Some(seconds) = spec.termination_grace_period_seconds.as_mut().filter(|seconds| **seconds < 0) {
+            *seconds = 1;
+        }
         spec.node_name = Some(defaults.node_name.clone()).filter(|n| !n.is_empty()).or(spec.node_name.take());
         pod_spec(spec);
+        of_pod(spec);
     }
 }
 
@@ -96,13 +101,25 @@ fn derived_uid(namespace: &str, name: &str, node: &str) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
+/// What only a pod gets, also one that is made of a template, when it is made.
+pub(crate) fn of_pod(spec: &mut PodSpec) {
+    spec.enable_service_links.get_or_insert(true);
+    let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
+    containers.filter_map(|container| container.resources.as_mut()).for_each(requests);
+}
+
+/// What a pod and a template of pods get.
 pub(super) fn pod_spec(spec: &mut PodSpec) {
     set(&mut spec.dns_policy, "ClusterFirst");
     set(&mut spec.restart_policy, "Always");
     set(&mut spec.scheduler_name, "default-scheduler");
     spec.security_context.get_or_insert_default();
     spec.termination_grace_period_seconds.get_or_insert(30);
-    spec.enable_service_links.get_or_insert(true);
+    // The same field's old and new name.
+    if spec.service_account_name.as_ref().is_none_or(String::is_empty) {
+        spec.service_account_name = spec.service_account.clone();
+    }
+    spec.service_account.clone_from(&spec.service_account_name);
     spec.volumes.iter_mut().flatten().for_each(volume);
     let host_network = spec.host_network == Some(true);
     for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
@@ -136,8 +153,8 @@ fn container(c: &mut Container) {
         lifecycle.post_start.iter_mut().chain(&mut lifecycle.pre_stop).for_each(handler);
     }
     if let Some(resources) = &mut c.resources {
-        self::resources(resources);
-        resize_policy(&mut c.resize_policy, resources);
+        canonical(resources.limits.as_mut());
+        canonical(resources.requests.as_mut());
     }
 }
 
@@ -168,6 +185,8 @@ fn host_port(port: &mut ContainerPort) {
 }
 
 fn env(env: &mut EnvVar) {
+    // It is the same as none, and is shown so.
+    env.value = env.value.take().filter(|value| !value.is_empty());
     let Some(from) = &mut env.value_from else { return };
     if let Some(field) = &mut from.field_ref {
         set(&mut field.api_version, "v1");
@@ -211,23 +230,11 @@ fn http_get(get: &mut HTTPGetAction) {
 }
 
 /// A limit without a request asks for as much.
-fn resources(resources: &mut ResourceRequirements) {
-    canonical(resources.limits.as_mut());
-    canonical(resources.requests.as_mut());
+fn requests(resources: &mut ResourceRequirements) {
     if let Some(limits) = resources.limits.as_ref().filter(|l| !l.is_empty()) {
         let requests = resources.requests.get_or_insert_default();
         for (name, limit) in limits {
             requests.entry(name.clone()).or_insert_with(|| limit.clone());
-        }
-    }
-}
-
-fn resize_policy(policies: &mut Option<Vec<ContainerResizePolicy>>, resources: &ResourceRequirements) {
-    let used = |name: &str| [&resources.limits, &resources.requests].into_iter().flatten().any(|m| m.contains_key(name));
-    for name in ["cpu", "memory"].into_iter().filter(|n| used(n)) {
-        let policies = policies.get_or_insert_default();
-        if !policies.iter().any(|p| p.resource_name == name) {
-            policies.push(ContainerResizePolicy { resource_name: name.into(), restart_policy: "NotRequired".into() });
         }
     }
 }
@@ -240,6 +247,15 @@ fn canonical(map: Option<&mut BTreeMap<String, ApiQuantity>>) {
 fn canonical_one(quantity: &mut ApiQuantity) {
     if let Ok(value) = quantity.0.parse::<Quantity>() {
         quantity.0 = value.to_string();
+    }
+}
+
+/// Of a claim's spec, or of a template for claims.
+pub(super) fn claim(spec: &mut PersistentVolumeClaimSpec) {
+    set(&mut spec.volume_mode, "Filesystem");
+    if let Some(resources) = &mut spec.resources {
+        canonical(resources.limits.as_mut());
+        canonical(resources.requests.as_mut());
     }
 }
 
@@ -266,7 +282,7 @@ fn volume(v: &mut Volume) {
         set(&mut source.iscsi_interface, "default");
     }
     if let Some(template) = v.ephemeral.as_mut().and_then(|e| e.volume_claim_template.as_mut()) {
-        set(&mut template.spec.volume_mode, "Filesystem");
+        claim(&mut template.spec);
     }
     if let Some(source) = &mut v.downward_api {
         source.default_mode.get_or_insert(FILE_MODE);

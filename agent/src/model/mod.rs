@@ -8,6 +8,7 @@ pub mod ephemeral;
 mod error;
 mod exported;
 mod load;
+pub mod network;
 pub mod object;
 mod path;
 pub mod quantity;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{self as k8s, Pod};
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
+use super::counters::Counters;
 use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
@@ -23,6 +25,7 @@ use super::node::{
 use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
+use super::usage::{self, NodeUsage, Seen, Wanted};
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError};
@@ -35,7 +38,11 @@ pub struct Handle {
     orders: mpsc::UnboundedSender<Order>,
     object: Box<dyn Fn() -> k8s::Node + Send + Sync>,
     check: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+    seen: Arc<Seen>,
 }
+
+/// In which the manager must say that it is there.
+const ALIVE: Duration = Duration::from_secs(30);
 
 impl Handle {
     /// `object` makes the Node object, `check` looks at the machine.
@@ -45,7 +52,14 @@ impl Handle {
         object: impl Fn() -> k8s::Node + Send + Sync + 'static,
         check: impl Fn() -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
-        Self { images: ImageApi::new(node.clone()), node, orders, object: Box::new(object), check: Box::new(check) }
+        Self {
+            images: ImageApi::new(node.clone()),
+            node,
+            orders,
+            object: Box::new(object),
+            check: Box::new(check),
+            seen: Arc::default(),
+        }
     }
 
     fn live(&self, uid: &PodUid) -> Result<Live, NodeError> {
@@ -264,6 +278,29 @@ impl node::Node for Handle {
 
     fn check(&self) -> Answer<'_, Vec<Check>> {
         async move { Ok((self.check)()) }.boxed()
+    }
+
+    fn usage(&self, wanted: Wanted) -> Answer<'_, NodeUsage> {
+        let (node, seen) = (self.node.clone(), self.seen.clone());
+        async move {
+            let read = tokio::task::spawn_blocking(move || usage::of_node(&node, &seen, wanted)).await;
+            read.map_err(|e| NodeError::Internal(e.to_string()))
+        }
+        .boxed()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.node.counters
+    }
+
+    fn alive(&self) -> Answer<'_, ()> {
+        async move {
+            let (alive, answer) = oneshot::channel();
+            self.order(Order::Answer(alive))?;
+            let late = |_| NodeError::Internal(format!("the pods' manager did not answer within {} s", ALIVE.as_secs()));
+            tokio::time::timeout(ALIVE, answer).await.map_err(late)?.map_err(|_| stopping())
+        }
+        .boxed()
     }
 }
 

@@ -67,6 +67,8 @@ pub enum Order {
     },
     /// End all pods and take nothing new.
     Drain,
+    /// Say that orders are still followed.
+    Answer(oneshot::Sender<()>),
 }
 
 /// What came of [`Order::Start`].
@@ -318,6 +320,9 @@ impl Manager {
             Order::Edit { uid, edit, done } => self.tell(&uid, Command::Edit { edit, done }),
             Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Evict { uid, message, grace } => self.tell(&uid, Command::Evict { message, grace }),
+            Order::Answer(alive) => {
+                let _ = alive.send(());
+            }
             Order::Drain => {
                 self.draining = true;
                 // Also those that the sources hadn't come to yet.

@@ -17,6 +17,7 @@ use crate::runtime::{Runtime, Sandbox, Wires};
 
 pub mod backoff;
 pub mod completed;
+pub mod counters;
 pub mod handle;
 pub mod handler;
 pub mod hook;
@@ -36,6 +37,7 @@ pub mod restart;
 pub mod status;
 pub mod store;
 pub mod trace;
+pub mod usage;
 pub mod volumes;
 pub mod worker;
 
@@ -51,6 +53,8 @@ pub struct Node {
     pub objects: objects::Objects,
     /// Writes events.
     pub recorder: recorder::Recorder,
+    /// What is counted for monitoring.
+    pub counters: Arc<counters::Counters>,
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
     /// The pod network.
@@ -77,6 +81,9 @@ impl Node {
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
+        if let Some(problem) = self.network.problem().filter(|_| pod.spec().host_network != Some(true)) {
+            return Err(format!("network is not ready: {problem}"));
+        }
         let begun = Instant::now();
         let (sandbox, wires) = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
             Ok(made) => made,
@@ -106,7 +113,11 @@ impl Node {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            self.network.attach(pod, (sandbox, wires), trace).await?
+            let wired = self.network.attach(pod, (sandbox, wires), self.runtime.settings(), trace).await?;
+            for unheard in wired.unheard {
+                self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);
+            }
+            wired.ips
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
@@ -141,6 +152,10 @@ impl Node {
             let live: Vec<&str> = live.iter().map(String::as_str).collect();
             if let Err(error) = node.network.retain(&live).await {
                 tracing::warn!(%error, "addresses of pods that are gone could not be freed");
+            }
+            for (uid, problem) in node.network.check(&live).await {
+                // Not an event: some plugins' CHECK finds fault with what their own ADD made.
+                tracing::warn!(%uid, problem, "CNI's CHECK says that the pod's network is not as it was made");
             }
         });
     }

@@ -13,8 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::model::PodUid;
+use crate::pod::counters::Counters;
 use crate::pod::objects::Objects;
 use crate::pod::store::Store;
+use crate::pod::usage::{NodeUsage, Wanted};
 use crate::runtime::Reading;
 
 /// What an act on the node comes to.
@@ -201,6 +203,12 @@ pub trait Node: Send + Sync + 'static {
     fn images(&self) -> &dyn Images;
     /// Whether this machine can run pods.
     fn check(&self) -> Answer<'_, Vec<Check>>;
+    /// What the node and its pods use now.
+    fn usage(&self, wanted: Wanted) -> Answer<'_, NodeUsage>;
+    /// What was counted since the agent's start.
+    fn counters(&self) -> &Counters;
+    /// Whether the one who manages pods answers.
+    fn alive(&self) -> Answer<'_, ()>;
 }
 
 /// Operations on the image store.

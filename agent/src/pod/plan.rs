@@ -122,6 +122,13 @@ pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
     })
 }
 
+/// The gates that keep the pod from starting, in words. Here nobody but the manifest's author can remove them.
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/pod-scheduling-readiness/>
+pub fn scheduling_gates(pod: &ValidPod) -> Option<String> {
+    let gates: Vec<&str> = pod.spec().scheduling_gates.iter().flatten().map(|gate| gate.name.as_str()).collect();
+    (!gates.is_empty()).then(|| gates.join(", "))
+}
+
 struct Planner<'a> {
     pod: &'a ValidPod,
     observed: &'a Observed,
@@ -142,6 +149,9 @@ impl Planner<'_> {
         if is_complete(self.pod, self.observed) {
             self.complete();
             return;
+        }
+        if let Some(gates) = scheduling_gates(self.pod) {
+            return self.plan.wait(|| format!("its scheduling gates to be removed: {gates}"));
         }
         self.pull_ahead();
         let generation = match &self.observed.sandbox {

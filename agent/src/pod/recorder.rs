@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use super::counters::Counters;
 use super::store::Store;
 
 /// How loud an event is.
@@ -22,12 +23,13 @@ pub enum Level {
 pub struct Recorder {
     store: Arc<Store>,
     node: String,
+    counters: Arc<Counters>,
 }
 
 impl Recorder {
-    /// Events of `node` go into `store`.
-    pub fn new(store: Arc<Store>, node: &str) -> Self {
-        Self { store, node: node.to_owned() }
+    /// Events of `node` go into `store`, and are counted.
+    pub fn new(store: Arc<Store>, node: &str, counters: Arc<Counters>) -> Self {
+        Self { store, node: node.to_owned(), counters }
     }
 
     /// An event about a pod, or about one of its containers.
@@ -74,6 +76,7 @@ impl Recorder {
             Level::Normal => tracing::debug!(object = object.name, reason, message, "event"),
             Level::Warning => tracing::warn!(object = object.name, reason, message, "event"),
         }
+        self.counters.event(if level == Level::Normal { "Normal" } else { "Warning" }, reason);
         let now = Timestamp::now();
         // The key of what is counted together is the event's name: the same thing said of the same object.
         let digest = ring::digest::digest(

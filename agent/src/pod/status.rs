@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
-use super::plan::{init_failed, is_complete, is_sidecar};
+use super::plan::{init_failed, is_complete, is_sidecar, scheduling_gates};
 use super::resize;
 use super::restart::{self, has_ended};
 use crate::model::ValidPod;
@@ -28,6 +28,11 @@ pub struct Context<'a> {
 
 /// The pod's status; `old` gives the transition times of the conditions that stay.
 pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: Option<&k8s::PodStatus>) -> k8s::PodStatus {
+    if scheduling_gates(pod).is_some() {
+        let mut status = gated(pod, context);
+        keep_times(&mut status, old, context.now);
+        return status;
+    }
     let spec = pod.spec();
     let mut init: Vec<_> = spec.init_containers.iter().flatten().map(|c| container_status(c, pod, observed)).collect();
     let mut regular: Vec<_> = spec.containers.iter().map(|c| container_status(c, pod, observed)).collect();
@@ -75,6 +80,25 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
     };
     keep_times(&mut status, old, context.now);
     status
+}
+
+/// A pod that isn't to be anywhere yet: no node says anything of its containers.
+fn gated(pod: &ValidPod, context: &Context<'_>) -> k8s::PodStatus {
+    let scheduled = k8s::PodCondition {
+        type_: "PodScheduled".into(),
+        status: "False".into(),
+        reason: Some("SchedulingGated".into()),
+        message: Some("Scheduling is blocked due to non-empty scheduling gates".into()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    };
+    k8s::PodStatus {
+        conditions: Some(vec![scheduled]),
+        phase: Some("Pending".into()),
+        qos_class: Some(context.qos.to_owned()),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodStatus::default()
+    }
 }
 
 /// Conditions that this program tells itself.

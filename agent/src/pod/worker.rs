@@ -6,6 +6,7 @@ mod deadline;
 mod edit;
 mod health;
 mod hooks;
+mod network;
 mod resize;
 
 use std::collections::{BTreeMap, HashMap};
@@ -132,6 +133,8 @@ pub struct Worker {
     turned_away: Option<watch::Receiver<u64>>,
     /// The same of a resize that there is no room for.
     deferred: Option<watch::Receiver<u64>>,
+    /// Heard when a pod that could not be wired should be tried again.
+    wiring: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
     /// Its containers' probes.
@@ -162,6 +165,7 @@ impl Worker {
             lease: None,
             turned_away: None,
             deferred: None,
+            wiring: None,
             volumes: Turn::default(),
             probes: health::Probes::default(),
             hooks: hooks::Hooks::default(),
@@ -277,6 +281,7 @@ impl Worker {
                 () = self.needs.changed() => self.objects_changed(),
                 () = admit::better(&mut self.turned_away) => self.ask_again(),
                 () = admit::better(&mut self.deferred) => self.resize_again(),
+                () = admit::better(&mut self.wiring), if matches!(self.observed.sandbox, SandboxState::Failed { .. }) => self.wire_again(),
                 () = until(plan.wake.into_iter().chain(deadline).min()) => {}
             }
         }
@@ -581,6 +586,7 @@ impl Worker {
             self.removal_delay = delay;
         }
         self.observed.sandbox = SandboxState::Creating;
+        self.wiring = self.node.network.changes(&self.pod);
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
         self.outcomes.push(Box::pin(async move { Outcome::Sandbox(node.create_sandbox(&pod, start_time, &trace).await) }));
     }
@@ -781,6 +787,7 @@ impl Worker {
                 self.observed.sandbox = SandboxState::Ready { generation: generation(since), ips, since };
                 self.sandbox = Some(sandbox);
                 self.removal_delay = Duration::ZERO;
+                self.wiring = None;
                 self.measure(Duration::ZERO);
             }
             Err(message) => {
@@ -960,6 +967,7 @@ impl Worker {
         object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
         self.tell_backoffs(old.as_ref().and_then(|o| o.status.as_ref()), object.status.as_ref());
         object.metadata.creation_timestamp = Some(Time(self.start_time));
+        self.show_networks(&mut object);
         if let Some((deadline, grace)) = self.deletion {
             object.metadata.deletion_timestamp = Some(Time(deadline));
             object.metadata.deletion_grace_period_seconds = Some(grace);

@@ -27,7 +27,7 @@ pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<
     let name = if host_network { host_name() } else { hostname(pod) };
     put(&dir.join("etc-hosts"), &hosts)?;
     put(&dir.join("hostname"), &format!("{name}\n"))?;
-    put(&dir.join("resolv.conf"), &resolver(pod, settings, &host_resolver(settings, host_network)))
+    put(&dir.join("resolv.conf"), &resolver_of(pod, settings).render())
 }
 
 /// In place, not by rename: containers have the file bind-mounted and must see what it says now.
@@ -72,10 +72,18 @@ fn aliases(pod: &ValidPod) -> String {
 
 /// resolv.conf(5), as far as we carry it over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Resolver {
-    nameservers: Vec<String>,
-    searches: Vec<String>,
-    options: Vec<String>,
+pub struct Resolver {
+    /// Addresses of name servers.
+    pub nameservers: Vec<String>,
+    /// Domains that are tried for a short name.
+    pub searches: Vec<String>,
+    /// `ndots:5` and the like.
+    pub options: Vec<String>,
+}
+
+/// How a pod resolves names.
+pub fn resolver_of(pod: &ValidPod, settings: &Settings) -> Resolver {
+    resolver(pod, settings, &host_resolver(settings, pod.spec().host_network == Some(true)))
 }
 
 impl Resolver {
@@ -129,7 +137,7 @@ fn host_resolver(settings: &Settings, host_network: bool) -> Resolver {
 }
 
 /// dnsPolicy and dnsConfig: <https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>.
-fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> String {
+fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> Resolver {
     let spec = pod.spec();
     let cluster = !settings.cluster_dns.is_empty();
     let mut resolver = match spec.dns_policy.as_deref() {
@@ -149,7 +157,7 @@ fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> String {
     }
     resolver.nameservers.truncate(MAX_NAMESERVERS);
     resolver.searches.truncate(MAX_SEARCHES);
-    resolver.render()
+    resolver
 }
 
 fn cluster_first(pod: &ValidPod, settings: &Settings, host: &Resolver) -> Resolver {
@@ -198,7 +206,7 @@ mod tests {
     #[case("dnsPolicy: Default, dnsConfig: {options: [{name: ndots, value: '2'}]}", &[],
         "search lan\nnameserver 9.9.9.9\noptions edns0 ndots:2\n")]
     fn resolvers(#[case] spec: &str, #[case] dns: &[&str], #[case] expected: &str) {
-        assert_eq!(resolver(&pod(spec), &settings(dns), &Resolver::parse(HOST)), expected);
+        assert_eq!(resolver(&pod(spec), &settings(dns), &Resolver::parse(HOST)).render(), expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub mod cdi;
 pub mod cgroup;
 mod devices;
 mod error;
-mod files;
+pub mod files;
 mod history;
 pub mod holder;
 pub mod hugepages;

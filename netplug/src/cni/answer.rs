@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::config::Version;
-use crate::Error;
+use crate::{Error, links::RouteOptions};
 
 /// An error as the runtime reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +77,9 @@ pub(crate) struct Interface {
     pub mtu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
+    /// What plugins before us say, such as `socketPath` and `pciID`.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -99,6 +102,9 @@ pub(crate) struct Route {
     pub dst: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
+    /// Since 1.1.0.
+    #[serde(flatten)]
+    pub options: RouteOptions,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -136,6 +142,7 @@ impl Outcome {
         }
         if version < Version::V1_1 {
             self.interfaces.iter_mut().for_each(|interface| interface.mtu = None);
+            self.routes.iter_mut().for_each(|route| route.options = RouteOptions::default());
         }
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::answer::{Complaint, Dns, Outcome, Route};
-use crate::{Cidr, Port, Protocol, Range, Settings, Span, engine::Via};
+use crate::{Bandwidth, Cidr, Port, Protocol, Range, Rate, Settings, Span, engine::Via, links::RouteOptions};
 
 /// Where leases and ports of all networks live; ended by a reboot, as the pods are.
 const STATE: &str = "/run/netplug";
@@ -36,8 +36,12 @@ impl Version {
         }
     }
 
+    pub(crate) fn named(name: &str) -> Option<Version> {
+        Version::ALL.into_iter().find(|version| version.name() == name)
+    }
+
     pub(crate) fn parse(name: &str) -> Result<Version, Complaint> {
-        Version::ALL.into_iter().find(|version| version.name() == name).ok_or_else(|| {
+        Version::named(name).ok_or_else(|| {
             let all = Version::ALL.map(Version::name).join(", ");
             Complaint::new(
                 Complaint::INCOMPATIBLE_VERSION,
@@ -71,6 +75,13 @@ pub(crate) struct Config {
     macspoofchk: bool,
     #[serde(default)]
     port_isolation: bool,
+    #[serde(default)]
+    disable_container_interface: bool,
+    #[serde(default)]
+    vlan_trunk: Value,
+    /// As the plugin `bandwidth` has them; `runtimeConfig.bandwidth` lies over them.
+    #[serde(flatten)]
+    limits: Limits,
     /// Ours alone: where leases and ports are kept.
     #[serde(default)]
     state_dir: Option<PathBuf>,
@@ -125,7 +136,20 @@ struct IpamRange {
 struct RuntimeConfig {
     port_mappings: Vec<PortMapping>,
     ips: Vec<String>,
-    bandwidth: Option<Value>,
+    bandwidth: Option<Limits>,
+    mac: Option<String>,
+    /// Of host-local: ranges of this container alone.
+    ip_ranges: Vec<Vec<IpamRange>>,
+}
+
+/// In bits and bits per second; 0 is none.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Limits {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -149,6 +173,7 @@ struct Args {
 #[serde(default)]
 struct CniArgs {
     ips: Vec<String>,
+    mac: Option<String>,
 }
 
 fn invalid(field: &str, problem: impl std::fmt::Display) -> Complaint {
@@ -175,7 +200,8 @@ impl Config {
             (self.vlan != 0, "vlan", "pods of different VLANs are different networks: give each a bridge"),
             (self.promisc_mode, "promiscMode", "hairpin works without it: remove the field"),
             (self.macspoofchk, "macspoofchk", "use the plugin bridge for a network that needs it"),
-            (self.runtime.bandwidth.is_some(), "runtimeConfig.bandwidth", "chain the plugin bandwidth after this one"),
+            (self.disable_container_interface, "disableContainerInterface", "a pod without interface needs no network"),
+            (!self.vlan_trunk.is_null(), "vlanTrunk", "pods of different VLANs are different networks: give each a bridge"),
         ];
         match refusals.into_iter().find(|(has, ..)| *has) {
             Some((_, field, problem)) => {
@@ -220,7 +246,9 @@ impl Config {
         let more = self.ipam.ranges.iter().enumerate();
         let more = more.map(|(number, set)| (format!("ipam.ranges[{number}]"), set.iter().collect()));
         let mut sets: Vec<Vec<Range>> = Vec::new();
-        for (field, set) in single.into_iter().chain(more) {
+        let own = self.runtime.ip_ranges.iter().enumerate();
+        let own = own.map(|(number, set)| (format!("runtimeConfig.ipRanges[{number}]"), set.iter().collect()));
+        for (field, set) in own.chain(single).chain(more) {
             let set: Vec<Range> = set.into_iter().map(|range| range.read(&field)).collect::<Result<_, _>>()?;
             let Some(v4) = set.first().map(|range| range.subnet.is_v4()) else { return Err(invalid(&field, "is empty")) };
             if set.iter().any(|range| range.subnet.is_v4() != v4) {
@@ -243,13 +271,14 @@ impl Config {
         let mut routes = Vec::new();
         for (number, route) in self.ipam.routes.iter().enumerate() {
             let field = format!("ipam.routes[{number}].dst");
-            routes.push(Via { to: route.dst.parse().map_err(|problem: String| invalid(&field, problem))?, gateway: route.gw });
+            let to = route.dst.parse().map_err(|problem: String| invalid(&field, problem))?;
+            routes.push(Via { to, gateway: route.gw, options: route.options });
         }
         if self.is_default_gateway {
             for set in self.sets()? {
                 let everywhere = Cidr::everything(set[0].subnet.base());
                 if !routes.iter().any(|via| via.to == everywhere) {
-                    routes.push(Via { to: everywhere, gateway: None });
+                    routes.push(Via { to: everywhere, gateway: None, options: RouteOptions::default() });
                 }
             }
         }
@@ -260,6 +289,37 @@ impl Config {
         let mappings = self.runtime.port_mappings.iter().enumerate();
         // Podman and containerd list container ports without host port as 0.
         mappings.filter(|(_, mapping)| mapping.host_port != 0).map(|(number, mapping)| mapping.read(number)).collect()
+    }
+
+    /// How fast the pod may be.
+    pub(crate) fn bandwidth(&self) -> Result<Option<Bandwidth>, Complaint> {
+        let limits = self.runtime.bandwidth.unwrap_or(self.limits);
+        let rate = |name: &str, bits: u64, burst: u64| match (bits, burst) {
+            (0, 0) => Ok(None),
+            (0, _) => Err(invalid(&format!("bandwidth.{name}Rate"), format!("is missing: {name}Burst is set"))),
+            (1..8, _) => Err(invalid(&format!("bandwidth.{name}Rate"), format!("{bits} bits per second are too few"))),
+            (bits, 0) => Ok(Some(Rate::new(bits))),
+            (bits, burst) if burst / 8 > u32::MAX.into() => {
+                Err(invalid(&format!("bandwidth.{name}Burst"), format!("{burst} at {bits} bits per second: must be below 4 GiB")))
+            }
+            (bits, burst) => Ok(Some(Rate { bits, burst })),
+        };
+        let bandwidth = Bandwidth {
+            ingress: rate("ingress", limits.ingress_rate, limits.ingress_burst)?,
+            egress: rate("egress", limits.egress_rate, limits.egress_burst)?,
+        };
+        Ok((bandwidth != Bandwidth::default()).then_some(bandwidth))
+    }
+
+    /// The MAC that is asked for, by any of the three ways.
+    pub(crate) fn mac(&self, cni_args: &str) -> Result<Option<[u8; 6]>, Complaint> {
+        let by_env = cni_args.split(';').find_map(|pair| pair.strip_prefix("MAC="));
+        let Some(text) = self.runtime.mac.as_deref().or(self.args.cni.mac.as_deref()).or(by_env) else { return Ok(None) };
+        let bytes: Vec<u8> = text.split([':', '-']).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        match <[u8; 6]>::try_from(bytes) {
+            Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Some(mac)),
+            _ => Err(invalid("mac", format!("{text:?} is no MAC of a host, such as 0a:58:0a:16:00:02"))),
+        }
     }
 
     /// Addresses that are asked for, by any of the three ways.

@@ -3,8 +3,11 @@
 //! It takes the configuration of the plugins `bridge` + `host-local` + `portmap` in one: `ranges`, `routes`, `dataDir`, `ipMasq`,
 //! `isDefaultGateway` and the capabilities `portMappings` and `ips` mean the same. Nothing that it does for one pod reads what belongs to
 //! others, but for one case: when the nftables table has to be made anew.
+//!
+//! [`client`] is the other side: a runtime that executes other people's plugins.
 
 mod answer;
+pub mod client;
 mod config;
 mod store;
 mod verbs;

@@ -41,6 +41,8 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
         netlink,
         ports: config.ports()?,
         fixed,
+        bandwidth: config.bandwidth()?,
+        mac: config.mac(&request.args)?,
         link: request.ifname.clone(),
         routes: Some(routes.clone()),
     };
@@ -48,7 +50,8 @@ pub(super) fn add(request: &Request, config: &Config) -> Result<Outcome, Complai
         Ok(attached) => {
             store.settle()?;
             let mut outcome = outcome(request, &settings, &attached);
-            outcome.routes = routes.iter().map(|via| Route { dst: via.to.to_string(), gw: via.gateway }).collect();
+            outcome.routes =
+                routes.iter().map(|via| Route { dst: via.to.to_string(), gw: via.gateway, options: via.options }).collect();
             outcome.dns = dns;
             Ok(match &config.prev_result {
                 Some(earlier) => outcome.after(earlier.clone()),
@@ -105,6 +108,8 @@ pub(super) fn check(request: &Request, config: &Config) -> Result<(), Complaint>
         netlink,
         ports: lease.ports.clone(),
         fixed: lease.ips.clone(),
+        bandwidth: lease.bandwidth,
+        mac: lease.mac,
         link: request.ifname.clone(),
         routes: Some(config.routes()?),
     };
@@ -160,7 +165,13 @@ fn outcome(request: &Request, settings: &Settings, attached: &Attached) -> Outco
     let mac = attached.mac.map(|byte| format!("{byte:02x}")).join(":");
     let bridge = Interface { name: settings.bridge.clone(), ..Interface::default() };
     let host = Interface { name: attached.host_if.clone(), mtu: Some(attached.mtu), ..Interface::default() };
-    let pod = Interface { name: request.ifname.clone(), mac, mtu: Some(attached.mtu), sandbox: Some(request.netns.clone()) };
+    let pod = Interface {
+        name: request.ifname.clone(),
+        mac,
+        mtu: Some(attached.mtu),
+        sandbox: Some(request.netns.clone()),
+        more: serde_json::Map::new(),
+    };
     let prefix = |ip: IpAddr| settings.ranges.iter().map(|range| range.subnet).find(|subnet| subnet.contains(ip));
     let ips = attached.ips.iter().zip(&attached.gateways).map(|(ip, gateway)| Ip {
         version: None,

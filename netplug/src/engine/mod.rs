@@ -7,6 +7,7 @@ mod bridge;
 mod host_port;
 mod pod;
 mod ports;
+mod shape;
 mod watch;
 
 use std::{
@@ -21,6 +22,7 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
+pub use self::shape::can_limit_bandwidth;
 pub(crate) use self::{
     pod::{Via, Wanted},
     watch::Wake,
@@ -30,10 +32,10 @@ use self::{
     watch::Watch,
 };
 use crate::{
+    bandwidth::ifb_of,
     error::{Doing, Error},
     ipam::{Pools, Refusal},
     lease::{Lease, LeaseDir},
-    links,
     netlink::{self, Wire},
     network::{Attached, Remove},
     nft::{Obstacle, Table, others::obstacles},
@@ -179,7 +181,7 @@ impl Engine {
         let Some(lease) = self.leases.get(uid).cloned() else { return Ok(()) };
         let mut errors = Vec::new();
         errors.extend(self.close_ports(&lease).err());
-        match self.delete_links(&HashSet::from([lease.host_if.clone()])) {
+        match self.delete_links(&links_of(&lease)) {
             Ok(()) => errors.extend(self.release(&lease).err()),
             // The lease stays: what still has a link must not lose its address to another pod.
             Err(error) => errors.push(error),
@@ -191,8 +193,10 @@ impl Engine {
     pub(crate) fn release_when_netns_dies(&mut self, uid: &str) -> Result<(), Error> {
         let Some(lease) = self.leases.get(uid).cloned() else { return Ok(()) };
         let ports = self.close_ports(&lease).err();
+        // Its ifb is in no namespace that ends.
+        let ifb = lease.bandwidth.and_then(|_| self.delete_links(&[ifb_of(&lease.host_if)].into()).err());
         let release = self.release(&lease).err();
-        Error::all(ports.into_iter().chain(release).collect())
+        Error::all(ports.into_iter().chain(ifb).chain(release).collect())
     }
 
     /// Frees all that belongs to none of these pods, links included that no lease names.
@@ -206,7 +210,7 @@ impl Engine {
             .into_iter()
             .filter(|link| !kept.contains(&link.name) && is_ours(&link.name))
             .map(|link| link.name)
-            .chain(dead.iter().map(|lease| lease.host_if.clone()))
+            .chain(dead.iter().flat_map(links_of))
             .collect();
         let mut errors = Vec::new();
         for lease in &dead {
@@ -248,8 +252,9 @@ impl Engine {
         let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
         self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
         let ports = self.mend_ports().err();
+        let shapes = self.mend_shapes().err();
         let table = self.render().err();
-        Error::all(ports.into_iter().chain(table).collect())
+        Error::all(ports.into_iter().chain(shapes).chain(table).collect())
     }
 
     /// Other people's chains that may drop what pods send.
@@ -299,7 +304,15 @@ impl Engine {
             let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
             (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
         };
-        let lease = Lease { uid: wanted.uid.clone(), pod: wanted.pod.clone(), ips, host_if, ports: wanted.ports.clone() };
+        let lease = Lease {
+            uid: wanted.uid.clone(),
+            pod: wanted.pod.clone(),
+            ips,
+            host_if,
+            ports: wanted.ports.clone(),
+            bandwidth: wanted.bandwidth,
+            mac: wanted.mac,
+        };
         if before == Some(&lease) {
             return Ok(lease);
         }
@@ -342,12 +355,16 @@ impl Engine {
         steps.done("veth");
         self.set_up_inside(wanted, lease, index, inside)?;
         steps.done("address");
+        if lease.bandwidth.is_some() || before.is_some_and(|before| before.bandwidth.is_some()) {
+            self.shape(&Lease { host_if: host_if.clone(), ..lease.clone() }, before)?;
+            steps.done("bandwidth");
+        }
         self.open_ports(wanted, lease, before)?;
         steps.done("ports");
         Ok(Attached {
             ips: lease.ips.clone(),
             gateways: lease.ips.iter().filter_map(|ip| Some(self.pools.of(*ip)?.gateway())).collect(),
-            mac: lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default(),
+            mac: lease.mac(),
             host_if,
             mtu: self.bridge.mtu,
             steps: std::mem::take(&mut steps.taken),
@@ -391,11 +408,11 @@ impl Engine {
 
     /// Rolls a failed attachment back. Its error is the one to tell, so others on the way aren't.
     fn take_back(&mut self, lease: &Lease) {
-        let host_if = self.leases.get(&lease.uid).map_or(&lease.host_if, |lease| &lease.host_if).clone();
+        let made = links_of(self.leases.get(&lease.uid).unwrap_or(lease));
         if let Err(error) = self.close_ports(lease) {
             tracing::warn!(pod = lease.pod, %error, "roll back");
         }
-        if let Err(error) = self.delete_links(&HashSet::from([host_if])) {
+        if let Err(error) = self.delete_links(&made) {
             tracing::warn!(pod = lease.pod, %error, "roll back");
         }
         self.leases.remove(&lease.uid);
@@ -418,6 +435,12 @@ fn keep(pools: &mut Pools, lease: &Lease) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// All links of the host that are a pod's.
+fn links_of(lease: &Lease) -> HashSet<String> {
+    let ifb = lease.bandwidth.map(|_| ifb_of(&lease.host_if));
+    ifb.into_iter().chain([lease.host_if.clone()]).collect()
 }
 
 fn is_ours(link: &str) -> bool {

@@ -12,11 +12,12 @@ use rustix::io::Errno;
 
 use super::{Engine, bridge};
 use crate::{
+    bandwidth::Bandwidth,
     cidr::Cidr,
     error::{Doing, Error, Refused},
     ipam::Pool,
     lease::{Lease, check_uid},
-    links::{self, Address, Link, Route},
+    links::{self, Address, Link, Route, RouteOptions},
     netlink::{Outcome, Request},
     settings::{Isolation, Port, Settings},
 };
@@ -35,6 +36,9 @@ pub(crate) struct Wanted {
     pub netlink: OwnedFd,
     pub ports: Vec<Port>,
     pub fixed: Vec<IpAddr>,
+    pub bandwidth: Option<Bandwidth>,
+    /// None: that of its address.
+    pub mac: Option<[u8; 6]>,
     /// The interface's name inside.
     pub link: String,
     /// Where the pod may go by its gateway, or by another neighbour; none given: everywhere.
@@ -47,6 +51,7 @@ pub(crate) struct Via {
     pub to: Cidr,
     /// Unset: the gateway of the pod's address of that family.
     pub gateway: Option<IpAddr>,
+    pub options: RouteOptions,
 }
 
 impl Wanted {
@@ -124,8 +129,7 @@ impl Engine {
     pub(super) fn set_up_inside(&mut self, wanted: &Wanted, lease: &Lease, index: u32, inside: &Inside) -> Result<(), Error> {
         let mut requests = Vec::new();
         if inside.link.is_some() {
-            let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
-            requests.push(links::set_pod_link(index, mac, self.bridge.mtu));
+            requests.push(links::set_pod_link(index, lease.mac(), self.bridge.mtu));
         }
         if self.bridge.ipv6 && !self.settings.has(false) {
             requests.push(links::quiet(&wanted.link));
@@ -137,7 +141,7 @@ impl Engine {
         // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
         requests.push(links::up(index));
         for (ip, pool) in pools {
-            requests.extend(routes(wanted, ip, pool).map(|(to, gateway)| links::route(index, to, gateway)));
+            requests.extend(routes(wanted, ip, pool).map(|(to, gateway, options)| links::route(index, to, gateway, options)));
         }
         bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
     }
@@ -155,7 +159,7 @@ impl Engine {
         for ip in &lease.ips {
             let messages = self.wire.dump(&wanted.netlink, || links::all_routes(ip.is_ipv4())).doing(|| "list routes".into())?;
             let found: Vec<Route> = Route::all(&messages).collect();
-            let asked = wanted.routes.iter().flatten().filter(|via| via.to.is_v4() == ip.is_ipv4());
+            let asked = wanted.routes.iter().flatten().filter(|via| via.to.is_v4() == ip.is_ipv4() && via.options.is_main());
             if let Some(via) = asked.into_iter().find(|via| !found.iter().any(|route| route.destination == via.to)) {
                 return Ok(Some(format!("the route to {} is gone", via.to)));
             }
@@ -163,6 +167,9 @@ impl Engine {
         let host = bridge::find(&mut self.wire, &self.route, &lease.host_if)?;
         if !host.is_some_and(|host| host.up && host.bridge == Some(self.bridge.index)) {
             return Ok(Some(format!("{} is not in bridge {}, or down", lease.host_if, self.settings.bridge)));
+        }
+        if let Some(problem) = self.examine_shape(lease)? {
+            return Ok(Some(problem));
         }
         let action = || format!("look for the nftables table inet {}", self.settings.table);
         if !self.table.stands(&mut self.wire, &self.nft).doing(action)? {
@@ -174,7 +181,7 @@ impl Engine {
     /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
     /// just dying, or a stranger's: neither is worth waiting for.
     fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<String, Error> {
-        let mac = lease.ips.first().map(|ip| links::mac_of(*ip)).unwrap_or_default();
+        let mac = lease.mac();
         let bridge = self.settings.bridge.clone();
         let action = |name: &str| format!("create veth {name} for pod {} in bridge {bridge}", lease.pod);
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
@@ -300,10 +307,11 @@ impl Engine {
 }
 
 /// The routes of an address's family: what was asked for, or all by the gateway.
-fn routes<'a>(wanted: &'a Wanted, ip: IpAddr, pool: &'a Pool) -> impl Iterator<Item = (Cidr, IpAddr)> + 'a {
-    let everywhere = wanted.routes.is_none().then_some((Cidr::everything(ip), pool.gateway()));
+fn routes<'a>(wanted: &'a Wanted, ip: IpAddr, pool: &'a Pool) -> impl Iterator<Item = (Cidr, IpAddr, RouteOptions)> + 'a {
+    let plain = RouteOptions::default();
+    let everywhere = wanted.routes.is_none().then_some((Cidr::everything(ip), pool.gateway(), plain));
     let asked = wanted.routes.iter().flatten().filter(move |via| via.to.is_v4() == ip.is_ipv4());
-    everywhere.into_iter().chain(asked.map(|via| (via.to, via.gateway.unwrap_or_else(|| pool.gateway()))))
+    everywhere.into_iter().chain(asked.map(|via| (via.to, via.gateway.unwrap_or_else(|| pool.gateway()), via.options)))
 }
 
 /// The name of the host's end: the same for the same pod, whatever process asks. FNV-1a.

@@ -27,7 +27,10 @@ impl Engine {
             if let Some(other) = other {
                 return taken(PortHolder::Pod(other.pod.clone()));
             }
+            // Who executes the plugin may hold the port himself: podman's conmon does, so that nobody else takes it.
+            let is_plugin = self.watch.is_none();
             if !mine.contains(port)
+                && !is_plugin
                 && let Some(holder) = host_port::holder(port)
             {
                 return taken(holder);

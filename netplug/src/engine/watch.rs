@@ -21,6 +21,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::Engine;
 use crate::{
+    bandwidth::ifb_of,
     error::{Doing, Error},
     netlink::{self, attributes, kind, sender, split, u32_at},
     nft::wire::{deletes_from, table_of},
@@ -208,6 +209,8 @@ impl Engine {
         gone.retain(|name| !seen.values().any(|port| port.name == *name));
         let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
         severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
+        let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
+        hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(&ifb));
         let astray: Vec<Seen> = seen.into_values().filter(|port| !port.in_order).collect();
         let of_a_pod = |name: &str| self.leases.values().any(|lease| lease.host_if == name);
         hurt || lost || astray.iter().any(|port| of_a_pod(&port.name))

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use netplug::{Attached, Attachment, Network, Port, Protocol, Range, Settings};
+use netplug::{Attached, Attachment, Bandwidth, Network, Port, Protocol, Range, Settings};
 use nix::sched::{CloneFlags, unshare};
 
 /// How long an answer may take before it counts as none. Generous: only failures wait for it.
@@ -271,11 +271,12 @@ pub struct Pod {
     pub name: String,
     pub ports: Vec<Port>,
     pub fixed: Vec<IpAddr>,
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Pod {
     pub fn new(name: &str) -> Pod {
-        Pod { netns: Netns::new(), name: name.into(), ports: Vec::new(), fixed: Vec::new() }
+        Pod { netns: Netns::new(), name: name.into(), ports: Vec::new(), fixed: Vec::new(), bandwidth: None }
     }
 
     /// `8080:80/TCP`, `127.0.0.1:8080:80/UDP`, `[::1]:…`
@@ -292,6 +293,7 @@ impl Pod {
             netlink: self.netns.netlink_socket(),
             ports: self.ports.clone(),
             fixed: self.fixed.clone(),
+            bandwidth: self.bandwidth,
         }))
     }
 

@@ -8,12 +8,12 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::probe::{self, ProbeKind};
-use super::report::{Report, Unique};
+use super::report::{Report, Unique, json};
 use super::{env, names, resources, security};
 use crate::model::ephemeral;
 use crate::model::path::Path;
 
-const SIGNALS: [&str; 35] = [
+const SIGNALS: [&str; 65] = [
     "SIGABRT",
     "SIGALRM",
     "SIGBUS",
@@ -33,7 +33,36 @@ const SIGNALS: [&str; 35] = [
     "SIGPWR",
     "SIGQUIT",
     "SIGRTMAX",
+    "SIGRTMAX-1",
+    "SIGRTMAX-10",
+    "SIGRTMAX-11",
+    "SIGRTMAX-12",
+    "SIGRTMAX-13",
+    "SIGRTMAX-14",
+    "SIGRTMAX-2",
+    "SIGRTMAX-3",
+    "SIGRTMAX-4",
+    "SIGRTMAX-5",
+    "SIGRTMAX-6",
+    "SIGRTMAX-7",
+    "SIGRTMAX-8",
+    "SIGRTMAX-9",
     "SIGRTMIN",
+    "SIGRTMIN+1",
+    "SIGRTMIN+10",
+    "SIGRTMIN+11",
+    "SIGRTMIN+12",
+    "SIGRTMIN+13",
+    "SIGRTMIN+14",
+    "SIGRTMIN+15",
+    "SIGRTMIN+2",
+    "SIGRTMIN+3",
+    "SIGRTMIN+4",
+    "SIGRTMIN+5",
+    "SIGRTMIN+6",
+    "SIGRTMIN+7",
+    "SIGRTMIN+8",
+    "SIGRTMIN+9",
     "SIGSEGV",
     "SIGSTKFLT",
     "SIGSTOP",
@@ -49,6 +78,7 @@ const SIGNALS: [&str; 35] = [
     "SIGVTALRM",
     "SIGWINCH",
     "SIGXCPU",
+    "SIGXFSZ",
 ];
 
 /// What a container's rules need to know of its pod.
@@ -74,6 +104,13 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, context: &Context<'_>)
     // One set of names over all lists, host ports likewise.
     let mut names = Unique::default();
     let mut host_ports = Unique::default();
+    for (i, c) in spec.containers.iter().enumerate() {
+        let list = at.child("containers");
+        let at = list.index(i);
+        container(report, &at, c, Role::Main, context);
+        name(report, &at, &c.name, &mut names);
+        used_host_ports(report, &at, c, &mut host_ports);
+    }
     for (i, c) in spec.init_containers.iter().flatten().enumerate() {
         let list = at.child("initContainers");
         let at = list.index(i);
@@ -82,13 +119,6 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, context: &Context<'_>)
         if c.restart_policy.as_deref() == Some("Always") {
             used_host_ports(report, &at, c, &mut host_ports);
         }
-    }
-    for (i, c) in spec.containers.iter().enumerate() {
-        let list = at.child("containers");
-        let at = list.index(i);
-        container(report, &at, c, Role::Main, context);
-        name(report, &at, &c.name, &mut names);
-        used_host_ports(report, &at, c, &mut host_ports);
     }
     for (i, c) in spec.ephemeral_containers.iter().flatten().enumerate() {
         let list = at.child("ephemeralContainers");
@@ -118,11 +148,28 @@ fn container(report: &mut Report<'_>, at: &Path<'_>, c: &Container, role: Role, 
     if let Some(resources) = &c.resources {
         resources::of_container(report, &at.child("resources"), resources, context.spec);
     }
-    resources::resize_policy(report, &at.child("resizePolicy"), c.resize_policy.as_deref().unwrap_or_default());
+    resize_policy(report, &at.child("resizePolicy"), c, role, context.spec);
     if let Some(sc) = &c.security_context {
         security::of_container(report, &at.child("securityContext"), sc, context.spec);
     }
     lifetime(report, at, c, role, context);
+}
+
+fn resize_policy(report: &mut Report<'_>, at: &Path<'_>, c: &Container, role: Role, spec: &PodSpec) {
+    let policies = c.resize_policy.as_deref().unwrap_or_default();
+    resources::resize_policy(report, at, policies);
+    for (i, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.restart_policy != "NotRequired") {
+        let list = at.index(i);
+        let at = list.child("restartPolicy");
+        if spec.restart_policy.as_deref() == Some("Never") {
+            let wrong = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            report.invalid(&at, &policy.restart_policy, wrong);
+        }
+        if role == Role::Init && c.restart_policy.as_deref() != Some("Always") && policy.restart_policy == "RestartContainer" {
+            let wrong = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+            report.invalid(&at, &policy.restart_policy, wrong);
+        }
+    }
 }
 
 fn image(report: &mut Report<'_>, at: &Path<'_>, image: &str) {
@@ -214,7 +261,8 @@ fn mounts(report: &mut Report<'_>, at: &Path<'_>, c: &Container, context: &Conte
         let at = at.index(i);
         if mount.name.is_empty() {
             report.required(&at.child("name"), "");
-        } else if !context.volumes.contains_key(mount.name.as_str()) {
+        }
+        if !context.volumes.contains_key(mount.name.as_str()) {
             report.not_found(&at.child("name"), &mount.name);
         }
         let path = at.child("mountPath");
@@ -230,7 +278,7 @@ fn mounts(report: &mut Report<'_>, at: &Path<'_>, c: &Container, context: &Conte
             report.invalid(&path, &mount.mount_path, "must not already exist as a path in volumeDevices");
         }
         sub_paths(report, &at, mount);
-        mount_options(report, &at, mount, c);
+        mount_options(report, &at, mount, c, context);
     }
 }
 
@@ -244,7 +292,7 @@ fn sub_paths(report: &mut Report<'_>, at: &Path<'_>, mount: &VolumeMount) {
     }
 }
 
-fn mount_options(report: &mut Report<'_>, at: &Path<'_>, mount: &VolumeMount, c: &Container) {
+fn mount_options(report: &mut Report<'_>, at: &Path<'_>, mount: &VolumeMount, c: &Container, context: &Context<'_>) {
     let propagation = mount.mount_propagation.as_deref();
     report.one_of(&at.child("mountPropagation"), propagation, &["Bidirectional", "HostToContainer", "None"]);
     let privileged = c.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
@@ -268,8 +316,13 @@ fn mount_options(report: &mut Report<'_>, at: &Path<'_>, mount: &VolumeMount, c:
     let mut seen = Unique::default();
     for (i, option) in mount.bind_mount_options.iter().flatten().enumerate() {
         let list = at.child("bindMountOptions");
-        report.one_of(&list.index(i), Some(option), &["noexec", "nodev", "nosuid"]);
+        report.one_of(&list.index(i), Some(option), &["nodev", "noexec", "nosuid"]);
         seen.check(report, &list.index(i), option);
+    }
+    let image = context.volumes.get(mount.name.as_str()).is_some_and(|volume| volume.image.is_some());
+    if let Some(options) = mount.bind_mount_options.as_ref().filter(|options| image && !options.is_empty()) {
+        let wrong = "bindMountOptions may not be used with image volumes";
+        report.say(&at.child("bindMountOptions"), format!("Invalid value: {}: {wrong}", json(options)));
     }
 }
 
@@ -316,11 +369,7 @@ fn stop_signal(report: &mut Report<'_>, at: &Path<'_>, signal: &str, context: &C
     if context.spec.os.is_none() {
         report.forbidden(at, "may not be set for containers with empty `spec.os.name`");
     }
-    let real_time = |prefix: &str| {
-        let number = signal.strip_prefix(prefix).and_then(|n| n.parse::<u8>().ok());
-        number.is_some_and(|n| (1..=15).contains(&n))
-    };
-    if !SIGNALS.contains(&signal) && !real_time("SIGRTMIN+") && !real_time("SIGRTMAX-") {
+    if !SIGNALS.contains(&signal) {
         report.unsupported(at, signal, &SIGNALS);
     }
 }
@@ -340,23 +389,16 @@ fn restart_rules(report: &mut Report<'_>, at: &Path<'_>, c: &Container) {
     }
     for (i, rule) in rules.iter().enumerate() {
         let at = at.index(i);
-        match rule.action.as_str() {
-            "" => report.required(&at.child("action"), ""),
-            action => report.one_of(&at.child("action"), Some(action), &["Restart", "RestartAllContainers"]),
-        }
+        report.one_of(&at.child("action"), Some(&rule.action), &["Restart", "RestartAllContainers"]);
         let Some(codes) = &rule.exit_codes else {
             report.required(&at.child("exitCodes"), "must be specified");
             continue;
         };
         let at = at.child("exitCodes");
-        match codes.operator.as_str() {
-            "" => report.required(&at.child("operator"), ""),
-            operator => report.one_of(&at.child("operator"), Some(operator), &["In", "NotIn"]),
-        }
-        match codes.values.as_ref().map_or(0, Vec::len) {
-            0 => report.required(&at.child("values"), "must not be empty"),
-            many @ 256.. => report.say(&at.child("values"), format!("Too many: {many}: must have at most 255 items")),
-            _ => {}
+        report.one_of(&at.child("operator"), Some(&codes.operator), &["In", "NotIn"]);
+        let many = codes.values.as_ref().map_or(0, Vec::len);
+        if many > 255 {
+            report.say(&at.child("values"), format!("Too many: {many}: must have at most 255 items"));
         }
     }
 }

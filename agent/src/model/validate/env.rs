@@ -8,6 +8,8 @@ use super::report::Report;
 use crate::model::path::Path;
 use crate::model::quantity::Quantity;
 
+/// Fields of a pod that exist by such a path, but that neither variables nor files can have.
+const OTHER_FIELDS: [&str; 4] = ["spec.host", "spec.restartPolicy", "spec.schedulerName", "status.phase"];
 const ENV_FIELDS: [&str; 9] = [
     "metadata.name",
     "metadata.namespace",
@@ -19,7 +21,7 @@ const ENV_FIELDS: [&str; 9] = [
     "status.podIP",
     "status.podIPs",
 ];
-const FILE_FIELDS: [&str; 5] = ["metadata.name", "metadata.namespace", "metadata.labels", "metadata.annotations", "metadata.uid"];
+const FILE_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 const RESOURCES: [&str; 6] =
     ["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
 
@@ -66,8 +68,8 @@ fn value_from(report: &mut Report<'_>, at: &Path<'_>, from: &EnvVarSource, conte
         sources += 1;
         let at = at.child("fileKeyRef");
         report.name(&at.child("key"), &file.key, names::env_name);
+        report.name(&at.child("volumeName"), &file.volume_name, names::dns_label);
         match (file.volume_name.as_str(), context.volumes.get(file.volume_name.as_str())) {
-            ("", _) => report.required(&at.child("volumeName"), ""),
             (name, None) => report.not_found(&at.child("volumeName"), name),
             (name, Some(v)) if v.empty_dir.is_none() => {
                 report.invalid(&at.child("volumeName"), name, "referenced volume must be of type emptyDir");
@@ -91,29 +93,41 @@ fn value_from(report: &mut Report<'_>, at: &Path<'_>, from: &EnvVarSource, conte
 }
 
 fn key_ref(report: &mut Report<'_>, at: &Path<'_>, name: &str, key: &str) {
-    report.name(&at.child("name"), name, names::dns_subdomain);
+    // Here the API server calls a name that isn't there a wrong one.
+    report.each_invalid(&at.child("name"), name, names::dns_subdomain(name));
     report.name(&at.child("key"), key, names::config_key);
 }
 
 pub(super) fn field_ref(report: &mut Report<'_>, at: &Path<'_>, field: &ObjectFieldSelector, target: Target) {
-    if field.api_version.as_deref().is_some_and(|v| v != "v1") {
-        let version = field.api_version.clone().unwrap_or_default();
-        report.invalid(&at.child("apiVersion"), &version, "pod fields are known in \"v1\"");
-    }
     let path = at.child("fieldPath");
     let value = field.field_path.as_str();
     if value.is_empty() {
         return report.required(&path, "");
     }
-    if let Some((map, key)) = subscript(value) {
-        let wrong = match map {
-            "metadata.annotations" => names::qualified_name(&key.to_lowercase()),
-            "metadata.labels" => names::qualified_name(key),
-            _ => return report.invalid(&path, map, "does not support subscript"),
-        };
-        return report.each_invalid(&path, key, wrong);
+    if let Some(version) = field.api_version.as_deref().filter(|version| *version != "v1") {
+        let wrong = format!("error converting fieldPath: unsupported pod version: {version}");
+        return report.invalid(&path, value, wrong);
     }
-    report.one_of(&path, Some(value), if target == Target::Env { &ENV_FIELDS } else { &FILE_FIELDS });
+    if let Some((map, key)) = subscript(value) {
+        match map {
+            "metadata.annotations" => {
+                let key = key.to_lowercase();
+                report.each_invalid(&path, &key, names::qualified_name(&key));
+            }
+            "metadata.labels" => report.each_invalid(&path, key, names::qualified_name(key)),
+            _ => {
+                let wrong = format!("error converting fieldPath: field label does not support subscript: {value}");
+                report.invalid(&path, value, wrong);
+            }
+        }
+        return;
+    }
+    let known: &[&str] = if target == Target::Env { &ENV_FIELDS } else { &FILE_FIELDS };
+    if [&ENV_FIELDS[..], &FILE_FIELDS, &OTHER_FIELDS].iter().any(|fields| fields.contains(&value)) {
+        report.one_of(&path, Some(value), known);
+    } else {
+        report.invalid(&path, value, format!("error converting fieldPath: field label not supported: {value}"));
+    }
 }
 
 /// `metadata.labels['key']` → its two parts.
@@ -122,40 +136,31 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 }
 
 pub(super) fn resource_field_ref(report: &mut Report<'_>, at: &Path<'_>, field: &ResourceFieldSelector, target: Target) {
+    let resource = field.resource.as_str();
+    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| resource.starts_with(p));
     if target == Target::File && field.container_name.as_deref().unwrap_or_default().is_empty() {
         report.required(&at.child("containerName"), "");
-    }
-    let resource = field.resource.as_str();
-    if resource.is_empty() {
-        return report.required(&at.child("resource"), "");
-    }
-    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| resource.starts_with(p));
-    if !huge {
+    } else if resource.is_empty() {
+        report.required(&at.child("resource"), "");
+    } else if !huge {
         report.one_of(&at.child("resource"), Some(resource), &RESOURCES);
     }
     let Some(divisor) = field.divisor.as_ref().map(|d| d.0.as_str()) else { return };
     let Ok(value) = divisor.parse::<Quantity>() else {
         return report.invalid(&at.child("divisor"), divisor, crate::model::quantity::QuantityError);
     };
-    let (kind, known): (&str, &[&str]) = match resource.split_once('.').map(|(_, r)| r) {
-        Some("cpu") => ("cpu", &["1m", "1"]),
-        Some("memory") => ("memory", &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"]),
-        Some("ephemeral-storage") => {
-            ("local ephemeral storage", &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"])
-        }
+    const BYTES: &str = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei";
+    let (kind, known) = match resource.split_once('.').map(|(_, r)| r) {
+        Some("cpu") => ("cpu", "1m and 1"),
+        Some("memory") => ("memory", BYTES),
+        Some("ephemeral-storage") => ("local ephemeral storage", BYTES),
+        Some(_) if huge => ("hugepages", BYTES),
         _ => return,
     };
-    if !value.is_zero() && !known.iter().any(|k| k.parse::<Quantity>() == Ok(value)) {
-        let detail = format!("only divisor's values {} are supported with the {kind} resource", listed(known));
-        report.invalid(&at.child("divisor"), divisor, detail);
-    }
-}
-
-/// `a, b and c`
-fn listed(words: &[&str]) -> String {
-    match words {
-        [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
-        _ => words.join(", "),
+    if !value.is_zero() && !known.split([',', ' ']).any(|k| k.parse::<Quantity>() == Ok(value)) {
+        let detail = format!("only divisor's values {known} are supported with the {kind} resource");
+        // As the API server has it, whose message names the resource where the divisor is wrong.
+        report.invalid(&at.child("divisor"), resource, detail);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::batch::v1::{CronJobSpec, JobSpec, PodFailurePolicyRule, SuccessPolicyRule};
 
-use super::report::Report;
+use super::report::{Report, json};
 use super::workload::template;
 use crate::model::path::Path;
 use crate::model::workload::cron::{Schedule, time_zone};
@@ -12,6 +12,18 @@ use crate::model::workload::indexes::Indexes;
 
 /// The most that an indexed job may have of both when there are many indexes.
 const INDEX_LIMIT: i32 = 100_000;
+
+/// The last of an indexed job's pods must have a host name.
+pub(super) fn name(report: &mut Report<'_>, name: &str, spec: &JobSpec) {
+    let Some(completions) = spec.completions.filter(|n| *n > 0 && spec.completion_mode.as_deref() == Some("Indexed")) else {
+        return;
+    };
+    let host = format!("{name}-{}", completions - 1);
+    if !super::names::dns_label(&host).is_empty() {
+        let wrong = format!("will not able to create pod with invalid DNS label: {host}");
+        report.invalid(&Path::ROOT.child("metadata").child("name"), name, wrong);
+    }
+}
 
 pub(super) fn job(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
     if spec.manual_selector == Some(true) && spec.selector.is_none() {
@@ -48,8 +60,9 @@ pub(super) fn cron_job(report: &mut Report<'_>, at: &Path<'_>, spec: &CronJobSpe
     let at = at.child("jobTemplate");
     let at = at.child("spec");
     let Some(job) = &spec.job_template.spec else { return report.required(&at, "") };
-    if job.selector.is_some() {
-        report.say(&at.child("selector"), "Invalid value: `selector` will be auto-generated");
+    if let Some(selector) = &job.selector {
+        let shown = json(selector);
+        report.say(&at.child("selector"), format!("Invalid value: {shown}: `selector` will be auto-generated"));
     }
     if job.manual_selector == Some(true) {
         report.say(&at.child("manualSelector"), "Unsupported value: true: supported values: \"nil\", \"false\"");
@@ -110,13 +123,15 @@ fn job_spec(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
 
 fn indexed(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
     let mode = spec.completion_mode.as_deref().unwrap_or_default();
-    report.one_of(&at.child("completionMode"), Some(mode), &["Indexed", "NonIndexed"]);
+    report.one_of(&at.child("completionMode"), spec.completion_mode.as_deref(), &["NonIndexed", "Indexed"]);
+    if spec.max_failed_indexes.is_some() && spec.backoff_limit_per_index.is_none() {
+        report.required(&at.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    }
     if mode != "Indexed" {
-        if spec.backoff_limit_per_index.is_some() {
-            report.say(&at.child("backoffLimitPerIndex"), "Invalid value: requires indexed completion mode");
-        }
-        if spec.max_failed_indexes.is_some() {
-            report.say(&at.child("maxFailedIndexes"), "Invalid value: requires indexed completion mode");
+        let only_indexed =
+            [("backoffLimitPerIndex", spec.backoff_limit_per_index), ("maxFailedIndexes", spec.max_failed_indexes)];
+        for (name, value) in only_indexed.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            report.invalid(&at.child(name), &value, "requires indexed completion mode");
         }
         return;
     }
@@ -130,10 +145,30 @@ fn indexed(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
             if let Some(failed) = spec.max_failed_indexes.filter(|failed| *failed > completions) {
                 report.invalid(&at.child("maxFailedIndexes"), &failed, "must be less than or equal to completions");
             }
+            if let Some(failed) = spec.max_failed_indexes.filter(|failed| *failed > INDEX_LIMIT) {
+                report.invalid(&at.child("maxFailedIndexes"), &failed, format!("must be less than or equal to {INDEX_LIMIT}"));
+            }
+            if completions > INDEX_LIMIT && spec.backoff_limit_per_index.is_some() {
+                many_indexes(report, at, spec);
+            }
         }
     }
-    if spec.max_failed_indexes.is_some() && spec.backoff_limit_per_index.is_none() {
-        report.required(&at.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+}
+
+/// Of very many indexes with tries of their own only few may fail, and only few run at a time.
+fn many_indexes(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
+    const FEW: i32 = 10_000;
+    if spec.max_failed_indexes.is_none() {
+        let wrong = format!("must be specified when completions is above {INDEX_LIMIT}");
+        report.required(&at.child("maxFailedIndexes"), wrong);
+    }
+    for (name, value) in [("parallelism", spec.parallelism), ("maxFailedIndexes", spec.max_failed_indexes)] {
+        if let Some(value) = value.filter(|value| *value > FEW) {
+            let wrong = format!(
+                "must be less than or equal to {FEW} when completions are above {INDEX_LIMIT} and used with backoff limit per index"
+            );
+            report.invalid(&at.child(name), &value, wrong);
+        }
     }
 }
 
@@ -145,19 +180,21 @@ fn restart_policy(report: &mut Report<'_>, at: &Path<'_>, spec: &JobSpec) {
         Some("OnFailure") if spec.pod_failure_policy.is_some() => {
             report.invalid(&at_policy, "OnFailure", "only \"Never\" is supported when podFailurePolicy is specified");
         }
-        Some("OnFailure") if spec.backoff_limit_per_index.is_some() => {
-            report.invalid(&at_policy, "OnFailure", "when backoffLimitPerIndex is specified");
-        }
         Some("Always") => report.required(&at_policy, "valid values: \"OnFailure\", \"Never\""),
         _ => {}
     }
 }
 
+/// As Go prints a list.
+fn valid_values(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    format!("valid values: [{}]", words.join(" "))
+}
+
 fn failure_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &PodFailurePolicyRule, spec: &JobSpec) {
     let actions: &[&str] = &["Count", "FailIndex", "FailJob", "Ignore"];
     if rule.action.is_empty() {
-        let known = actions.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
-        report.required(&at.child("action"), format!("valid values: [{known}]"));
+        report.required(&at.child("action"), valid_values(actions));
     } else {
         report.one_of(&at.child("action"), Some(&rule.action), actions);
     }
@@ -184,12 +221,19 @@ fn failure_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &PodFailurePolicyR
                 );
             }
         }
-        report.one_of(&at.child("operator"), Some(&codes.operator), &["In", "NotIn"]);
+        match codes.operator.as_str() {
+            "" => report.required(&at.child("operator"), valid_values(&["In", "NotIn"])),
+            operator => report.one_of(&at.child("operator"), Some(operator), &["In", "NotIn"]),
+        }
         let list = at.child("values");
         match codes.values.len() {
             0 => report.say(&list, "Invalid value: []: at least one value is required"),
             256.. => report.say(&list, format!("Too many: {}: must have at most 255 items", codes.values.len())),
             _ => {}
+        }
+        if !codes.values.is_sorted() {
+            let shown = json(&codes.values);
+            report.say(&list, format!("Invalid value: {shown}: must be ordered"));
         }
         let mut seen = BTreeSet::new();
         for (i, value) in codes.values.iter().enumerate() {
@@ -205,7 +249,10 @@ fn failure_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &PodFailurePolicyR
     for (i, pattern) in rule.on_pod_conditions.iter().flatten().enumerate() {
         let at = list.index(i);
         report.each_invalid(&at.child("type"), &pattern.type_, super::names::qualified_name(&pattern.type_));
-        report.one_of(&at.child("status"), pattern.status.as_deref(), &["False", "True", "Unknown"]);
+        match pattern.status.as_deref() {
+            Some("") => report.required(&at.child("status"), valid_values(&["False", "True", "Unknown"])),
+            status => report.one_of(&at.child("status"), status, &["False", "True", "Unknown"]),
+        }
     }
 }
 
@@ -213,19 +260,23 @@ fn success_rule(report: &mut Report<'_>, at: &Path<'_>, rule: &SuccessPolicyRule
     if rule.succeeded_count.is_none() && rule.succeeded_indexes.is_none() {
         return report.required(at, "at least one of succeededCount or succeededIndexes must be specified");
     }
-    let mut total = i64::from(completions);
+    let mut total = None;
     if let Some(text) = &rule.succeeded_indexes {
         match Indexes::parse_below(text, completions) {
-            Ok(indexes) => total = indexes.len() as i64,
+            Ok(indexes) => total = Some(indexes.len() as i64),
             Err(wrong) => report.invalid(&at.child("succeededIndexes"), text, format!("error parsing succeededIndexes: {wrong}")),
         }
     }
     if let Some(count) = rule.succeeded_count {
         let at = at.child("succeededCount");
-        if count < 1 {
-            report.invalid(&at, &count, "must be greater than 0");
-        } else if i64::from(count) > total {
-            report.invalid(&at, &count, format!("must be less than or equal to {total}"));
+        report.not_negative(&at, Some(i64::from(count)));
+        if count > completions {
+            let wrong = format!("must be less than or equal to {completions} (the number of specified completions)");
+            report.invalid(&at, &count, wrong);
+        }
+        if let Some(total) = total.filter(|total| i64::from(count) > *total) {
+            let named = "the number of indexes in the specified succeededIndexes field";
+            report.invalid(&at, &count, format!("must be less than or equal to {total} ({named})"));
         }
     }
 }

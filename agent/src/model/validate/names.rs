@@ -1,10 +1,12 @@
 //! The syntax of names, labels, ports and environment variables, with the sentences that Kubernetes has for what is wrong.
 
 const LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+const CHARACTERS: &str = "characters";
 const QUALIFIED: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 
-fn too_long(text: &str, limit: usize) -> Option<String> {
-    (text.len() > limit).then(|| format!("must be no more than {limit} bytes"))
+/// Some of Kubernetes' sentences count bytes, and some characters, of what must be ASCII.
+fn too_long(text: &str, limit: usize, unit: &str) -> Option<String> {
+    (text.len() > limit).then(|| format!("must be no more than {limit} {unit}"))
 }
 
 fn bounded_by(text: &str, outer: fn(u8) -> bool, inner: fn(u8) -> bool) -> bool {
@@ -34,13 +36,16 @@ fn is_qualified(text: &str) -> bool {
 /// A DNS label: a container's name, a namespace, a host name.
 pub fn dns_label(text: &str) -> Vec<String> {
     let wrong = (!is_label(text)).then(|| {
+        if is_subdomain(text) {
+            return "must not contain dots".to_owned();
+        }
         "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an \
          alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '"
             .to_owned()
             + LABEL
             + "')"
     });
-    too_long(text, 63).into_iter().chain(wrong).collect()
+    too_long(text, 63, CHARACTERS).into_iter().chain(wrong).collect()
 }
 
 /// A DNS subdomain: a pod's name, a ConfigMap's.
@@ -51,7 +56,20 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
              with an alphanumeric character (e.g. 'example.com', regex used for validation is '{LABEL}(\\.{LABEL})*')"
         )
     });
-    too_long(text, 253).into_iter().chain(wrong).collect()
+    too_long(text, 253, CHARACTERS).into_iter().chain(wrong).collect()
+}
+
+/// A domain that names are looked for in: its parts may have `_` in them, and begin with one.
+pub fn dns_search(text: &str) -> Vec<String> {
+    const PART: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let part = |part: &str| bounded_by(part.strip_prefix('_').unwrap_or(part), lower, |b| lower(b) || matches!(b, b'-' | b'_'));
+    let wrong = (!text.split('.').all(part)).then(|| {
+        format!(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and \
+             end with an alphanumeric character (e.g. 'example.com', regex used for validation is '{PART}(\\.{PART})*')"
+        )
+    });
+    too_long(text, 253, CHARACTERS).into_iter().chain(wrong).collect()
 }
 
 /// A label's value.
@@ -62,7 +80,7 @@ pub fn label_value(text: &str) -> Vec<String> {
          '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
             .to_owned()
     });
-    too_long(text, 63).into_iter().chain(wrong).collect()
+    too_long(text, 63, "bytes").into_iter().chain(wrong).collect()
 }
 
 /// A label's or an annotation's key: `name` or `prefix/name`.
@@ -76,7 +94,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
         None => (None, text),
         Some((_, rest)) if rest.contains('/') => {
             return vec![format!(
-                "a qualified name {syntax} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+                "a valid label key {syntax} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
             )];
         }
         Some((prefix, name)) => (Some(prefix), name),
@@ -89,7 +107,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         errors.push("name part must be non-empty".into());
     } else {
-        errors.extend(too_long(name, 63).map(|e| format!("name part {e}")));
+        errors.extend(too_long(name, 63, "bytes").map(|e| format!("name part {e}")));
     }
     if !is_qualified(name) {
         errors.push(format!("name part {syntax}"));
@@ -108,8 +126,11 @@ pub fn env_name(text: &str) -> Vec<String> {
 /// A port's name (`IANA_SVC_NAME`).
 pub fn port_name(text: &str) -> Vec<String> {
     let checks: [(bool, &str); 5] = [
-        (text.len() > 15, "must be no more than 15 bytes"),
-        (!text.bytes().all(|b| lower(b) || b == b'-'), "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"),
+        (text.len() > 15, "must be no more than 15 characters"),
+        (
+            text.is_empty() || !text.bytes().all(|b| lower(b) || b == b'-'),
+            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)",
+        ),
         (!text.bytes().any(|b| b.is_ascii_lowercase()), "must contain at least one letter (a-z)"),
         (text.contains("--"), "must not contain consecutive hyphens"),
         (text.starts_with('-') || text.ends_with('-'), "must not begin or end with a hyphen"),
@@ -125,7 +146,7 @@ pub fn port_number(port: i32) -> Option<&'static str> {
 /// A key of a ConfigMap or Secret: also the name of the file that it becomes.
 pub fn config_key(text: &str) -> Vec<String> {
     let wrong = !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) || text.is_empty();
-    let mut errors: Vec<String> = too_long(text, 253).into_iter().collect();
+    let mut errors: Vec<String> = too_long(text, 253, CHARACTERS).into_iter().collect();
     if wrong {
         errors.push(
             "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or \

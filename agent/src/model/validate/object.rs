@@ -1,13 +1,14 @@
 //! The API server's rules for the objects beside pods. No message shows a Secret's value.
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServicePort};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort};
 
 use super::report::{Report, Unique};
-use super::{names, pod, resources};
+use super::{affinity, names, pod, resources};
 use crate::model::Body;
 use crate::model::error::Problem;
 use crate::model::path::Path;
+use crate::model::quantity::Quantity;
 use crate::model::yaml::Node;
 
 /// Bytes of one ConfigMap's or Secret's values together: etcd's limit, which manifests written elsewhere keep as well.
@@ -112,32 +113,42 @@ fn claim(report: &mut Report<'_>, claim: &PersistentVolumeClaim) {
         let metadata = Path::ROOT.child("metadata");
         report.one_of(&metadata.child("annotations").key(RECLAIM), Some(policy), &["Delete", "Retain"]);
     }
-    claim_spec(report, &Path::ROOT.child("spec"), claim);
+    claim_spec(report, &Path::ROOT.child("spec"), claim.spec.as_ref());
 }
 
 /// Of a claim, or of a template for claims.
-pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, claim: &PersistentVolumeClaim) {
-    let Some(spec) = &claim.spec else { return report.required(at, "") };
+pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, spec: Option<&PersistentVolumeClaimSpec>) {
+    let Some(spec) = spec else { return report.required(at, "") };
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
         report.required(&at.child("accessModes"), "at least 1 access mode is required");
     }
-    let known = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
+    let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     for (i, mode) in modes.iter().enumerate() {
         report.one_of(&at.child("accessModes").index(i), Some(mode), &known);
     }
     if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
         report.forbidden(&at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
     }
+    if let Some(class) = spec.storage_class_name.as_deref().filter(|name| !name.is_empty()) {
+        report.each_invalid(&at.child("storageClassName"), class, names::dns_subdomain(class));
+    }
+    affinity::selector(report, &at.child("selector"), spec.selector.as_ref());
     let at_resources = at.child("resources");
     let requests = at_resources.child("requests");
     match spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")) {
         Some(size) => {
-            resources::quantity(report, &requests.key("storage"), &size.0);
+            let at = requests.key("storage");
+            match size.0.parse::<Quantity>() {
+                Ok(size) if size.is_negative() || size.is_zero() => {
+                    report.invalid(&at, &size.to_string(), "must be greater than zero")
+                }
+                _ => drop(resources::quantity(report, &at, &size.0)),
+            }
         }
         None => report.required(&requests.key("storage"), ""),
     }
-    report.one_of(&at.child("volumeMode"), spec.volume_mode.as_deref(), &["Filesystem", "Block"]);
+    report.one_of(&at.child("volumeMode"), spec.volume_mode.as_deref(), &["Block", "Filesystem"]);
     if spec.volume_mode.as_deref() == Some("Block") {
         let message = "a claim is a folder on this node: volumeMode Block needs a cluster's storage driver";
         report.forbidden(&at.child("volumeMode"), message);

@@ -3,8 +3,9 @@
 use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::report::{Report, Unique};
-use super::{container, names, resources, security, volume};
+use super::report::{Report, Unique, json};
+use super::{affinity, container, names, resources, security, volume};
+use crate::model::network;
 use crate::model::path::Path;
 
 pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
@@ -13,7 +14,17 @@ pub(super) fn metadata(report: &mut Report<'_>, meta: &ObjectMeta) {
         "" if meta.generate_name.is_some() => {
             report.required(&at.child("name"), "generateName would give another object each time that the file is read");
         }
-        name => report.name(&at.child("name"), name, names::dns_subdomain),
+        "" => report.required(&at.child("name"), "name or generateName is required"),
+        name => report.each_invalid(&at.child("name"), name, names::dns_subdomain(name)),
+    }
+    for (i, finalizer) in meta.finalizers.iter().flatten().enumerate() {
+        const STANDARD: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+        let at = at.child("finalizers");
+        report.each_invalid(&at, finalizer, names::qualified_name(finalizer));
+        if !finalizer.contains('/') && !STANDARD.contains(&finalizer.as_str()) {
+            let wrong = "name is neither a standard finalizer name nor is it fully qualified";
+            report.invalid(&at.index(i), finalizer, wrong);
+        }
     }
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     report.each_invalid(&at.child("namespace"), namespace, names::dns_label(namespace));
@@ -36,10 +47,14 @@ pub(super) fn annotations(report: &mut Report<'_>, at: &Path<'_>, meta: &ObjectM
     if total > LIMIT {
         report.say(at, format!("Too long: may not be more than {LIMIT} bytes"));
     }
+    for wrong in network::Asks::of(meta).err().unwrap_or_default() {
+        report.invalid(&at.key(wrong.annotation), wrong.value.as_str(), wrong.problem);
+    }
 }
 
-pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
-    volume::all(report, &at.child("volumes"), spec.volumes.as_deref().unwrap_or_default());
+/// `name`: the pod's; empty for a template's pods.
+pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec, name: &str) {
+    volume::all(report, &at.child("volumes"), spec.volumes.as_deref().unwrap_or_default(), name);
     container::all(report, at, &container::context(spec));
     report.one_of(&at.child("restartPolicy"), spec.restart_policy.as_deref(), &["Always", "OnFailure", "Never"]);
     report.not_negative(&at.child("terminationGracePeriodSeconds"), spec.termination_grace_period_seconds);
@@ -50,15 +65,16 @@ pub(super) fn spec(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
         security::of_pod(report, &at.child("securityContext"), sc, spec);
     }
     if let Some(resources) = &spec.resources {
-        resources::of_pod(report, &at.child("resources"), resources, spec);
+        resources::of_pod(report, at, resources, spec);
     }
-    for (name, amount) in spec.overhead.iter().flatten() {
-        resources::quantity(report, &at.child("overhead").key(name), &amount.0);
+    if let Some(overhead) = &spec.overhead {
+        resources::overhead(report, &at.child("overhead"), overhead);
     }
     namespaces(report, at, spec);
     names(report, at, spec);
     dns(report, at, spec);
     placement(report, at, spec);
+    clusters_own(report, at, spec);
 }
 
 /// Which of the host's namespaces the pod shares, and which can't go together.
@@ -95,11 +111,17 @@ fn names(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
             report.say(&at, "Too long: may not be more than 64 bytes");
         }
         if spec.set_hostname_as_fqdn == Some(true) {
-            report.forbidden(&at, "setHostnameAsFQDN and hostnameOverride are mutually exclusive");
+            report.forbidden(&at, "may not be specified when setHostnameAsFQDN is true");
         }
         if spec.host_network == Some(true) {
-            report.forbidden(&at, "hostNetwork and hostnameOverride are mutually exclusive");
+            report.forbidden(&at, "may not be specified when hostNetwork is true");
         }
+    }
+    if let Some(name) = given(&spec.node_name) {
+        report.each_invalid(&at.child("nodeName"), &name, names::dns_subdomain(&name));
+    }
+    if let Some(name) = given(&spec.priority_class_name) {
+        report.each_invalid(&at.child("priorityClassName"), &name, names::dns_subdomain(&name));
     }
     if let Some(name) = given(&spec.service_account_name) {
         report.each_invalid(&at.child("serviceAccountName"), &name, names::dns_subdomain(&name));
@@ -119,11 +141,14 @@ fn dns(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
     let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     report.one_of(&at.child("dnsPolicy"), policy, &policies);
     let config = spec.dns_config.as_ref();
-    if policy == Some("None") && config.is_none_or(|c| c.nameservers.as_ref().is_none_or(Vec::is_empty)) {
-        let wrong = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-        report.required(&at.child("dnsConfig").child("nameservers"), wrong);
+    if policy == Some("None") && config.is_none() {
+        return report.required(&at.child("dnsConfig"), "must provide `dnsConfig` when `dnsPolicy` is None");
     }
     if let Some(config) = config {
+        if policy == Some("None") && config.nameservers.as_ref().is_none_or(Vec::is_empty) {
+            let wrong = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            return report.required(&at.child("dnsConfig").child("nameservers"), wrong);
+        }
         dns_config(report, &at.child("dnsConfig"), config);
     }
 }
@@ -135,7 +160,7 @@ fn dns_config(report: &mut Report<'_>, at: &Path<'_>, config: &PodDNSConfig) {
     let list = at.child("nameservers");
     let servers = config.nameservers.as_deref().unwrap_or_default();
     if servers.len() > SERVERS {
-        report.say(&list, format!("Invalid value: {servers:?}: must not have more than {SERVERS} nameservers"));
+        report.say(&list, format!("Invalid value: {}: must not have more than {SERVERS} nameservers", json(servers)));
     }
     for (i, server) in servers.iter().enumerate() {
         report.ip(&list.index(i), server);
@@ -143,21 +168,37 @@ fn dns_config(report: &mut Report<'_>, at: &Path<'_>, config: &PodDNSConfig) {
     let list = at.child("searches");
     let searches = config.searches.as_deref().unwrap_or_default();
     if searches.len() > SEARCHES {
-        report.say(&list, format!("Invalid value: […]: must not have more than {SEARCHES} search paths"));
+        report.say(&list, format!("Invalid value: {}: must not have more than {SEARCHES} search paths", json(searches)));
     }
     if searches.join(" ").len() > SEARCH_CHARACTERS {
         let wrong = format!("must not have more than {SEARCH_CHARACTERS} characters (including spaces) in the search list");
-        report.say(&list, format!("Invalid value: […]: {wrong}"));
+        report.say(&list, format!("Invalid value: {}: {wrong}", json(searches)));
     }
     for (i, search) in searches.iter().enumerate().filter(|(_, s)| s.as_str() != ".") {
-        // A final dot is fine, and so are underscores, as resolvers have it.
-        let plain = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
-        report.each_invalid(&list.index(i), search, names::dns_subdomain(plain.trim_matches('-')));
+        let plain = search.strip_suffix('.').unwrap_or(search);
+        report.each_invalid(&list.index(i), plain, names::dns_search(plain));
     }
     for (i, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_deref().unwrap_or_default().is_empty() {
             report.required(&at.child("options").index(i), "must not be empty");
         }
+    }
+}
+
+/// What only a cluster's API server has.
+fn clusters_own(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
+    let given = |name: &Option<String>| name.clone().filter(|n| !n.is_empty());
+    if given(&spec.runtime_class_name).is_some() {
+        let wrong = "a RuntimeClass is a cluster's object, and this node has one runtime: leave it out";
+        report.forbidden(&at.child("runtimeClassName"), wrong);
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        let wrong = "only a cluster allocates claims: name devices by CDI, in an annotation cdi.k8s.io/NAME";
+        report.forbidden(&at.child("resourceClaims"), wrong);
+    }
+    if let (Some(class), None) = (given(&spec.priority_class_name), spec.priority) {
+        let wrong = format!("no PriorityClass with name {class} was found: say which `priority` it stands for, beside it");
+        report.forbidden(&at.child("priorityClassName"), &wrong);
     }
 }
 
@@ -171,6 +212,12 @@ fn placement(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
     for (i, t) in spec.tolerations.iter().flatten().enumerate() {
         toleration(report, &at.child("tolerations").index(i), t);
     }
+    if let Some(wanted) = &spec.affinity {
+        affinity::affinity(report, &at.child("affinity"), wanted);
+    }
+    let spread = spec.topology_spread_constraints.as_deref().unwrap_or_default();
+    affinity::spread(report, &at.child("topologySpreadConstraints"), spread);
+    affinity::gates(report, &at.child("schedulingGates"), spec.scheduling_gates.as_deref().unwrap_or_default());
     for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
         let wrong = names::qualified_name(&gate.condition_type);
         report.each_invalid(&at.child("readinessGates").index(i).child("conditionType"), &gate.condition_type, wrong);
@@ -182,7 +229,7 @@ fn placement(report: &mut Report<'_>, at: &Path<'_>, spec: &PodSpec) {
         report.name(&at.child("name"), &claim.name, names::dns_label);
         seen.check(report, &at.child("name"), &claim.name);
     }
-    report.one_of(&at.child("preemptionPolicy"), spec.preemption_policy.as_deref(), &["Never", "PreemptLowerPriority"]);
+    report.one_of(&at.child("preemptionPolicy"), spec.preemption_policy.as_deref(), &["PreemptLowerPriority", "Never"]);
 }
 
 fn toleration(report: &mut Report<'_>, at: &Path<'_>, t: &Toleration) {
@@ -197,12 +244,26 @@ fn toleration(report: &mut Report<'_>, at: &Path<'_>, t: &Toleration) {
             "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
         );
     }
-    report.one_of(&at.child("operator"), Some(operator), &["", "Equal", "Exists", "Gt", "Lt"]);
-    if operator == "Exists" && t.value.as_deref().is_some_and(|v| !v.is_empty()) {
-        report.invalid(&at.child("operator"), operator, "value must be empty when `operator` is 'Exists'");
+    let value = t.value.as_deref().unwrap_or_default();
+    match operator {
+        "" | "Equal" => {
+            let wrong = names::label_value(value);
+            if !wrong.is_empty() {
+                report.invalid(&at.child("operator"), value, wrong.join(";"));
+            }
+        }
+        "Exists" if !value.is_empty() => {
+            report.invalid(&at.child("operator"), value, "value must be empty when `operator` is 'Exists'");
+        }
+        "Exists" => {}
+        // They exist, behind a feature gate that clusters have off.
+        "Gt" | "Lt" => report.unsupported(&at.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
+        _ => report.unsupported(&at.child("operator"), operator, &["Equal", "Exists"]),
     }
     let effect = t.effect.as_deref().unwrap_or_default();
-    report.one_of(&at.child("effect"), Some(effect), &["", "NoExecute", "NoSchedule", "PreferNoSchedule"]);
+    if !["", "NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        report.unsupported(&at.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+    }
     if t.toleration_seconds.is_some() && effect != "NoExecute" {
         report.invalid(&at.child("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
     }

@@ -100,7 +100,7 @@ impl Handler<'_> {
             && one_more(report, &at.child("grpc"))
         {
             port_number(report, &at.child("grpc").child("port"), grpc.port);
-            report.one_of(&at.child("grpc").child("mode"), grpc.mode.as_deref(), &["TLS", "Plaintext"]);
+            report.one_of(&at.child("grpc").child("mode"), grpc.mode.as_deref(), &["Plaintext", "TLS"]);
         }
         if let Some(seconds) = self.sleep
             && one_more(report, &at.child("sleep"))
@@ -121,6 +121,17 @@ fn http_get(report: &mut Report<'_>, at: &Path<'_>, get: &HTTPGetAction) {
     }
     port(report, &at.child("port"), &get.port);
     report.one_of(&at.child("scheme"), get.scheme.as_deref(), &["HTTP", "HTTPS"]);
+    match get.protocol.as_deref() {
+        Some("HTTP2") if get.scheme.as_deref() != Some("HTTP") => {
+            report.invalid(&at.child("protocol"), "HTTP2", "is only supported with HTTP (H2C)");
+        }
+        Some("HTTP2") => {
+            if let Some(host) = get.host.as_deref().filter(|host| !host.is_empty()) {
+                report.invalid(&at.child("host"), host, "must be empty when `protocol` is \"HTTP2\"");
+            }
+        }
+        protocol => report.one_of(&at.child("protocol"), protocol, &["HTTP1", "HTTP2"]),
+    }
     let header = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     for (i, h) in get.http_headers.iter().flatten().enumerate().filter(|(_, h)| !header(&h.name)) {
         let wrong = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for \

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
+use serde::Serialize;
+
 use crate::model::error::Problem;
 use crate::model::path::Path;
 use crate::model::yaml::{Node, shown_text};
@@ -33,6 +35,16 @@ macro_rules! shown_plain {
     ($($t:ty)*) => { $(impl Shown for $t { fn shown(&self) -> String { self.to_string() } })* };
 }
 shown_plain!(i32 i64 bool usize);
+
+/// A list or a map as the API server shows it, cut where it is too long to help.
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> String {
+    const LIMIT: usize = 1024;
+    let text = serde_json::to_string(value).unwrap_or_default();
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
 
 impl<'n> Report<'n> {
     /// Nothing is wrong yet.
@@ -92,10 +104,9 @@ impl<'n> Report<'n> {
         self.say(path, format!("Not found: {}", value.shown()));
     }
 
-    /// The value is none of those that there are.
+    /// The value is none of those that there are, which are told in this order: the API server has most of them sorted, not all.
     pub fn unsupported(&mut self, path: &Path<'_>, value: &str, known: &[&str]) {
-        let mut known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
-        known.sort_unstable();
+        let known: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
         self.say(path, format!("Unsupported value: {}: supported values: {}", value.shown(), known.join(", ")));
     }
 
@@ -150,7 +161,15 @@ impl<'n> Report<'n> {
 
     /// An IP address.
     pub fn ip(&mut self, path: &Path<'_>, value: &str) {
-        if value.parse::<std::net::IpAddr>().is_err() {
+        let valid = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
+        if valid(value) {
+            return;
+        }
+        // Some read a part that begins with 0 as octal.
+        let plain = |part: &str| part.parse::<u8>().map_or_else(|_| part.to_owned(), |number| number.to_string());
+        if valid(&value.split('.').map(plain).collect::<Vec<_>>().join(".")) {
+            self.invalid(path, value, "must not have leading 0s");
+        } else {
             self.invalid(path, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
         }
     }

@@ -6,6 +6,8 @@ use super::report::{Report, Unique};
 use crate::model::path::Path;
 
 const SYSCTL: &str = r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+/// A path's longest, less its end.
+const APP_ARMOR_LIMIT: usize = 4095;
 const SYSCTL_LIMIT: usize = 253;
 
 pub(super) fn of_pod(report: &mut Report<'_>, at: &Path<'_>, sc: &PodSecurityContext, spec: &PodSpec) {
@@ -51,7 +53,7 @@ pub(super) fn of_container(report: &mut Report<'_>, at: &Path<'_>, sc: &Security
             report.say(at, "Invalid value: {…}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
         }
         let added = sc.capabilities.iter().flat_map(|c| c.add.iter().flatten());
-        if added.into_iter().any(|c| matches!(c.as_str(), "CAP_SYS_ADMIN" | "SYS_ADMIN")) {
+        if added.into_iter().any(|c| c == "CAP_SYS_ADMIN") {
             let wrong = "Invalid value: {…}: cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             report.say(at, wrong);
         }
@@ -92,6 +94,9 @@ fn app_armor(report: &mut Report<'_>, at: &Path<'_>, profile: &AppArmorProfile) 
         ("Localhost", Some(name)) if name.trim() != name => {
             report.invalid(&at.child("localhostProfile"), name, "must not be padded with whitespace");
         }
+        ("Localhost", Some(name)) if name.len() > APP_ARMOR_LIMIT => {
+            report.say(&at.child("localhostProfile"), format!("Too long: may not be more than {APP_ARMOR_LIMIT} bytes"));
+        }
         ("Localhost", _) | (_, None) => {}
         (_, Some(name)) => {
             report.invalid(&at.child("localhostProfile"), name, "can only be set when AppArmor type is Localhost");
@@ -112,8 +117,9 @@ fn sysctls(report: &mut Report<'_>, at: &Path<'_>, sysctls: &[Sysctl], spec: &Po
         if !is_sysctl(name) {
             let wrong = format!("must have at most {SYSCTL_LIMIT} characters and match regex {SYSCTL}");
             report.invalid(&at, name, wrong);
+        } else {
+            seen.check(report, &at, name.replace('/', "."));
         }
-        seen.check(report, &at, name.replace('/', "."));
         let group = name.replace('/', ".");
         if spec.host_network == Some(true) && group.starts_with("net.") {
             report.invalid(&at, name, "may not be specified when 'hostNetwork' is true");

@@ -1,19 +1,27 @@
 //! Volumes: one source each, and what each kind of source needs.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, KeyToPath, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::env::{self, Target};
 use super::report::{Report, Unique};
-use super::{names, resources};
+use super::{names, object, resources, workload};
 use crate::model::exported;
 use crate::model::path::Path;
+use crate::model::quantity::Quantity;
 
 /// All volumes of a pod.
-pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume]) {
+pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume], pod: &str) {
     let mut seen = Unique::default();
+    // A pod template has no name, and its pods' claims have none yet.
+    let claim_of =
+        |volume: &Volume| volume.ephemeral.as_ref().filter(|_| !pod.is_empty()).map(|_| format!("{pod}-{}", volume.name));
+    let ephemeral: HashSet<String> = volumes.iter().filter_map(claim_of).collect();
     for (i, volume) in volumes.iter().enumerate() {
         let at = at.index(i);
         report.name(&at.child("name"), &volume.name, names::dns_label);
@@ -25,6 +33,17 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume]) {
         }
         source(report, &at, volume);
         needs_a_cluster(report, &at, volume);
+        for wrong in claim_of(volume).iter().flat_map(|claim| names::dns_subdomain(claim)) {
+            report.invalid(
+                &at.child("name"),
+                &volume.name,
+                format!("PVC name {:?}: {wrong}", claim_of(volume).unwrap_or_default()),
+            );
+        }
+        if let Some(claim) = volume.persistent_volume_claim.as_ref().filter(|claim| ephemeral.contains(&claim.claim_name)) {
+            let wrong = "must not reference a PVC that gets created for an ephemeral volume";
+            report.invalid(&at.child("persistentVolumeClaim").child("claimName"), &claim.claim_name, wrong);
+        }
     }
 }
 
@@ -85,10 +104,18 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
     if let Some(source) = &v.persistent_volume_claim {
         needed(report, &at.child("persistentVolumeClaim").child("claimName"), Some(&source.claim_name));
     }
-    if let Some(source) = &v.ephemeral
-        && source.volume_claim_template.is_none()
-    {
-        report.required(&at.child("ephemeral").child("volumeClaimTemplate"), "");
+    if let Some(source) = &v.ephemeral {
+        let at = at.child("ephemeral");
+        let at = at.child("volumeClaimTemplate");
+        match &source.volume_claim_template {
+            None => report.required(&at, ""),
+            Some(template) => {
+                if let Some(metadata) = &template.metadata {
+                    claim_metadata(report, &at.child("metadata"), metadata);
+                }
+                object::claim_spec(report, &at.child("spec"), Some(&template.spec));
+            }
+        }
     }
     if let Some(source) = &v.image {
         let at = at.child("image");
@@ -99,7 +126,7 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
         let at = at.child("nfs");
         needed(report, &at.child("server"), Some(&source.server));
         needed(report, &at.child("path"), Some(&source.path));
-        if !source.path.is_empty() && !source.path.starts_with('/') {
+        if !source.path.starts_with('/') {
             report.invalid(&at.child("path"), &source.path, "must be an absolute path");
         }
     }
@@ -114,6 +141,20 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
     }
 }
 
+/// A template gives its claims labels and annotations; the rest is the pod's to say.
+fn claim_metadata(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
+    workload::labels(report, at, metadata);
+    let set = [
+        ("finalizers", metadata.finalizers.is_some()),
+        ("generateName", metadata.generate_name.is_some()),
+        ("name", metadata.name.is_some()),
+        ("namespace", metadata.namespace.is_some()),
+    ];
+    for (name, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+        report.forbidden(&at.child(name), "cannot be set");
+    }
+}
+
 fn needed(report: &mut Report<'_>, at: &Path<'_>, value: Option<&str>) {
     if value.unwrap_or_default().is_empty() {
         report.required(at, "");
@@ -122,10 +163,14 @@ fn needed(report: &mut Report<'_>, at: &Path<'_>, value: Option<&str>) {
 
 fn empty_dir(report: &mut Report<'_>, at: &Path<'_>, source: &EmptyDirVolumeSource) {
     if let Some(limit) = &source.size_limit {
-        resources::quantity(report, &at.child("sizeLimit"), &limit.0);
+        let at = at.child("sizeLimit");
+        match limit.0.parse::<Quantity>() {
+            Ok(size) if size.is_negative() => report.forbidden(&at, "SizeLimit field must be a valid resource quantity"),
+            _ => drop(resources::quantity(report, &at, &limit.0)),
+        }
     }
     let medium = source.medium.as_deref().unwrap_or_default();
-    let huge = medium.strip_prefix("HugePages-").is_some_and(|s| s.parse::<crate::model::quantity::Quantity>().is_ok());
+    let huge = medium.strip_prefix("HugePages-").is_some_and(|s| s.parse::<Quantity>().is_ok());
     if !huge {
         report.one_of(&at.child("medium"), Some(medium), &["", "Memory", "HugePages"]);
     }
@@ -175,9 +220,9 @@ fn projected(report: &mut Report<'_>, at: &Path<'_>, source: &ProjectedVolumeSou
     for (i, source) in source.sources.iter().flatten().enumerate() {
         let at = list.index(i);
         projection(report, &at, source);
-        for path in projected_paths(source) {
+        for (path, named) in projected_paths(source) {
             if paths.has(path) {
-                report.invalid(&at, path, "conflicting duplicate paths");
+                report.invalid(&at, named, "conflicting duplicate paths");
             }
             paths.insert(path);
         }
@@ -193,12 +238,8 @@ fn projection(report: &mut Report<'_>, at: &Path<'_>, source: &VolumeProjection)
         ("secret", source.secret.is_some()),
         ("serviceAccountToken", source.service_account_token.is_some()),
     ];
-    let mut names = there.iter().filter(|(_, is_some)| *is_some).map(|(name, _)| name);
-    if names.next().is_none() {
-        report.required(at, "must specify one of: configMap, downwardAPI, secret, serviceAccountToken");
-    }
-    for more in names {
-        report.forbidden(&at.child(more), "may not specify more than 1 volume type per source");
+    if there.into_iter().filter(|(_, is_some)| *is_some).count() > 1 {
+        report.forbidden(at, "may not specify more than 1 volume type per source");
     }
     if let Some(map) = &source.config_map {
         let at = at.child("configMap");
@@ -238,20 +279,24 @@ fn service_account_token(report: &mut Report<'_>, at: &Path<'_>, token: &Service
     report.file_name(&at.child("path"), &token.path);
 }
 
-/// The files that a projection says that it makes.
-fn projected_paths(source: &VolumeProjection) -> Vec<&str> {
-    let key_paths = source.config_map.iter().flat_map(|m| m.items.iter().flatten());
-    let key_paths = key_paths.chain(source.secret.iter().flat_map(|s| s.items.iter().flatten())).map(|i| i.path.as_str());
+/// The files that a projection says that it makes, and what the API server calls each of them: its object's name where it has one.
+fn projected_paths(source: &VolumeProjection) -> Vec<(&str, &str)> {
+    fn of<'a>(name: &'a str, items: Option<&'a [KeyToPath]>) -> impl Iterator<Item = (&'a str, &'a str)> {
+        items.unwrap_or_default().iter().map(move |item| (item.path.as_str(), name))
+    }
+    let maps = source.config_map.iter().flat_map(|map| of(&map.name, map.items.as_deref()));
+    let secrets = source.secret.iter().flat_map(|secret| of(&secret.name, secret.items.as_deref()));
     let downward = source.downward_api.iter().flat_map(|d| d.items.iter().flatten()).map(|i| i.path.as_str());
     let token = source.service_account_token.iter().map(|t| t.path.as_str());
-    key_paths.chain(downward).chain(token).filter(|p| !p.is_empty()).collect()
+    let own = downward.chain(token).map(|path| (path, path));
+    maps.chain(secrets).chain(own).filter(|(path, _)| !path.is_empty()).collect()
 }
 
 fn iscsi(report: &mut Report<'_>, at: &Path<'_>, source: &ISCSIVolumeSource) {
     needed(report, &at.child("targetPortal"), Some(&source.target_portal));
     needed(report, &at.child("iqn"), Some(&source.iqn));
-    if !source.iqn.is_empty() && !["iqn.", "eui.", "naa."].iter().any(|p| source.iqn.starts_with(p)) {
-        report.invalid(&at.child("iqn"), &source.iqn, "must be valid format starting with iqn, eui, or naa");
+    if let Some(wrong) = Some(source.iqn.as_str()).filter(|name| !name.is_empty()).and_then(wrong_iqn) {
+        report.invalid(&at.child("iqn"), &source.iqn, wrong);
     }
     if !(0..=255).contains(&source.lun) {
         report.invalid(&at.child("lun"), &source.lun, "must be between 0 and 255, inclusive");
@@ -263,6 +308,33 @@ fn iscsi(report: &mut Report<'_>, at: &Path<'_>, source: &ISCSIVolumeSource) {
     if source.initiator_name.as_deref().is_some_and(|name| !name.is_empty()) {
         report.forbidden(&at.child("initiatorName"), "put the node's name into /etc/iscsi/initiatorname.iscsi");
     }
+}
+
+/// A target's name is `iqn.YYYY-MM.DOMAIN:NAME`, or one of two kinds of numbers.
+fn wrong_iqn(name: &str) -> Option<&'static str> {
+    let number = |rest: &str, length: usize| {
+        rest.strip_prefix('.').is_some_and(|n| n.len() == length && n.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    let right = match name.split_at_checked(3) {
+        Some(("iqn", rest)) => iqn(rest),
+        Some(("eui", rest)) => number(rest, 16),
+        Some(("naa", rest)) => number(rest, 32),
+        _ => return Some("must be valid format starting with iqn, eui, or naa"),
+    };
+    (!right).then_some("must be valid format")
+}
+
+/// What follows `iqn`.
+fn iqn(rest: &str) -> bool {
+    let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
+    let Some((date, rest)) = rest.strip_prefix('.').and_then(|rest| rest.split_once('.')) else { return false };
+    let Some((domain, name)) = rest.split_once(':') else { return false };
+    date.split_once('-').is_some_and(|(year, month)| digits(year, 4) && digits(month, 2))
+        && !domain.is_empty()
+        && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        && !name.is_empty()
+        && !name.contains([',', ';', '*', '&', '$', '|'])
+        && !name.contains(char::is_whitespace)
 }
 
 /// The names of the sources that a volume has.

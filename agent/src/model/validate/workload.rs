@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::report::{Report, Unique};
+use super::report::{Report, Unique, json};
 use super::{job, names, object, pod};
 use crate::model::error::Problem;
 use crate::model::path::Path;
@@ -21,7 +21,10 @@ pub fn workload(workload: &Workload, root: &Node) -> Vec<Problem> {
     let at = Path::ROOT.child("spec");
     match workload {
         Workload::Job(o) => match &o.spec {
-            Some(spec) => job::job(&mut report, &at, spec),
+            Some(spec) => {
+                job::name(&mut report, o.metadata.name.as_deref().unwrap_or_default(), spec);
+                job::job(&mut report, &at, spec);
+            }
             None => report.required(&at, ""),
         },
         Workload::CronJob(o) => {
@@ -43,7 +46,7 @@ fn deployment(report: &mut Report<'_>, at: &Path<'_>, spec: &DeploymentSpec) {
     report.not_negative(&at.child("replicas"), spec.replicas.map(i64::from));
     selector(report, at, &spec.selector, "deployment", Some(&spec.template));
     template(report, &at.child("template"), &spec.template);
-    lives_on(report, &at.child("template"), &spec.template);
+    lives_on(report, &at.child("template"), &spec.template, "ReplicaSet");
     if let Some(strategy) = &spec.strategy {
         deployment_strategy(report, &at.child("strategy"), strategy);
     }
@@ -120,13 +123,16 @@ fn replica_set(report: &mut Report<'_>, at: &Path<'_>, spec: &ReplicaSetSpec) {
     match &spec.template {
         Some(template) => {
             self::template(report, &at.child("template"), template);
-            lives_on(report, &at.child("template"), template);
+            lives_on(report, &at.child("template"), template, "ReplicaSet");
         }
         None => report.required(&at.child("template"), ""),
     }
 }
 
 fn stateful_set(report: &mut Report<'_>, at: &Path<'_>, spec: &StatefulSetSpec) {
+    if let Some(service) = spec.service_name.as_deref().filter(|name| !name.is_empty()) {
+        report.each_invalid(&at.child("serviceName"), service, names::dns_label(service));
+    }
     if let Some(policy) = spec.pod_management_policy.as_deref().filter(|p| !["OrderedReady", "Parallel"].contains(p)) {
         report.invalid(&at.child("podManagementPolicy"), policy, "must be 'OrderedReady' or 'Parallel'");
     }
@@ -152,8 +158,8 @@ fn stateful_set(report: &mut Report<'_>, at: &Path<'_>, spec: &StatefulSetSpec) 
     }
     if let Some(retention) = &spec.persistent_volume_claim_retention_policy {
         let at = at.child("persistentVolumeClaimRetentionPolicy");
-        report.one_of(&at.child("whenDeleted"), retention.when_deleted.as_deref(), &["Delete", "Retain"]);
-        report.one_of(&at.child("whenScaled"), retention.when_scaled.as_deref(), &["Delete", "Retain"]);
+        report.one_of(&at.child("whenDeleted"), retention.when_deleted.as_deref(), &["Retain", "Delete"]);
+        report.one_of(&at.child("whenScaled"), retention.when_scaled.as_deref(), &["Retain", "Delete"]);
     }
     report.not_negative(&at.child("replicas"), spec.replicas.map(i64::from));
     report.not_negative(&at.child("minReadySeconds"), spec.min_ready_seconds.map(i64::from));
@@ -164,7 +170,7 @@ fn stateful_set(report: &mut Report<'_>, at: &Path<'_>, spec: &StatefulSetSpec) 
     selector(report, at, &spec.selector, "statefulset", Some(&spec.template));
     claims(report, &at.child("volumeClaimTemplates"), spec);
     template(report, &at.child("template"), &with_claims(spec));
-    lives_on(report, &at.child("template"), &spec.template);
+    lives_on(report, &at.child("template"), &spec.template, "StatefulSet");
 }
 
 /// Containers may mount what the claim templates give.
@@ -189,7 +195,7 @@ fn claims(report: &mut Report<'_>, at: &Path<'_>, spec: &StatefulSetSpec) {
         report.name(&metadata.child("name"), name, names::dns_label);
         seen.check(report, &metadata.child("name"), name);
         labels(report, &metadata, &claim.metadata);
-        object::claim_spec(report, &at.child("spec"), claim);
+        object::claim_spec(report, &at.child("spec"), claim.spec.as_ref());
     }
 }
 
@@ -198,14 +204,14 @@ fn daemon_set(report: &mut Report<'_>, at: &Path<'_>, spec: &DaemonSetSpec) {
     report.not_negative(&at.child("revisionHistoryLimit"), spec.revision_history_limit.map(i64::from));
     selector(report, at, &spec.selector, "daemonset", Some(&spec.template));
     template(report, &at.child("template"), &spec.template);
-    lives_on(report, &at.child("template"), &spec.template);
+    lives_on(report, &at.child("template"), &spec.template, "DaemonSet");
     if let Some(strategy) = &spec.update_strategy {
         daemon_strategy(report, &at.child("updateStrategy"), strategy);
     }
 }
 
 fn daemon_strategy(report: &mut Report<'_>, at: &Path<'_>, strategy: &DaemonSetUpdateStrategy) {
-    report.one_of(&at.child("type"), strategy.type_.as_deref(), &["OnDelete", "RollingUpdate"]);
+    report.one_of(&at.child("type"), strategy.type_.as_deref(), &["RollingUpdate", "OnDelete"]);
     let Some(rolling) = strategy.rolling_update.as_ref().filter(|_| strategy.type_.as_deref() == Some("RollingUpdate")) else {
         return;
     };
@@ -214,24 +220,27 @@ fn daemon_strategy(report: &mut Report<'_>, at: &Path<'_>, strategy: &DaemonSetU
     match (is_zero(rolling.max_unavailable.as_ref()), is_zero(rolling.max_surge.as_ref())) {
         (true, true) => report.required(&at.child("maxUnavailable"), "cannot be 0 when maxSurge is 0"),
         (false, false) if rolling.max_surge.is_some() => {
-            report.forbidden(&at.child("maxSurge"), "may not be set when maxUnavailable is non-zero");
+            let shown = match &rolling.max_surge {
+                Some(IntOrString::Int(number)) => number.to_string(),
+                Some(IntOrString::String(text)) => format!("{text:?}"),
+                None => String::new(),
+            };
+            report.say(&at.child("maxSurge"), format!("Invalid value: {shown}: may not be set when maxUnavailable is non-zero"));
         }
         _ => {}
     }
 }
 
 /// The template's pods are replaced when they end, so they must not want to stay ended.
-fn lives_on(report: &mut Report<'_>, at: &Path<'_>, template: &PodTemplateSpec) {
+fn lives_on(report: &mut Report<'_>, at: &Path<'_>, template: &PodTemplateSpec, kind: &str) {
     let Some(spec) = &template.spec else { return };
     let at = at.child("spec");
     if let Some(policy) = spec.restart_policy.as_deref().filter(|p| *p != "Always") {
         report.unsupported(&at.child("restartPolicy"), policy, &["Always"]);
     }
     if spec.active_deadline_seconds.is_some() {
-        report.forbidden(
-            &at.child("activeDeadlineSeconds"),
-            "activeDeadlineSeconds in a template that is run for ever is not supported",
-        );
+        let wrong = format!("activeDeadlineSeconds in {kind} is not Supported");
+        report.forbidden(&at.child("activeDeadlineSeconds"), wrong);
     }
 }
 
@@ -240,12 +249,12 @@ pub(super) fn template(report: &mut Report<'_>, at: &Path<'_>, template: &PodTem
         labels(report, &at.child("metadata"), metadata);
     }
     match &template.spec {
-        Some(spec) => pod::spec(report, &at.child("spec"), spec),
+        Some(spec) => pod::spec(report, &at.child("spec"), spec, ""),
         None => report.required(&at.child("spec"), ""),
     }
 }
 
-fn labels(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
+pub(super) fn labels(report: &mut Report<'_>, at: &Path<'_>, metadata: &ObjectMeta) {
     for (key, value) in metadata.labels.iter().flatten() {
         report.each_invalid(&at.child("labels"), key, names::qualified_name(key));
         report.each_invalid(&at.child("labels"), value, names::label_value(value));
@@ -272,11 +281,15 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
     for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
         expression(report, &own.child("matchExpressions").index(i), requirement);
     }
+    if report.count() > before {
+        let shown = json(selector);
+        report.say(&own, format!("Invalid value: {shown}: invalid label selector"));
+    }
     let none = std::collections::BTreeMap::new();
     let Some(template) = template.filter(|_| report.count() == before) else { return };
     let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref()).unwrap_or(&none);
     if !selects(selector, labels) {
-        let shown = serde_json::to_string(labels).unwrap_or_default();
+        let shown = json(labels);
         let at = at.child("template");
         let metadata = at.child("metadata");
         report.say(&metadata.child("labels"), format!("Invalid value: {shown}: `selector` does not match template `labels`"));

@@ -63,7 +63,7 @@ impl Schedule {
         }
         let words: Vec<&str> = text.split_whitespace().collect();
         let [minute, hour, day, month, weekday] = words[..] else {
-            return Err(format!("expected exactly 5 fields, found {}: {words:?}", words.len()));
+            return Err(format!("expected exactly 5 fields, found {}: [{}]", words.len(), words.join(" ")));
         };
         let star = |word: &str| {
             word.split(',').any(|part| part.starts_with(['*', '?']) && !part.contains('/') || is_star_step_one(part))
@@ -167,7 +167,7 @@ fn number(word: &str) -> Result<u32, String> {
     if word.starts_with('-') {
         return Err(format!("negative number ({word}) not allowed: {word}"));
     }
-    word.parse().map_err(|_| format!("failed to parse int from {word}"))
+    word.parse().map_err(|_| format!("failed to parse int from {word}: strconv.Atoi: parsing {word:?}: invalid syntax"))
 }
 
 impl Fields {
@@ -267,12 +267,12 @@ mod tests {
     }
 
     #[rstest]
-    #[case("* * * *", "expected exactly 5 fields, found 4: [\"*\", \"*\", \"*\", \"*\"]")]
+    #[case("* * * *", "expected exactly 5 fields, found 4: [* * * *]")]
     #[case("60 * * * *", "end of range (60) above maximum (59): 60")]
     #[case("* * 0 * *", "beginning of range (0) below minimum (1): 0")]
     #[case("5-2 * * * *", "beginning of range (5) beyond end of range (2): 5-2")]
     #[case("*/0 * * * *", "step of range should be a positive number: */0")]
-    #[case("x * * * *", "failed to parse int from x")]
+    #[case("x * * * *", "failed to parse int from x: strconv.Atoi: parsing \"x\": invalid syntax")]
     #[case("1-2-3 * * * *", "too many hyphens: 1-2-3")]
     #[case("1/2/3 * * * *", "too many slashes: 1/2/3")]
     #[case(", * * * *", "empty minute: \",\"")]

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Workload;
 use crate::model::Defaults;
-use crate::model::defaults::{object_metadata, pod_spec, set};
+use crate::model::defaults::{claim, object_metadata, pod_spec, set};
 
 /// Fills in what is missing. Twice is the same as once.
 pub(in crate::model) fn apply(mut workload: Workload, defaults: &Defaults) -> Workload {
@@ -43,7 +43,6 @@ pub(in crate::model) fn apply(mut workload: Workload, defaults: &Defaults) -> Wo
             spec.suspend.get_or_insert(false);
             spec.successful_jobs_history_limit.get_or_insert(3);
             spec.failed_jobs_history_limit.get_or_insert(1);
-            spec.job_template.spec.iter_mut().for_each(job_spec);
         }
         Workload::Deployment(deployment) => {
             let deployment = Arc::make_mut(deployment);
@@ -96,6 +95,7 @@ fn stateful_set(spec: &mut StatefulSetSpec) {
     if strategy.type_.as_deref() == Some("RollingUpdate") {
         let rolling = strategy.rolling_update.get_or_insert_with(RollingUpdateStatefulSetStrategy::default);
         rolling.partition.get_or_insert(0);
+        rolling.max_unavailable.get_or_insert(IntOrString::Int(1));
     }
     let retention = spec
         .persistent_volume_claim_retention_policy
@@ -103,9 +103,7 @@ fn stateful_set(spec: &mut StatefulSetSpec) {
     set(&mut retention.when_deleted, "Retain");
     set(&mut retention.when_scaled, "Retain");
     for claim in spec.volume_claim_templates.iter_mut().flatten() {
-        if let Some(spec) = &mut claim.spec {
-            set(&mut spec.volume_mode, "Filesystem");
-        }
+        claim.spec.iter_mut().for_each(self::claim);
     }
 }
 
@@ -115,7 +113,12 @@ fn template(template: &mut PodTemplateSpec) {
     }
 }
 
-/// What a Job and a CronJob's template have in common.
+/// A Job that was made of a CronJob's template, which the API server leaves as it is.
+pub(crate) fn made_job(spec: &mut JobSpec, name: &str, uid: &str) {
+    job_spec(spec);
+    job_identity(spec, name, uid);
+}
+
 fn job_spec(spec: &mut JobSpec) {
     // Without both it is one run; with parallelism alone, a queue that the pods themselves know the end of.
     if spec.completions.is_none() && spec.parallelism.is_none() {

@@ -25,20 +25,29 @@ impl Indexes {
     /// Reads what an author wrote: rising numbers and ranges, all below `end`.
     pub fn parse_below(text: &str, end: i32) -> Result<Self, String> {
         let mut indexes = Self::default();
-        let mut next = 0;
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let number =
-                |text: &str| text.parse::<i32>().map_err(|_| format!("cannot convert string to integer for index: {text:?}"));
-            let (first, last) = (number(first)?, number(last)?);
-            if first < next || last < first {
-                return Err(format!("non-increasing order, previous: {}, current: {first}", next - 1));
+        let mut before: Option<i32> = None;
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let number = |text: &str| match text.parse::<i32>() {
+                Err(_) => Err(format!("cannot convert string to integer for index: {text:?}")),
+                Ok(index) if index >= end => Err(format!("too large index: {text:?}")),
+                Ok(index) => Ok(index),
+            };
+            let (first, last) = match part.split_once('-') {
+                Some((_, more)) if more.contains('-') => {
+                    let rule = "the requirement that an index interval can have at most two parts separated by '-'";
+                    return Err(format!("the fragment {part:?} violates {rule}"));
+                }
+                Some((first, last)) => (number(first)?, Some(number(last)?)),
+                None => (number(part)?, None),
+            };
+            if let Some(last) = last.filter(|last| first >= *last) {
+                return Err(format!("non-increasing order, previous: {first}, current: {last}"));
             }
-            if last >= end {
-                return Err(format!("too large index: {last:?}: completions is {end}"));
+            if let Some(before) = before.filter(|before| *before >= first) {
+                return Err(format!("non-increasing order, previous: {before}, current: {first}"));
             }
-            indexes.0.push((first, last));
-            next = last + 1;
+            indexes.0.push((first, last.unwrap_or(first)));
+            before = last.or(Some(first));
         }
         indexes.tidy();
         Ok(indexes)
@@ -135,11 +144,19 @@ mod tests {
     #[rstest]
     #[case("0-2,4", 5, Ok(4))]
     #[case("0", 1, Ok(1))]
-    #[case("4", 4, Err("too large index: 4: completions is 4"))]
+    #[case("4", 4, Err("too large index: \"4\""))]
     #[case("2,1", 9, Err("non-increasing order, previous: 2, current: 1"))]
-    #[case("3-1", 9, Err("non-increasing order, previous: -1, current: 3"))]
+    #[case("3-1", 9, Err("non-increasing order, previous: 3, current: 1"))]
+    #[case(
+        "1-2-3",
+        9,
+        Err(
+            "the fragment \"1-2-3\" violates the requirement that an index interval can have at most two parts separated by '-'"
+        )
+    )]
     #[case("x", 9, Err("cannot convert string to integer for index: \"x\""))]
-    #[case("", 9, Err("cannot convert string to integer for index: \"\""))]
+    #[case("", 9, Ok(0))]
+    #[case("1,", 9, Err("cannot convert string to integer for index: \"\""))]
     fn what_an_author_wrote(#[case] text: &str, #[case] end: i32, #[case] expected: Result<usize, &str>) {
         assert_eq!(Indexes::parse_below(text, end).map(|i| i.len()), expected.map_err(str::to_owned));
     }

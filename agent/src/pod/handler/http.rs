@@ -41,6 +41,16 @@ impl Caller {
 pub struct Request {
     url: Url,
     headers: HeaderMap,
+    wire: Wire,
+}
+
+/// How it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 in the clear, from the first byte on (RFC 9113, 3.3): `protocol: HTTP2`.
+    Http2,
 }
 
 /// What came back, the last of a row of redirects.
@@ -98,7 +108,8 @@ impl Request {
             }
         }
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        Ok(Self { url, headers })
+        let wire = if action.protocol.as_deref() == Some("HTTP2") { Wire::Http2 } else { Wire::Http1 };
+        Ok(Self { url, headers, wire })
     }
 
     /// The same without TLS: for a hook whose server has none.
@@ -134,7 +145,7 @@ impl Request {
         if Url::parse(text).is_ok() {
             headers.remove(HOST);
         }
-        Some(Ok(Self { url, headers }))
+        Some(Ok(Self { url, headers, wire: self.wire }))
     }
 }
 
@@ -171,6 +182,8 @@ async fn ask(dialer: &Dialer, request: &Request) -> Result<(Answer, Option<Heade
     let stream = dialer.connect(host, url.port_or_known_default().unwrap_or(80)).await.map_err(failed)?;
     let answered = if url.scheme() == "https" {
         converse(tls::wrap(stream, host, &[]).await.map_err(failed)?, request).await
+    } else if request.wire == Wire::Http2 {
+        converse_http2(stream, request).await
     } else {
         converse(stream, request).await
     };
@@ -204,6 +217,52 @@ async fn converse(
             Err(error) => Err(reason(&error)),
         },
     }
+}
+
+/// The same in HTTP/2.
+async fn converse_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &Request,
+) -> Result<(Answer, Option<HeaderValue>), String> {
+    let (sender, connection) = h2::client::handshake(stream).await.map_err(|e| e.to_string())?;
+    let exchange = async {
+        let mut sender = sender.ready().await.map_err(|e| e.to_string())?;
+        let (answer, _) = sender.send_request(message_http2(request)?, true).map_err(|e| e.to_string())?;
+        let answer = answer.await.map_err(|e| e.to_string())?;
+        let (status, location) = (answer.status().as_u16(), answer.headers().get(LOCATION).cloned());
+        let mut body = answer.into_body();
+        let mut read = Vec::new();
+        while let Some(data) = body.data().await {
+            let data = data.map_err(|e| e.to_string())?;
+            let _ = body.flow_control().release_capacity(data.len());
+            read.extend_from_slice(&data[..data.len().min(LONGEST_BODY - read.len())]);
+            if read.len() == LONGEST_BODY {
+                break;
+            }
+        }
+        Ok((Answer { status, body: read.into() }, location))
+    };
+    let (mut exchange, mut connection) = (std::pin::pin!(exchange), std::pin::pin!(connection));
+    tokio::select! {
+        biased;
+        answered = &mut exchange => answered,
+        ended = &mut connection => match ended {
+            Ok(()) => exchange.await,
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+/// In HTTP/2 the host is a part of the target, and a connection has no header of its own (RFC 9113, 8.2.2 and 8.3.1).
+fn message_http2(request: &Request) -> Result<hyper::Request<()>, String> {
+    let mut headers = request.headers.clone();
+    headers.remove(CONNECTION);
+    let host = headers.remove(HOST).and_then(|host| host.to_str().ok().map(str::to_owned)).unwrap_or_else(|| request.authority());
+    let query = request.url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let target = format!("{}://{host}{}{query}", request.url.scheme(), request.url.path());
+    let mut message = hyper::Request::get(target).body(()).map_err(|e| e.to_string())?;
+    *message.headers_mut() = headers;
+    Ok(message)
 }
 
 fn message(request: &Request) -> Result<hyper::Request<Empty<Bytes>>, String> {

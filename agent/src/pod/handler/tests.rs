@@ -195,3 +195,32 @@ async fn https_to_a_server_without_it_is_told_apart() {
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(request.in_the_clear().authority(), format!("127.0.0.1:{}", server.port));
 }
+
+#[tokio::test]
+async fn http2_is_spoken_in_the_clear_to_who_is_probed_by_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut connection) = h2::server::handshake(stream).await else { continue };
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let status = match (request.uri().path(), request.uri().host()) {
+                    ("/ok", Some("shop.example")) => 200,
+                    ("/here", _) => 302,
+                    _ => 404,
+                };
+                let answer = hyper::Response::builder().status(status).header("location", "/ok").body(()).unwrap();
+                respond.send_response(answer, true).unwrap();
+            }
+        }
+    });
+    let server = Server { port, heads: Arc::default() };
+    let of =
+        |path: &str| format!("{{path: {path}, port: 1, protocol: HTTP2, httpHeaders: [{{name: Host, value: shop.example}}]}}");
+    for (path, status) in [("/ok", 200), ("/here", 200), ("/missing", 404)] {
+        assert_eq!(ask(&server, &action(&of(path)), LONG).await.unwrap().status, status, "{path}");
+    }
+    // Whoever speaks another language has failed.
+    let old = Server::start(None, usual).await;
+    assert!(ask(&old, &action(&of("/ok")), LONG).await.is_err());
+}

@@ -1,77 +1,152 @@
 //! The pods' network as their workers see it. Who wires them is decided once, at the agent's start: our own bridge
 //! ([`netplug::Network`]), in this process and by netlink alone, or CNI plugins that are executed.
 
-use std::net::IpAddr;
+mod mend;
+mod plugins;
+
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
 use super::trace::Trace;
+use crate::model::network::{Asks, Wrong};
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{Sandbox, Wires};
+use crate::runtime::files::{self, Resolver};
+use crate::runtime::{Sandbox, Settings, Wires};
+
+pub use plugins::{NetworkStatus, Plugins, Wired};
 
 /// See the module's page.
 #[derive(Debug)]
 pub struct PodNetwork {
     primary: Primary,
+    /// For the pod's own interface, or for further ones that a pod asks for.
+    plugins: Plugins,
 }
 
 /// Who gives a pod its eth0.
 #[derive(Debug)]
 enum Primary {
     Bridge(netplug::Network),
+    Plugins,
 }
 
 impl PodNetwork {
-    /// Pods are wired by our own bridge.
-    pub fn bridged(network: netplug::Network) -> Self {
-        Self { primary: Primary::Bridge(network) }
+    /// Pods are wired by our own bridge, their further interfaces by plugins.
+    pub fn bridged(network: netplug::Network, plugins: Plugins) -> Self {
+        Self { primary: Primary::Bridge(network), plugins }
+    }
+
+    /// Pods are wired by plugins alone.
+    pub fn plugged(plugins: Plugins) -> Self {
+        plugins.mind();
+        Self { primary: Primary::Plugins, plugins }
     }
 
     /// Our own bridge, if that is what wires the pods: Services, policies and the like are its.
     pub fn bridge(&self) -> Option<&netplug::Network> {
         match &self.primary {
             Primary::Bridge(network) => Some(network),
+            Primary::Plugins => None,
         }
     }
 
-    /// Gives a pod its interface and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
-    /// asked. Again, it mends what is missing and answers the same.
+    /// Gives a pod its interfaces and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
+    /// asked. Again, the bridge mends what is missing and answers the same; plugins are told to begin anew.
     pub async fn attach(
         &self,
         pod: &ValidPod,
         (sandbox, wires): (&Sandbox, Option<Wires>),
+        settings: &Settings,
         trace: &Trace,
-    ) -> Result<Vec<IpAddr>, String> {
-        match &self.primary {
+    ) -> Result<Wired, String> {
+        let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
+        let wired = match &self.primary {
             Primary::Bridge(network) => {
                 let wires = match wires {
                     Some(wires) => wires,
                     None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
                 };
-                attach_to_bridge(network, pod, wires, trace).await
+                attach_to_bridge(network, pod, &asks, wires, trace).await?
             }
+            Primary::Plugins => {
+                let begun = Instant::now();
+                let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
+                let wired = self.plugins.attach(pod, &asks, netns, dns(&files::resolver_of(pod, settings))).await?;
+                trace.step("net: plugins", None, begun);
+                wired
+            }
+        };
+        if !asks.networks.is_empty() {
+            let begun = Instant::now();
+            let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
+            self.plugins.attach_more(pod, &asks.networks, netns).await?;
+            trace.step("net: further networks", None, begun);
         }
+        Ok(wired)
+    }
+
+    /// The interfaces of a pod that plugins made: for its status, where it asked for more than one.
+    pub fn status(&self, uid: &PodUid) -> Vec<NetworkStatus> {
+        self.plugins.status(uid)
+    }
+
+    /// Why no pod can be wired now, for the node's condition.
+    pub fn problem(&self) -> Option<String> {
+        match &self.primary {
+            Primary::Bridge(_) => None,
+            Primary::Plugins => self.plugins.problem(),
+        }
+    }
+
+    /// Changes when a pod that could not be wired should be tried again at once. None for a pod that plugins have nothing to do with.
+    pub fn changes(&self, pod: &ValidPod) -> Option<watch::Receiver<u64>> {
+        let plugged = match &self.primary {
+            Primary::Bridge(_) => Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty()),
+            Primary::Plugins => pod.spec().host_network != Some(true),
+        };
+        plugged.then(|| self.plugins.changes())
     }
 
     /// Takes back what a pod has. To be called when its last process has ended; a pod that has nothing has nothing to lose.
     pub async fn release(&self, uid: &PodUid) -> Result<(), String> {
-        match &self.primary {
+        let bridge = match &self.primary {
             // The address is free at once; the links go with the namespace.
             Primary::Bridge(network) => network.release_when_netns_dies(uid.as_str()).await.map_err(|e| e.to_string()),
+            Primary::Plugins => Ok(()),
+        };
+        let plugins = if self.plugins.knows(uid) { self.plugins.release(uid).await } else { Ok(()) };
+        match (bridge, plugins) {
+            (Err(bridge), Err(plugins)) => Err(format!("{bridge}; {plugins}")),
+            (bridge, plugins) => bridge.and(plugins),
         }
     }
 
     /// Frees all that belongs to none of these pods.
     pub async fn retain(&self, live: &[&str]) -> Result<(), String> {
+        let plugged = matches!(self.primary, Primary::Plugins);
+        let uids = live.iter().map(|uid| (*uid).to_owned()).collect();
+        let plugins = self.plugins.retain(uids, plugged).await;
         match &self.primary {
-            Primary::Bridge(network) => network.retain(live).await.map_err(|e| e.to_string()),
+            Primary::Bridge(network) => network.retain(live).await.map_err(|e| e.to_string()).and(plugins),
+            Primary::Plugins => plugins,
         }
+    }
+
+    /// Which of these pods aren't wired any more as they were, as far as the plugins can tell.
+    pub async fn check(&self, live: &[&str]) -> Vec<(PodUid, String)> {
+        let known = live.iter().filter(|uid| self.plugins.knows(&PodUid::new(uid)));
+        let known: Vec<String> = known.map(|uid| (*uid).to_owned()).collect();
+        if known.is_empty() { Vec::new() } else { self.plugins.check(known).await }
     }
 
     /// After the last pod: what the agent made for all of them goes too.
     pub async fn close(&self) -> Result<(), String> {
         match &self.primary {
             Primary::Bridge(network) => network.clone().close(netplug::Remove::All).await.map_err(|e| e.to_string()),
+            Primary::Plugins => self.plugins.retain(Vec::new(), true).await,
         }
     }
 }
@@ -79,9 +154,16 @@ impl PodNetwork {
 async fn attach_to_bridge(
     network: &netplug::Network,
     pod: &ValidPod,
+    asks: &Asks,
     Wires { netns, netlink }: Wires,
     trace: &Trace,
-) -> Result<Vec<IpAddr>, String> {
+) -> Result<Wired, String> {
+    if asks.mac.is_some() {
+        return Err(
+            "annotation nodeagent.dev/mac: the agent's own bridge gives each address its MAC; CNI plugins can do otherwise"
+                .into(),
+        );
+    }
     let begun = Instant::now();
     let name = pod.to_string();
     let attachment = netplug::Attachment {
@@ -90,11 +172,28 @@ async fn attach_to_bridge(
         netns: netns.as_fd(),
         netlink,
         ports: host_ports(pod),
-        fixed: Vec::new(),
+        fixed: asks.ips.clone(),
+        bandwidth: bandwidth(asks),
     };
     let attached = network.attach(attachment).await.map_err(|e| e.to_string())?;
     trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
-    Ok(attached.ips)
+    Ok(Wired { ips: attached.ips, unheard: Vec::new() })
+}
+
+fn list(wrong: &[Wrong]) -> String {
+    wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// As CNI's capability `dns` has it.
+fn dns(resolver: &Resolver) -> Value {
+    json!({"servers": resolver.nameservers, "searches": resolver.searches, "options": resolver.options})
+}
+
+/// How fast the pod may be, if it says.
+fn bandwidth(asks: &Asks) -> Option<netplug::Bandwidth> {
+    let limits =
+        netplug::Bandwidth { ingress: asks.ingress.map(netplug::Rate::new), egress: asks.egress.map(netplug::Rate::new) };
+    (limits != netplug::Bandwidth::default()).then_some(limits)
 }
 
 /// The ports of the node that lead to the pod.

@@ -2,6 +2,7 @@
 //! PARENT/{burstable,besteffort}/podUID/CONTAINER, guaranteed pods straight below PARENT.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
 
+mod detail;
 mod device_program;
 mod devices;
 pub mod layout;
@@ -21,6 +22,7 @@ use self::layout::{Controller, Layout, Version};
 use self::plan::{Kind, Limits, Plan};
 use super::resources::Qos;
 
+pub use detail::Detail;
 pub use devices::{DeviceRules, Rule as DeviceRule};
 pub use stats::Stats;
 
@@ -289,6 +291,11 @@ impl Group {
     /// What it uses now.
     pub fn stats(&self) -> Stats {
         stats::read(&self.layout, &self.relative)
+    }
+
+    /// What monitoring wants to know beside [`Self::stats`].
+    pub fn detail(&self) -> Detail {
+        detail::read(&self.layout, &self.relative)
     }
 
     /// Removes it and all below. Processes that are just dying get a moment; one that hangs (D state) is the error, and the

@@ -64,16 +64,20 @@ pub fn oom_kills(layout: &Layout, relative: &Path) -> u64 {
     field(&fs::read_to_string(dir.join(file)).unwrap_or_default(), "oom_kill")
 }
 
-fn place<'a>(layout: &'a Layout, relative: &Path, controller: Controller) -> Option<(&'a Hierarchy, std::path::PathBuf)> {
+pub(super) fn place<'a>(
+    layout: &'a Layout,
+    relative: &Path,
+    controller: Controller,
+) -> Option<(&'a Hierarchy, std::path::PathBuf)> {
     layout.of(controller).map(|h| (h, h.mount.join(relative)))
 }
 
-fn number(dir: &Path, file: &str) -> u64 {
+pub(super) fn number(dir: &Path, file: &str) -> u64 {
     fs::read_to_string(dir.join(file)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
 }
 
 /// The value in a file of `name value` lines.
-fn field(text: &str, name: &str) -> u64 {
+pub(super) fn field(text: &str, name: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.and_then(|v| v.trim().parse().ok()).unwrap_or_default()
 }

@@ -87,16 +87,24 @@ pub fn of_volumes(pod: &ValidPod, settings: &Settings) -> Used {
 
 /// What a container's newest run wrote beside volumes, and its logs.
 pub fn of_container(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
+    of_layer(pod, name, settings) + of_logs(pod, name, settings)
+}
+
+/// What a container's newest run wrote beside volumes.
+pub fn of_layer(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
     let runs = settings.container_dir(pod.uid(), name, 0);
     let numbers = runs.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
     let newest = numbers.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()).max().unwrap_or(0);
-    let layer = used(&settings.container_dir(pod.uid(), name, newest).join("upper")).unwrap_or_default();
-    let logs = used(&settings.pod_logs(pod).join(name)).unwrap_or_default();
-    layer + logs
+    used(&settings.container_dir(pod.uid(), name, newest).join("upper")).unwrap_or_default()
+}
+
+/// A container's logs.
+pub fn of_logs(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
+    used(&settings.pod_logs(pod).join(name)).unwrap_or_default()
 }
 
 /// On disk; a file of several names counts once.
-fn used(path: &Path) -> rustix::io::Result<Used> {
+pub fn used(path: &Path) -> rustix::io::Result<Used> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let top = rustix::fs::open(path, flags, Mode::empty())?;
     let mut total = Used::default();

@@ -8,7 +8,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 
 use super::{Entry, World, make};
 use crate::model::Workload;
-use crate::model::workload::defaults::job_identity;
+use crate::model::workload::defaults::made_job;
 use crate::workload::{History, Steps, cron_job, daemon_set, deployment, job, replica_set, stateful_set};
 
 impl World {
@@ -123,7 +123,7 @@ impl World {
         if let Some(mut job) = planned.create {
             let (name, new) = (job.metadata.name.clone().unwrap_or_default(), self.random_uid());
             if let Some(spec) = &mut job.spec {
-                job_identity(spec, &name, &new);
+                made_job(spec, &name, &new);
             }
             job.metadata.uid = Some(new);
             job.metadata.owner_references = Some(vec![make::owner_reference(&parent.object)]);

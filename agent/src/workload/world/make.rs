@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 
 use super::{Entry, Record, World};
-use crate::model::{PodUid, ValidPod, Workload};
+use crate::model::{PodUid, ValidPod, Workload, defaults};
 use crate::source::Event;
 use crate::workload::{Name, NewPod, Steps, letters};
 
@@ -87,6 +87,7 @@ fn pod(
 ) -> Pod {
     let metadata = template.metadata.unwrap_or_default();
     let mut spec = template.spec.unwrap_or_default();
+    defaults::of_pod(&mut spec);
     spec.node_name = Some(node.to_owned());
     Pod {
         metadata: ObjectMeta {

@@ -148,6 +148,42 @@ impl Nodeagent {
         });
     }
 
+    /// How long each of so many edits of a ConfigMap takes, from the file's rename until a container can read it, beside so many other
+    /// files.
+    pub fn edits(&self, files: usize, edits: usize) -> Vec<Duration> {
+        let map = |name: &str, color: &str| {
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{color: {color}}}\n")
+        };
+        let others: Vec<String> = (0..files).map(|number| format!("other-{number}")).collect();
+        others.iter().for_each(|name| self.node.apply(&format!("{name}.yaml"), &map(name, "blue")));
+        self.node.apply("edited.yaml", &map("edited", "none"));
+        let mounts = "imagePullPolicy: Never\nvolumeMounts: [{name: v, mountPath: /v}]";
+        let manifest =
+            e2e::pod("reader").spec("volumes: [{name: v, configMap: {name: edited}}]").runs_with("main", "sleep", mounts);
+        let reader = self.node.put(&manifest);
+        reader.is_ready();
+        let seen = format!("/proc/{}/root/v/color", reader.container("main").host_pid());
+        let one = |number: usize| {
+            let color = format!("color-{number}");
+            let text = map("edited", &color);
+            let began = Instant::now();
+            self.node.apply("edited.yaml", &text);
+            while std::fs::read_to_string(&seen).expect("the volume is there") != color {
+                assert!(began.elapsed() < Duration::from_secs(10), "edit {number} was never seen");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            began.elapsed()
+        };
+        let times = (0..edits).map(one).collect();
+        self.node.remove("reader.yaml");
+        reader.is_gone();
+        ["edited"]
+            .into_iter()
+            .chain(others.iter().map(String::as_str))
+            .for_each(|name| self.node.remove(&format!("{name}.yaml")));
+        times
+    }
+
     /// What `explain` tells of these pods' starts.
     pub fn steps(&self, pods: &Pods) -> Vec<Value> {
         let path = |number| format!("/apis/nodeagent.dev/v1/namespaces/default/pods/{}-{number}/explain", pods.name);

@@ -1,0 +1,279 @@
+//! What packets cost on the ways that pods have, side by side in one run: our network, and podman's (netavark with its bridge and iptables).
+//! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod, pod → host and from outside by a
+//! host port, with as many host ports published as are asked for. Both sides take turns, so that what the machine does besides touches both alike.
+//!
+//!     cargo run --release -p netplug --example load [PORTS ...]
+//!
+//! Needs root, netavark and iptables. It works in network namespaces of its own.
+
+use std::{
+    error::Error,
+    fs::File,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::{Command, Stdio, id},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use netplug::{Attachment, Network, Port, Protocol, Range, Settings};
+use nix::sched::{CloneFlags, unshare};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+use serde_json::json;
+
+type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const NETAVARK: &str = "/usr/lib/podman/netavark";
+const ROUNDS: usize = 7;
+const ROUND: Duration = Duration::from_millis(400);
+/// The server's port in each namespace, and its host port.
+const PORT: u16 = 5000;
+
+/// A network namespace with a thread in it.
+struct Space {
+    jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+    file: File,
+    tid: i32,
+}
+
+impl Space {
+    fn new() -> Fallible<Space> {
+        let (jobs, queue) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, opened) = mpsc::channel();
+        thread::spawn(move || -> Fallible<()> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            ready.send((File::open("/proc/thread-self/ns/net")?, rustix::thread::gettid().as_raw_nonzero().get()))?;
+            queue.into_iter().for_each(|job| job());
+            Ok(())
+        });
+        let (file, tid) = opened.recv().map_err(|_| "no namespace: run it as root")?;
+        let space = Space { jobs, file, tid };
+        space.ip("link set lo up")?;
+        Ok(space)
+    }
+
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> Fallible<T> + Send + 'static) -> Fallible<T> {
+        let (done, outcome) = mpsc::channel();
+        self.jobs.send(Box::new(move || drop(done.send(job())))).map_err(|_| "the namespace's thread ended")?;
+        outcome.recv().map_err(|_| "the namespace's thread ended")?
+    }
+
+    fn ip(&self, words: &str) -> Fallible<()> {
+        let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        self.run(move || match Command::new("ip").args(&words).status()?.success() {
+            true => Ok(()),
+            false => Err(format!("ip {words:?} failed").into()),
+        })
+    }
+
+    /// Answers by the first byte: `s` takes all that comes, `p` gives back each byte.
+    fn serve(&self) -> Fallible<()> {
+        let listener = self.run(|| Ok(TcpListener::bind(("0.0.0.0", PORT))?))?;
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || answer(stream));
+            }
+        });
+        Ok(())
+    }
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; 256 << 10];
+    stream.read_exact(&mut buffer[..1])?;
+    let echoes = buffer[0] == b'p';
+    loop {
+        if echoes {
+            stream.write_all(&buffer[..1])?;
+        }
+        let limit = if echoes { 1 } else { buffer.len() };
+        if stream.read(&mut buffer[..limit])? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Pods and a host, wired one way; "outside" is plugged into the host.
+struct Side {
+    name: &'static str,
+    node: Space,
+    outside: Space,
+    client: Space,
+    server: Space,
+    server_ip: String,
+    gateway: &'static str,
+    /// Ends with the side.
+    _network: Option<Network>,
+}
+
+const HOST: &str = "192.0.2.1";
+
+impl Side {
+    fn spaces() -> Fallible<[Space; 4]> {
+        let [node, outside, client, server] = [Space::new()?, Space::new()?, Space::new()?, Space::new()?];
+        node.ip(&format!("link add up0 type veth peer name eth0 netns {}", outside.tid))?;
+        node.ip(&format!("address add {HOST}/24 dev up0"))?;
+        node.ip("link set up0 up")?;
+        outside.ip("address add 192.0.2.2/24 dev eth0")?;
+        outside.ip("link set eth0 up")?;
+        node.ip("route add default via 192.0.2.2")?;
+        Ok([node, outside, client, server])
+    }
+
+    fn ours(ports: u16, state: std::path::PathBuf) -> Fallible<Side> {
+        let [node, outside, client, server] = Side::spaces()?;
+        let settings = Settings {
+            bridge: "pods0".into(),
+            ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
+            table: "netplug_load".into(),
+            state_dir: state,
+            ..Settings::default()
+        };
+        let network = node.run(|| Ok(futures::executor::block_on(Network::open(settings))?))?;
+        let mut server_ip = String::new();
+        for (uid, space, ports) in [("client", &client, 0..0), ("server", &server, 0..ports)] {
+            let netlink: OwnedFd = space.run(|| {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
+            })?;
+            let port =
+                |number| Port { host_ip: None, host_port: PORT + number, container_port: PORT + number, protocol: Protocol::Tcp };
+            let ports = ports.map(port).collect();
+            let netns = space.file.as_fd();
+            let attachment = Attachment { uid, pod: uid, netns, netlink, ports, fixed: Vec::new(), bandwidth: None };
+            server_ip = futures::executor::block_on(network.attach(attachment))?.ips[0].to_string();
+        }
+        Side { name: "netplug", node, outside, client, server, server_ip, gateway: "10.88.0.1", _network: Some(network) }.served()
+    }
+
+    fn podmans(ports: u16, state: &std::path::Path) -> Fallible<Side> {
+        let [node, outside, client, server] = Side::spaces()?;
+        for (number, (space, ports)) in [(&client, 0..0), (&server, 0..ports)].into_iter().enumerate() {
+            let mappings: Vec<_> = ports
+                .map(|port| json!({"host_ip": "", "container_port": PORT + port, "host_port": PORT + port, "range": 1, "protocol": "tcp"}))
+                .collect();
+            let request = json!({
+                "container_id": format!("c{number}"), "container_name": format!("c{number}"), "port_mappings": mappings,
+                "networks": {"podman": {"static_ips": [format!("10.88.0.{}", number + 2)], "interface_name": "eth0"}},
+                "network_info": {"podman": {"name": "podman", "id": "2f259bab93aa", "driver": "bridge", "network_interface": "podman0",
+                    "subnets": [{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}], "ipv6_enabled": false, "internal": false,
+                    "dns_enabled": false, "ipam_options": {"driver": "host-local"}}},
+            });
+            let (netns, state) = (format!("/proc/{}/fd/{}", id(), space.file.as_raw_fd()), state.to_owned());
+            node.run(move || {
+                let mut child = Command::new(NETAVARK)
+                    .arg("--config")
+                    .arg(state)
+                    .args(["setup", &netns])
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .map_err(|error| format!("{NETAVARK}: {error}: install netavark"))?;
+                child.stdin.take().ok_or("no stdin")?.write_all(request.to_string().as_bytes())?;
+                if child.wait()?.success() { Ok(()) } else { Err("netavark failed".into()) }
+            })?;
+        }
+        let server_ip = "10.88.0.3".into();
+        Side { name: "podman", node, outside, client, server, server_ip, gateway: "10.88.0.1", _network: None }.served()
+    }
+
+    fn served(self) -> Fallible<Side> {
+        self.server.serve()?;
+        self.node.serve()?;
+        Ok(self)
+    }
+
+    /// From where to where.
+    fn way(&self, way: &str) -> Fallible<(&Space, SocketAddr)> {
+        let (from, ip) = match way {
+            "pod → pod" => (&self.client, self.server_ip.as_str()),
+            "pod → host" => (&self.client, self.gateway),
+            _ => (&self.outside, HOST),
+        };
+        Ok((from, SocketAddr::new(ip.parse()?, PORT)))
+    }
+}
+
+const WAYS: [&str; 3] = ["pod → pod", "pod → host", "outside → hostPort"];
+
+fn main() -> Fallible<()> {
+    let mut counts = std::env::args().skip(1).map(|word| word.parse::<u16>()).collect::<Result<Vec<_>, _>>()?;
+    if counts.is_empty() {
+        counts = vec![10, 1000];
+    }
+    println!("| way | measure | host ports | netplug | podman | ratio |\n|---|---|---|---|---|---|");
+    for ports in counts {
+        let state = tempfile::tempdir()?;
+        let sides = [Side::ours(ports, state.path().join("net"))?, Side::podmans(ports, state.path())?];
+        for way in WAYS {
+            for (name, unit, measure) in MEASURES {
+                let mut samples: [Vec<f64>; 2] = Default::default();
+                for round in 0..=ROUNDS {
+                    for (side, samples) in sides.iter().zip(&mut samples) {
+                        let (from, to) = side.way(way)?;
+                        let value = from.run(move || measure(to)).map_err(|error| format!("{}: {way}: {error}", side.name))?;
+                        // The first warms caches and conntrack up.
+                        if round > 0 {
+                            samples.push(value);
+                        }
+                    }
+                }
+                let [ours, podmans] = samples.map(median);
+                println!("| {way} | {name}, {unit} | {ports} | {ours:.0} | {podmans:.0} | {:.2} |", ours / podmans);
+            }
+        }
+    }
+    Ok(())
+}
+
+type Measure = fn(SocketAddr) -> Fallible<f64>;
+const MEASURES: [(&str, &str, Measure); 3] = [
+    ("one stream", "MB/s", throughput),
+    ("requests on one connection", "1/s", requests),
+    ("connections one after the other", "1/s", connections),
+];
+
+fn throughput(to: SocketAddr) -> Fallible<f64> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.write_all(b"s")?;
+    let block = vec![0; 128 << 10];
+    let (begun, mut bytes) = (Instant::now(), 0);
+    while begun.elapsed() < ROUND {
+        stream.write_all(&block)?;
+        bytes += block.len();
+    }
+    Ok(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64())
+}
+
+fn requests(to: SocketAddr) -> Fallible<f64> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_nodelay(true)?;
+    let (begun, mut count) = (Instant::now(), 0);
+    while begun.elapsed() < ROUND {
+        stream.write_all(b"p")?;
+        stream.read_exact(&mut [0])?;
+        count += 1;
+    }
+    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
+}
+
+fn connections(to: SocketAddr) -> Fallible<f64> {
+    let (begun, mut count) = (Instant::now(), 0);
+    while begun.elapsed() < ROUND {
+        let mut stream = TcpStream::connect(to)?;
+        // By a reset, so that no port waits for its end.
+        sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        stream.write_all(b"p")?;
+        stream.read_exact(&mut [0])?;
+        count += 1;
+    }
+    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied().unwrap_or_default()
+}
