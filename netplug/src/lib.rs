@@ -7,6 +7,8 @@
 //! | [`ipam`] | which address: pure, O(1) | settings |
 //! | `lease` | what pods hold, crash-safe on disk | settings |
 //! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
+//! | `service`, `policy` | from services and policies to parts of the table: pure | settings |
+//! | [`dns`] | a resolver on the bridge | cidr |
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
@@ -21,6 +23,8 @@
 
 mod cidr;
 pub mod cni;
+mod conntrack;
+pub mod dns;
 mod engine;
 mod error;
 pub mod ipam;
@@ -29,11 +33,16 @@ mod links;
 mod netlink;
 mod network;
 mod nft;
+mod policy;
+mod service;
 mod settings;
 
 pub use cidr::{Cidr, Span};
+pub use engine::rules::Rules;
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
 pub use nft::Obstacle;
+pub use policy::{Allow, Peers, Policy, Ports};
+pub use service::Service;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};

@@ -13,7 +13,7 @@ use netlink_packet_route::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -320,6 +320,18 @@ fn address(index: u32, ip: IpAddr, prefix: u8) -> AddressMessage {
         IpAddr::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
     }
     message
+}
+
+/// A neighbour of an address without subnet.
+pub(crate) fn neighbour(index: u32, ip: IpAddr) -> Request {
+    let message = match ip {
+        IpAddr::V4(ip) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).output_interface(index);
+            route.scope(RouteScope::Link).build()
+        }
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).output_interface(index).build(),
+    };
+    Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
 /// A way out of the pod. Added, or put in place of the one to the same destination.

@@ -22,7 +22,7 @@ use tokio::sync::{
 };
 
 use crate::{
-    engine::{Engine, Wake, Wanted},
+    engine::{Engine, Wake, Wanted, rules::Rules},
     error::{Doing, Error},
     lease::Lease,
     links::POD_LINK,
@@ -166,6 +166,17 @@ impl Network {
         Ok(severed)
     }
 
+    /// Makes these the services and policies, in place of those before: one atomic change of what differs. A network that is opened
+    /// again goes on with them. Services need [`crate::Isolation::Routed`] for pods to be clients, policies for any effect on them.
+    pub async fn enforce(&self, rules: Rules) -> Result<(), Error> {
+        self.run(move |engine| engine.enforce(rules)).await?
+    }
+
+    /// The rules that are in force.
+    pub async fn rules(&self) -> Result<Arc<Rules>, Error> {
+        self.run(|engine| engine.rules()).await
+    }
+
     /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
     pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
         self.run(Engine::obstacles).await?
@@ -196,10 +207,11 @@ fn serve(engine: &mut Engine, queue: &mpsc::Receiver<Job>, heard: &OwnedFd) {
                 match queue.try_recv() {
                     Ok(job) => job(engine),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return engine.keep_rules(),
                 }
             }
         }
+        engine.keep_rules();
         engine.notice();
     }
 }
