@@ -79,7 +79,7 @@ impl Cidr {
     }
 
     /// Offset of the last address; `/0` of IPv6 saturates.
-    pub(crate) fn last_offset(&self) -> u128 {
+    pub fn last_offset(&self) -> u128 {
         !mask(width(self.base), self.prefix) & full(width(self.base))
     }
 
@@ -89,7 +89,7 @@ impl Cidr {
     }
 
     /// The address at an offset that is at most [`Cidr::last_offset`].
-    pub(crate) fn at(&self, offset: u128) -> IpAddr {
+    pub fn at(&self, offset: u128) -> IpAddr {
         from_number(number(self.base) | (offset & self.last_offset()), self.base)
     }
 }

@@ -36,6 +36,7 @@ mod nft;
 mod policy;
 mod service;
 mod settings;
+mod trace;
 
 pub use cidr::{Cidr, Span};
 pub use engine::rules::Rules;
@@ -46,3 +47,4 @@ pub use nft::Obstacle;
 pub use policy::{Allow, Peers, Policy, Ports};
 pub use service::Service;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};
+pub use trace::{Flow, Step, Verdict};

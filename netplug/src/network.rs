@@ -28,6 +28,7 @@ use crate::{
     links::POD_LINK,
     nft::Obstacle,
     settings::{Port, Settings},
+    trace::{Flow, Step},
 };
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -170,6 +171,11 @@ impl Network {
     /// again goes on with them. Services need [`crate::Isolation::Routed`] for pods to be clients, policies for any effect on them.
     pub async fn enforce(&self, rules: Rules) -> Result<(), Error> {
         self.run(move |engine| engine.enforce(rules)).await?
+    }
+
+    /// What would become of a connection of a pod: the steps of each way that it could go. `host`: the node's own addresses.
+    pub async fn trace(&self, flow: Flow, host: Vec<IpAddr>) -> Result<Vec<Vec<Step>>, Error> {
+        self.run(move |engine| engine.trace(flow, &host)).await
     }
 
     /// The rules that are in force.

@@ -11,6 +11,8 @@ use hyper::{Method, Request};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 
 use super::list::{Form, Selection, Served, list};
@@ -83,7 +85,9 @@ async fn dispatch(call: Call, path: &[&str]) -> Result<Response, ApiError> {
     match path {
         ["api", "v1", rest @ ..] => core(call, rest).await,
         ["apis", GROUP, "v1", rest @ ..] => custom(call, rest).await,
-        ["apis", group @ ("apps" | "batch"), "v1", rest @ ..] if !rest.is_empty() => workloads(&call, group, rest).await,
+        ["apis", group @ ("apps" | "batch" | "discovery.k8s.io" | "networking.k8s.io"), "v1", rest @ ..] if !rest.is_empty() => {
+            workloads(&call, group, rest).await
+        }
         _ if !get => Err(ApiError::method_not_allowed()),
         ["healthz" | "livez" | "readyz"] => Ok(reply::whole("text/plain", "ok")),
         _ => discovery::answer(accept(call.request.headers()), path),
@@ -143,7 +147,7 @@ async fn beside_pods(call: &Call, namespace: Option<&str>, resource: &str, name:
     }
 }
 
-/// `/apis/apps/v1/…` and `/apis/batch/v1/…`.
+/// `/apis/apps/v1/…`, `/apis/batch/v1/…` and what Services and policies have.
 async fn workloads(call: &Call, group: &str, path: &[&str]) -> Result<Response, ApiError> {
     let (namespace, resource, name) = match path {
         [resource] => (None, *resource, None),
@@ -160,6 +164,8 @@ async fn workloads(call: &Call, group: &str, path: &[&str]) -> Result<Response, 
         ("apps", "statefulsets") => workload::<StatefulSet>(call, namespace, name).await,
         ("batch", "cronjobs") => workload::<CronJob>(call, namespace, name).await,
         ("batch", "jobs") => workload::<Job>(call, namespace, name).await,
+        ("discovery.k8s.io", "endpointslices") => workload::<EndpointSlice>(call, namespace, name).await,
+        ("networking.k8s.io", "networkpolicies") => workload::<NetworkPolicy>(call, namespace, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }

@@ -1,6 +1,7 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
 mod lock;
+mod services;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,7 +98,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
-    let node = Arc::new(node(&settings).await?);
+    let (node, services) = node(&settings).await?;
+    let node = Arc::new(node);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
@@ -109,6 +111,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 
     let ended = CancellationToken::new();
     let serving = tokio::spawn(server.serve(ended.clone()));
+    if let Some((controller, inbox)) = services {
+        tokio::spawn(controller.run(inbox));
+    }
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
@@ -149,11 +154,19 @@ async fn leave_as_found(node: &Node) {
 }
 
 /// All that the pods' workers share.
-async fn node(settings: &Settings) -> Result<Node, DaemonError> {
+async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let images = open_images(settings).await?;
-    let network = PodNetwork::bridged(netplug::Network::open(network(settings)).await?);
+    let bridge = netplug::Network::open(network(settings)).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
-    let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let store = Arc::new(Store::default());
+    let recorder = Recorder::new(store.clone(), &settings.node_name);
+    let names = services::resolver(settings, &recorder).await;
+    let mut runtime = runtime_settings(settings, &host_ips);
+    if names.is_some() {
+        runtime.cluster_dns = services::gateways(settings);
+    }
+    let runtime = Runtime::new(runtime).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let (services, parts) = services::parts(settings, &bridge, &store, &recorder, names);
     let allocatable = runtime.settings().allocatable;
     let room = Room {
         cpu_millis: allocatable.cpu_millis,
@@ -162,15 +175,15 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         pods: settings.pods.max.into(),
         huge_pages: runtime::hugepages::of_machine(),
     };
-    let store = Arc::new(Store::default());
-    Ok(Node {
+    let node = Node {
         name: settings.node_name.clone(),
         host_ips,
-        recorder: Recorder::new(store.clone(), &settings.node_name),
+        recorder,
         store,
         objects: Objects::default(),
         runtime: Arc::new(runtime),
-        network,
+        network: PodNetwork::bridged(bridge),
+        services,
         images,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
@@ -181,7 +194,8 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         admission: Admission::new(room),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
-    })
+    };
+    Ok((node, parts))
 }
 
 async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
@@ -211,6 +225,8 @@ fn network(settings: &Settings) -> netplug::Settings {
         table: settings.network.nft_table.clone(),
         mtu: settings.network.mtu,
         state_dir: settings.paths.net(),
+        // By the host, where Services and policies see every packet.
+        isolation: netplug::Isolation::Routed,
         ..netplug::Settings::default()
     }
 }

@@ -13,6 +13,7 @@ use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::{Runtime, Sandbox};
+use crate::service::Services;
 
 pub mod backoff;
 pub mod completed;
@@ -50,6 +51,8 @@ pub struct Node {
     pub runtime: Arc<Runtime>,
     /// The pod network.
     pub network: network::PodNetwork,
+    /// Addresses of Services, and who must know of a pod before it begins.
+    pub services: Services,
     /// The image store.
     pub images: Images,
     /// Images of image volumes.
@@ -101,7 +104,9 @@ impl Node {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            self.network.attach(pod, sandbox, trace).await?
+            let ips = self.network.attach(pod, sandbox, trace).await?;
+            self.services.wired(pod, &ips).await;
+            ips
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;

@@ -1,8 +1,7 @@
 //! The host's own resolvers, as its resolv.conf names them now.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,

@@ -125,7 +125,9 @@ impl Zone {
             Some(Entry::Cluster(ips, _)) => only(kind, ips.iter().copied().map(Record::Address).collect()),
             Some(Entry::Headless(targets)) => only(kind, targets.iter().map(|target| Record::Address(target.ip)).collect()),
             // An alias stands for all types.
-            Some(Entry::External(name)) => Answer { exists: true, records: vec![Record::Alias(name.clone())], ..Answer::default() },
+            Some(Entry::External(name)) => {
+                Answer { exists: true, records: vec![Record::Alias(name.clone())], ..Answer::default() }
+            }
             None => match self.pods.get(&(namespace.to_owned(), service.to_owned())) {
                 Some(ips) => only(kind, ips.iter().copied().map(Record::Address).collect()),
                 None => Answer::default(),
@@ -254,8 +256,11 @@ mod tests {
             ]
             .into(),
             pods: [(key("web"), vec![ip("10.88.0.9")]), (key("job"), vec![ip("10.88.0.4")])].into(),
-            reverse: [(ip("10.96.0.5"), "web.shop.svc.cluster.local".into()), (ip("fd00::5"), "web.shop.svc.cluster.local".into())]
-                .into(),
+            reverse: [
+                (ip("10.96.0.5"), "web.shop.svc.cluster.local".into()),
+                (ip("fd00::5"), "web.shop.svc.cluster.local".into()),
+            ]
+            .into(),
         }
     }
 
@@ -279,7 +284,11 @@ mod tests {
     #[case("job.shop.svc.cluster.local", A, "10.88.0.4")]
     #[case("out.shop.svc.cluster.local", AAAA, "=example.org")]
     #[case("_http._tcp.web.shop.svc.cluster.local", SRV, "web.shop.svc.cluster.local:80")]
-    #[case("_http._tcp.db.shop.svc.cluster.local", SRV, "db-0.db.shop.svc.cluster.local:5432 10-88-0-3.db.shop.svc.cluster.local:5433")]
+    #[case(
+        "_http._tcp.db.shop.svc.cluster.local",
+        SRV,
+        "db-0.db.shop.svc.cluster.local:5432 10-88-0-3.db.shop.svc.cluster.local:5433"
+    )]
     #[case("_http._udp.web.shop.svc.cluster.local", SRV, "none")]
     #[case("_http._tcp.web.shop.svc.cluster.local", A, "")]
     #[case("10-88-0-9.shop.pod.cluster.local", A, "10.88.0.9")]

@@ -10,7 +10,7 @@ use crate::{
     conntrack,
     error::{Doing, Error},
     nft::{
-        fragment::{Fragment, Step},
+        fragment::{self, Fragment},
         rule::Family,
         set::{self, Value},
         table::named,
@@ -18,6 +18,7 @@ use crate::{
     policy::{self, Policy},
     service::{self, Service, Unit, Units},
     settings::Protocol,
+    trace::{self, Flow, Step},
 };
 
 /// All services and network policies of a node, resolved to addresses.
@@ -84,7 +85,8 @@ impl Engine {
         }
         let after = Standing::of(&self.standing, rules);
         let nothing = Fragment::default();
-        let mut steps: Vec<Step<'_>> = vec![(&self.standing.common, &after.common), (&self.standing.policies, &after.policies)];
+        let mut steps: Vec<fragment::Step<'_>> =
+            vec![(&self.standing.common, &after.common), (&self.standing.policies, &after.policies)];
         steps.retain(|(old, new)| !std::ptr::eq(*old, *new));
         for (key, unit) in &after.units {
             match self.standing.units.get(key) {
@@ -106,6 +108,11 @@ impl Engine {
             conntrack::forget(&mut self.wire, &self.nft, &forgotten).doing(|| "end flows to endpoints that are gone".into())?;
         }
         Ok(())
+    }
+
+    /// What would become of a connection.
+    pub(crate) fn trace(&self, flow: Flow, host: &[IpAddr]) -> Vec<Vec<Step>> {
+        trace::trace(&self.settings, &self.attached(), self.standing.rules(), host, flow)
     }
 
     /// The rules that stand.

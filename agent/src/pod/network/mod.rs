@@ -86,11 +86,22 @@ async fn attach_to_bridge(
         netns: netns.as_fd(),
         netlink,
         ports: host_ports(pod),
-        fixed: Vec::new(),
+        fixed: fixed(pod)?,
     };
     let attached = network.attach(attachment).await.map_err(|e| e.to_string())?;
     trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
     Ok(attached.ips)
+}
+
+/// The addresses that a pod must have: `nodeagent.dev/pod-ips: 10.85.0.7, fd00::7`, at most one a family.
+fn fixed(pod: &ValidPod) -> Result<Vec<IpAddr>, String> {
+    const ANNOTATION: &str = "nodeagent.dev/pod-ips";
+    let Some(text) = pod.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION)) else { return Ok(Vec::new()) };
+    let parse = |word: &str| {
+        let ip = word.trim().parse::<IpAddr>();
+        ip.map_err(|_| format!("annotation {ANNOTATION}: {:?} is not an IP address", word.trim()))
+    };
+    text.split(',').filter(|word| !word.trim().is_empty()).map(parse).collect()
 }
 
 /// The ports of the node that lead to the pod.

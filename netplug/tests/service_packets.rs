@@ -160,8 +160,7 @@ fn a_client_stays_with_its_endpoint_while_that_is_there(#[values("0", "1")] br_n
     for address in [format!("{VIP}:8080"), format!("[{VIP6}]:8080")] {
         let counts = shop.answers(&address, 20);
         assert_eq!(counts.len(), 1, "{counts:?}");
-        let (chosen, other) =
-            if counts.contains_key("a") { (&shop.a_net, &shop.b_net) } else { (&shop.b_net, &shop.a_net) };
+        let (chosen, other) = if counts.contains_key("a") { (&shop.a_net, &shop.b_net) } else { (&shop.b_net, &shop.a_net) };
         // What comes beside it changes nothing; its own end does.
         enforce(&shop.network, vec![sticky(&both), service(1, &both)]);
         assert_eq!(shop.answers(&address, 10).len(), 1);
@@ -184,10 +183,7 @@ fn udp_clients_leave_an_endpoint_that_is_gone() {
     let shop = shop();
     let _a = shop.a.netns.serve(Udp, "[::]:53", "a");
     let _b = shop._b.netns.serve(Udp, "[::]:53", "b");
-    let dns = |pod: &Attached| Service {
-        protocol: Protocol::Udp,
-        ..service(53, &[SocketAddr::new(pod.ips[0], 53)])
-    };
+    let dns = |pod: &Attached| Service { protocol: Protocol::Udp, ..service(53, &[SocketAddr::new(pod.ips[0], 53)]) };
     enforce(&shop.network, vec![dns(&shop.a_net)]);
     let client = shop.client.netns.run(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
