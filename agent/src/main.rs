@@ -4,23 +4,38 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 use nodeagent::cli::{self, Local, Target, Validated};
 use nodeagent::config::{self, Flags, LogFormat, Settings};
 use nodeagent::{daemon, machine, model, source};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// A Kubernetes-style node agent with the container runtime inside it.
 ///
 /// With --manifests it runs the pods of a folder; with a command it asks the agent that runs.
 #[derive(Debug, Parser)]
 #[command(name = "nodeagent", version, after_help = EXAMPLES, subcommand_negates_reqs = true)]
-struct Cli {
+struct Cli<C: Subcommand = cli::Command> {
     #[command(subcommand)]
-    command: Option<cli::Command>,
+    command: Option<C>,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
     flags: Flags,
+}
+
+impl Cli {
+    /// The grammar of all commands takes longer to build than exec's round trip does. So exec is tried by its own; whatever that
+    /// doesn't take, be it another command or a mistake, is the whole grammar's to judge.
+    fn read() -> Self {
+        let quick = std::env::args_os().any(|word| word == "exec").then(Cli::<cli::Quick>::try_parse);
+        match quick {
+            Some(Ok(Cli { command: Some(command), target, flags })) => Self { command: Some(command.into()), target, flags },
+            _ => Self::parse(),
+        }
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -34,7 +49,7 @@ const EXAMPLES: &str = "Examples:
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match cli.command {
         Some(command) => cli::run(command, &cli.target.socket(cli.flags.root.as_deref()), &local(&cli.flags)),
         None => agent(&cli.flags),
@@ -47,7 +62,7 @@ fn local(flags: &Flags) -> Local<'static> {
         validate: Box::new(validate),
         build: Box::new(source::kustomize::build),
         check: Box::new(move || machine::check::all(&lib)),
-        grammar: Box::new(Cli::command),
+        grammar: Box::new(Cli::<cli::Command>::command),
     }
 }
 
@@ -99,14 +114,49 @@ fn agent(flags: &Flags) -> ExitCode {
 
 fn log(settings: &Settings) {
     // At its most talkative that one shows every byte that goes through exec, attach and port-forward.
-    let filter = format!("{},tungstenite=info", settings.log.level.as_str());
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+    let filter = Targets::new()
+        .with_default(LevelFilter::from(settings.log.level))
+        .with_target("tungstenite", LevelFilter::from(settings.log.level).min(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let log = tracing_subscriber::registry().with(filter);
     match settings.log.format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
+        LogFormat::Text => log.with(lines).init(),
+        LogFormat::Json => log.with(lines.json()).init(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn execs_own_grammar_takes_what_the_whole_one_takes_and_as_it_does() {
+        let quick = [
+            "nodeagent exec web ls",
+            "nodeagent exec -it web -c app -- sh -c exec",
+            "nodeagent --root /r exec --socket /s -n other pod/web -- get --help",
+            "nodeagent exec -n other web --root /r -- ls -l",
+        ];
+        for line in quick {
+            let quick = Cli::<cli::Quick>::try_parse_from(line.split(' ')).unwrap();
+            let whole = Cli::<cli::Command>::try_parse_from(line.split(' ')).unwrap();
+            let words = (quick.command.map(cli::Command::from), quick.target, quick.flags);
+            assert_eq!(format!("{words:?}"), format!("{:?}", (whole.command, whole.target, whole.flags)), "{line}");
+        }
+        for line in
+            ["nodeagent get exec", "nodeagent --root exec get pods", "nodeagent exec --help", "nodeagent exec", "nodeagent exce"]
+        {
+            assert!(Cli::<cli::Quick>::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::<cli::Command>::command().debug_assert();
+        Cli::<cli::Quick>::command().debug_assert();
     }
 }

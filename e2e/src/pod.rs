@@ -124,7 +124,7 @@ pub struct Container<'a> {
 impl Container<'_> {
     /// Its containerStatus.
     pub fn status(&self, pod: &Value) -> Value {
-        let lists = ["containerStatuses", "initContainerStatuses"];
+        let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
         let all = lists.iter().flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
         all.into_iter().find(|status| status["name"] == self.name.as_str()).cloned().unwrap_or(Value::Null)
     }

@@ -104,3 +104,26 @@ fn volumes_of_other_kinds() {
     }
     assert!(main.demo("list /tools").contains("demo"));
 }
+
+#[test]
+fn lifecycle() {
+    let node = NodeBox::start();
+    node.apply_folder("lifecycle");
+    let probed = node.pod("probed");
+    probed.container("web").is_running();
+    probed.tells(&["Unhealthy", "Readiness probe failed"]);
+    probed.container("web").demo("write /tmp/ready yes");
+    probed.is_ready();
+    let hooked = node.pod("hooked");
+    hooked.is_ready();
+    assert_eq!(hooked.container("main").demo("read /shared/diary"), "started");
+    let said = hooked.container("main").follow(&[]);
+    said.says("listening");
+    node.remove("hooks.yaml");
+    said.says("the preStop hook was here");
+    said.says("SIGTERM: bye");
+    hooked.is_gone();
+    let ruled = node.pod("ruled");
+    ruled.container("worker").was_restarted(1);
+    ruled.container("watcher").is_running();
+}

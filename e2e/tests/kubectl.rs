@@ -254,3 +254,27 @@ fn image_pull_says_lines_in_a_pipe_and_bars_on_a_terminal() {
     node.run(&["image", "prune"]).ok();
     assert!(!node.run(&["image", "ls"]).ok().contains("busybox"));
 }
+
+#[test]
+fn debug_starts_a_container_in_a_running_pod() {
+    let node = node();
+    let words =
+        ["debug", "web", "-c", "look", "--image", e2e::DEMO, "--target", "web", "--profile", "general", "--", "/demo", "sleep"];
+    kubectl(&node, &words).ok();
+    let web = node.pod("web");
+    web.container("look").is_running();
+    assert_eq!(kubectl(&node, &["exec", "web", "-c", "look", "--", "/demo", "echo", "here"]).ok(), "here\n");
+    let fed = e2e::run(&mut command(
+        &node,
+        &["debug", "web", "-c", "said", "--image", e2e::DEMO, "--attach=false", "--", "/demo", "echo", "something"],
+    ));
+    fed.ok();
+    web.container("said").exited_with(0);
+    assert_eq!(kubectl(&node, &["logs", "web", "-c", "said"]).ok(), "something\n");
+    assert!(kubectl(&node, &["describe", "pod", "web"]).ok().contains("Ephemeral Containers"));
+    let patch = r#"{"status":{"conditions":[{"type":"example.com/gate","status":"True"}]}}"#;
+    kubectl(&node, &["patch", "pod", "web", "--subresource=status", "-p", patch]).ok();
+    let told =
+        kubectl(&node, &["get", "pod", "web", "-o", "jsonpath={.status.conditions[?(@.type=='example.com/gate')].status}"]);
+    assert_eq!(told.ok(), "True");
+}

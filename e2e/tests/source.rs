@@ -284,3 +284,29 @@ fn hundreds_of_files_at_once_are_all_seen() {
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
 }
+
+#[test]
+fn more_changes_than_the_kernel_remembers_are_not_lost() {
+    let node = NodeBox::start();
+    node.apply("edited.yaml", &version("edited", "one"));
+    node.apply("removed.yaml", &version("removed", "one"));
+    node.pod("edited").is_ready();
+    node.pod("removed").is_ready();
+    let agent = node.agent_pid().to_string();
+    let tell = |signal: &str| run(std::process::Command::new("kill").args([signal, &agent])).ok();
+    tell("-STOP");
+    // An agent that can't look: the kernel keeps so many events for it and drops the rest.
+    let room: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    let noise = ["noise-a", "noise-b"].map(|name| node.manifests().join(name));
+    for number in 0..room / 2 {
+        File::create(&noise[number % 2]).unwrap();
+        fs::remove_file(&noise[number % 2]).unwrap();
+    }
+    node.apply("new.yaml", &version("new", "one"));
+    node.apply("edited.yaml", &version("edited", "two"));
+    node.remove("removed.yaml");
+    tell("-CONT");
+    node.pod("new").is_ready();
+    has_version(&node.pod("edited"), "two");
+    node.pod("removed").is_gone();
+}

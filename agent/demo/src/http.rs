@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
@@ -38,24 +39,32 @@ pub fn serve(port: &str) -> Result<(), String> {
 }
 
 /// Both families where there is IPv6, else IPv4.
-fn listen(port: u16) -> std::io::Result<TcpListener> {
+pub fn listen(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).or_else(|_| TcpListener::bind(("0.0.0.0", port)))
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let (request, wants_html) = read_request(&stream)?;
+    let Request { line: request, headers } = read_request(&stream)?;
+    let wants_html = headers.iter().any(|h| h.starts_with("accept:") && h.contains("text/html"));
     let path = request.split(' ').nth(1).unwrap_or("/");
+    if path == "/headers" {
+        println!("{}", headers.join(" | "));
+    }
     if let Ok(segment) = shared::make(shared::KEY) {
         segment[shared::PAGES].fetch_add(1, Relaxed);
     }
     let (status, kind, body) = respond(path, wants_html);
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n",
         body.len()
     )?;
+    if let Some((_, to)) = path.split_once("/redirect?") {
+        write!(stream, "Location: {to}\r\n")?;
+    }
+    stream.write_all(b"\r\n")?;
     if !request.starts_with("HEAD ") {
         stream.write_all(body.as_bytes())?;
     }
@@ -70,22 +79,35 @@ fn respond(path: &str, wants_html: bool) -> (&'static str, &'static str, String)
         "/json" => ("200 OK", "application/json", page::json(&hostname, &facts::sections())),
         "/hostname" => ("200 OK", "text/plain", format!("{hostname}\n")),
         "/healthz" => ("200 OK", "text/plain", "ok\n".into()),
-        _ => ("404 Not Found", "text/plain", "There are /, /json, /hostname and /healthz.\n".into()),
+        "/redirect" => ("302 Found", "text/plain", "elsewhere\n".into()),
+        "/headers" => ("200 OK", "text/plain", "they are in the log\n".into()),
+        path => match path.strip_prefix("/exists") {
+            Some(file) if Path::new(file).exists() => ("200 OK", "text/plain", "it does\n".into()),
+            Some(_) => ("503 Service Unavailable", "text/plain", "it does not\n".into()),
+            None => ("404 Not Found", "text/plain", "See demo help.\n".into()),
+        },
     }
 }
 
-/// `METHOD PATH` and whether the client reads HTML.
-fn read_request(stream: &TcpStream) -> std::io::Result<(String, bool)> {
+/// What a client asked for.
+struct Request {
+    /// `METHOD PATH`.
+    line: String,
+    /// In lower case.
+    headers: Vec<String>,
+}
+
+fn read_request(stream: &TcpStream) -> std::io::Result<Request> {
     let mut lines = BufReader::new(stream.take(LONGEST)).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
-    let mut wants_html = false;
+    let mut headers = Vec::new();
     for line in lines {
         let line = line?.to_ascii_lowercase();
         if line.is_empty() {
             break;
         }
-        wants_html |= line.starts_with("accept:") && line.contains("text/html");
+        headers.push(line);
     }
     let words: Vec<&str> = first.split(' ').take(2).collect();
-    Ok((words.join(" "), wants_html))
+    Ok(Request { line: words.join(" "), headers })
 }

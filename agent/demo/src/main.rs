@@ -3,6 +3,7 @@
 
 mod client;
 mod facts;
+mod grpc_health;
 mod http;
 mod page;
 mod shared;
@@ -14,7 +15,9 @@ use std::process::ExitCode;
 const HELP: &str = "\
 Usage: demo COMMAND
 
-  serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json)
+  serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json);
+                                      besides /healthz, /exists/FILE (200 or 503), /redirect?URL, /headers (into the log)
+  grpc-health [--port 9090] FILE      gRPC's health service: SERVING while the file is there
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
   get URL                             one request; prints the answer
   count [--every 1s]                  prints 1, 2, 3 ...
@@ -25,6 +28,8 @@ Usage: demo COMMAND
   echo TEXT...   cat   env   id   ps   mounts   addresses   tty
   namespace KIND                      its number, of mnt, pid, net ...
   read FILE      write FILE TEXT      append FILE TEXT    list DIRECTORY    own FILE
+  await FILE                          waits until it is there
+  fail-until FILE N                   ends with status N unless it is there; else sleeps
   mount-tmpfs DIRECTORY               mounts a tmpfs there (needs CAP_SYS_ADMIN)
   hostname [NAME]                     prints or sets it (setting needs CAP_SYS_ADMIN)
   hold-shm KEY VALUE                  leaves VALUE in System V shared memory
@@ -55,6 +60,10 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
     };
     match command {
         "serve" => http::serve(option(rest, "--port")?.unwrap_or("8080")),
+        "grpc-health" => {
+            let file = rest.last().ok_or("FILE is missing; see demo help")?;
+            grpc_health::serve(option(rest, "--port")?.unwrap_or("9090"), file)
+        }
         "client" => client::run(option(rest, "--url")?.unwrap_or("http://127.0.0.1:8080/json"), every(rest)?),
         "get" => client::get(argument(rest, 0, "URL")?),
         "count" => tools::count(every(rest)?),

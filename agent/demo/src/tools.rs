@@ -37,6 +37,8 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "write" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().truncate(true)),
         "append" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().append(true)),
         "list" => list(words.first().copied().unwrap_or(".")),
+        "await" => wait_for(Path::new(argument(words, 0, "FILE")?)),
+        "fail-until" => fail_until(Path::new(argument(words, 0, "FILE")?), argument(words, 1, "a number")?),
         "own" => say(&on(argument(words, 0, "FILE")?, facts::owner(Path::new(words[0])))?),
         "mount-tmpfs" => mount_tmpfs(argument(words, 0, "DIRECTORY")?),
         "hostname" => hostname(words.first().copied()),
@@ -83,6 +85,22 @@ fn sleep(how_long: Option<&str>) -> Result<(), String> {
         Some(text) => thread::sleep(duration(text)?),
     }
     Ok(())
+}
+
+fn wait_for(file: &Path) -> Result<(), String> {
+    while !file.exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A program whose fault another has to mend.
+fn fail_until(file: &Path, code: &str) -> Result<(), String> {
+    let code: u8 = code.parse().map_err(|e| format!("{code}: {e}"))?;
+    if !file.exists() {
+        std::process::exit(code.into());
+    }
+    sleep(None)
 }
 
 /// Every page is written to: what is only promised counts for nothing.

@@ -36,6 +36,7 @@ fn descriptor(fd: OwnedFd) -> Option<(Reply, Vec<OwnedFd>)> {
 impl Holder {
     /// Does what is asked for and answers, now or when it's decided.
     pub fn call(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) {
+        self.untidy |= matches!(request, Request::Sandbox(_) | Request::Start(_) | Request::Exec { .. } | Request::State);
         match self.answer(asker, request, fds) {
             Ok(None) => {}
             Ok(Some((reply, fds))) => self.reply(asker, Ok(reply), fds),
@@ -80,14 +81,23 @@ impl Holder {
                 container.stdin = None;
                 Ok(done())
             }
-            Request::Socket { domain, kind, protocol } => socket(domain, kind, protocol),
+            Request::Socket { domain, kind, protocol } => {
+                // Before that, it would be one of the host's.
+                self.sandbox()?;
+                socket(domain, kind, protocol)
+            }
             Request::NetNamespace => {
+                self.sandbox()?;
                 let path = "/proc/self/ns/net";
                 let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
                 Ok(descriptor(namespace.or_fault(Stage::Namespace, path)?))
             }
             Request::Note(note) => {
                 self.note = note;
+                Ok(done())
+            }
+            Request::NoteContainer { container, note } => {
+                self.container(&container)?.state.note = note;
                 Ok(done())
             }
             Request::Forget { container } => {
@@ -109,6 +119,18 @@ impl Holder {
     fn container(&mut self, id: &str) -> Result<&mut Container, Fault> {
         let found = self.containers.values_mut().find(|c| c.state.id == id && !c.forgotten);
         found.ok_or_else(|| Fault { errno: libc::ESRCH, ..refused(Stage::Protocol, id, "no such container") })
+    }
+
+    /// The first process of a container that runs.
+    fn running(&self, id: &str) -> Result<OwnedFd, Fault> {
+        let container = self.containers.values().find(|c| c.state.id == id && !c.forgotten);
+        let Some(live) = container.and_then(|c| c.live.as_ref()).filter(|l| !l.is_starting()) else {
+            return Err(Fault {
+                errno: libc::ESRCH,
+                ..refused(Stage::Namespace, id, "the container that it is to be beside isn't running")
+            });
+        };
+        live.pidfd.try_clone().or_fault(Stage::Fork, "")
     }
 
     fn sandbox(&self) -> Result<&Sandbox, Fault> {
@@ -152,9 +174,10 @@ impl Holder {
         if self.containers.values().any(|c| c.state.id == recipe.id && !c.forgotten) {
             return Err(Fault { errno: libc::EEXIST, ..refused(Stage::Protocol, &recipe.id, "it was started already") });
         }
+        let target = recipe.beside.as_deref().map(|id| self.running(id)).transpose()?;
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
-        let pod = Pod { maps: sandbox.recipe.user.as_ref() };
+        let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
         let keep = sandbox.namespaces();
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),
@@ -163,7 +186,8 @@ impl Holder {
             stdio: [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()],
             keep: &keep,
         };
-        let child = sandbox.spawn_in_pid(recipe.pid, None, &spawn, |parts| container::init(recipe, &pod, parts))?;
+        let target = target.as_ref().map(AsFd::as_fd);
+        let child = sandbox.spawn_in_pid(recipe.pid, target, &spawn, |parts| container::init(recipe, &pod, parts))?;
         let number = self.number();
         let state = ContainerState {
             id: recipe.id.clone(),

@@ -13,6 +13,7 @@ mod pod_container;
 mod poll;
 mod sandbox;
 mod server;
+mod shm;
 mod task;
 
 use std::io;

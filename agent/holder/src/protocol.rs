@@ -113,6 +113,13 @@ pub enum Request {
     NetNamespace,
     /// Replace the note that [`HolderState::note`] gives back. → [`Reply::Done`]
     Note(serde_json::Value),
+    /// Replace the note that [`ContainerState::note`] gives back. → [`Reply::Done`]
+    NoteContainer {
+        /// The container's id.
+        container: String,
+        /// The new note.
+        note: serde_json::Value,
+    },
     /// An ended container's record isn't needed any more. → [`Reply::Done`], also when there is none.
     Forget {
         /// The container's id.
@@ -241,7 +248,7 @@ pub struct ContainerState {
     pub name: String,
     /// [`Recipe::attempt`].
     pub attempt: u32,
-    /// [`Recipe::note`].
+    /// What the agent left by [`Request::NoteContainer`]; first [`Recipe::note`].
     pub note: serde_json::Value,
     /// In the host's PID namespace; of an ended one, what it was.
     pub pid: i32,
@@ -403,6 +410,9 @@ pub struct Recipe {
     pub read_only_paths: Vec<PathBuf>,
     /// Which PID namespace.
     pub pid: PidNamespace,
+    /// The id of a running container whose PID namespace it is to be instead (targetContainerName).
+    #[serde(default)]
+    pub beside: Option<String>,
     /// Where the output goes; unset: nowhere.
     pub log: Option<LogFile>,
     /// The agent's own, kept and given back.
@@ -421,6 +431,13 @@ pub enum PidNamespace {
     Pod,
     /// The host's.
     Host,
+}
+
+impl Recipe {
+    /// Whether the container is PID 1 of a namespace that is made for it.
+    pub fn makes_pid_namespace(&self) -> bool {
+        self.pid == PidNamespace::Own && self.beside.is_none()
+    }
 }
 
 /// A process: the first of a container, or one more by exec.

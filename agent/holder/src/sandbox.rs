@@ -13,11 +13,9 @@ use rustix::stdio;
 
 use crate::child::{self, Child, Parts, Report, Spawn, Status};
 use crate::clock::{self, Steps};
-use crate::container::{credentials, mapped_root};
+use crate::container::credentials;
 use crate::fault::{OrFault, refused};
-
-/// Kubernetes' default size of /dev/shm.
-const SHM_SIZE: u64 = 64 << 20;
+use crate::shm::Shm;
 
 /// See the module's page.
 pub struct Sandbox {
@@ -27,8 +25,8 @@ pub struct Sandbox {
     pub pause: Option<Child>,
     /// The USER namespace.
     pub user: Option<OwnedFd>,
-    /// A mount namespace with the pod's /dev/shm as its root.
-    pub shm: OwnedFd,
+    /// /dev/shm of its containers.
+    pub shm: Shm,
     own_pid: OwnedFd,
 }
 
@@ -59,7 +57,7 @@ impl Sandbox {
         }
         write_sysctls(&recipe.sysctls)?;
         steps.done("hostname and sysctls");
-        let shm = make_shm(&recipe)?;
+        let shm = Shm::make(&recipe)?;
         steps.done("shm");
         if recipe.share_pid && pause.is_none() {
             pause = Some(spawn_pause(ns::PID | ns::MNT, Rights::Drop)?);
@@ -211,25 +209,8 @@ fn start_pause(pause: &Child) -> Result<(), Fault> {
     }
 }
 
-/// The pod's /dev/shm lives in a mount namespace where nothing else is, so that the host sees nothing of it and it pins nothing
-/// of the host's.
-fn make_shm(recipe: &SandboxRecipe) -> Result<OwnedFd, Fault> {
-    let size = if recipe.shm_size == 0 { SHM_SIZE } else { recipe.shm_size };
-    let (uid, gid) = recipe.user.as_ref().map_or((0, 0), mapped_root);
-    let options = format!("mode=1777,size={size},uid={uid},gid={gid}");
-    let own = open_namespace("/proc/self/ns/mnt")?;
-    sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
-    let shm = open_namespace("/proc/self/ns/mnt").and_then(|shm| {
-        empty_root(&options, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC).or_fault(Stage::Mount, "/dev/shm")?;
-        Ok(shm)
-    });
-    // Back in any case: this also sets the root and the working directory back.
-    sys::setns(own.as_fd(), ns::MNT).or_fault(Stage::Namespace, "mnt")?;
-    shm
-}
-
 /// Makes a fresh tmpfs the root of this process's mount namespace, which must be its own.
-fn empty_root(options: &str, flags: MountFlags) -> io::Result<()> {
+pub fn empty_root(options: &str, flags: MountFlags) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let options = std::ffi::CString::new(options)?;
     mount("tmpfs", "/proc", "tmpfs", flags, Some(options.as_c_str()))?;

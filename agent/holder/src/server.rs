@@ -47,6 +47,8 @@ pub struct Holder {
     closing: Option<Instant>,
     /// Readable when a child ended.
     children: OwnedFd,
+    /// A request was done that took much memory for a moment.
+    pub untidy: bool,
 }
 
 impl Holder {
@@ -63,6 +65,7 @@ impl Holder {
             next: 1,
             closing: None,
             children: sys::child_events()?,
+            untidy: false,
         };
         holder.poll.add(&holder.children, Interest::IN, Token::Children)?;
         holder.connect(first)?;
@@ -82,6 +85,9 @@ impl Holder {
             }
             self.tick();
             self.reap_strangers();
+            if std::mem::take(&mut self.untidy) {
+                sys::give_memory_back();
+            }
         }
         if let Some((_, path)) = &self.listener {
             let _ = std::fs::remove_file(path);

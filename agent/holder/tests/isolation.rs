@@ -206,3 +206,31 @@ fn a_working_directory_behind_a_magic_link_is_refused() {
     let out = pod.run(&recipe).stdout;
     assert!(out.starts_with("/\n") && !out.contains("home\n"), "{out}");
 }
+
+#[test]
+fn a_container_beside_another_has_its_processes_and_nothing_else_of_it() {
+    for pod in [Pod::new(), Pod::with_user_namespace()] {
+        let mut pod = pod;
+        let target = pod.recipe("target", &["sleep", "1000"]);
+        let target_pid = pod.start(&target).unwrap();
+        let mut beside = pod.shell("beside", "readlink /proc/self/ns/pid; cat /proc/1/cmdline; sleep 1001");
+        beside.beside = Some(target.id.clone());
+        let pid = pod.start(&beside).unwrap();
+        let namespace = |pid: i32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_eq!(namespace(pid, "pid"), namespace(target_pid, "pid"));
+        assert_ne!(namespace(pid, "mnt"), namespace(target_pid, "mnt"));
+        eventually("it sees its target", || log_of(&beside).contains("1000"));
+        // It goes without its target noticing, but not the other way round.
+        kill(pid);
+        assert_eq!(pod.exit_of(&beside.id).code, 137);
+        assert!(is_alive(target_pid));
+        let mut late = pod.recipe("late", &["sleep", "1002"]);
+        late.beside = Some(target.id.clone());
+        let late_pid = pod.start(&late).unwrap();
+        kill(target_pid);
+        eventually("both are dead", || !is_alive(late_pid));
+        late.id = "f".repeat(64);
+        let fault = pod.start(&late).unwrap_err();
+        assert_eq!((fault.stage, fault.errno), (Stage::Namespace, libc::ESRCH));
+    }
+}

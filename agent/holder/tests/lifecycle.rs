@@ -16,6 +16,9 @@ fn the_agents_death_changes_nothing_and_the_next_one_learns_all() {
     let pid = pod.start(&runs).unwrap();
     pod.start(&ends).unwrap();
     pod.call(Request::Note(serde_json::json!("left by the first"))).unwrap();
+    let note = serde_json::json!({"hash": 2});
+    pod.call(Request::NoteContainer { container: runs.id.clone(), note: note.clone() }).unwrap();
+    pod.call(Request::NoteContainer { container: "nobody".into(), note: note.clone() }).unwrap_err();
     pod.disconnect();
     pod.reconnect();
     assert!(is_alive(pid));
@@ -23,7 +26,7 @@ fn the_agents_death_changes_nothing_and_the_next_one_learns_all() {
     let state = pod.state();
     assert_eq!(state.note, serde_json::json!("left by the first"));
     assert_eq!((state.version, state.pid), (VERSION, pod.pid));
-    assert_eq!((state.containers[0].pid, &state.containers[0].note), (pid, &serde_json::json!({"hash": 1})));
+    assert_eq!((state.containers[0].pid, &state.containers[0].note), (pid, &note));
     assert_eq!(state.containers[1].exit.unwrap().code, 9);
     assert_eq!(state.sandbox.hostname.as_deref(), Some("pod"));
 }

@@ -52,10 +52,11 @@ const CORE: &[Resource] = &[
         short: &["po"],
         subresources: &[
             ("attach", "PodAttachOptions", STREAM),
+            ("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
             ("exec", "PodExecOptions", STREAM),
             ("log", "Pod", &["get"]),
             ("portforward", "PodPortForwardOptions", STREAM),
-            ("status", "Pod", &["get"]),
+            ("status", "Pod", &["get", "patch", "update"]),
         ],
     },
     workload("secrets", "secret", "Secret", &[]),

@@ -83,14 +83,15 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 pub fn container<'a>(pod: &'a Pod, asked: Option<&str>) -> Result<&'a str, ApiError> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref().ok_or_else(|| ApiError::internal(format!("pod {name} has no spec")))?;
-    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = || spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|c| &c.name).chain(ephemeral());
     let preferred = pod.metadata.annotations.as_ref().and_then(|all| all.get(DEFAULT_CONTAINER));
     let found = match asked.or(preferred.map(String::as_str)) {
-        Some(wanted) => all().find(|c| c.name == wanted),
-        None => spec.containers.first(),
+        Some(wanted) => all().find(|name| *name == wanted),
+        None => spec.containers.first().map(|c| &c.name),
     };
-    found.map(|c| c.name.as_str()).ok_or_else(|| {
-        let names = all().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+    found.map(String::as_str).ok_or_else(|| {
+        let names = all().map(String::as_str).collect::<Vec<_>>().join(" ");
         let wanted = asked.or(preferred.map(String::as_str)).unwrap_or_default();
         ApiError::bad_request(format!("container {wanted} is not valid for pod {name}; choose one of: [{names}]"))
     })
@@ -109,8 +110,8 @@ pub fn remark(response: &mut Response, pod: &Pod, asked: Option<&str>, given: &s
 
 fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
-    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    all.into_iter().find(|s| s.name == container)
+    let all = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    all.into_iter().flatten().flatten().find(|s| s.name == container)
 }
 
 /// The files of one attempt.

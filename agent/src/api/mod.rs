@@ -5,6 +5,7 @@
 pub mod cri;
 pub mod descriptor;
 mod discovery;
+mod edit;
 mod events;
 pub mod human;
 mod images;

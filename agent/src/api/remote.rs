@@ -19,7 +19,7 @@ use super::query::Query;
 use super::route::{Call, Target};
 use super::{ApiError, Response, streams, websocket};
 use crate::model::PodUid;
-use crate::pod::node::{AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
+use crate::pod::node::{AtEnd, AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
 
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
@@ -190,6 +190,8 @@ struct Streams {
     stderr: Option<Descriptor>,
     /// A terminal is one descriptor both ways.
     terminal: Option<Arc<Descriptor>>,
+    /// What is to be done once no more goes to stdin.
+    last: Option<AtEnd>,
 }
 
 async fn start(node: &Arc<dyn Node>, uid: &PodUid, options: &Options) -> Result<(ExecProcess, Streams), NodeError> {
@@ -274,6 +276,7 @@ async fn join(node: &Arc<dyn Node>, uid: &PodUid, options: &Options) -> Result<S
             .map_err(|error| NodeError::Internal(format!("attach to {}: {error}", options.container)))
     };
     let mut streams = Streams { stdout: open(attached.stdout)?, stderr: open(attached.stderr)?, ..Streams::default() };
+    streams.last = attached.last;
     match (open(attached.stdin)?, attached.terminal) {
         (Some(master), true) => streams.terminal = Some(Arc::new(master)),
         (pipe, _) => streams.stdin = pipe,
@@ -285,7 +288,11 @@ async fn share(streams: Streams, peer: Peer) {
     let Peer { stdin, sizes, output } = peer;
     let never = CancellationToken::new();
     let writes_only = streams.stdout.is_none() && streams.stderr.is_none();
-    let mut feeding = tokio::spawn(feed(stdin, streams.stdin, streams.terminal.clone()));
+    let (pipe, terminal, last) = (streams.stdin, streams.terminal.clone(), streams.last);
+    let mut feeding = tokio::spawn(async move {
+        feed(stdin, pipe, terminal).await;
+        drop(last);
+    });
     let sizing = tokio::spawn(resize(sizes, streams.terminal));
     let pumps = futures::future::join(
         pump(streams.stdout.map(Arc::new), &output, Output::Stdout, &never),

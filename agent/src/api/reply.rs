@@ -42,6 +42,14 @@ impl ApiError {
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "BadRequest", message)
     }
+    /// 415.
+    pub fn unsupported(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+    /// 422.
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(422, "Invalid", message)
+    }
     /// 401.
     pub fn unauthorized() -> Self {
         Self::new(401, "Unauthorized", "a client certificate is needed: `nodeagent kubeconfig` writes one")

@@ -20,7 +20,7 @@ use super::nodes::Image;
 use super::query::{Plus, Query, decode};
 use super::server::Shared;
 use super::watch::watch;
-use super::{ApiError, GROUP, Response, discovery, images, logs, objects, portforward, remote, reply, tls};
+use super::{ApiError, GROUP, Response, discovery, edit, images, logs, objects, portforward, remote, reply, tls};
 use crate::model::{self, Defaults, PodUid};
 use crate::pod::node::Node;
 use crate::workload::diff;
@@ -123,8 +123,12 @@ async fn core(call: Call, path: &[&str]) -> Result<Response, ApiError> {
                 ("exec", Method::GET | Method::POST) => remote::exec(call, &target),
                 ("attach", Method::GET | Method::POST) => remote::attach(call, &target),
                 ("portforward", Method::GET | Method::POST) => portforward::answer(call, &target),
-                ("status", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
-                ("log" | "exec" | "attach" | "portforward" | "status", _) => Err(ApiError::method_not_allowed()),
+                ("status" | "ephemeralcontainers", Method::GET) => object::<Pod>(&call, Some(namespace), name).await,
+                ("status", Method::PATCH | Method::PUT) => edit::status(call, &target).await,
+                ("ephemeralcontainers", Method::PATCH | Method::PUT) => edit::ephemeral_containers(call, &target).await,
+                ("log" | "exec" | "attach" | "portforward" | "status" | "ephemeralcontainers", _) => {
+                    Err(ApiError::method_not_allowed())
+                }
                 _ => Err(ApiError::no_such_path()),
             }
         }

@@ -9,7 +9,9 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::header::{
+    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -134,6 +136,15 @@ impl Client {
     /// POST with a JSON body or any other.
     pub async fn send(&self, method: Method, path: &str, body: RequestBody) -> Result<Value, CliError> {
         let request = Request::builder().method(method).uri(path).header(HOST, "nodeagent").header(ACCEPT, "application/json");
+        whole(self.exchange(request.body(body)).await?).await
+    }
+
+    /// A strategic merge patch.
+    pub async fn patch(&self, path: &str, body: RequestBody) -> Result<Value, CliError> {
+        let request = Request::patch(path)
+            .header(HOST, "nodeagent")
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/strategic-merge-patch+json");
         whole(self.exchange(request.body(body)).await?).await
     }
 

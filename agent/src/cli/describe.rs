@@ -13,6 +13,7 @@ use super::client::{Client, pod_name, pod_path};
 use super::get::show;
 use super::{CliError, Namespace, describe_workload};
 use crate::api::{encode, human, seen, summarize};
+use crate::model::ephemeral;
 
 /// Describing.
 #[derive(Debug, Args)]
@@ -175,9 +176,11 @@ fn describe(pod: &Pod, events: &[Event], now: Timestamp) -> String {
     page.line(0, "IP", text(&status.pod_ip));
     let ips: Vec<String> = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
     page.line(0, "IPs", if ips.is_empty() { "<none>".to_owned() } else { ips.join(", ") });
+    let ephemeral: Vec<Container> = ephemeral::of(&spec).collect();
     for (title, containers, statuses) in [
         ("Init Containers", spec.init_containers.as_deref(), status.init_container_statuses.as_deref()),
         ("Containers", Some(&spec.containers[..]), status.container_statuses.as_deref()),
+        ("Ephemeral Containers", Some(&ephemeral[..]), status.ephemeral_container_statuses.as_deref()),
     ] {
         let Some(containers) = containers.filter(|all| !all.is_empty()) else { continue };
         page.text(0, format!("{title}:"));

@@ -59,6 +59,13 @@ struct Streams {
     container: Option<String>,
 }
 
+impl AttachArgs {
+    /// Joins a container with its standard input.
+    pub fn of(namespace: Namespace, pod: String, container: String, tty: bool) -> Self {
+        Self { streams: Streams { stdin: true, tty, container: Some(container) }, namespace, pod }
+    }
+}
+
 impl Streams {
     fn query(&self) -> String {
         let container = self.container.as_deref().map(|name| format!("&container={}", encode(name))).unwrap_or_default();

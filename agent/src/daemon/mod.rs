@@ -1,6 +1,7 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
 mod lock;
+mod memory;
 mod services;
 
 use std::path::PathBuf;
@@ -115,6 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         tokio::spawn(controller.run(inbox));
     }
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };

@@ -59,6 +59,8 @@ struct Access {
     login: usize,
     /// Counts changes, so that of many requests that are refused at once one logs in.
     version: u64,
+    /// Whether the registry has ever taken this header: then a refusal means that the token has run out.
+    taken: bool,
 }
 
 #[derive(Deserialize)]
@@ -232,7 +234,10 @@ impl Session {
                 }
             };
             match answer.status() {
-                status if status.is_success() => return Ok(answer),
+                status if status.is_success() => {
+                    self.taken(access.version).await;
+                    return Ok(answer);
+                }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.log_in(answer, access).await?,
                 StatusCode::NOT_FOUND => {
                     return Err(Error::NotFound { name: format!("{} ({what})", self.name), registry: self.host().into() });
@@ -297,6 +302,11 @@ impl Session {
         request.send().await
     }
 
+    async fn taken(&self, version: u64) {
+        let mut access = self.access.lock().await;
+        access.taken |= access.version == version;
+    }
+
     /// Answers the registry's challenge with the next login that may work.
     async fn log_in(&self, answer: Response, refused: Access) -> Result<()> {
         let mut access = self.access.lock().await;
@@ -313,12 +323,16 @@ impl Session {
         let base = answer.url().clone();
         let mut why = describe(answer).await;
         // A header that was refused: its login won't do, unless it was a token that has run out. With none, start.
-        let first = if refused.header.is_some() { refused.login + 1 } else { 0 };
+        let first = match (&refused.header, access.taken) {
+            (None, _) => 0,
+            (Some(_), true) => refused.login,
+            (Some(_), false) => refused.login + 1,
+        };
         // Without any login, ask as anybody.
         for login in first..self.logins.len().max(1) {
             match self.authorize(&challenges, self.logins.get(login), &base).await {
                 Ok(Some(header)) => {
-                    *access = Access { header: Some(header), login, version: access.version + 1 };
+                    *access = Access { header: Some(header), login, version: access.version + 1, taken: false };
                     return Ok(());
                 }
                 Ok(None) => {}

@@ -47,6 +47,8 @@ fn fixed(spec: &PodSpec) -> PodSpec {
             [&mut resources.limits, &mut resources.requests].into_iter().flatten().for_each(forget_amounts);
         }
     }
+    // They come and go beside the others.
+    spec.ephemeral_containers = None;
     spec.active_deadline_seconds = None;
     spec.termination_grace_period_seconds = None;
     spec.tolerations = None;

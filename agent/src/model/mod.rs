@@ -4,6 +4,7 @@ pub mod change;
 pub mod decode;
 pub mod defaults;
 pub mod difference;
+pub mod ephemeral;
 mod error;
 mod exported;
 mod load;
@@ -21,7 +22,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
 pub use error::{FileError, Position, Problem};
 pub use load::{Defaults, Loaded, load};
@@ -68,6 +69,8 @@ pub enum Origin {
 #[derive(Debug, Clone)]
 pub struct ValidPod {
     pod: Arc<Pod>,
+    /// Its ephemeral containers, as containers.
+    ephemeral: Arc<[Container]>,
     uid: PodUid,
     origin: Origin,
 }
@@ -76,7 +79,8 @@ impl ValidPod {
     /// Only `model::validate` calls this, and an agent that reads back what it wrote.
     pub(crate) fn trusted(pod: Pod, origin: Origin) -> Self {
         let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
-        Self { pod: Arc::new(pod), uid, origin }
+        let ephemeral = pod.spec.iter().flat_map(ephemeral::of).collect();
+        Self { pod: Arc::new(pod), ephemeral, uid, origin }
     }
     /// The identity.
     pub fn uid(&self) -> &PodUid {
@@ -107,6 +111,23 @@ impl ValidPod {
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         let spec = self.spec();
         spec.init_containers.iter().flatten().chain(&spec.containers)
+    }
+    /// Its ephemeral containers, as containers.
+    pub fn ephemeral(&self) -> &[Container] {
+        &self.ephemeral
+    }
+    /// The container of that name, ephemeral ones too.
+    pub fn container(&self, name: &str) -> Option<&Container> {
+        self.all_containers().chain(self.ephemeral()).find(|c| c.name == name)
+    }
+    /// The same pod with these ephemeral containers.
+    #[must_use]
+    pub fn with_ephemeral(&self, containers: Option<Vec<EphemeralContainer>>) -> Self {
+        let mut pod = Pod::clone(&self.pod);
+        if let Some(spec) = &mut pod.spec {
+            spec.ephemeral_containers = containers;
+        }
+        Self::trusted(pod, self.origin.clone())
     }
 }
 

@@ -12,18 +12,20 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
+use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::node::{
-    self, Answer, AttachRequest, Attached, Check, Deletion, ExecProcess, ExecRequest, Explanation, Holder as HolderInfo, Images,
-    InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError, Stdio,
+    self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation,
+    Holder as HolderInfo, Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError,
+    Stdio,
 };
 use super::objects::Objects;
 use super::observed::Attempt;
 use super::store::Store;
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::holder::{AttachStreams, CallError, Holder};
+use crate::runtime::holder::{AttachStreams, CallError};
 use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
@@ -77,7 +79,7 @@ impl Handle {
         attempt: &Attempt,
         tty: bool,
     ) -> Result<(Process, Vec<PathBuf>), NodeError> {
-        let container = pod.all_containers().find(|c| c.name == name);
+        let container = pod.container(name);
         let container = container.ok_or_else(|| NodeError::NotFound(format!("container {name} not found")))?;
         let identity = (container, attempt.number, attempt.id.as_str());
         let made = self.node.runtime.exec_process(sandbox, identity, argv.to_vec(), tty);
@@ -151,7 +153,9 @@ impl node::Node for Handle {
         async move {
             let (sandbox, attempt) = self.running(uid, &request.container)?;
             let pod = self.pod(uid)?;
-            let terminal = pod.all_containers().any(|c| c.name == request.container && c.tty == Some(true));
+            let container = pod.container(&request.container);
+            let terminal = container.is_some_and(|c| c.tty == Some(true));
+            let once = request.stdin && !terminal && container.is_some_and(|c| c.stdin_once == Some(true));
             let pipe = |wanted: bool| -> Result<Option<(OwnedFd, OwnedFd)>, NodeError> {
                 if !wanted {
                     return Ok(None);
@@ -163,7 +167,11 @@ impl node::Node for Handle {
             let ((stdout, their_stdout), (stderr, their_stderr)) = (stdout.unzip(), stderr.unzip());
             let streams = AttachStreams { stdin: request.stdin, stdout: their_stdout, stderr: their_stderr };
             let stdin = sandbox.holder.attach(&attempt.id, streams).await.map_err(|e| NodeError::Internal(e.to_string()))?;
-            Ok(Attached { stdin, stdout, stderr, terminal })
+            let last = once.then(|| {
+                let (holder, id) = (sandbox.holder.clone(), attempt.id.clone());
+                AtEnd::new(move || drop(tokio::spawn(async move { holder.close_stdin(&id).await })))
+            });
+            Ok(Attached { stdin, stdout, stderr, terminal, last })
         }
         .boxed()
     }
@@ -175,11 +183,21 @@ impl node::Node for Handle {
             for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
                 match connect_in(&sandbox.holder, SocketAddr::new(ip, port)).await {
                     Ok(stream) => return Ok(stream),
-                    Err(error) if last.is_empty() => last = error,
+                    Err(error) if last.is_empty() => last = error.to_string(),
                     Err(_) => {}
                 }
             }
             Err(NodeError::Conflict(format!("connecting to port {port} inside the pod: {last}")))
+        }
+        .boxed()
+    }
+
+    fn edit<'a>(&'a self, uid: &'a PodUid, edit: Edit) -> Answer<'a, ()> {
+        async move {
+            self.live(uid)?;
+            let (done, answer) = oneshot::channel();
+            self.order(Order::Edit { uid: uid.clone(), edit, done })?;
+            answer.await.map_err(|_| stopping())?.map_err(NodeError::Conflict)
         }
         .boxed()
     }
@@ -253,14 +271,6 @@ fn stopping() -> NodeError {
     NodeError::Internal("the agent is stopping".into())
 }
 
-/// A connection from inside the pod's network namespace: the holder, which is in it, opens the socket.
-async fn connect_in(holder: &Holder, to: SocketAddr) -> Result<TcpStream, String> {
-    let domain = if to.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
-    let socket = holder.socket(domain, nix::libc::SOCK_STREAM, 0).await.map_err(|e| e.to_string())?;
-    let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-    socket.connect(to).await.map_err(|e| e.to_string())
-}
-
 async fn exec_exit(mut events: broadcast::Receiver<Event>, exec: u64) -> Result<i32, NodeError> {
     loop {
         match events.recv().await {
@@ -302,6 +312,7 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
         cgroups: sandbox.group.dirs(),
         containers: pod
             .all_containers()
+            .chain(pod.ephemeral())
             .filter_map(|c| live.attempts.iter().find(|(name, _)| *name == c.name))
             .map(|(name, attempt)| inspect_container(node, pod, sandbox, name, attempt))
             .collect(),

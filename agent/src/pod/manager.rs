@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::Node;
+use super::node::Edit;
 use super::observed::Then;
 use super::recorder::Level;
 use super::worker::{Command, Live, LiveRef, Worker};
@@ -43,6 +44,15 @@ pub enum Order {
         name: String,
         /// Hears what comes of it.
         found: oneshot::Sender<Start>,
+    },
+    /// Edit a running pod.
+    Edit {
+        /// Which.
+        uid: PodUid,
+        /// What.
+        edit: Edit,
+        /// Hears when it is done, or why it isn't.
+        done: oneshot::Sender<Result<(), String>>,
     },
     /// Somebody deleted the pod's link.
     Rewire(PodUid),
@@ -313,6 +323,7 @@ impl Manager {
             Order::Start { namespace, name, found } => {
                 let _ = found.send(self.start(&namespace, &name));
             }
+            Order::Edit { uid, edit, done } => self.tell(&uid, Command::Edit { edit, done }),
             Order::Rewire(uid) => self.tell(&uid, Command::Rewire),
             Order::Evict { uid, message, grace } => self.tell(&uid, Command::Evict { message, grace }),
             Order::Drain => {

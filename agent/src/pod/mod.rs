@@ -7,17 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as k8s;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::{Runtime, Sandbox};
+use crate::runtime::{Runtime, Sandbox, Wires};
 use crate::service::Services;
 
 pub mod backoff;
 pub mod completed;
 pub mod handle;
+pub mod handler;
+pub mod hook;
 mod image_api;
 pub mod manager;
 pub mod network;
@@ -26,9 +29,11 @@ pub mod objects;
 pub mod observed;
 pub mod plan;
 pub mod pressure;
+pub mod probe;
 pub mod pulls;
 pub mod recorder;
 pub mod resize;
+pub mod restart;
 pub mod status;
 pub mod store;
 pub mod trace;
@@ -76,12 +81,12 @@ impl Node {
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
         let begun = Instant::now();
-        let sandbox = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
-            Ok(sandbox) => sandbox,
+        let (sandbox, wires) = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
+            Ok(made) => made,
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
         trace.protocol_steps(None, begun, &sandbox.steps);
-        match self.wire(pod, &sandbox, start_time, trace).await {
+        match self.wire(pod, (&sandbox, wires), start_time, trace).await {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
         }
@@ -97,20 +102,20 @@ impl Node {
     async fn wire(
         &self,
         pod: &ValidPod,
-        sandbox: &Sandbox,
+        (sandbox, wires): (&Sandbox, Option<Wires>),
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<Vec<IpAddr>, String> {
         let ips = if pod.spec().host_network == Some(true) {
             self.host_ips.clone()
         } else {
-            let ips = self.network.attach(pod, sandbox, trace).await?;
+            let ips = self.network.attach(pod, (sandbox, wires), trace).await?;
             self.services.wired(pod, &ips).await;
             ips
         };
         let begun = Instant::now();
         self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
-        let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time) };
+        let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time), conditions: Vec::new() };
         sandbox.holder.note(serde_json::to_value(&note).unwrap_or_default()).await.map_err(|e| e.to_string())?;
         trace.step("files, note", None, begun);
         Ok(ips)
@@ -180,4 +185,7 @@ impl std::fmt::Debug for Node {
 struct SandboxNote {
     ips: Vec<IpAddr>,
     start_time: Option<Timestamp>,
+    /// What others told of the pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<k8s::PodCondition>,
 }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use k8s_openapi::api::core::v1::{EphemeralContainer, Node as NodeObject, Pod, PodCondition};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -123,6 +123,41 @@ pub struct Attached {
     pub stderr: Option<OwnedFd>,
     /// Whether the container has a terminal: then `stdin` takes window sizes.
     pub terminal: bool,
+    /// `stdinOnce`: to be dropped when no more goes to its stdin, which has its end then.
+    pub last: Option<AtEnd>,
+}
+
+/// Does something when it is dropped.
+pub struct AtEnd(Option<Box<dyn FnOnce() + Send>>);
+
+impl AtEnd {
+    /// Does this.
+    pub fn new(what: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(what)))
+    }
+}
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        if let Some(what) = self.0.take() {
+            what();
+        }
+    }
+}
+
+impl fmt::Debug for AtEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtEnd")
+    }
+}
+
+/// What may be edited of a pod that runs, besides by its manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Edit {
+    /// All its ephemeral containers, with their defaults and checked: what there is and what is new.
+    Ephemeral(Vec<EphemeralContainer>),
+    /// The conditions that others tell of it, for its readiness gates.
+    Conditions(Vec<PodCondition>),
 }
 
 /// What a deletion leaves to say.
@@ -150,6 +185,8 @@ pub trait Node: Send + Sync + 'static {
     fn attach<'a>(&'a self, uid: &'a PodUid, request: AttachRequest) -> Answer<'a, Attached>;
     /// Connects to a port inside the pod's network namespace: 127.0.0.1, then `::1`.
     fn connect<'a>(&'a self, uid: &'a PodUid, port: u16) -> Answer<'a, TcpStream>;
+    /// Edits a running pod; seen in its object when this returns.
+    fn edit<'a>(&'a self, uid: &'a PodUid, edit: Edit) -> Answer<'a, ()>;
     /// Begins a pod's end, with its own grace period or this one in seconds. A pod whose manifest still exists starts anew.
     fn delete<'a>(&'a self, uid: &'a PodUid, grace: Option<i64>) -> Answer<'a, Deletion>;
     /// Ends a pod and keeps it ended until its manifest changes.

@@ -22,6 +22,24 @@ pub struct Observed {
     pub failure: Option<Failure>,
     /// An edit of amounts that isn't in force yet.
     pub resize: Option<Resize>,
+    /// What others tell of the pod.
+    pub conditions: Vec<k8s::PodCondition>,
+    /// How often all containers began anew in this sandbox; each time its generation is one more.
+    pub resets: u64,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            sandbox: Sandbox::Absent,
+            containers: BTreeMap::new(),
+            ending: None,
+            failure: None,
+            resize: None,
+            conditions: Vec::new(),
+            resets: 0,
+        }
+    }
 }
 
 /// An edit of amounts that isn't in force yet.
@@ -48,6 +66,23 @@ pub enum Resize {
 }
 
 impl Observed {
+    /// Whether an attempt ran in this sandbox, before all containers began anew.
+    pub fn is_before_reset(&self, attempt: &Attempt) -> bool {
+        match &self.sandbox {
+            Sandbox::Ready { generation, .. } => {
+                (generation.saturating_sub(self.resets)..*generation).contains(&attempt.generation)
+            }
+            _ => false,
+        }
+    }
+
+    /// The pod's end is nearer than it was: also for containers that were told to end already.
+    pub fn hasten(&mut self, deadline: Timestamp) {
+        for stopping in self.containers.values_mut().filter_map(|c| c.stopping.as_mut()) {
+            stopping.kill_at = stopping.kill_at.min(deadline);
+        }
+    }
+
     /// What a container is to have now: what the spec says, unless the node hasn't that much.
     pub fn resources<'a>(&'a self, container: &'a k8s::Container) -> Option<&'a ResourceRequirements> {
         match &self.resize {
@@ -136,6 +171,19 @@ pub struct Container {
     pub stopping: Option<Stopping>,
     /// It couldn't be started because of its configuration: reason and message, and when to try again.
     pub refused: Option<Refused>,
+    /// Why its newest attempt has to end, or had to.
+    pub unhealthy: Option<Unhealthy>,
+}
+
+/// Why a container has to end although nobody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unhealthy {
+    /// Its liveness probe failed.
+    Liveness,
+    /// Its startup probe failed.
+    Startup,
+    /// Its postStart hook failed.
+    PostStart,
 }
 
 /// A container that couldn't even be tried.
@@ -179,6 +227,19 @@ pub struct Stopping {
     pub kill_at: Timestamp,
     /// It came.
     pub killed: bool,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a container that is to end was told so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its preStop hook runs.
+    Hook,
+    /// That has returned: the signal is next, when it is the container's turn.
+    Due,
+    /// It got its signal.
+    Told,
 }
 
 /// One run of a container.
@@ -223,6 +284,51 @@ pub struct Note {
     /// What it was started with, or resized to since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// How often all containers had begun anew before it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub resets: u64,
+    /// What its hook and probes have said so far.
+    #[serde(skip_serializing_if = "Health::is_fine")]
+    pub health: Health,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own way")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What a running container's postStart hook and probes have said so far. Where there are none, all is fine from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// The postStart hook has returned.
+    pub hooked: bool,
+    /// The startup probe has succeeded.
+    pub started: bool,
+    /// The readiness probe succeeds.
+    pub ready: bool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { hooked: true, started: true, ready: true }
+    }
+}
+
+impl Health {
+    /// Of a container that starts now.
+    pub fn at_start(container: &k8s::Container) -> Self {
+        Self {
+            hooked: container.lifecycle.as_ref().is_none_or(|l| l.post_start.is_none()),
+            started: container.startup_probe.is_none(),
+            ready: container.readiness_probe.is_none(),
+        }
+    }
+
+    /// There is nothing to remember.
+    pub fn is_fine(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How a run ended.
@@ -245,6 +351,14 @@ impl Container {
     /// The running attempt.
     pub fn running(&self) -> Option<&Attempt> {
         self.last.as_ref().filter(|a| a.finish.is_none())
+    }
+    /// The running attempt, once its postStart hook has returned and its startup probe has succeeded.
+    pub fn started(&self) -> Option<&Attempt> {
+        self.running().filter(|a| a.note.health.hooked && a.note.health.started)
+    }
+    /// It takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.started().is_some_and(|a| a.note.health.ready)
     }
     /// The end of the newest attempt in this sandbox.
     pub fn ended_in(&self, generation: u64) -> Option<&Finish> {

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::backoff::Backoff;
-use super::observed::{Attempt, Container, Image, Observed, Resize, Sandbox};
+use super::hook;
+use super::observed::{Attempt, Container, Finish, Image, Observed, Phase, Resize, Sandbox, Stopping, Unhealthy};
 use super::resize;
+use super::restart::{self, Fate, fate, has_ended};
 use crate::model::ValidPod;
 
 /// One step, idempotent.
@@ -34,12 +36,29 @@ pub enum Action {
         /// From now until SIGKILL.
         grace: Duration,
         /// For the event.
-        why: &'static str,
+        why: Why,
     },
+    /// Send a container its signal, after its preStop hook.
+    Signal(String),
     /// SIGKILL to all of a container.
     Kill(String),
     /// Give a running container what the spec says now.
     Resize(String),
+    /// Nothing runs any more: all containers are to begin anew in the same sandbox.
+    Reset,
+}
+
+/// Why a container is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The pod ends.
+    PodEnds,
+    /// Its image or amounts were edited.
+    Edited,
+    /// A probe or a hook of its own failed.
+    Unhealthy(Unhealthy),
+    /// All of the pod's containers begin anew.
+    Reset,
 }
 
 /// The next actions, all at once, and when to look again if nothing happens.
@@ -68,8 +87,9 @@ impl Plan {
     }
 }
 
-/// A sidecar gets at least this long after the containers before it used up the pod's grace period, as the kubelet has it.
-const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+/// A container gets at least this long after its preStop hook, or the containers before it, used up the grace period, as the kubelet
+/// has it.
+pub const MINIMUM_GRACE: Duration = Duration::from_secs(2);
 
 /// An init container that goes on beside the others (KEP-753).
 pub fn is_sidecar(container: &k8s::Container) -> bool {
@@ -78,7 +98,7 @@ pub fn is_sidecar(container: &k8s::Container) -> bool {
 
 /// See the module's page.
 pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timestamp) -> Plan {
-    let mut planner = Planner { pod, observed, backoff, now, plan: Plan::default() };
+    let mut planner = Planner { pod, observed, backoff, now, plan: Plan::default(), held: false };
     if observed.ending.is_some() {
         planner.end();
     } else {
@@ -89,35 +109,17 @@ pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timesta
 
 /// Whether every regular container has ended and none is to run again: the pod's phase is Succeeded or Failed.
 pub fn is_complete(pod: &ValidPod, observed: &Observed) -> bool {
-    let policy = restart_policy(pod);
-    observed.failure.is_some()
-        || init_failed(pod, observed)
-        || pod.spec().containers.iter().all(|c| {
-            observed.containers.get(&c.name).is_some_and(|o| {
-                !o.starting && o.last.as_ref().and_then(Attempt::finished).is_some_and(|f| !restarts(policy, f.code))
-            })
-        })
+    let ended = |c: &k8s::Container| observed.containers.get(&c.name).is_some_and(|o| has_ended(pod, c, o));
+    observed.failure.is_some() || init_failed(pod, observed) || pod.spec().containers.iter().all(ended)
 }
 
 /// Whether an init container failed for good.
 pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
-    restart_policy(pod) == "Never"
-        && pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
-            let last = observed.containers.get(&c.name).and_then(|o| o.last.as_ref());
-            last.and_then(Attempt::finished).is_some_and(|f| f.code != 0)
-        })
-}
-
-fn restart_policy(pod: &ValidPod) -> &str {
-    pod.spec().restart_policy.as_deref().unwrap_or("Always")
-}
-
-fn restarts(policy: &str, code: i32) -> bool {
-    match policy {
-        "Never" => false,
-        "OnFailure" => code != 0,
-        _ => true,
-    }
+    pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
+        let Some(seen) = observed.containers.get(&c.name) else { return false };
+        let failed = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| f.code != 0);
+        failed && has_ended(pod, c, seen)
+    })
 }
 
 struct Planner<'a> {
@@ -126,6 +128,8 @@ struct Planner<'a> {
     backoff: &'a Backoff,
     now: Timestamp,
     plan: Plan,
+    /// A postStart hook runs: no container after its own begins.
+    held: bool,
 }
 
 impl Planner<'_> {
@@ -159,12 +163,64 @@ impl Planner<'_> {
             Sandbox::Ready { generation, .. } => *generation,
         };
         self.keep_deadlines();
+        if let Some(cause) = restart::cause_of_reset(self.pod, self.observed, generation) {
+            return self.reset(cause);
+        }
+        self.start_ephemeral();
         if self.initialise(generation) {
             let pod = self.pod;
             for container in &pod.spec().containers {
-                self.keep_running(container, generation, restart_policy(pod));
+                self.keep_running(container, generation);
+                self.held |= self.holds_up(container);
             }
         }
+    }
+
+    /// Ends all containers, without their preStop hooks, so that they can begin anew after the back-off of the one that asked for it.
+    fn reset(&mut self, cause: &Attempt) {
+        let mut ended = true;
+        for (name, container) in &self.observed.containers {
+            if container.starting || container.running().is_some() {
+                ended = false;
+                self.plan.wait(|| format!("container {name} to end, since all containers are restarted"));
+            }
+            if container.running().is_some() && container.stopping.is_none() {
+                self.plan.actions.push(Action::Stop { name: name.clone(), grace: self.grace(), why: Why::Reset });
+            }
+        }
+        let Some(finish) = cause.finish.as_ref().filter(|_| ended) else { return };
+        let due = finish.at + self.backoff.due(Duration::from_millis(cause.note.delay_ms), between(cause.started_at, finish.at));
+        if due <= self.now {
+            self.plan.actions.push(Action::Reset);
+        } else {
+            self.plan.wait(|| "the back-off of the restart of all containers to end".into());
+            self.plan.wake_at(due);
+        }
+    }
+
+    /// Ephemeral containers are started once, whatever the others do, and never again.
+    fn start_ephemeral(&mut self) {
+        let pod = self.pod;
+        for container in pod.ephemeral() {
+            let unknown = Container::default();
+            let observed = self.observed.containers.get(&container.name).unwrap_or(&unknown);
+            match &observed.stopping {
+                _ if observed.last.is_none() && !observed.starting => self.start(container, observed, Duration::ZERO),
+                Some(stopping) if observed.running().is_some() => self.go_on(&container.name, stopping),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next containers begin once this one's postStart hook has returned: they are started one after the other, as the
+    /// kubelet starts them.
+    fn holds_up(&self, container: &k8s::Container) -> bool {
+        let Some(observed) = self.observed_of(&container.name).filter(|_| hook::post_start(container).is_some()) else {
+            return false;
+        };
+        let starts = self.plan.actions.iter().any(|a| matches!(a, Action::Start { name, .. } if *name == container.name));
+        let hook_runs = observed.running().is_some_and(|a| !a.note.health.hooked) && observed.unhealthy.is_none();
+        observed.starting || starts || (hook_runs && observed.stopping.is_none())
     }
 
     /// Images are fetched while the sandbox is made and while init containers run.
@@ -191,16 +247,16 @@ impl Planner<'_> {
             .any(|c| self.observed_of(&c.name).and_then(|o| o.last.as_ref()).is_some_and(|a| a.generation == generation));
         for container in pod.spec().init_containers.iter().flatten() {
             if is_sidecar(container) {
-                self.keep_running(container, generation, "Always");
-                let running = self.observed_of(&container.name).is_some_and(|o| o.running().is_some());
-                if !running && !initialised {
+                self.keep_running(container, generation);
+                let started = self.observed_of(&container.name).is_some_and(|o| o.started().is_some());
+                if !started && !initialised {
                     self.plan.wait(|| format!("sidecar {} to start", container.name));
                     return false;
                 }
             } else if !initialised {
                 let done = self.observed_of(&container.name).and_then(|o| o.ended_in(generation)).is_some_and(|f| f.code == 0);
                 if !done {
-                    self.keep_running(container, generation, "OnFailure");
+                    self.keep_running(container, generation);
                     self.plan.wait(|| format!("init container {} to complete", container.name));
                     return false;
                 }
@@ -210,7 +266,7 @@ impl Planner<'_> {
     }
 
     /// Starts a container when it is due, restarts it when its image was edited.
-    fn keep_running(&mut self, container: &k8s::Container, generation: u64, policy: &str) {
+    fn keep_running(&mut self, container: &k8s::Container, generation: u64) {
         let unknown = Container::default();
         let observed = self.observed.containers.get(&container.name).unwrap_or(&unknown);
         if observed.starting {
@@ -219,25 +275,36 @@ impl Planner<'_> {
         let wanted = self.observed.resources(container);
         let resize = |a: &Attempt| resize::of(container, a.note.resources.as_ref(), wanted);
         let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref() || resize(a) == resize::How::Restart;
+        let runs_again = |finish: &Finish| fate(self.pod, container, observed, finish) != Fate::Stays;
         match &observed.last {
             None => self.start(container, observed, Duration::ZERO),
             Some(attempt) => match &attempt.finish {
-                None if edited(attempt) && observed.stopping.is_none() => self.plan.actions.push(Action::Stop {
-                    name: container.name.clone(),
-                    grace: self.grace(),
-                    why: "definition changed",
-                }),
+                None if observed.unhealthy.is_some() && observed.stopping.is_none() => self.end_unhealthy(container, observed),
+                None if edited(attempt) && observed.stopping.is_none() => {
+                    self.plan.actions.push(Action::Stop { name: container.name.clone(), grace: self.grace(), why: Why::Edited })
+                }
+                None if observed.stopping.is_some() => {
+                    if let Some(stopping) = &observed.stopping {
+                        self.go_on(&container.name, stopping);
+                    }
+                }
                 None if resize(attempt) == resize::How::InPlace => self.resize(container),
                 None => {}
                 Some(_) if edited(attempt) => self.start(container, observed, Duration::ZERO),
+                // All containers begin anew: also those that had done their part.
+                Some(finish) if attempt.generation != generation && self.observed.is_before_reset(attempt) => {
+                    let ran_well = between(attempt.started_at, finish.at) >= self.backoff.reset_after;
+                    let delay = Duration::from_millis(attempt.note.delay_ms);
+                    self.start(container, observed, if ran_well { Duration::ZERO } else { self.backoff.after(delay) });
+                }
                 // A new sandbox: an init container runs again, a regular one as its restart policy says.
-                Some(finish) if attempt.generation != generation && restarts(policy, finish.code) => {
+                Some(finish) if attempt.generation != generation && runs_again(finish) => {
                     self.start(container, observed, Duration::ZERO);
                 }
                 Some(_) if attempt.generation != generation && is_init(self.pod, &container.name) => {
                     self.start(container, observed, Duration::ZERO);
                 }
-                Some(finish) if restarts(policy, finish.code) => {
+                Some(finish) if runs_again(finish) => {
                     let delay = Duration::from_millis(attempt.note.delay_ms);
                     let due = finish.at + self.backoff.due(delay, between(attempt.started_at, finish.at));
                     if due <= self.now {
@@ -253,6 +320,20 @@ impl Planner<'_> {
         }
     }
 
+    /// A container whose probe or hook failed ends, with the probe's own grace period where it has one.
+    fn end_unhealthy(&mut self, container: &k8s::Container, observed: &Container) {
+        let unhealthy = observed.unhealthy.unwrap_or(Unhealthy::PostStart);
+        let probe = match unhealthy {
+            Unhealthy::Liveness => container.liveness_probe.as_ref(),
+            Unhealthy::Startup => container.startup_probe.as_ref(),
+            Unhealthy::PostStart => None,
+        };
+        let seconds = probe.and_then(|p| p.termination_grace_period_seconds);
+        let grace = seconds.map_or_else(|| self.grace(), |s| Duration::from_secs(s.max(0).unsigned_abs()));
+        let why = Why::Unhealthy(unhealthy);
+        self.plan.actions.push(Action::Stop { name: container.name.clone(), grace, why });
+    }
+
     fn resize(&mut self, container: &k8s::Container) {
         match &self.observed.resize {
             Some(Resize::InProgress) => {}
@@ -263,6 +344,9 @@ impl Planner<'_> {
 
     /// `delay`: what the attempt after the one that starts now would have to wait.
     fn start(&mut self, container: &k8s::Container, observed: &Container, delay: Duration) {
+        if self.held && observed.last.is_none() {
+            return self.plan.wait(|| format!("the postStart hook of a container before {}", container.name));
+        }
         let delay = if observed.last.is_some() && delay.is_zero() { self.backoff.initial } else { delay };
         if let Some(refused) = &observed.refused
             && refused.retry_at > self.now
@@ -323,6 +407,14 @@ impl Planner<'_> {
                 self.stop(name, container, deadline, Duration::ZERO);
             }
         }
+        // preStop hooks don't wait for their container's turn, signals do.
+        for name in &sidecars {
+            let hooked = inits.iter().any(|c| c.name == *name && hook::pre_stop(c).is_some());
+            let waits = |c: &&Container| c.running().is_some() && c.stopping.is_none();
+            if let Some(container) = observed.containers.get(*name).filter(waits).filter(|_| hooked) {
+                self.stop(name, container, deadline, MINIMUM_GRACE);
+            }
+        }
         if regular_run {
             return false;
         }
@@ -340,23 +432,19 @@ impl Planner<'_> {
         let left = deadline.map_or_else(|| self.grace(), |d| between(self.now, d).max(minimum));
         match &container.stopping {
             None => {
-                let stop = Action::Stop { name: name.to_owned(), grace: left, why: "stopping" };
+                let stop = Action::Stop { name: name.to_owned(), grace: left, why: Why::PodEnds };
                 if !self.plan.actions.contains(&stop) {
                     self.plan.actions.push(stop);
                 }
             }
-            // A second deletion with a shorter grace period brings the deadline forward.
-            Some(stopping) if !stopping.killed && deadline.is_some_and(|d| d <= self.now) && minimum.is_zero() => {
-                let kill = Action::Kill(name.to_owned());
-                if !self.plan.actions.contains(&kill) {
-                    self.plan.actions.push(kill);
-                }
-            }
-            Some(stopping) => {
-                if !stopping.killed {
-                    self.plan.wake_at(deadline.map_or(stopping.kill_at, |d| d.min(stopping.kill_at)));
-                }
-            }
+            Some(stopping) => self.go_on(name, stopping),
+        }
+    }
+
+    /// A container whose preStop hook has returned gets its signal.
+    fn go_on(&mut self, name: &str, stopping: &Stopping) {
+        if stopping.phase == Phase::Due && !stopping.killed {
+            self.plan.actions.push(Action::Signal(name.to_owned()));
         }
     }
 
@@ -380,6 +468,10 @@ impl Planner<'_> {
             let Some(stopping) = container.stopping.as_ref().filter(|s| !s.killed && container.running().is_some()) else {
                 continue;
             };
+            // That one waits for its turn, and gets its signal before it is killed.
+            if stopping.phase == Phase::Due {
+                continue;
+            }
             if stopping.kill_at <= self.now {
                 self.plan.actions.push(Action::Kill(name.clone()));
             } else {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::Origin;
-use crate::pod::observed::{Ending, Finish, Note, Stopping, Then};
+use crate::pod::observed::{Ending, Finish, Health, Note, Stopping, Then};
 
 const NOW: i64 = 1_000_000;
 
@@ -62,7 +62,7 @@ fn exited(code: i32, seconds: i64) -> Container {
     Container { last: Some(attempt(Some(finish))), ..idle() }
 }
 fn stopping(container: Container, kill_at: i64) -> Container {
-    Container { stopping: Some(Stopping { kill_at: at(kill_at), killed: false }), ..container }
+    Container { stopping: Some(Stopping { kill_at: at(kill_at), killed: false, phase: Phase::Told }), ..container }
 }
 fn starting(container: Container) -> Container {
     Container { starting: true, ..container }
@@ -70,7 +70,7 @@ fn starting(container: Container) -> Container {
 
 fn observe(sandbox: Sandbox, containers: &[(&str, Container)]) -> Observed {
     let containers: BTreeMap<_, _> = containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect();
-    Observed { sandbox, containers, ending: None, failure: None, resize: None }
+    Observed { sandbox, containers, ..Observed::default() }
 }
 
 fn next(spec: Value, observed: &Observed) -> Plan {
@@ -86,8 +86,10 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::Pull(n) => format!("pull {n}"),
             Action::Start { name, delay } => format!("start {name} {}", delay.as_secs()),
             Action::Stop { name, grace, .. } => format!("stop {name} {}", grace.as_secs()),
+            Action::Signal(n) => format!("signal {n}"),
             Action::Kill(n) => format!("kill {n}"),
             Action::Resize(n) => format!("resize {n}"),
+            Action::Reset => "reset".into(),
         })
         .collect()
 }
@@ -168,6 +170,7 @@ fn a_pod_that_ended_is_over_once_its_sandbox_is_gone() {
 fn a_shorter_grace_period_brings_the_kill_forward() {
     let mut observed = observe(ready(), &[("a", stopping(running(), 30))]);
     observed.ending = Some(Ending { since: at(0), deadline: at(0), then: Then::Gone });
+    observed.hasten(at(0));
     assert_eq!(words(&next(two(), &observed)), ["kill a"]);
 }
 
@@ -220,4 +223,177 @@ fn a_pod_says_when_time_itself_changes_the_plan() {
     let plan = next(two(), &observe(ready(), &[("a", exited(1, -4)), ("b", running())]));
     assert_eq!(plan.wake, Some(at(6)));
     assert_eq!(plan.waiting_for.as_deref(), Some("the back-off of container a to end"));
+}
+
+fn hooks() -> Value {
+    let hook = json!({"exec": {"command": ["x"]}});
+    json!({
+        "initContainers": [
+            {"name": "side", "image": "i", "restartPolicy": "Always", "lifecycle": {"preStop": hook}},
+            {"name": "log", "image": "i", "restartPolicy": "Always"}],
+        "containers": [
+            {"name": "a", "image": "i", "lifecycle": {"postStart": hook, "preStop": hook}},
+            {"name": "b", "image": "i"}]
+    })
+}
+
+fn in_phase(container: Container, phase: Phase) -> Container {
+    Container { stopping: Some(Stopping { kill_at: at(20), killed: false, phase }), ..container }
+}
+
+fn unhooked(container: Container) -> Container {
+    with_health(container, Health { hooked: false, started: true, ready: true })
+}
+
+fn with_health(mut container: Container, health: Health) -> Container {
+    if let Some(last) = &mut container.last {
+        last.note.health = health;
+    }
+    container
+}
+
+fn failed(container: Container, unhealthy: Unhealthy) -> Container {
+    Container { unhealthy: Some(unhealthy), ..container }
+}
+
+#[rstest]
+#[case::one_by_one(&[], &["start a 0"])]
+#[case::while_it_starts(&[("a", starting(idle()))], &[])]
+#[case::while_its_hook_runs(&[("a", unhooked(running()))], &[])]
+#[case::then_the_next(&[("a", running())], &["start b 0"])]
+#[case::also_when_it_failed(&[("a", failed(unhooked(running()), Unhealthy::PostStart))], &["stop a 30", "start b 0"])]
+#[case::a_restart_holds_up_nobody_who_ran(&[("a", unhooked(running())), ("b", exited(1, -60))], &["start b 20"])]
+fn a_post_start_hook_holds_up_the_next(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), seen);
+    for name in ["side", "log"] {
+        observed.containers.insert(name.into(), running());
+    }
+    for name in ["a", "b"] {
+        observed.containers.entry(name.into()).or_insert_with(idle);
+    }
+    assert_eq!(words(&next(hooks(), &observed)), expected);
+}
+
+#[rstest]
+#[case::hooks_at_once(&[("side", running()), ("log", running()), ("a", running())], &["stop a 30", "stop side 30"])]
+#[case::hook_runs(&[("side", in_phase(running(), Phase::Hook)), ("a", in_phase(running(), Phase::Hook))], &[])]
+#[case::signal(&[("side", in_phase(running(), Phase::Hook)), ("a", in_phase(running(), Phase::Due))], &["signal a"])]
+#[case::a_sidecar_waits_for_its_turn(&[("side", in_phase(running(), Phase::Due)), ("log", running()), ("a", in_phase(running(), Phase::Told))], &[])]
+#[case::the_last_sidecar_first(&[("side", in_phase(running(), Phase::Due)), ("log", running())], &["stop log 30"])]
+#[case::its_turn(&[("side", in_phase(running(), Phase::Due)), ("log", exited(0, 0))], &["signal side"])]
+fn pre_stop_hooks_come_before_signals(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), seen);
+    observed.ending = Some(Ending { since: at(0), deadline: at(30), then: Then::Gone });
+    assert_eq!(words(&next(hooks(), &observed)), expected);
+}
+
+#[test]
+fn a_hook_that_returned_is_followed_by_the_signal_also_in_a_restart() {
+    let observed = observe(ready(), &[("a", failed(in_phase(running(), Phase::Due), Unhealthy::Liveness)), ("b", running())]);
+    assert_eq!(words(&next(two(), &observed)), ["signal a"]);
+}
+
+fn probed() -> Value {
+    let probe = json!({"exec": {"command": ["x"]}, "terminationGracePeriodSeconds": 7});
+    json!({"containers": [{"name": "a", "image": "i", "livenessProbe": probe, "startupProbe": {"exec": {"command": ["x"]}}}]})
+}
+
+#[rstest]
+#[case::liveness_with_its_own_grace(failed(running(), Unhealthy::Liveness), &["stop a 7"])]
+#[case::startup_with_the_pods(failed(running(), Unhealthy::Startup), &["stop a 30"])]
+#[case::told_already(failed(stopping(running(), 5), Unhealthy::Liveness), &[])]
+#[case::ended_well(failed(exited(0, -60), Unhealthy::Liveness), &["start a 20"])]
+fn what_a_probe_found_wanting_ends_and_runs_again(#[case] a: Container, #[case] expected: &[&str]) {
+    for policy in ["Always", "OnFailure"] {
+        let mut spec = probed();
+        spec["restartPolicy"] = json!(policy);
+        assert_eq!(words(&next(spec, &observe(ready(), &[("a", a.clone())]))), expected, "{policy}");
+    }
+}
+
+#[rstest]
+#[case::runs_only(Health { hooked: true, started: false, ready: false }, &[])]
+#[case::started(Health { hooked: true, started: true, ready: false }, &["start second 0"])]
+#[case::its_hook_runs(Health { hooked: false, started: true, ready: true }, &[])]
+fn a_sidecar_that_has_started_lets_the_next_begin(#[case] health: Health, #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), &[("first", exited(0, -1)), ("side", with_health(running(), health))]);
+    for name in ["second", "log", "a"] {
+        observed.containers.insert(name.into(), idle());
+    }
+    assert_eq!(words(&next(with_init(), &observed)), expected);
+}
+
+#[test]
+fn grace_periods_may_be_huge() {
+    let mut spec = two();
+    spec["terminationGracePeriodSeconds"] = json!(i64::MAX);
+    let mut observed = observe(ready(), &[("a", running())]);
+    observed.ending = Some(Ending { since: at(0), deadline: Timestamp::MAX, then: Then::Gone });
+    assert!(matches!(next(spec.clone(), &observed).actions[..], [Action::Stop { .. }]));
+    observed.ending = None;
+    observed.failure = Some(crate::pod::observed::Failure {
+        reason: "Evicted".into(),
+        message: String::new(),
+        deadline: Timestamp::MIN,
+        disrupted: false,
+    });
+    assert_eq!(words(&next(spec, &observed)), ["stop a 0"]);
+}
+
+fn with_rule() -> Value {
+    let rule = json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}});
+    let hook = json!({"preStop": {"exec": {"command": ["x"]}}});
+    json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "first", "image": "i"}, {"name": "side", "image": "i", "restartPolicy": "Always", "lifecycle": hook}],
+        "containers": [
+            {"name": "a", "image": "i", "restartPolicy": "Never", "restartPolicyRules": [rule]},
+            {"name": "b", "image": "i"}]
+    })
+}
+
+#[rstest]
+#[case::another_code(&[("a", exited(1, -60)), ("b", running())], &[])]
+#[case::ends_all(&[("a", exited(42, -60)), ("b", running())], &["stop b 30", "stop side 30"])]
+#[case::waits_for_their_end(&[("a", exited(42, -60)), ("b", stopping(running(), 5)), ("side", exited(0, -1))], &[])]
+#[case::and_for_the_back_off(&[("a", exited(42, -5)), ("b", exited(0, -50)), ("side", exited(0, -1))], &[])]
+#[case::then(&[("a", exited(42, -60)), ("b", exited(0, -50)), ("side", exited(0, -1))], &["reset"])]
+fn a_rule_may_have_all_begin_anew(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let mut observed = observe(ready(), &[("first", exited(0, -60)), ("side", running())]);
+    observed.containers.extend(seen.iter().map(|(name, c)| ((*name).to_owned(), c.clone())));
+    assert_eq!(words(&next(with_rule(), &observed)), expected);
+}
+
+#[rstest]
+#[case::init_containers_first(&[], &["start first 20"])]
+#[case::then_all_others(&["first", "side"], &["start a 20", "start b 20"])]
+fn what_begins_anew_does_so_in_its_order(#[case] done: &[&str], #[case] expected: &[&str]) {
+    let sandbox = Sandbox::Ready { generation: 2, ips: Vec::new(), since: at(-100) };
+    let ended = [("first", exited(0, -60)), ("side", exited(0, -1)), ("a", exited(42, -60)), ("b", exited(0, -50))];
+    let mut observed = Observed { resets: 1, ..observe(sandbox, &ended) };
+    for name in done {
+        let mut seen = if *name == "side" { running() } else { exited(0, -1) };
+        seen.last.as_mut().unwrap().generation = 2;
+        observed.containers.insert((*name).into(), seen);
+    }
+    assert_eq!(words(&next(with_rule(), &observed)), expected);
+}
+
+#[rstest]
+#[case::beside_the_others(&[("a", running())], &["pull e"])]
+#[case::during_init(&[("first", running()), ("e", idle())], &["start e 0"])]
+#[case::once(&[("a", running()), ("e", exited(1, -60))], &[])]
+#[case::it_keeps_no_pod_alive(&[("a", exited(0, -60)), ("e", running())], &["stop e 30"])]
+fn an_ephemeral_container_runs_once(#[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "first", "image": "i"}],
+        "containers": [{"name": "a", "image": "i"}],
+        "ephemeralContainers": [{"name": "e", "image": "i"}]
+    });
+    let mut observed = observe(ready(), seen);
+    for name in ["first", "a"] {
+        observed.containers.entry(name.into()).or_insert_with(idle);
+    }
+    assert_eq!(words(&next(spec, &observed)), expected);
 }

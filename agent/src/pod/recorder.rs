@@ -33,12 +33,14 @@ impl Recorder {
     /// An event about a pod, or about one of its containers.
     pub fn pod(&self, pod: &k8s::Pod, container: Option<&str>, level: Level, reason: &str, message: &str) {
         let meta = &pod.metadata;
-        let kind = pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.init_containers.as_ref())
-            .filter(|init| init.iter().any(|c| Some(c.name.as_str()) == container));
-        let field = if kind.is_some() { "initContainers" } else { "containers" };
+        let spec = pod.spec.as_ref();
+        let inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten()).map(|c| c.name.as_str());
+        let ephemeral = spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).map(|c| c.name.as_str());
+        let field = match container {
+            Some(name) if inits.into_iter().any(|c| c == name) => "initContainers",
+            Some(name) if ephemeral.into_iter().any(|c| c == name) => "ephemeralContainers",
+            _ => "containers",
+        };
         self.record(
             k8s::ObjectReference {
                 api_version: Some("v1".into()),

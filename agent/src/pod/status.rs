@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
 use super::plan::{init_failed, is_complete, is_sidecar};
 use super::resize;
+use super::restart::{self, has_ended};
 use crate::model::ValidPod;
 
 /// What a status needs besides what is observed.
@@ -28,8 +29,11 @@ pub struct Context<'a> {
 /// The pod's status; `old` gives the transition times of the conditions that stay.
 pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: Option<&k8s::PodStatus>) -> k8s::PodStatus {
     let spec = pod.spec();
-    let init: Vec<_> = spec.init_containers.iter().flatten().map(|c| container_status(c, pod, observed)).collect();
-    let regular: Vec<_> = spec.containers.iter().map(|c| container_status(c, pod, observed)).collect();
+    let mut init: Vec<_> = spec.init_containers.iter().flatten().map(|c| container_status(c, pod, observed)).collect();
+    let mut regular: Vec<_> = spec.containers.iter().map(|c| container_status(c, pod, observed)).collect();
+    let mut ephemeral: Vec<_> = pod.ephemeral().iter().map(|c| ephemeral_status(c, pod, observed)).collect();
+    let share = MESSAGES / (init.len() + regular.len() + ephemeral.len()).max(1);
+    init.iter_mut().chain(&mut regular).chain(&mut ephemeral).for_each(|status| shorten_messages(status, share));
     let phase = phase(pod, observed);
     let ips: &[IpAddr] = match &observed.sandbox {
         Sandbox::Ready { ips, .. } => ips,
@@ -45,6 +49,13 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         ..k8s::PodCondition::default()
     }));
     conditions.extend(resize::condition(pod, observed));
+    conditions.extend(restart::is_resetting(pod, observed).then(|| k8s::PodCondition {
+        type_: "AllContainersRestarting".into(),
+        status: "True".into(),
+        observed_generation: pod.metadata.generation,
+        ..k8s::PodCondition::default()
+    }));
+    conditions.extend(observed.conditions.iter().cloned());
     let mut status = k8s::PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(regular),
@@ -52,6 +63,7 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         message: observed.failure.as_ref().map(|failure| failure.message.clone()),
         host_ip: context.host_ips.first().map(IpAddr::to_string),
         host_ips: Some(context.host_ips.iter().map(|ip| k8s::HostIP { ip: ip.to_string() }).collect()),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         init_container_statuses: (!init.is_empty()).then_some(init),
         observed_generation: pod.metadata.generation,
         phase: Some(phase.to_owned()),
@@ -65,10 +77,59 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
     status
 }
 
+/// Conditions that this program tells itself.
+const OWN: [&str; 9] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "DisruptionTarget",
+    "PodResizePending",
+    "PodResizeInProgress",
+    "AllContainersRestarting",
+];
+
+/// Whether a condition is for others to tell.
+pub fn is_others(type_: &str) -> bool {
+    !OWN.contains(&type_)
+}
+
+/// Readiness gates of which nobody says True: <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-readiness-gate>
+fn closed_gates(pod: &ValidPod, told: &[k8s::PodCondition]) -> Option<(&'static str, String)> {
+    let closed = |gate: &k8s::PodReadinessGate| {
+        let name = &gate.condition_type;
+        match told.iter().find(|c| c.type_ == *name) {
+            None => Some(format!("corresponding condition of pod readiness gate \"{name}\" does not exist.")),
+            Some(c) if c.status != "True" => {
+                Some(format!("the status of pod readiness gate \"{name}\" is not \"True\", but {}", c.status))
+            }
+            Some(_) => None,
+        }
+    };
+    let closed: Vec<String> = pod.spec().readiness_gates.iter().flatten().filter_map(closed).collect();
+    (!closed.is_empty()).then(|| ("ReadinessGatesNotReady", closed.join(", ")))
+}
+
+/// Bytes of termination messages that a pod's status has room for, as the kubelet's.
+const MESSAGES: usize = 12 * 1024;
+
+/// Each container has the same share.
+fn shorten_messages(status: &mut k8s::ContainerStatus, share: usize) {
+    for state in [&mut status.state, &mut status.last_state].into_iter().flatten() {
+        let Some(message) = state.terminated.as_mut().and_then(|t| t.message.as_mut()) else { continue };
+        let end = (0..=share.min(message.len())).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+        message.truncate(end);
+    }
+}
+
 fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, now: Timestamp) {
     let old: &[k8s::PodCondition] = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
     for condition in status.conditions.iter_mut().flatten() {
         let before = old.iter().find(|o| o.type_ == condition.type_ && o.status == condition.status);
+        if is_others(&condition.type_) && condition.last_transition_time.is_some() {
+            continue;
+        }
         condition.last_transition_time = before.and_then(|o| o.last_transition_time.clone()).or(Some(Time(now)));
     }
 }
@@ -81,7 +142,9 @@ fn phase(pod: &ValidPod, observed: &Observed) -> &'static str {
         let failed = observed.failure.is_some() || init_failed(pod, observed) || spec.containers.iter().any(failed);
         return if failed { "Failed" } else { "Succeeded" };
     }
-    let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some());
+    // One whose postStart hook runs for the first time hasn't.
+    let hooked = |o: &Container| o.previous.is_some() || o.running().is_none_or(|a| a.note.health.hooked);
+    let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some() && hooked(o));
     if spec.containers.iter().all(begun) { "Running" } else { "Pending" }
 }
 
@@ -127,10 +190,11 @@ fn conditions(
             .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
     };
     let sandbox = matches!(observed.sandbox, Sandbox::Ready { .. });
+    let ready = not_ready.clone().or_else(|| closed_gates(pod, &observed.conditions));
     vec![
         condition("PodReadyToStartContainers", (!sandbox).then(|| ("", String::new()))),
         condition("Initialized", uninitialised),
-        condition("Ready", not_ready.clone()),
+        condition("Ready", ready),
         condition("ContainersReady", not_ready),
         condition("PodScheduled", None),
     ]
@@ -151,16 +215,28 @@ fn container_status(container: &k8s::Container, pod: &ValidPod, observed: &Obser
         image_id: last.map(|a| a.note.image_id.clone()).unwrap_or_default(),
         container_id: last.filter(|a| !a.id.is_empty()).map(container_id),
         // An init container is ready once it is done; the others while they run.
-        ready: if regular_init { completed } else { running },
-        started: Some(running),
+        ready: if regular_init { completed } else { running && seen.is_ready() },
+        started: Some(running && seen.started().is_some()),
         restart_count: last.map_or(0, |a| i32::try_from(a.number).unwrap_or(i32::MAX)),
         // What is promised, and what is in force.
         allocated_resources: observed.resources(container).and_then(|r| r.requests.clone()),
         resources: seen.running().and_then(|a| a.note.resources.clone()).or_else(|| observed.resources(container).cloned()),
         state: Some(state),
         last_state,
+        stop_signal: seen.running().and_then(|a| signal_name(a.note.stop_signal)),
         volume_mounts: container.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount_status).collect()),
         ..k8s::ContainerStatus::default()
+    }
+}
+
+/// Of one that nobody waits for: it is neither started nor ready.
+fn ephemeral_status(container: &k8s::Container, pod: &ValidPod, observed: &Observed) -> k8s::ContainerStatus {
+    k8s::ContainerStatus {
+        ready: false,
+        started: None,
+        allocated_resources: None,
+        resources: None,
+        ..container_status(container, pod, observed)
     }
 }
 
@@ -177,6 +253,16 @@ fn mount_status(mount: &k8s::VolumeMount) -> k8s::VolumeMountStatus {
     }
 }
 
+/// `SIGTERM`; real-time signals count from SIGRTMIN.
+fn signal_name(number: i32) -> Option<String> {
+    let named = nix::sys::signal::Signal::try_from(number).ok().map(|signal| signal.as_str().to_owned());
+    named.or_else(|| match number - nix::libc::SIGRTMIN() {
+        0 => Some("SIGRTMIN".into()),
+        n @ 1..=30 => Some(format!("SIGRTMIN+{n}")),
+        _ => None,
+    })
+}
+
 fn container_id(attempt: &Attempt) -> String {
     format!("nodeagent://{}", attempt.id)
 }
@@ -189,7 +275,7 @@ fn states(
     pod: &ValidPod,
 ) -> (k8s::ContainerState, Option<k8s::ContainerState>) {
     let before = seen.previous.as_ref().and_then(terminated);
-    if let Some(running) = seen.running() {
+    if let Some(running) = seen.running().filter(|a| a.note.health.hooked) {
         let running = k8s::ContainerStateRunning { started_at: Some(Time(running.started_at)) };
         return (k8s::ContainerState { running: Some(running), ..Default::default() }, before);
     }
@@ -209,16 +295,7 @@ fn waiting(
 ) -> Option<k8s::ContainerStateWaiting> {
     let because =
         |reason: &str, message: Option<String>| Some(k8s::ContainerStateWaiting { reason: Some(reason.to_owned()), message });
-    let stays = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| {
-        let init = pod.spec().init_containers.iter().flatten().find(|c| c.name == container.name);
-        let policy = match init {
-            Some(c) if is_sidecar(c) => "Always",
-            Some(_) if pod.spec().restart_policy.as_deref() == Some("Never") => "Never",
-            Some(_) => "OnFailure",
-            None => pod.spec().restart_policy.as_deref().unwrap_or("Always"),
-        };
-        policy == "Never" || (policy == "OnFailure" && f.code == 0)
-    });
+    let stays = has_ended(pod, container, seen);
     if stays || (seen.last.is_some() && (observed.ending.is_some() || is_complete(pod, observed))) {
         return None;
     }

@@ -29,7 +29,7 @@ fn attempt(number: u32, delay_ms: u64, finish: Option<(i32, &'static str)>) -> A
         id: "abc".into(),
         number,
         generation: 1,
-        note: Note { image: "i".into(), image_id: "sha256:1".into(), delay_ms, stop_signal: 15, resources: None },
+        note: Note { image: "i".into(), image_id: "sha256:1".into(), delay_ms, stop_signal: 15, ..Note::default() },
         pid: 7,
         started_at: at(0),
         finish: finish.map(|(code, reason)| Finish { code, signal: None, at: at(5), reason: reason.into(), message: None }),
@@ -50,9 +50,7 @@ fn observe(containers: &[(&str, Container)]) -> Observed {
     Observed {
         sandbox: Sandbox::Ready { generation: 1, ips: vec![IpAddr::from([10, 85, 0, 2])], since: at(0) },
         containers: containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())).collect(),
-        ending: None,
-        failure: None,
-        resize: None,
+        ..Observed::default()
     }
 }
 
@@ -138,4 +136,51 @@ fn the_end_before_stays_as_last_state() {
     assert_eq!(a["lastState"]["terminated"]["exitCode"], 7);
     assert_eq!(a["restartCount"], 1);
     assert_eq!(a["containerID"], "nodeagent://abc");
+}
+
+#[test]
+fn termination_messages_share_the_room_that_a_status_has() {
+    let long = |text: &str| {
+        let mut seen = ended(1);
+        if let Some(finish) = seen.last.as_mut().and_then(|a| a.finish.as_mut()) {
+            finish.message = Some(text.repeat(4096 / text.len()));
+        }
+        seen
+    };
+    let status = write("Never", &observe(&[("init", ended(0)), ("side", ended(0)), ("a", long("x")), ("b", long("äö"))]));
+    let length = |i: usize| status["containerStatuses"][i]["state"]["terminated"]["message"].as_str().unwrap().len();
+    assert_eq!((length(0), length(1)), (3072, 3072));
+}
+
+#[rstest]
+#[case(15, Some("SIGTERM"))]
+#[case(3, Some("SIGQUIT"))]
+#[case(34, Some("SIGRTMIN"))]
+#[case(37, Some("SIGRTMIN+3"))]
+#[case(0, None)]
+#[case(-1, None)]
+fn signals_have_names(#[case] number: i32, #[case] name: Option<&str>) {
+    assert_eq!(signal_name(number).as_deref(), name);
+}
+
+fn with_health(hooked: bool, started: bool, ready: bool) -> Container {
+    let mut seen = running();
+    if let Some(last) = &mut seen.last {
+        last.note.health = crate::pod::observed::Health { hooked, started, ready };
+    }
+    seen
+}
+
+/// `state`, `started`, `ready` of the container, and the pod's Ready.
+#[rstest]
+#[case::no_probes(with_health(true, true, true), ("running", true, true, "True"))]
+#[case::not_ready(with_health(true, true, false), ("running", true, false, "False"))]
+#[case::not_started(with_health(true, false, true), ("running", false, false, "False"))]
+#[case::hook_runs(with_health(false, true, true), ("waiting", false, false, "False"))]
+fn hooks_and_probes_gate(#[case] a: Container, #[case] expected: (&str, bool, bool, &str)) {
+    let status = write("Always", &observe(&[("init", ended(0)), ("side", running()), ("a", a), ("b", running())]));
+    let a = &status["containerStatuses"][0];
+    let state = a["state"].as_object().unwrap().keys().next().unwrap().clone();
+    let ready = condition(&status, "Ready").0;
+    assert_eq!((state.as_str(), a["started"].as_bool().unwrap(), a["ready"].as_bool().unwrap(), ready.as_str()), expected);
 }

@@ -2,6 +2,10 @@
 //! one task, and each tells what came of it as an [`Outcome`]; nothing else changes what is observed.
 
 mod admit;
+mod deadline;
+mod edit;
+mod health;
+mod hooks;
 mod resize;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,15 +19,19 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::completed::{self, Completed};
+use super::hook;
+use super::node::Edit;
 use super::objects::Watch;
 use super::observed::{
-    Attempt, Container, Ending, Failure, Finish, Image, Note, Observed, Refused, Sandbox as SandboxState, Stopping, Then,
+    Attempt, Container, Ending, Failure, Finish, Health, Image, Note, Observed, Phase, Refused, Sandbox as SandboxState,
+    Stopping, Then, Unhealthy,
 };
-use super::plan::{self, Action, plan};
+use super::plan::{self, Action, Why, plan};
 use super::recorder::Level;
+use super::restart;
 use super::status;
 use super::trace::Trace;
 use super::volumes::Turn;
@@ -42,6 +50,13 @@ use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 pub enum Command {
     /// The pod's spec is now this.
     Update(ValidPod),
+    /// An edit besides its manifest's.
+    Edit {
+        /// What.
+        edit: Edit,
+        /// Hears when it is done, or why it isn't.
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Somebody deleted its link: it gets a new one, with the same address.
     Rewire,
     /// The node can't bear it any longer.
@@ -83,6 +98,8 @@ enum Outcome {
     Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
+    Noted { name: String, result: Result<(), String> },
+    Hooked { name: String, id: String, moment: hooks::Moment, result: Result<(), String> },
     Rewired(Result<(), String>),
     Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
@@ -117,6 +134,10 @@ pub struct Worker {
     deferred: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
+    /// Its containers' probes.
+    probes: health::Probes,
+    /// Hooks that run.
+    hooks: hooks::Hooks,
 }
 
 impl Worker {
@@ -126,13 +147,7 @@ impl Worker {
             node,
             pod,
             pending: None,
-            observed: Observed {
-                sandbox: SandboxState::Absent,
-                containers: BTreeMap::new(),
-                ending: None,
-                failure: None,
-                resize: None,
-            },
+            observed: Observed::default(),
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
@@ -148,6 +163,8 @@ impl Worker {
             turned_away: None,
             deferred: None,
             volumes: Turn::default(),
+            probes: health::Probes::default(),
+            hooks: hooks::Hooks::default(),
         };
         worker
     }
@@ -178,6 +195,7 @@ impl Worker {
         let note: SandboxNote = serde_json::from_value(state.note.clone()).unwrap_or_default();
         let ips = note.ips;
         worker.start_time = note.start_time.unwrap_or(since);
+        worker.observed.conditions = note.conditions;
         worker.events = Some(sandbox.holder.events());
         worker.observed.sandbox = SandboxState::Ready { generation, ips, since };
         worker.sandbox = Some(sandbox);
@@ -185,6 +203,8 @@ impl Worker {
         for container in &state.containers {
             worker.adopt_container(container, generation);
         }
+        worker.recall_resets();
+        worker.probe_all();
         worker
     }
 
@@ -196,7 +216,7 @@ impl Worker {
         container.last = Some(Attempt {
             id: state.id.clone(),
             number: state.attempt,
-            generation,
+            generation: generation.saturating_add(note.resets),
             note,
             pid: state.pid,
             started_at: timestamp(state.started_at),
@@ -220,6 +240,7 @@ impl Worker {
     pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
             self.drain_outcomes();
+            let deadline = self.keep_active_deadline();
             let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
             self.trace.waits_for(plan.waiting_for);
             if plan.complete && self.turned_away.is_none() {
@@ -233,7 +254,7 @@ impl Worker {
                 continue;
             }
             // An image that is there is had at once, and nothing would tell us so later.
-            let look_again = plan.actions.iter().any(|action| matches!(action, Action::Pull(_)));
+            let look_again = plan.actions.iter().any(|action| matches!(action, Action::Pull(_) | Action::Reset));
             for action in plan.actions {
                 self.act(action);
             }
@@ -252,10 +273,11 @@ impl Worker {
                     // The agent stops; the pod goes on without it.
                     None => return,
                 },
+                report = self.probes.next() => self.probed(report),
                 () = self.needs.changed() => self.objects_changed(),
                 () = admit::better(&mut self.turned_away) => self.ask_again(),
                 () = admit::better(&mut self.deferred) => self.resize_again(),
-                () = until(plan.wake) => {}
+                () = until(plan.wake.into_iter().chain(deadline).min()) => {}
             }
         }
     }
@@ -273,6 +295,7 @@ impl Worker {
         match command {
             Command::Update(new) => self.update(new),
             Command::Rewire => self.rewire(),
+            Command::Edit { edit, done } => self.edit(edit, done),
             Command::Evict { message, grace } => {
                 let own = self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0).unsigned_abs();
                 self.evict(message, grace.min(Duration::from_secs(own)), true);
@@ -292,6 +315,8 @@ impl Worker {
             self.pending = Some(new);
             return;
         }
+        let declared = new;
+        let new = self.with_what_was_added(&declared);
         if self.pod.object() == new.object() {
             // What an agent that adopts is told of every pod.
             self.pod = new;
@@ -299,7 +324,7 @@ impl Worker {
         }
         match self.change_to(&new) {
             change::Change::Recreate => {
-                self.pending = Some(new);
+                self.pending = Some(declared);
                 self.end(None, Then::Again);
             }
             kept @ (change::Change::Keep | change::Change::RestartContainers(_)) => {
@@ -345,7 +370,7 @@ impl Worker {
         );
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
         self.outcomes.push(Box::pin(async move {
-            let wired = node.wire(&pod, &sandbox, start_time, &trace).await;
+            let wired = node.wire(&pod, (&sandbox, None), start_time, &trace).await;
             Outcome::Rewired(wired.map(drop))
         }));
     }
@@ -363,7 +388,9 @@ impl Worker {
             self.pending = None;
         }
         self.deletion = Some((deadline, seconds));
+        self.observed.hasten(deadline);
         self.observed.ending = Some(Ending { since: now, deadline, then });
+        self.probes.pod_ends();
     }
 
     /// After the end of a pod that is to live on: a new one in its place.
@@ -375,11 +402,9 @@ impl Worker {
         }
         // Whoever watches sees one pod go and another come, under the same UID.
         self.node.store.remove_pod(self.pod.uid());
-        if let Some(pod) = self.pending.take() {
-            self.pod = pod;
-        }
-        self.observed =
-            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
+        // What was added to the old one isn't the new one's.
+        self.pod = self.pending.take().unwrap_or_else(|| self.pod.with_ephemeral(None));
+        self.observed = Observed::default();
         self.images.clear();
         self.start_time = Timestamp::now();
         self.deletion = None;
@@ -466,6 +491,8 @@ impl Worker {
                 attempt.finish.get_or_insert(finish);
             }
         }
+        self.probes.stop(&name);
+        self.hooks.stop(&name);
     }
 
     fn finish(&self, id: &str, name: &str, number: u32, exit: Exit) -> Finish {
@@ -500,6 +527,8 @@ impl Worker {
             }
         }
         let now = Timestamp::now();
+        self.probes = health::Probes::default();
+        self.hooks = hooks::Hooks::default();
         for container in self.observed.containers.values_mut() {
             container.stopping = None;
             if let Some(attempt) = container.last.as_mut().filter(|a| a.finish.is_none()) {
@@ -540,8 +569,10 @@ impl Worker {
             Action::Pull(name) => self.pull(&name),
             Action::Start { name, delay } => self.start(&name, delay),
             Action::Stop { name, grace, why } => self.stop(&name, grace, why),
+            Action::Signal(name) => self.signal(&name),
             Action::Kill(name) => self.kill(&name),
             Action::Resize(name) => self.resize(&name),
+            Action::Reset => self.reset(),
         }
     }
 
@@ -612,6 +643,7 @@ impl Worker {
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
+        observed.unhealthy = None;
         let number = match &observed.last {
             Some(attempt) => attempt.number.saturating_add(1),
             None => self.node.runtime.next_attempt(&self.pod, name),
@@ -622,11 +654,14 @@ impl Worker {
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
             resources: container.resources.clone(),
+            resets: self.observed.resets,
+            health: Health::at_start(&container),
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
             _ => Vec::new(),
         };
+        let beside = self.target_of(name);
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         let turn = self.volumes.clone();
         self.outcomes.push(Box::pin(async move {
@@ -644,6 +679,7 @@ impl Worker {
                 pod_ips: &ips,
                 volumes: &volumes,
                 objects: &node.objects,
+                beside: beside.clone(),
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
             let result = node.runtime.start_container(&sandbox, input).await;
@@ -654,22 +690,40 @@ impl Worker {
         }));
     }
 
-    fn stop(&mut self, name: &str, grace: Duration, why: &str) {
+    fn stop(&mut self, name: &str, grace: Duration, why: Why) {
         let Some(attempt) = self.observed.containers.get(name).and_then(Container::running).cloned() else { return };
         let Some(sandbox) = self.sandbox.clone() else { return };
-        let message = match why {
-            "stopping" => format!("Stopping container {name}"),
-            _ => format!("Container {name} {why}, will be restarted"),
+        let again = self.container(name).is_some_and(|c| restart::is_retried(&self.pod, c));
+        let because = match why {
+            Why::PodEnds => None,
+            Why::Unhealthy(Unhealthy::PostStart) => Some("FailedPostStartHook".to_owned()),
+            Why::Unhealthy(Unhealthy::Liveness) => Some(format!("Container {name} failed liveness probe")),
+            Why::Unhealthy(Unhealthy::Startup) => Some(format!("Container {name} failed startup probe")),
+            Why::Edited => Some(format!("Container {name} definition changed")),
+            Why::Reset => Some(format!("Container {name} is ended because all containers of the pod begin anew")),
+        };
+        let message = match because {
+            None => format!("Stopping container {name}"),
+            Some(because) if again && !matches!(why, Why::Unhealthy(Unhealthy::PostStart)) => {
+                format!("{because}, will be restarted")
+            }
+            Some(because) => because,
         };
         self.say(Some(name), Level::Normal, "Killing", &message);
-        let kill_at = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        let hooked = !grace.is_zero() && why != Why::Reset && self.container(name).is_some_and(|c| hook::pre_stop(c).is_some());
+        let (phase, last) = if hooked { (Phase::Hook, plan::MINIMUM_GRACE) } else { (Phase::Told, Duration::ZERO) };
+        let kill_at = Timestamp::now().checked_add(grace.saturating_add(last)).unwrap_or(Timestamp::MAX);
         if let Some(container) = self.observed.containers.get_mut(name) {
-            container.stopping = Some(Stopping { kill_at, killed: false });
+            container.stopping = Some(Stopping { kill_at, killed: false, phase });
         }
-        if grace.is_zero() {
-            return self.kill(name);
+        match phase {
+            Phase::Hook => self.hook(name, hooks::Moment::PreStop, grace),
+            _ if grace.is_zero() => self.kill(name),
+            _ => self.tell_to_end(name.to_owned(), sandbox, attempt),
         }
-        let name = name.to_owned();
+    }
+
+    fn tell_to_end(&mut self, name: String, sandbox: Sandbox, attempt: Attempt) {
         self.outcomes.push(Box::pin(async move {
             let result = sandbox.holder.signal(&attempt.id, attempt.note.stop_signal).await.map_err(|e| e.to_string());
             Outcome::Told { name, result }
@@ -679,7 +733,7 @@ impl Worker {
     fn kill(&mut self, name: &str) {
         let Some(container) = self.observed.containers.get_mut(name) else { return };
         let Some(attempt) = container.running().cloned() else { return };
-        container.stopping = Some(Stopping { kill_at: Timestamp::now(), killed: true });
+        container.stopping = Some(Stopping { kill_at: Timestamp::now(), killed: true, phase: Phase::Told });
         let Some(sandbox) = self.sandbox.clone() else { return };
         let (node, name) = (self.node.clone(), name.to_owned());
         self.outcomes.push(Box::pin(async move {
@@ -705,6 +759,12 @@ impl Worker {
             Outcome::Rewired(Ok(())) => {}
             Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
+            Outcome::Hooked { name, id, moment, result } => self.hooked(&name, &id, moment, result),
+            Outcome::Noted { result: Ok(()), .. } => {}
+            // Of an older holder, or of a container that has just ended.
+            Outcome::Noted { name, result: Err(error) } => {
+                tracing::debug!(pod = %self.pod, container = name, error, "what its probes found could not be noted");
+            }
             Outcome::Told { name, result } => {
                 if let Err(error) = result {
                     tracing::warn!(pod = %self.pod, container = name, error, "a container could not be told to end");
@@ -815,6 +875,7 @@ impl Worker {
                 if let Some(old) = forget {
                     self.forget(name, &old);
                 }
+                self.post_start(name);
                 self.catch_up(name);
                 return;
             }
@@ -940,7 +1001,7 @@ impl Worker {
     }
 
     fn container(&self, name: &str) -> Option<&k8s::Container> {
-        self.pod.all_containers().find(|c| c.name == name)
+        self.pod.container(name)
     }
 }
 

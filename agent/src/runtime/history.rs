@@ -56,7 +56,7 @@ impl Runtime {
         if !words.is_empty() {
             return Some(words);
         }
-        let spec = pod.all_containers().find(|c| c.name == container)?;
+        let spec = pod.container(container)?;
         if code == 0 || spec.termination_message_policy.as_deref() != Some("FallbackToLogsOnError") {
             return None;
         }

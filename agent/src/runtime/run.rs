@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
-use super::holder::{Holder, Program};
+use super::holder::{Holder, Program, Wires};
 use super::inspect::{self, Inspection};
 use super::readers::Readers;
 use super::recipe::env::Objects;
@@ -104,6 +104,8 @@ pub struct StartInput<'a> {
     pub volumes: &'a Volumes,
     /// ConfigMaps and Secrets.
     pub objects: &'a dyn Objects,
+    /// The ID of a running container whose PID namespace it joins.
+    pub beside: Option<String>,
     /// Given back by the holder's state.
     pub note: serde_json::Value,
 }
@@ -198,12 +200,13 @@ impl Runtime {
     }
 
     /// Makes a pod's cgroup, folders and namespaces. On an error nothing runs; what lies about is [`Self::remove_pod`]'s.
-    pub async fn create_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Sandbox, Error> {
+    /// With the way into its network namespace, if it has one of its own.
+    pub async fn create_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<(Sandbox, Option<Wires>), Error> {
         let place = Place::pod(pod);
         self.make_sandbox(pod, note).await.map_err(|cause| place.error(cause))
     }
 
-    async fn make_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Sandbox, Cause> {
+    async fn make_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<(Sandbox, Option<Wires>), Cause> {
         let mut clock = Clock::start();
         let ids = self.hold(pod)?;
         let mut recipe = sandbox::sandbox(pod, &self.settings, ids, note)?;
@@ -222,7 +225,7 @@ impl Runtime {
         let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
         clock.step("holder");
         let steps = clock.with_inner(reply.steps);
-        Ok(Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps })
+        Ok((Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps }, reply.wires))
     }
 
     fn make_pod_dirs(&self, pod: &ValidPod) -> Result<(), Cause> {
@@ -327,7 +330,7 @@ impl Runtime {
 
     /// The recipe of a container, and the cgroup that it names.
     fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
-        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, note } = input;
+        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, beside, note } = input;
         let group = sandbox.group.child(id);
         let rules = device_rules(container);
         let devices = cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?;
@@ -349,6 +352,7 @@ impl Runtime {
             cgroups: group.joins(rules),
             host_devices: if rules == DeviceRules::Unlimited { devices::of_host() } else { Vec::new() },
             seccomp: &|need| self.filters.get(need),
+            beside,
             note,
         })?;
         devices.apply(&mut recipe)?;

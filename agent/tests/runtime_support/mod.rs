@@ -75,7 +75,12 @@ impl Node {
     pub async fn sandbox(&self, manifest: &str) -> Sandbox {
         let pod = pod(manifest);
         volumes(&self.runtime, &pod).unwrap();
-        let sandbox = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
+        let (sandbox, wires) = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
+        let own = rustix::fs::stat("/proc/self/ns/net").unwrap().st_ino;
+        assert!(
+            wires.is_none_or(|wires| rustix::fs::fstat(&wires.netns).unwrap().st_ino != own),
+            "the way leads into the host's network"
+        );
         self.runtime.write_files(&pod, &["10.9.8.7".parse().unwrap()]).unwrap();
         sandbox
     }
@@ -98,6 +103,7 @@ async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) ->
         pod_ips: &["10.9.8.7".parse().unwrap()],
         volumes: &volumes(runtime, pod).unwrap(),
         objects: &NoObjects,
+        beside: None,
         note: serde_json::Value::Null,
     };
     runtime.start_container(sandbox, input).await

@@ -17,13 +17,14 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use podholder::protocol::{Fault, IdMaps, PidNamespace, Process, Recipe, Stage};
+use podholder::protocol::{Fault, IdMaps, Process, Recipe, Stage};
 use podholder::sys::{self, Fork, attr, ns};
 use rustix::fs::Mode;
 
 use crate::child::{Parts, Report, Status};
 use crate::clock::Steps;
 use crate::fault::OrFault;
+use crate::shm::Kept;
 use paths::Root;
 
 pub use rootfs::mapped_root;
@@ -32,11 +33,13 @@ pub use rootfs::mapped_root;
 pub struct Pod<'a> {
     /// The maps of its USER namespace, if it has one.
     pub maps: Option<&'a IdMaps>,
+    /// What [`Namespaces::shm`] is.
+    pub shm: Kept,
 }
 
 /// The namespaces' descriptors, as [`Parts::kept`] brings them.
 pub struct Namespaces {
-    /// A mount namespace with the pod's /dev/shm as its root.
+    /// The pod's /dev/shm.
     pub shm: OwnedFd,
     /// The USER namespace.
     pub user: Option<OwnedFd>,
@@ -52,7 +55,7 @@ impl Namespaces {
 
 /// The flags of a container's clone3. PID is made later when a USER namespace has to own it.
 pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
-    let own_pid = recipe.pid == PidNamespace::Own && pod.maps.is_none();
+    let own_pid = recipe.makes_pid_namespace() && pod.maps.is_none();
     ns::MNT | if own_pid { ns::PID } else { 0 }
 }
 
@@ -71,7 +74,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     let label = credentials::Label::open(process)?;
     let user_ns = namespaces.user.as_ref().map(AsFd::as_fd);
     // Before propagation is cut, so that a mount which asks for it stays in touch with the host's.
-    let trees = mounts::open_sources(&recipe.mounts, user_ns, namespaces.shm.as_fd())?;
+    let trees = mounts::open_sources(&recipe.mounts, user_ns, (namespaces.shm.as_fd(), pod.shm))?;
     steps.done("sources");
     let status = rootfs_and_user_namespace(recipe, pod, user_ns, status, &mut steps)?;
     // After the cgroups are joined: they are the roots that it shows.
@@ -111,7 +114,7 @@ fn rootfs_and_user_namespace(
     credentials::stay_private().or_fault(Stage::Namespace, "user")?;
     // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
     sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
-    if recipe.pid == PidNamespace::Own {
+    if recipe.makes_pid_namespace() {
         match sys::clone3(ns::PARENT | ns::PID, None).or_fault(Stage::Fork, "")? {
             Fork::Parent { pid, pidfd } => {
                 status.send(&Report::Moved(pid), &[pidfd.as_fd()]);

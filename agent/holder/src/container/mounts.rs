@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use podholder::protocol::{Fault, Mount, PidNamespace, Propagation, Recipe, Source, Stage};
-use podholder::sys::{self, MountAttributes, attr, ns};
+use podholder::sys::{self, MountAttributes, attr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -14,6 +14,7 @@ use rustix::mount::{
 use super::paths::{Kind, Root, file_type, open_beneath};
 use super::{Pod, mount_attributes, shown};
 use crate::fault::{OrFault, kernel, refused};
+use crate::shm::Kept;
 
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
@@ -21,7 +22,11 @@ const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags:
 pub struct Tree(OwnedFd);
 
 /// Opens the mounts that come from outside of the container, with their attributes, one entry a mount of the recipe.
-pub fn open_sources(mounts: &[Mount], user_ns: Option<BorrowedFd<'_>>, shm: BorrowedFd<'_>) -> Result<Vec<Option<Tree>>, Fault> {
+pub fn open_sources(
+    mounts: &[Mount],
+    user_ns: Option<BorrowedFd<'_>>,
+    (shm, kept): (BorrowedFd<'_>, Kept),
+) -> Result<Vec<Option<Tree>>, Fault> {
     mounts
         .iter()
         .map(|mount| match &mount.source {
@@ -32,7 +37,7 @@ pub fn open_sources(mounts: &[Mount], user_ns: Option<BorrowedFd<'_>>, shm: Borr
                 Ok(Some(Tree(fd)))
             }
             Source::Shm => {
-                let fd = open_shm(shm).or_fault(Stage::Mount, shown(&mount.target))?;
+                let fd = crate::shm::copy(shm, kept).or_fault(Stage::Mount, shown(&mount.target))?;
                 set_attributes(fd.as_fd(), mount, false, None).or_fault(Stage::Mount, shown(&mount.target))?;
                 Ok(Some(Tree(fd)))
             }
@@ -51,15 +56,6 @@ fn open_bind(path: &Path, beneath: &Path, recursive: bool) -> Result<OwnedFd, Fa
     let full = path.join(beneath);
     let inner = open_beneath(base.as_fd(), beneath, OFlags::PATH).or_fault(Stage::Mount, full.display())?;
     open_tree(inner, "", flags | OpenTreeFlags::AT_EMPTY_PATH).or_fault(Stage::Mount, full.display())
-}
-
-/// The pod's /dev/shm is the root of a mount namespace of its own: only from inside can it be copied (before Linux 6.15).
-fn open_shm(shm: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
-    let own = rustix::fs::openat(CWD, "/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    sys::setns(shm, ns::MNT)?;
-    let tree = open_tree(CWD, "/", CLONE);
-    sys::setns(own.as_fd(), ns::MNT)?;
-    Ok(tree?)
 }
 
 fn set_attributes(fd: BorrowedFd<'_>, mount: &Mount, recursive: bool, user_ns: Option<BorrowedFd<'_>>) -> std::io::Result<()> {

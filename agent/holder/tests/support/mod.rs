@@ -170,6 +170,9 @@ impl Pod {
             .unwrap();
         let mut pod =
             Self { dir, holder, connection: Some(Connection::new(ours)), pid: 0, pause_pid: None, steps: Vec::new(), started: 0 };
+        // A request that comes too early gets nothing: least of all a way into the host's network.
+        let early = [Request::NetNamespace, Request::Socket { domain: libc::AF_INET, kind: libc::SOCK_STREAM, protocol: 0 }];
+        early.into_iter().for_each(|request| assert!(pod.call(request).is_err()));
         let (reply, _) = pod.call(Request::Sandbox(Box::new(recipe)))?;
         let Reply::Sandbox { version, pid, pause_pid, steps } = reply else { panic!("{reply:?}") };
         assert_eq!((version, pid), (VERSION, pod.holder.id() as i32));

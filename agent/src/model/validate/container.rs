@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 use super::probe::{self, ProbeKind};
 use super::report::{Report, Unique};
 use super::{env, names, resources, security};
+use crate::model::ephemeral;
 use crate::model::path::Path;
 
 const SIGNALS: [&str; 35] = [
@@ -92,7 +93,7 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, context: &Context<'_>)
     for (i, c) in spec.ephemeral_containers.iter().flatten().enumerate() {
         let list = at.child("ephemeralContainers");
         let at = list.index(i);
-        ephemeral(report, &at, c, &names, context);
+        ephemeral_container(report, &at, c, &names, context);
         name(report, &at, &c.name, &mut names);
     }
 }
@@ -360,7 +361,13 @@ fn restart_rules(report: &mut Report<'_>, at: &Path<'_>, c: &Container) {
     }
 }
 
-fn ephemeral(report: &mut Report<'_>, at: &Path<'_>, e: &EphemeralContainer, names: &Unique<'_>, context: &Context<'_>) {
+fn ephemeral_container(
+    report: &mut Report<'_>,
+    at: &Path<'_>,
+    e: &EphemeralContainer,
+    names: &Unique<'_>,
+    context: &Context<'_>,
+) {
     let forbidden = "cannot be set for an Ephemeral Container";
     let set = [
         ("ports", e.ports.is_some()),
@@ -388,23 +395,7 @@ fn ephemeral(report: &mut Report<'_>, at: &Path<'_>, e: &EphemeralContainer, nam
     if !target.is_empty() && !names.has(target) {
         report.not_found(&at.child("targetContainerName"), target);
     }
-    container(report, at, &as_container(e), Role::Ephemeral, context);
-}
-
-/// What an ephemeral container has in common with the others.
-fn as_container(e: &EphemeralContainer) -> Container {
-    Container {
-        name: e.name.clone(),
-        image: e.image.clone(),
-        image_pull_policy: e.image_pull_policy.clone(),
-        env: e.env.clone(),
-        env_from: e.env_from.clone(),
-        security_context: e.security_context.clone(),
-        termination_message_policy: e.termination_message_policy.clone(),
-        volume_devices: e.volume_devices.clone(),
-        volume_mounts: e.volume_mounts.clone(),
-        ..Container::default()
-    }
+    container(report, at, &ephemeral::as_container(e), Role::Ephemeral, context);
 }
 
 /// The volumes by name.

@@ -5,11 +5,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use nix::libc;
-
 use super::trace::Trace;
 use crate::model::{PodUid, ValidPod};
-use crate::runtime::Sandbox;
+use crate::runtime::{Sandbox, Wires};
 
 /// See the module's page.
 #[derive(Debug)]
@@ -36,10 +34,22 @@ impl PodNetwork {
         }
     }
 
-    /// Gives a pod its interface and addresses. Again, it mends what is missing and answers the same.
-    pub async fn attach(&self, pod: &ValidPod, sandbox: &Sandbox, trace: &Trace) -> Result<Vec<IpAddr>, String> {
+    /// Gives a pod its interface and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
+    /// asked. Again, it mends what is missing and answers the same.
+    pub async fn attach(
+        &self,
+        pod: &ValidPod,
+        (sandbox, wires): (&Sandbox, Option<Wires>),
+        trace: &Trace,
+    ) -> Result<Vec<IpAddr>, String> {
         match &self.primary {
-            Primary::Bridge(network) => attach_to_bridge(network, pod, sandbox, trace).await,
+            Primary::Bridge(network) => {
+                let wires = match wires {
+                    Some(wires) => wires,
+                    None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
+                };
+                attach_to_bridge(network, pod, wires, trace).await
+            }
         }
     }
 
@@ -69,15 +79,9 @@ impl PodNetwork {
 async fn attach_to_bridge(
     network: &netplug::Network,
     pod: &ValidPod,
-    sandbox: &Sandbox,
+    Wires { netns, netlink }: Wires,
     trace: &Trace,
 ) -> Result<Vec<IpAddr>, String> {
-    let begun = Instant::now();
-    let holder = &sandbox.holder;
-    let (netns, netlink) =
-        futures::try_join!(holder.net_namespace(), holder.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE))
-            .map_err(|e| e.to_string())?;
-    trace.step("netns", None, begun);
     let begun = Instant::now();
     let name = pod.to_string();
     let attachment = netplug::Attachment {

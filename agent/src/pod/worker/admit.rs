@@ -1,14 +1,12 @@
 //! A pod asks to be here: admitted, it has a lease of the node; turned away, it has failed as the kubelet's would have, and asks again
 //! as soon as something became better, since here no scheduler makes another in its place.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::runtime::recipe::label;
 
-use super::{Failure, Level, Observed, SandboxState, Worker};
+use super::{Failure, Level, Observed, Worker};
 
 impl Worker {
     /// Asks; a pod that has completed needs nothing.
@@ -50,8 +48,7 @@ impl Worker {
         self.turned_away = None;
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
-        self.observed =
-            Observed { sandbox: SandboxState::Absent, containers: BTreeMap::new(), ending: None, failure: None, resize: None };
+        self.observed = Observed::default();
         self.start_time = Timestamp::now();
         self.trace.restart();
     }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::libc;
 use podholder::protocol::{
     Call, Event, Exit, HolderState, Message, PACKET_LIMIT, Process, Recipe, Reply, Request, SandboxRecipe, Step,
 };
@@ -32,11 +33,12 @@ pub use spawn::Program;
 const SOON: Duration = Duration::from_secs(15);
 /// A start touches disks and whatever a volume is mounted from.
 const START: Duration = Duration::from_secs(120);
-/// Events that a receiver may fall behind by. One that lags reads the state again.
-const EVENTS: usize = 256;
+/// Events that a receiver may fall behind by. One that lags reads the state again. Each has its place in every pod's queue: 90 bytes
+/// that are there also when nothing happens.
+const EVENTS: usize = 16;
 
 /// What a new holder says of itself.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct SandboxReply {
     /// The holder.
     pub pid: i32,
@@ -44,6 +46,17 @@ pub struct SandboxReply {
     pub pause_pid: Option<i32>,
     /// How long each step took.
     pub steps: Vec<Step>,
+    /// The way into its network namespace, if it has one of its own.
+    pub wires: Option<Wires>,
+}
+
+/// What a pod's network is made with.
+#[derive(Debug)]
+pub struct Wires {
+    /// The network namespace.
+    pub netns: OwnedFd,
+    /// A route netlink socket in it.
+    pub netlink: OwnedFd,
 }
 
 /// A container that runs.
@@ -136,14 +149,25 @@ impl Holder {
     }
 
     async fn introduce(&self, recipe: &SandboxRecipe) -> Result<SandboxReply, CallError> {
-        let sandbox = self.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new());
-        // Sent at once, without waiting for the first answer: the holder takes requests in their order.
-        let (made, subscribed) = tokio::join!(sandbox, self.subscribe());
-        let Reply::Sandbox { pid, pause_pid, steps, .. } = made?.reply else {
+        // Sent one after the other without waiting for an answer: the holder takes requests in their order.
+        let made = self.ask(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await?;
+        let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
+        let wires = if recipe.net {
+            Some((self.ask(Request::NetNamespace, Vec::new()).await?, self.ask(ROUTE_SOCKET, Vec::new()).await?))
+        } else {
+            None
+        };
+        let Reply::Sandbox { pid, pause_pid, steps, .. } = made.answer().await?.reply else {
             return Err(CallError::Unexpected("sandbox"));
         };
-        subscribed?;
-        Ok(SandboxReply { pid, pause_pid, steps })
+        subscribed.answer().await?;
+        let wires = match wires {
+            Some((netns, netlink)) => {
+                Some(Wires { netns: netns.answer().await?.descriptor()?, netlink: netlink.answer().await?.descriptor()? })
+            }
+            None => None,
+        };
+        Ok(SandboxReply { pid, pause_pid, steps, wires })
     }
 
     /// Connects to a holder that another life of the agent started.
@@ -256,14 +280,28 @@ impl Holder {
         self.descriptor(Request::Socket { domain, kind, protocol }).await
     }
 
+    /// What the pod's network is made with.
+    pub async fn wires(&self) -> Result<Wires, CallError> {
+        let (netns, netlink) = tokio::try_join!(self.net_namespace(), self.descriptor(ROUTE_SOCKET))?;
+        Ok(Wires { netns, netlink })
+    }
+
     /// The pod's network namespace.
     pub async fn net_namespace(&self) -> Result<OwnedFd, CallError> {
         self.descriptor(Request::NetNamespace).await
     }
 
-    /// Leaves a note for a later life of the agent.
+    /// Leaves a note for a later life of the agent. Doesn't wait for the answer, which has nothing to tell: the holder takes requests
+    /// in their order, so that the note is there before what is asked for next.
     pub async fn note(&self, note: serde_json::Value) -> Result<(), CallError> {
-        self.order(Request::Note(note)).await
+        let id = self.shared.next_call.fetch_add(1, Ordering::Relaxed);
+        let body = serde_json::to_vec(&Call { id, request: Request::Note(note) }).map_err(io::Error::from)?;
+        self.shared.send(&body, &[]).await
+    }
+
+    /// Replaces the note of a container.
+    pub async fn note_container(&self, container: &str, note: serde_json::Value) -> Result<(), CallError> {
+        self.order(Request::NoteContainer { container: container.into(), note }).await
     }
 
     /// An ended container's record isn't needed any more.
@@ -302,31 +340,64 @@ impl Holder {
     }
 
     async fn descriptor(&self, request: Request) -> Result<OwnedFd, CallError> {
-        let name = name(&request);
-        self.call(request, Vec::new()).await?.fds.pop().ok_or(CallError::Unexpected(name))
+        self.call(request, Vec::new()).await?.descriptor()
     }
 
     async fn call(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Answered, CallError> {
+        self.ask(request, fds).await?.answer().await
+    }
+
+    /// Sends a request. What is asked after this has returned comes after it for the holder too.
+    async fn ask(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Asked<'_>, CallError> {
         let (name, patience) = (name(&request), patience(&request));
         let id = self.shared.next_call.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = oneshot::channel();
         self.shared.expect(id, tell)?;
-        let _forget = ForgetOnDrop { shared: &self.shared, id };
+        let asked = Asked { name, patience, told, forget: ForgetOnDrop { shared: &self.shared, id } };
         let body = serde_json::to_vec(&Call { id, request }).map_err(io::Error::from)?;
-        let exchange = async {
-            self.shared.send(&body, &fds).await?;
-            let answer = told.await.map_err(|_| CallError::Gone(self.pid()))?;
-            Ok(Answered { reply: answer.result?, fds: answer.fds, exit: answer.exit })
-        };
-        let late = |_| CallError::Timeout { request: name, pid: self.pid(), after: patience };
-        tokio::time::timeout(patience, exchange).await.map_err(late)?
+        tokio::time::timeout(patience, self.shared.send(&body, &fds)).await.map_err(|_| asked.late())??;
+        Ok(asked)
+    }
+}
+
+/// What gives a route netlink socket in the pod's network namespace.
+const ROUTE_SOCKET: Request = Request::Socket { domain: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_ROUTE };
+
+/// A request that was sent.
+struct Asked<'a> {
+    name: &'static str,
+    patience: Duration,
+    told: oneshot::Receiver<Answer>,
+    forget: ForgetOnDrop<'a>,
+}
+
+impl Asked<'_> {
+    async fn answer(mut self) -> Result<Answered, CallError> {
+        let told = tokio::time::timeout(self.patience, &mut self.told).await;
+        let answer = told.map_err(|_| self.late())?.map_err(|_| CallError::Gone(self.pid()))?;
+        Ok(Answered { request: self.name, reply: answer.result?, fds: answer.fds, exit: answer.exit })
+    }
+
+    fn late(&self) -> CallError {
+        CallError::Timeout { request: self.name, pid: self.pid(), after: self.patience }
+    }
+
+    fn pid(&self) -> i32 {
+        self.forget.shared.pid.as_raw_nonzero().get()
     }
 }
 
 struct Answered {
+    request: &'static str,
     reply: Reply,
     fds: Vec<OwnedFd>,
     exit: Option<oneshot::Receiver<Exit>>,
+}
+
+impl Answered {
+    fn descriptor(mut self) -> Result<OwnedFd, CallError> {
+        self.fds.pop().ok_or(CallError::Unexpected(self.request))
+    }
 }
 
 /// A call that was given up, by timeout or by its caller, is waited for by nobody.
@@ -476,6 +547,7 @@ fn name(request: &Request) -> &'static str {
         Request::Socket { .. } => "socket",
         Request::NetNamespace => "net-namespace",
         Request::Note(_) => "note",
+        Request::NoteContainer { .. } => "note-container",
         Request::Forget { .. } => "forget",
         Request::Shutdown => "shutdown",
     }

@@ -55,6 +55,8 @@ pub struct ContainerInput<'a> {
     pub host_devices: Vec<Device>,
     /// Makes the filter, by the capabilities that the container will have.
     pub seccomp: &'a dyn Fn(&SeccompNeed<'_>) -> Result<Filter, ConfigError>,
+    /// The container whose PID namespace it joins.
+    pub beside: Option<String>,
     /// The agent's own.
     pub note: serde_json::Value,
 }
@@ -108,6 +110,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<Recipe, ConfigError> {
         masked_paths: paths(&mounts::MASKED),
         read_only_paths: paths(&mounts::READ_ONLY),
         pid: pid_namespace(input.pod),
+        beside: input.beside,
         log: Some(LogFile {
             path: input.settings.container_log(input.pod, &input.container.name, input.attempt),
             max_size: input.settings.log_max_size,

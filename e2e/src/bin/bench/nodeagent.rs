@@ -113,6 +113,41 @@ impl Nodeagent {
         list["items"].as_array().map_or(0, |items| items.iter().filter(runs_on).count())
     }
 
+    /// Processor time of all that runs in the pods' cgroups, what has ended there too.
+    pub fn processor_of_pods(&self) -> Duration {
+        let parent = self.node.cgroup_parent();
+        let usages = entries(Path::new("/sys/fs/cgroup")).into_iter().map(|h| h.join(parent).join("cpuacct.usage"));
+        let v1 = usages.filter_map(|path| std::fs::read_to_string(path).ok()).find_map(|text| text.trim().parse().ok());
+        let v2 = || {
+            let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(parent).join("cpu.stat")).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse::<u64>().ok()).map(|us| us * 1000)
+        };
+        Duration::from_nanos(v1.or_else(v2).expect("the pods' cgroups count processor time"))
+    }
+
+    /// The agent's own processor time.
+    pub fn processor_of_agent(&self) -> Duration {
+        process::processor_time(self.node.agent_pid())
+    }
+
+    /// Puts a file of so many pods, and waits until all run.
+    pub fn apply(&self, file: &str, yaml: &str, pods: usize) {
+        self.node.apply(file, yaml);
+        e2e::eventually("all pods run", || {
+            let running = self.untouched();
+            if running == pods { Ok(()) } else { Err(format!("{running} of {pods}")) }
+        });
+    }
+
+    /// Takes a file away, and waits until its pods are gone.
+    pub fn withdraw(&self, file: &str) {
+        self.node.remove(file);
+        e2e::eventually("all pods are gone", || {
+            let left = self.holders().len();
+            if left == 0 { Ok(()) } else { Err(format!("{left} are left")) }
+        });
+    }
+
     /// What `explain` tells of these pods' starts.
     pub fn steps(&self, pods: &Pods) -> Vec<Value> {
         let path = |number| format!("/apis/nodeagent.dev/v1/namespaces/default/pods/{}-{number}/explain", pods.name);

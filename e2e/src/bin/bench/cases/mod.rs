@@ -1,6 +1,7 @@
 //! What is measured, in the order of the table.
 
 mod exec;
+mod probes;
 mod pull;
 mod restart;
 mod scale;
@@ -20,12 +21,13 @@ struct Part {
     run: fn(&mut Bench<'_>),
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part { name: "start", what: "one pod of 1, 2 and 10 containers: start and stop", run: start::one },
     Part { name: "many", what: "50 pods at once, and their memory", run: start::many },
     Part { name: "exec", what: "the command line's exec", run: exec::latency },
     Part { name: "pull", what: "images from a loopback registry, also by skopeo copy", run: pull::images },
     Part { name: "idle", what: "processor time of pods that do nothing", run: standing::idle },
+    Part { name: "probes", what: "processor time of a probe a second in each of many pods", run: probes::each_second },
     Part { name: "restart", what: "the agent killed under 100 pods", run: restart::adoption },
     Part { name: "scale", what: "one more pod beside 10 and beside 500", run: scale::one_more },
     Part { name: "steps", what: "where the time of our start goes", run: steps::of_a_start },
