@@ -119,3 +119,15 @@ fn a_pod_has_the_address_that_it_asks_for() {
     let thief = node.put(&pod("thief").metadata("annotations: {nodeagent.dev/pod-ips: 10.85.7.7}").runs("main", "sleep"));
     thief.tells(&["10.85.7.7"]);
 }
+
+#[test]
+fn the_example_does_what_its_comments_say() {
+    let node = NodeBox::start();
+    node.apply_folder("network");
+    node.pod("buyer").container("client").logged("call 3:");
+    node.curl_from_outside("http://192.0.2.1:30080/json").ok();
+    let stranger = node.put(&pod("stranger").runs("main", "sleep"));
+    stranger.is_ready();
+    let refused = stranger.container("main").exec(&["/demo", "get", "http://shop/json"]);
+    assert_ne!(refused.code, 0, "the policy lets buyers in alone: {refused}");
+}
