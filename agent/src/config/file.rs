@@ -22,6 +22,7 @@ pub struct Declared {
     pub(super) api_version: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) manifests: Vec<PathBuf>,
+    pub(super) kubeconfig: Option<PathBuf>,
     pub(super) root: Option<PathBuf>,
     pub(super) node_name: Option<String>,
     pub(super) cgroup_parent: Option<String>,

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
+use crate::cluster::{self, Cluster};
 use crate::config::{OnStop, Settings};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
@@ -22,7 +24,7 @@ use crate::model;
 use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::handle::Handle;
-use crate::pod::manager::{Manager, Order};
+use crate::pod::manager::{Manager, Order, Whose};
 use crate::pod::network::PodNetwork;
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
@@ -71,6 +73,9 @@ pub enum DaemonError {
     /// The pod network.
     #[error("bring up the pod network: {0}")]
     Network(#[from] netplug::Error),
+    /// The cluster that the node is to be of.
+    #[error(transparent)]
+    Cluster(#[from] cluster::ConnectError),
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
@@ -98,12 +103,17 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
+    let cluster = match &settings.kubeconfig {
+        Some(kubeconfig) => Some(Arc::new(Cluster::connect(kubeconfig, &settings.node_name).await?)),
+        None => None,
+    };
+
     let node = Arc::new(node(&settings).await?);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
-    let manager = Manager::new(node.clone()).await;
+    let manager = Manager::new(node.clone(), [Whose::Files].into_iter().chain(cluster.is_some().then_some(Whose::Cluster))).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle, &api_options(&settings)?).await?;
     tell_where(&settings, &server);
@@ -116,6 +126,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
+    if let Some(cluster) = cluster {
+        let object = machine_object(&settings, &node);
+        tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
+    }
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
 
@@ -264,6 +278,13 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 }
 
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
+    let object = machine_object(settings, &node);
+    let lib = settings.paths.lib();
+    Handle::new(node, orders, object, move || machine::check::all(&lib))
+}
+
+/// The Node object, as of whenever it is asked for.
+fn machine_object(settings: &Settings, node: &Node) -> impl Fn() -> NodeObject + Send + Sync + 'static {
     let facts = machine::object::Facts {
         name: settings.node_name.clone(),
         addresses: node.host_ips.clone(),
@@ -273,9 +294,7 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         started: Timestamp::now(),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
-    let object = move || machine::object::node(&facts, allocatable, &admission.pressures());
-    let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::all(&lib))
+    move || machine::object::node(&facts, allocatable, &admission.pressures())
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
