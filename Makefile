@@ -12,7 +12,7 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 bench lint check clean
+.PHONY: help controlplane test packages build images unit e2e v2 bench lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ e2e: packages build images ## The end-to-end tests alone
 v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
 	@e2e/packages $(VM_PACKAGES)
 	e2e/vm/tests
+
+controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
+	@e2e/controlplane/build target/e2e/controlplane
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)

@@ -51,8 +51,10 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
     assert_eq!(node.pod("web").uid(), uid);
     // The service account's token and the cluster's CA are where programs look for them.
     let volume = "/var/run/secrets/kubernetes.io/serviceaccount";
-    let files = node.pod("web").container("web").demo(&format!("cat {volume}/token {volume}/ca.crt {volume}/namespace"));
-    assert!(files.starts_with("ey") && files.contains("BEGIN CERTIFICATE") && files.ends_with("default"), "{files}");
+    let read = |file: &str| node.pod("web").container("web").demo(&format!("read {volume}/{file}"));
+    assert!(read("token").starts_with("ey"), "a JSON web token");
+    assert!(read("ca.crt").contains("BEGIN CERTIFICATE"));
+    assert_eq!(read("namespace").trim(), "default");
     let pid = node.pod("web").container("web").host_pid();
 
     node.kill_agent();
@@ -74,7 +76,7 @@ fn the_real_controllers_run_a_deployment_and_a_job_to_their_ends() {
     let plane = ControlPlane::beside(&node);
     joined(&node, &plane);
     plane.kubectl(&["create", "deployment", "web", "--image=localhost/nodeagent-demo:latest", "--replicas=3"]).ok();
-    plane.kubectl(&["create", "job", "once", "--image=localhost/nodeagent-demo:latest", "--", "/demo", "true"]).ok();
+    plane.kubectl(&["create", "job", "once", "--image=localhost/nodeagent-demo:latest", "--", "/demo", "echo", "done"]).ok();
     plane.until("deployment", "web", "has three", |object| (object["status"]["readyReplicas"] == 3).then_some(()));
     plane.until("job", "once", "is complete", |object| is_true(object, "Complete").then_some(()));
     plane.kubectl(&["delete", "deployment/web", "job/once"]).ok();
