@@ -24,7 +24,13 @@ const AT_ONCE: usize = 16;
 
 /// Follows the pods' states; never returns.
 pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
-    let mut report = Report { cluster: cluster.clone(), news: HashMap::new(), sent: HashMap::new(), busy: HashSet::new(), requests: FuturesUnordered::new() };
+    let mut report = Report {
+        cluster: cluster.clone(),
+        news: HashMap::new(),
+        sent: HashMap::new(),
+        busy: HashSet::new(),
+        requests: FuturesUnordered::new(),
+    };
     let mut changes = report.look(node);
     loop {
         report.send();

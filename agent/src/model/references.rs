@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ServiceAccountTokenProjection, Volume};
 
-use super::{Origin, ValidPod};
 use super::object::{ObjectKind, ObjectRef};
+use super::{Origin, ValidPod};
 
 /// All ConfigMaps, Secrets and claims that a pod's volumes and containers name, optional ones too.
 pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {

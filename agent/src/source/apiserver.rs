@@ -40,7 +40,10 @@ pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sen
             }
             Err(error) => {
                 if !std::mem::replace(&mut silent, true) {
-                    tracing::warn!(error = whole(&error), "the API server's pods can't be watched; pods run on as they are, and it is tried again");
+                    tracing::warn!(
+                        error = whole(&error),
+                        "the API server's pods can't be watched; pods run on as they are, and it is tried again"
+                    );
                 }
                 Ok(())
             }
@@ -254,8 +257,7 @@ async fn request(cluster: &Cluster, pod: &ValidPod, token: &ServiceAccountTokenP
         },
         ..TokenRequest::default()
     };
-    let answered: TokenRequest =
-        answer(accounts.create_subresource("token", account, &PostParams::default(), &request)).await?;
+    let answered: TokenRequest = answer(accounts.create_subresource("token", account, &PostParams::default(), &request)).await?;
     let status = answered.status.ok_or_else(|| Failure { code: 0, message: "the answer has no token".into() })?;
     Ok((status.token.into_bytes(), u64::try_from(seconds).unwrap_or(3600)))
 }
