@@ -118,7 +118,7 @@ impl Report {
                 self.sent.insert(uid, news.pod.status.clone().unwrap_or_default());
             }
             // The pod of this UID is gone: nobody wants to know any more.
-            Err(failure) if matches!(failure.code, 404 | 409) => {
+            Err(failure) if failure.code == 404 || self.cluster.pod(&uid).is_none() => {
                 tracing::debug!(%uid, %failure, "the pod is gone from the API server");
             }
             Err(failure) => {

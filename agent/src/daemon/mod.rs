@@ -284,7 +284,7 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
 }
 
 /// The Node object, as of whenever it is asked for.
-fn machine_object(settings: &Settings, node: &Node) -> impl Fn() -> NodeObject + Send + Sync + 'static {
+fn machine_object(settings: &Settings, node: &Node) -> impl Fn() -> NodeObject + Send + Sync + use<> {
     let facts = machine::object::Facts {
         name: settings.node_name.clone(),
         addresses: node.host_ips.clone(),

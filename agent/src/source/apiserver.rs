@@ -124,9 +124,11 @@ impl Source<'_> {
         self.cluster.learn(uid, None);
         self.manager.send(Event::Delete(uid.clone())).await?;
         self.needs.remove(uid);
-        for (key, watch) in self.watched.extract_if(|key, _| !self.needs.values().any(|keys| keys.contains(key))) {
+        let needed = |key: &ObjectRef| self.needs.values().any(|keys| keys.contains(key));
+        let ended: Vec<_> = self.watched.extract_if(|key, _| !needed(key)).collect();
+        for (key, watch) in ended {
             watch.abort();
-            self.node.objects.remove(&key);
+            self.manager.send(Event::DeleteObject(key)).await?;
         }
         Ok(())
     }
