@@ -12,7 +12,7 @@ BENCH_PACKAGES := podman crun netavark aardvark-dns catatonit conmon iptables
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 tools deb bench lint check clean
+.PHONY: help test packages build images unit e2e v2 tools deb bench helm lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,7 +41,7 @@ v2: packages ## The tests of control groups, in a virtual machine with cgroup v2
 	e2e/vm/tests
 
 PACKAGE := target/package
-tools: ## What the tests need that Debian hasn't
+tools: helm ## What the tests need that Debian hasn't
 	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
 
 deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
@@ -54,6 +54,10 @@ bench: packages images ## Side by side with podman: a table, and target/bench.js
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build -p demo --profile static --target $(HOST) --target-dir target/e2e/demo
 	cargo build --release --workspace
 	target/release/bench $(BENCH)
+
+helm: ## helm, from its Go module, in target/e2e/bin
+	@command -v go > /dev/null || { echo 'go is not installed: https://go.dev/dl' >&2; exit 1; }
+	cd e2e/helm && go build -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check
