@@ -73,7 +73,7 @@ async fn dispatch(shared: &Arc<Shared>, call: Call, path: &[&str]) -> Result<Res
         ["metrics", rest @ ..] => {
             let exposition = Exposition::wanted(accept(call.request.headers()));
             match rest {
-                [] => metrics::own(shared, exposition),
+                [] => metrics::own(shared, exposition).await,
                 ["resource"] => metrics::resource(&shared.node, exposition).await,
                 ["cadvisor"] => metrics::cadvisor(&shared.node, exposition).await,
                 ["probes"] => metrics::probes(&shared.node, exposition),

@@ -48,11 +48,13 @@ impl Exposition {
 }
 
 /// `/metrics`.
-pub fn own(shared: &Shared, exposition: Exposition) -> Result<Response, ApiError> {
+pub async fn own(shared: &Shared, exposition: Exposition) -> Result<Response, ApiError> {
+    let usage = shared.node.usage(Wanted::All).await?;
     let mut registry = Registry::default();
     shared.requests.register(&mut registry);
     shared.node.counters().register_events(&mut registry);
     registry.register_collector(Box::new(own::of(&*shared.node)));
+    registry.register_collector(Box::new(own::volumes(&usage)));
     exposition.answer(&registry)
 }
 

@@ -1,5 +1,6 @@
 //! `/metrics`: what the agent says of itself, with the kubelet's names for what both have.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hyper::Method;
@@ -13,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::family::{Families, Labels};
 use crate::pod::node::Node;
+use crate::pod::usage::NodeUsage;
 
 /// A kind of request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -151,6 +153,28 @@ pub fn of(node: &dyn Node) -> Families {
     all
 }
 
+/// How full claims are. Two pods of one claim say the same: it is told once.
+pub fn volumes(usage: &NodeUsage) -> Families {
+    let mut all = Families::default();
+    let mut told = BTreeSet::new();
+    for (pod, volume) in usage.pods.iter().flat_map(|pod| pod.volumes.iter().map(move |volume| (pod, volume))) {
+        let Some(claim) = &volume.claim else { continue };
+        if !told.insert((&pod.namespace, claim)) {
+            continue;
+        }
+        let labels = vec![("namespace", pod.namespace.clone()), ("persistentvolumeclaim", claim.clone())];
+        let (disk, used) = (volume.disk, volume.used);
+        let mut tell = |name, help, value: u64| all.gauge(name, help, &labels, value as f64);
+        tell("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", disk.bytes.0);
+        tell("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", disk.bytes.1);
+        tell("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", used.bytes);
+        tell("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", disk.inodes.0);
+        tell("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", disk.inodes.1);
+        tell("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", used.inodes);
+    }
+    all
+}
+
 /// Where its state is counted.
 fn index(state: &ContainerState) -> usize {
     match state {
@@ -187,6 +211,20 @@ fn process(all: &mut Families) {
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[test]
+    fn a_claim_is_told_of_once() {
+        use crate::pod::usage::{PodUsage, VolumeUsage};
+        let volume = |claim: Option<&str>| VolumeUsage { claim: claim.map(str::to_owned), ..VolumeUsage::default() };
+        let pod = PodUsage { namespace: "ns".into(), volumes: vec![volume(Some("data")), volume(None)], ..PodUsage::default() };
+        let usage = NodeUsage { pods: vec![pod.clone(), pod], ..NodeUsage::default() };
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(volumes(&usage)));
+        let mut page = String::new();
+        prometheus_client::encoding::prometheus_text::encode(&mut page, &registry).unwrap();
+        let line = "kubelet_volume_stats_used_bytes{namespace=\"ns\",persistentvolumeclaim=\"data\"} 0.0";
+        assert_eq!(page.lines().filter(|l| *l == line).count(), 1, "{page}");
+    }
 
     #[rstest]
     #[case("/metrics", "metrics")]
