@@ -216,7 +216,12 @@ fn figures_of_node_pods_and_containers() {
     ] {
         assert!(line(&own, start).is_some(), "{start} in\n{own}");
     }
-    lab.get("/metrics/probes");
+    let probed =
+        lab.node.put(&pod("probed").runs_with("app", "serve", "readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}"));
+    probed.is_ready();
+    let probes = lab.get("/metrics/probes");
+    let count = "prober_probe_total{probe_type=\"Readiness\",container=\"app\",pod=\"probed\",namespace=\"default\",";
+    assert!(probes.lines().any(|l| l.starts_with(count) && l.contains("result=\"successful\"")), "{probes}");
     let open = lab.curl(Some("admin"), "/metrics", &["--header", "Accept: application/openmetrics-text"]).ok();
     assert!(open.contains("# EOF\n"), "{open}");
 }

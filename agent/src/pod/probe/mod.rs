@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use super::counters;
 use super::handler::{self, Caller, Commands, Subject, Verdict};
 use super::observed::Health;
 use super::recorder::Level;
@@ -170,6 +171,14 @@ struct Row<'a> {
     counter: Counter,
     ticks: tokio::time::Interval,
     commands: Commands,
+    /// For monitoring.
+    label: counters::Probe,
+}
+
+impl Drop for Row<'_> {
+    fn drop(&mut self) {
+        self.watch.subject.node.counters.forget(&self.label);
+    }
 }
 
 impl<'a> Row<'a> {
@@ -178,7 +187,16 @@ impl<'a> Row<'a> {
         let mut ticks = interval_at(Instant::now() + first, schedule.period);
         // A probe that takes longer than a period costs beats, and makes none up.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        Self { watch, kind, probe, schedule, counter: Counter::new(probe), ticks, commands: Commands::default() }
+        Self {
+            watch,
+            kind,
+            probe,
+            schedule,
+            counter: Counter::new(probe),
+            ticks,
+            commands: Commands::default(),
+            label: label(&watch.subject, kind),
+        }
     }
 
     fn after(&mut self, pause: Duration) {
@@ -189,7 +207,10 @@ impl<'a> Row<'a> {
     async fn next(&mut self) -> Option<Finding> {
         self.ticks.tick().await;
         let title = self.kind.title();
-        let finding = match self.attempt().await {
+        let begun = Instant::now();
+        let verdict = self.attempt().await;
+        self.watch.subject.node.counters.probed(&self.label, result(&verdict), begun.elapsed());
+        let finding = match verdict {
             Verdict::Success => Finding::Success,
             Verdict::Warning(message) => {
                 self.watch.say("ProbeWarning", &format!("{title} probe warning: {message}"));
@@ -221,5 +242,24 @@ impl<'a> Row<'a> {
         } else {
             Verdict::Unknown("missing probe handler".into())
         }
+    }
+}
+
+fn label(subject: &Subject, kind: Kind) -> counters::Probe {
+    counters::Probe {
+        probe_type: kind.title().to_owned(),
+        container: subject.container.name.clone(),
+        pod: subject.pod.metadata.name.clone().unwrap_or_default(),
+        namespace: subject.pod.namespace().to_owned(),
+        pod_uid: subject.pod.uid().to_string(),
+    }
+}
+
+/// The kubelet's words for the metric.
+fn result(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Success | Verdict::Warning(_) => "successful",
+        Verdict::Failure(_) => "failed",
+        Verdict::Unknown(_) => "unknown",
     }
 }
