@@ -213,7 +213,7 @@ fn a_container_beside_another_has_its_processes_and_nothing_else_of_it() {
         let mut pod = pod;
         let target = pod.recipe("target", &["sleep", "1000"]);
         let target_pid = pod.start(&target).unwrap();
-        let mut beside = pod.shell("beside", "readlink /proc/self/ns/pid; cat /proc/1/cmdline; sleep 1001");
+        let mut beside = pod.shell("beside", "readlink /proc/self/ns/pid; cat /proc/1/cmdline; echo; sleep 1001");
         beside.beside = Some(target.id.clone());
         let pid = pod.start(&beside).unwrap();
         let namespace = |pid: i32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
