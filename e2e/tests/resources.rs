@@ -489,36 +489,6 @@ fn pid_pressure_evicts_by_priority() {
     assert_eq!(order, ["low", "high"]);
 }
 
-#[test]
-fn disk_pressure_evicts_who_filled_the_disk_and_ends_with_it() {
-    let node = NodeBox::builder()
-        .disk(96)
-        .config(&format!(
-            "{HEAD}evictionMonitoringPeriod: 200ms\nevictionPressureTransitionPeriod: 1s\nevictionHard: {{nodefs.available: 30Mi}}\ncontainerLogMaxSize: 200Mi\n"
-        ))
-        .start();
-    let calm = node.put(&pod("calm").runs("main", "sleep"));
-    calm.becomes("Running");
-    let filler = node.put(&pod("filler").runs("main", "spam 70000000"));
-    filler.until("is evicted", |object| {
-        let status = &object["status"];
-        let message = status["message"].as_str().unwrap_or_default();
-        let fine = status["reason"] == "Evicted"
-            && message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: 30Mi");
-        if fine { Ok(()) } else { Err(format!("{status:#}")) }
-    });
-    assert_eq!(condition(&node, "DiskPressure"), "True KubeletHasDiskPressure");
-    let late = node.put(&pod("late").runs("main", "sleep"));
-    rejected(&late, "Evicted", "DiskPressure");
-    calm.container("main").is_running();
-    // With its manifest its logs go, and the pressure, and who waited comes in.
-    node.remove("filler.yaml");
-    filler.is_gone();
-    late.becomes("Running");
-    assert_eq!(condition(&node, "DiskPressure"), "False KubeletHasNoDiskPressure");
-    assert_eq!(calm.container("main").restarts(), 0);
-}
-
 // --- devices ---
 
 #[test]
