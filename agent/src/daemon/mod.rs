@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
+use crate::cluster::{self, Cluster};
 use crate::config::{Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
@@ -25,7 +27,7 @@ use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
-use crate::pod::manager::{Manager, Order};
+use crate::pod::manager::{Manager, Order, Whose};
 use crate::pod::network::{Plugins, PodNetwork};
 use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::Objects;
@@ -77,6 +79,9 @@ pub enum DaemonError {
     /// The results of CNI plugins.
     #[error("look for what CNI plugins did: {0}")]
     Plugins(#[from] netplug::cni::client::Error),
+    /// The cluster that the node is to be of.
+    #[error(transparent)]
+    Cluster(#[from] cluster::ConnectError),
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
@@ -110,12 +115,17 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
+    let cluster = match &settings.kubeconfig {
+        Some(kubeconfig) => Some(Arc::new(Cluster::connect(kubeconfig, &settings.node_name).await?)),
+        None => None,
+    };
+
     let node = Arc::new(node(&settings).await?);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
-    let manager = Manager::new(node.clone()).await;
+    let manager = Manager::new(node.clone(), [Whose::Files].into_iter().chain(cluster.is_some().then_some(Whose::Cluster))).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle.clone(), &api_options(&settings)?).await?;
     tell_where(&settings, &server);
@@ -130,6 +140,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
+    if let Some(cluster) = cluster {
+        let object = machine_object(&settings, &node);
+        tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
+    }
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
     service::ready(&format!("Running pods of {}", told_manifests(&settings)));
@@ -238,7 +252,8 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
         },
         &settings.paths.run(),
     )?;
-    match wiring(&settings.network, Belongs::ToItself) {
+    let belongs = if settings.kubeconfig.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
+    match wiring(&settings.network, belongs) {
         Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins)),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
@@ -250,7 +265,6 @@ enum Belongs {
     /// Pods come from files alone.
     ToItself,
     /// Pods come from an API server too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "said by the cluster's source"))]
     ToACluster,
 }
 
@@ -324,6 +338,13 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 }
 
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
+    let object = machine_object(settings, &node);
+    let lib = settings.paths.lib();
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
+}
+
+/// The Node object, as of whenever it is asked for.
+fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObject + Send + Sync + use<> {
     let facts = machine::object::Facts {
         labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
@@ -335,15 +356,13 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let networked = node.clone();
-    let object = move || {
+    move || {
         let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
         if let Some(problem) = networked.network.problem() {
             machine::object::not_ready(&mut object, &problem);
         }
         object
-    };
-    let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
+    }
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
