@@ -496,6 +496,6 @@ impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Running")
             .field("live", &self.live.lock().map(|l: std::sync::MutexGuard<'_, Live>| l.ips.clone()).ok())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
