@@ -1,19 +1,22 @@
 //! This node as one of a cluster's: registered with the API server, its pods from there and their state told there. Nothing on the node
 //! waits for the API server but what is new from it.
 
+mod connect;
 mod events;
 mod membership;
 mod report;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::sync::mpsc;
+
+pub use connect::ConnectError;
+use connect::Transport;
 
 use crate::model::PodUid;
 use crate::pod::Node;
@@ -24,30 +27,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Between two tries of what failed, at most.
 const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 
-/// Why there is no way to the API server. That it doesn't answer is no reason: it may come back.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The file isn't a kubeconfig, or what it refers to isn't there.
-    #[error("--kubeconfig {}: {source}", .path.display())]
-    Kubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: Box<kube::config::KubeconfigError>,
-    },
-    /// Its certificates or keys can't be used.
-    #[error("--kubeconfig {}: {source}", .path.display())]
-    Client {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: Box<kube::Error>,
-    },
-}
-
 /// The connection to the API server, and what it said last of this node's pods.
 pub struct Cluster {
     client: Client,
+    transport: Transport,
+    authorities: Vec<Vec<u8>>,
     node_name: String,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
 }
@@ -58,12 +42,17 @@ pub type NodeNow = Box<dyn Fn() -> NodeObject + Send + Sync>;
 impl Cluster {
     /// Reads the kubeconfig; speaks to nobody yet.
     pub async fn connect(kubeconfig: &Path, node_name: &str) -> Result<Self, ConnectError> {
-        let wrong = |source| ConnectError::Kubeconfig { path: kubeconfig.into(), source: Box::new(source) };
-        let file = Kubeconfig::read_from(kubeconfig).map_err(wrong)?;
-        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)?;
-        let client = Client::try_from(config)
+        let config = connect::read(kubeconfig).await?;
+        let (client, transport) = connect::client(&config)
             .map_err(|source| ConnectError::Client { path: kubeconfig.into(), source: Box::new(source) })?;
-        Ok(Self { client, node_name: node_name.into(), pods: RwLock::default() })
+        let authorities = config.root_cert.iter().flatten().cloned().collect();
+        Ok(Self { client, transport, authorities, node_name: node_name.into(), pods: RwLock::default() })
+    }
+
+    /// The certificates, in DER, that the API server's is one of; they sign its clients' too, where a cluster has one CA. Empty: the
+    /// machine's.
+    pub fn authorities(&self) -> &[Vec<u8>] {
+        &self.authorities
     }
 
     /// The client, with the node's rights.

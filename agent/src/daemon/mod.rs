@@ -82,6 +82,14 @@ pub enum DaemonError {
     /// The cluster that the node is to be of.
     #[error(transparent)]
     Cluster(#[from] cluster::ConnectError),
+    /// The cluster's CA, for the kubelet API.
+    #[error("keep the cluster's CA in {}: {source}", .path.display())]
+    ClusterAuthority {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
@@ -131,7 +139,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tell_where(&settings, &server);
 
     let ended = CancellationToken::new();
-    kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
+    let access = cluster.as_deref().map(|cluster| kubelet::of_cluster(&settings, &node.host_ips, cluster)).transpose()?;
+    kubelet::serve(&settings, handle.clone(), &node.host_ips, access, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(memory::tidy(node.store.pods().changes));
@@ -352,7 +361,7 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
-        kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
+        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.kubeconfig.is_some()).then(|| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let networked = node.clone();

@@ -247,8 +247,8 @@ async fn request(cluster: &Cluster, pod: &ValidPod, token: &ServiceAccountTokenP
     let account = pod.spec().service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let seconds = token.expiration_seconds.unwrap_or(3600);
     let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: token.audience.iter().filter(|a| !a.is_empty()).cloned().collect(),
+        spec: Some(TokenRequestSpec {
+            audiences: token.audience.clone().filter(|audience| !audience.is_empty()).map(|audience| vec![audience]),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("Pod".into()),
@@ -256,12 +256,13 @@ async fn request(cluster: &Cluster, pod: &ValidPod, token: &ServiceAccountTokenP
                 uid: Some(pod.uid().as_str().into()),
             }),
             expiration_seconds: Some(seconds),
-        },
+            ..TokenRequestSpec::default()
+        }),
         ..TokenRequest::default()
     };
     let answered: TokenRequest = answer(accounts.create_subresource("token", account, &PostParams::default(), &request)).await?;
-    let status = answered.status.ok_or_else(|| Failure { code: 0, message: "the answer has no token".into() })?;
-    Ok((status.token.into_bytes(), u64::try_from(seconds).unwrap_or(3600)))
+    let token = answered.status.and_then(|status| status.token).ok_or_else(|| Failure { code: 0, message: "the answer has no token".into() })?;
+    Ok((token.into_bytes(), u64::try_from(seconds).unwrap_or(3600)))
 }
 
 fn secret(key: &ObjectRef, token: Vec<u8>) -> ValidObject {
