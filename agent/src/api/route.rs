@@ -8,6 +8,8 @@ use hyper::{Method, Request};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 
 use super::call::{Call, Place, Target, accept};
@@ -56,7 +58,9 @@ async fn dispatch(asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
     match path {
         ["api", "v1", rest @ ..] => core(asked, rest).await,
         ["apis", GROUP, "v1", rest @ ..] => custom(asked, rest).await,
-        ["apis", group @ ("apps" | "batch"), "v1", rest @ ..] if !rest.is_empty() => workloads(&asked, group, rest).await,
+        ["apis", group @ ("apps" | "batch" | "discovery.k8s.io" | "networking.k8s.io"), "v1", rest @ ..] if !rest.is_empty() => {
+            workloads(&asked, group, rest).await
+        }
         _ if !get => Err(ApiError::method_not_allowed()),
         ["healthz" | "livez" | "readyz"] => Ok(reply::whole("text/plain", "ok")),
         _ => discovery::answer(accept(asked.call.request.headers()), path),
@@ -120,7 +124,7 @@ async fn beside_pods(asked: &Asked, namespace: Option<&str>, resource: &str, nam
     }
 }
 
-/// `/apis/apps/v1/…` and `/apis/batch/v1/…`.
+/// `/apis/apps/v1/…`, `/apis/batch/v1/…` and what Services and policies have.
 async fn workloads(asked: &Asked, group: &str, path: &[&str]) -> Result<Response, ApiError> {
     let (namespace, resource, name) = match path {
         [resource] => (None, *resource, None),
@@ -137,6 +141,8 @@ async fn workloads(asked: &Asked, group: &str, path: &[&str]) -> Result<Response
         ("apps", "statefulsets") => workload::<StatefulSet>(asked, namespace, name).await,
         ("batch", "cronjobs") => workload::<CronJob>(asked, namespace, name).await,
         ("batch", "jobs") => workload::<Job>(asked, namespace, name).await,
+        ("discovery.k8s.io", "endpointslices") => workload::<EndpointSlice>(asked, namespace, name).await,
+        ("networking.k8s.io", "networkpolicies") => workload::<NetworkPolicy>(asked, namespace, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }

@@ -7,6 +7,7 @@ mod bridge;
 mod host_port;
 mod pod;
 mod ports;
+pub(crate) mod rules;
 mod shape;
 mod watch;
 
@@ -55,6 +56,12 @@ pub(crate) struct Engine {
     leases: HashMap<String, Lease>,
     ports: Ports,
     clock: Clock,
+    /// Whether ports were isolated when it was looked for last.
+    isolated: bool,
+    /// Services and policies.
+    standing: rules::Standing,
+    /// Whether the next process wouldn't know them.
+    unsaved: bool,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -79,8 +86,10 @@ impl Engine {
         let mut engine = Engine::idle(settings)?;
         engine.watch = Some(Watch::new()?);
         engine.complete()?;
+        engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.render()?;
+        engine.mend_ports()?;
         Ok(engine)
     }
 
@@ -122,6 +131,9 @@ impl Engine {
             leases: HashMap::new(),
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
+            isolated: false,
+            standing: rules::Standing::default(),
+            unsaved: false,
             watch: None,
             complete: false,
             port_ids,
@@ -285,7 +297,7 @@ impl Engine {
     fn render(&mut self) -> Result<(), Error> {
         self.complete()?;
         self.table
-            .render(&mut self.wire, &self.nft, self.leases.values())
+            .render(&mut self.wire, &self.nft, self.leases.values(), self.standing.fragments())
             .doing(|| format!("set up the nftables table inet {}", self.settings.table))
     }
 

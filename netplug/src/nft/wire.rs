@@ -26,14 +26,17 @@ pub(crate) enum Op {
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
+    DelChain = 5,
     NewRule = 6,
+    DelRule = 8,
     NewSet = 9,
+    DelSet = 11,
     NewElements = 12,
     DelElements = 14,
 }
 
 /// Attributes, one after the other.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attrs(pub(crate) Vec<u8>);
 
 impl Attrs {
@@ -95,6 +98,11 @@ impl Batch {
     pub(crate) fn add(&mut self, op: Op, flags: u16, attrs: &Attrs) {
         self.last = self.packet.len();
         self.message(SUBSYSTEM << 8 | op as u16, NLM_F_REQUEST | flags, NFPROTO_INET, 0, &attrs.0);
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.last == 0
     }
 
     /// A number that a new set needs, different from all others of the batch.
