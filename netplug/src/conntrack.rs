@@ -52,8 +52,11 @@ fn original_if_dead(flow: &[u8], endpoints: &BTreeSet<(Protocol, IpAddr, u16)>) 
     (dead && asked != answers).then(|| original.to_vec())
 }
 
+/// Address and port.
+type End = (IpAddr, u16);
+
 /// Protocol, destination, source.
-fn ends(tuple: &[u8]) -> Option<(u8, (IpAddr, u16), (IpAddr, u16))> {
+fn ends(tuple: &[u8]) -> Option<(u8, End, End)> {
     let part = |wanted: u16| attributes(tuple).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let (addresses, ports) = (part(TUPLE_ADDRESSES)?, part(TUPLE_PORTS)?);
     let address = |v4: u16, v6: u16| {

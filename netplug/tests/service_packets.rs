@@ -54,7 +54,7 @@ struct Shop {
     a: Pod,
     a_net: Attached,
     b_net: Attached,
-    _b: Pod,
+    b: Pod,
     _servers: [Server; 2],
 }
 
@@ -70,7 +70,7 @@ fn shop_with(br_netfilter: &'static str) -> Shop {
     let client_net = client.attach(&network).unwrap();
     let (a_net, a_server) = a.up(&network);
     let (b_net, b_server) = b.up(&network);
-    Shop { lab, network, client, client_net, a, a_net, b_net, _b: b, _servers: [a_server, b_server] }
+    Shop { lab, network, client, client_net, a, a_net, b_net, b, _servers: [a_server, b_server] }
 }
 
 impl Shop {
@@ -182,7 +182,7 @@ fn a_stay_ends_with_its_time() {
 fn udp_clients_leave_an_endpoint_that_is_gone() {
     let shop = shop();
     let _a = shop.a.netns.serve(Udp, "[::]:53", "a");
-    let _b = shop._b.netns.serve(Udp, "[::]:53", "b");
+    let _b = shop.b.netns.serve(Udp, "[::]:53", "b");
     let dns = |pod: &Attached| Service { protocol: Protocol::Udp, ..service(53, &[SocketAddr::new(pod.ips[0], 53)]) };
     enforce(&shop.network, vec![dns(&shop.a_net)]);
     let client = shop.client.netns.run(|| {

@@ -25,7 +25,10 @@ pub(super) fn parts(
 ) -> (Services, Option<Parts>) {
     let ranges: Vec<Cidr> =
         settings.network.service_cidrs.iter().filter_map(|cidr| Cidr::new(cidr.address, cidr.prefix).ok()).collect();
-    let Some(network) = network.filter(|_| !ranges.is_empty()) else { return (Services::default(), None) };
+    let Some(network) = network else { return (Services::foreign(), None) };
+    if ranges.is_empty() {
+        return (Services::default(), None);
+    }
     let addresses = Addresses::open(ranges.clone(), settings.paths.lib().join("services.json"));
     let (services, inbox) = Services::new(addresses);
     let controller = Controller {

@@ -148,12 +148,14 @@ impl Addresses {
             let Some(range) = self.ranges.iter().find(|range| range.is_v4() == v4) else { continue };
             let fits = |ip: &&IpAddr| ip.is_ipv4() == v4;
             if let Some(ip) = asked.iter().find(fits) {
+                // Not given, or it would be this one's after a restart.
                 if taken.contains(ip) {
                     wrong.push(format!("Service {key}: spec.clusterIP {ip}: provided IP is already allocated"));
                 } else if !range.contains(*ip) {
                     wrong.push(format!("Service {key}: spec.clusterIP {ip}: provided IP is not in the valid range: {range}"));
+                } else {
+                    ips.push(*ip);
                 }
-                ips.push(*ip);
                 continue;
             }
             let old = before.ips.iter().find(|ip| fits(ip) && range.contains(**ip) && !taken.contains(*ip));
@@ -183,11 +185,13 @@ impl Addresses {
             if let Some(asked) = asked {
                 if !NODE_PORTS.contains(&asked) {
                     wrong.push(format!("Service {key}: spec.ports: nodePort {asked}: provided port is not in the valid range. The range of valid ports is 30000-32767"));
-                }
-                if !is_free(asked, &given) {
+                    port.node_port = None;
+                } else if !is_free(asked, &given) {
                     wrong.push(format!("Service {key}: spec.ports: nodePort {asked}: provided port is already allocated"));
+                    port.node_port = None;
+                } else {
+                    given.insert(name, asked);
                 }
-                given.insert(name, asked);
                 continue;
             }
             let count = u64::from(*NODE_PORTS.end() - *NODE_PORTS.start()) + 1;
@@ -238,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    fn service(name: &str, spec: serde_json::Value) -> Service {
+    fn service(name: &str, spec: &serde_json::Value) -> Service {
         serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec})).unwrap()
     }
 
@@ -254,17 +258,24 @@ mod tests {
     fn the_next_agent_gives_the_same_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let ports = json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]});
-        let mut one = service("a", ports.clone());
+        let mut one = service("a", &ports);
         let mut first = open(folder.path(), &["10.96.0.0/16"]);
         assert!(first.assign(&mut one).is_empty());
         let ip: IpAddr = spec(&one).cluster_ip.as_deref().unwrap().parse().unwrap();
         assert!("10.96.0.0/16".parse::<Cidr>().unwrap().contains(ip));
         let node_ports: HashSet<_> = spec(&one).ports.iter().flatten().map(|port| port.node_port.unwrap()).collect();
         assert!(node_ports.len() == 2 && node_ports.iter().all(|port| (30_000..32_768).contains(port)));
-        // Another wants the very address: it is told, and a third that would get it by its name gets another.
-        let mut thief = service("thief", json!({"clusterIP": ip.to_string(), "ports": [{"port": 80}]}));
-        assert!(first.assign(&mut thief)[0].ends_with("provided IP is already allocated"));
-        let mut again = service("a", ports);
+        // Another wants the very address and node port: it is told, gets neither, and robs nobody of them by a restart.
+        let taken = node_ports.iter().next().unwrap();
+        let ports_of_thief = json!([{"port": 80, "protocol": "TCP", "nodePort": taken}]);
+        let mut thief = service("thief", &json!({"type": "NodePort", "clusterIP": ip.to_string(), "ports": ports_of_thief}));
+        let told = first.assign(&mut thief);
+        assert!(
+            told[0].ends_with("provided IP is already allocated") && told[1].ends_with("port is already allocated"),
+            "{told:?}"
+        );
+        assert_eq!((&spec(&thief).cluster_ip, spec(&thief).ports.as_ref().unwrap()[0].node_port), (&None, None));
+        let mut again = service("a", &ports);
         open(folder.path(), &["10.96.0.0/16"]).assign(&mut again);
         assert_eq!(one, again);
     }
@@ -276,10 +287,10 @@ mod tests {
         let mut addresses = open(folder.path(), &["10.96.0.0/29"]);
         for round in 0..3 {
             for n in 0..6 {
-                let wrong = addresses.assign(&mut service(&format!("s{round}-{n}"), json!({"ports": [{"port": 80}]})));
+                let wrong = addresses.assign(&mut service(&format!("s{round}-{n}"), &json!({"ports": [{"port": 80}]})));
                 assert!(wrong.is_empty(), "{wrong:?}");
             }
-            assert!(addresses.assign(&mut service("more", json!({"ports": [{"port": 80}]})))[0].contains("is full"));
+            assert!(addresses.assign(&mut service("more", &json!({"ports": [{"port": 80}]})))[0].contains("is full"));
             addresses = open(folder.path(), &["10.96.0.0/29"]);
             addresses.release_untold();
         }
@@ -292,7 +303,7 @@ mod tests {
         let mut families = |more: serde_json::Value| {
             let mut spec = json!({"ports": [{"port": 80}]});
             spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            let mut service = service("a", spec);
+            let mut service = service("a", &spec);
             addresses.assign(&mut service);
             (service.spec.clone().unwrap().ip_families.unwrap().join(","), service.spec.unwrap().cluster_ips.unwrap().len())
         };

@@ -80,8 +80,8 @@ impl Controller {
         let mut services = self.store.workloads::<Service>().changes;
         let mut policies = self.store.workloads::<NetworkPolicy>().changes;
         let mut namespaces = self.store.workloads::<Namespace>().changes;
-        let mut state = State::default();
-        state.missing = self.network.attached().await.unwrap_or_default().into_iter().map(|lease| lease.uid).collect();
+        let missing = self.network.attached().await.unwrap_or_default().into_iter().map(|lease| lease.uid).collect();
+        let mut state = State { missing, ..State::default() };
         let adopted = Instant::now() + ADOPTION;
         loop {
             let again = if state.failed { Some(Instant::now() + AGAIN) } else { (!state.missing.is_empty()).then_some(adopted) };

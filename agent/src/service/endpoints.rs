@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    fn service(more: Value) -> Service {
+    fn service(more: &Value) -> Service {
         let mut spec = json!({
             "selector": {"app": "web"}, "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"], "ipFamilies": ["IPv4"],
             "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"}],
@@ -257,7 +257,7 @@ mod tests {
     fn who_gets_connections(#[case] more: Value, #[case] states: &[&str], #[case] expected: &str) {
         let pods: Vec<_> =
             states.iter().zip(1..).map(|(state, n)| pod(&format!("p{n}"), &format!("10.0.0.{n}"), state)).collect();
-        let service = service(more);
+        let service = service(&more);
         let balanced = balanced(&service, &of(&service, &pods));
         let shown: Vec<String> = balanced[0].endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(shown.join(" "), expected);
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn slices_show_all_that_there_is() {
-        let service = service(json!({}));
+        let service = service(&json!({}));
         let pods = [pod("a", "10.0.0.1", "ready"), pod("b", "10.0.0.2", "ending"), pod("c", "10.0.0.3", "unready")];
         let slices = slices(&service, &of(&service, &pods), "node");
         assert_eq!(slices.len(), 1);
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_hundred_endpoints_fill_a_slice() {
-        let service = service(json!({}));
+        let service = service(&json!({}));
         let pods: Vec<_> = (0..150).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"), "ready")).collect();
         let slices = slices(&service, &of(&service, &pods), "node");
         let mut sizes: Vec<usize> = slices.iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).collect();

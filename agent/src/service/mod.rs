@@ -25,6 +25,8 @@ use crate::model::{Body, ObjectKind, ObjectRef, ValidObject, ValidPod};
 #[derive(Debug, Default)]
 pub struct Services {
     on: Option<On>,
+    /// Whether the pods are wired by others, who know nothing of our files.
+    foreign: bool,
 }
 
 #[derive(Debug)]
@@ -57,11 +59,24 @@ impl Services {
         let (sender, messages) = mpsc::unbounded_channel();
         let guarded = Arc::new(AtomicBool::new(false));
         let on = On { addresses: Mutex::new(addresses), guarded: guarded.clone(), messages: sender };
-        (Self { on: Some(on) }, Inbox { messages, guarded })
+        (Self { on: Some(on), foreign: false }, Inbox { messages, guarded })
     }
 
-    /// Gives a Service what it leaves open: addresses, node ports. What can't be as the file says is told.
+    /// CNI plugins wire the pods: Services and policies of files have no effect, and whoever writes one is told.
+    pub fn foreign() -> Self {
+        Self { on: None, foreign: true }
+    }
+
+    /// Gives a Service what it leaves open: addresses, node ports. What can't be as the file says is told, as events.
     pub fn admit(&self, object: ValidObject) -> (ValidObject, Vec<String>) {
+        let kind = object.key().kind;
+        if self.foreign && matches!(kind, ObjectKind::Service | ObjectKind::NetworkPolicy) {
+            let ObjectRef { namespace, name, .. } = object.key();
+            let kind = kind.as_str();
+            let wrong =
+                format!("{kind} {namespace}/{name} has no effect: CNI plugins wire the pods, not the agent's own network");
+            return (object, vec![wrong]);
+        }
         let (Some(on), Body::Service(service)) = (&self.on, object.body()) else { return (object, Vec::new()) };
         let mut given = Service::clone(service);
         let wrong = on.lock().assign(&mut given);

@@ -153,7 +153,7 @@ mod tests {
         .into()
     }
 
-    fn resolved(spec: Value) -> Policy {
+    fn resolved(spec: &Value) -> Policy {
         let policy = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec});
         let lab = json!({"metadata": {"name": "lab", "labels": {"team": "a"}}});
         let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
@@ -169,7 +169,7 @@ mod tests {
     #[case(json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}), "10.0.1.1 10.0.0.1")]
     #[case(json!({"namespaceSelector": {"matchLabels": {"team": "b"}}}), "")]
     fn peers(#[case] peer: Value, #[case] expected: &str) {
-        let policy = resolved(json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer]}]}));
+        let policy = resolved(&json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer]}]}));
         let found = policy.ingress.unwrap()[0].peers.clone().unwrap();
         assert_eq!(found.pods.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), expected);
         assert_eq!((policy.pods.len(), policy.egress), (2, None));
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn nobody_and_everybody_are_not_the_same() {
-        let policy = resolved(json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}]}));
+        let policy = resolved(&json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}]}));
         assert_eq!(policy.ingress, Some(vec![Allow { peers: None, ports: None }]));
         assert_eq!(policy.egress, Some(Vec::new()));
     }
@@ -187,7 +187,7 @@ mod tests {
         let ports = json!([{"port": 80, "endPort": 90, "protocol": "UDP"}, {"port": "http"}, {"protocol": "TCP"}]);
         let block = json!({"ipBlock": {"cidr": "10.1.2.3/8", "except": ["10.2.0.0/16"]}});
         let rule = json!({"ports": ports, "to": [block, {"podSelector": {"matchLabels": {"app": "db"}}}]});
-        let policy = resolved(json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]}));
+        let policy = resolved(&json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]}));
         let allow = policy.egress.unwrap().remove(0);
         let named = Ports::Named(Tcp, vec!["10.0.0.2:8080".parse().unwrap()]);
         let range = Ports::Range(netplug::Protocol::Udp, Some((80, 90)));

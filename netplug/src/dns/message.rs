@@ -50,7 +50,7 @@ impl<'a> Query<'a> {
             _ => return Err(refusal(id, RCODE::NotImplemented)),
         };
         let name = question.qname.to_string().to_ascii_lowercase();
-        Ok(Query { name, kind, packet })
+        Ok(Query { packet, name, kind })
     }
 
     /// How much the client takes by UDP.

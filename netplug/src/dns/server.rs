@@ -78,11 +78,8 @@ impl Resolver {
 async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
     let mut buffer = vec![0; 4096];
     loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            // A client that has gone before its answer came (ECONNREFUSED) is no reason to stop.
-            Err(_) => continue,
-        };
+        // A client that has gone before its answer came (ECONNREFUSED) is no reason to stop.
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
         let Ok(room) = shared.room.clone().try_acquire_owned() else { continue };
         if !shared.serves(client) {
             continue;
@@ -163,18 +160,15 @@ impl Shared {
         };
         for _ in 0..ALIASES {
             let Some(name) = next.take() else { break };
-            match zone.answer(name.trim_end_matches('.'), kind) {
-                Some(answer) => {
-                    if let [Record::Alias(further)] = answer.records.as_slice() {
-                        next = Some(further.to_ascii_lowercase());
-                    }
-                    found.extend(answer.records.into_iter().map(|record| (name.clone(), record)));
+            if let Some(answer) = zone.answer(name.trim_end_matches('.'), kind) {
+                if let [Record::Alias(further)] = answer.records.as_slice() {
+                    next = Some(further.to_ascii_lowercase());
                 }
-                None => {
-                    let Some(question) = message::question(0, &name, kind) else { break };
-                    let answer = self.ask(&question, Transport::Udp).await.unwrap_or_default();
-                    found.extend(message::addresses(&answer));
-                }
+                found.extend(answer.records.into_iter().map(|record| (name.clone(), record)));
+            } else {
+                let Some(question) = message::question(0, &name, kind) else { break };
+                let answer = self.ask(&question, Transport::Udp).await.unwrap_or_default();
+                found.extend(message::addresses(&answer));
             }
         }
         found

@@ -141,7 +141,7 @@ impl Zone {
         let whole = format!("{service}.{namespace}.svc.{}", self.domain);
         match (rest, entry) {
             ([protocol, port], _) if protocol.starts_with('_') && port.starts_with('_') => {
-                self.ports(entry, &whole, &protocol[1..], &port[1..], kind)
+                ports(entry, &whole, &protocol[1..], &port[1..], kind)
             }
             ([hostname], Entry::Headless(targets)) => {
                 let named = targets.iter().filter(|target| label(target) == *hostname);
@@ -154,42 +154,42 @@ impl Zone {
         }
     }
 
-    fn ports(&self, entry: &Entry, whole: &str, protocol: &str, port: &str, kind: u16) -> Answer {
-        let fits = |(name, own, _): &&(String, Protocol, u16)| name == port && own.to_string().eq_ignore_ascii_case(protocol);
-        let mut found: Vec<(u16, String, IpAddr)> = Vec::new();
-        match entry {
-            Entry::Cluster(ips, ports) => {
-                for (_, _, number) in ports.iter().filter(fits) {
-                    found.extend(ips.iter().map(|ip| (*number, whole.to_owned(), *ip)));
-                }
-            }
-            Entry::Headless(targets) => {
-                for target in targets {
-                    let name = format!("{}.{whole}", label(target));
-                    found.extend(target.ports.iter().filter(fits).map(|(_, _, number)| (*number, name.clone(), target.ip)));
-                }
-            }
-            Entry::External(_) => {}
-        }
-        let mut answer = Answer { exists: !found.is_empty(), ..Answer::default() };
-        if matches!(kind, SRV | ANY) {
-            for (number, name, ip) in found {
-                let record = Record::Service(number, name.clone());
-                if !answer.records.contains(&record) {
-                    answer.records.push(record);
-                }
-                answer.additional.push((name, Record::Address(ip)));
-            }
-        }
-        answer
-    }
-
     /// `10-88-0-5.namespace.pod`, for pods that there are.
     fn pod(&self, namespace: &str, dashed: &str, kind: u16) -> Answer {
         let pods = self.pods.iter().filter(|((known, _), _)| known == namespace);
         let found = pods.flat_map(|(_, ips)| ips).find(|ip| dashes(**ip) == dashed);
         found.map_or_else(Answer::default, |ip| only(kind, vec![Record::Address(*ip)]))
     }
+}
+
+fn ports(entry: &Entry, whole: &str, protocol: &str, port: &str, kind: u16) -> Answer {
+    let fits = |(name, own, _): &&(String, Protocol, u16)| name == port && own.to_string().eq_ignore_ascii_case(protocol);
+    let mut found: Vec<(u16, String, IpAddr)> = Vec::new();
+    match entry {
+        Entry::Cluster(ips, ports) => {
+            for (_, _, number) in ports.iter().filter(fits) {
+                found.extend(ips.iter().map(|ip| (*number, whole.to_owned(), *ip)));
+            }
+        }
+        Entry::Headless(targets) => {
+            for target in targets {
+                let name = format!("{}.{whole}", label(target));
+                found.extend(target.ports.iter().filter(fits).map(|(_, _, number)| (*number, name.clone(), target.ip)));
+            }
+        }
+        Entry::External(_) => {}
+    }
+    let mut answer = Answer { exists: !found.is_empty(), ..Answer::default() };
+    if matches!(kind, SRV | ANY) {
+        for (number, name, ip) in found {
+            let record = Record::Service(number, name.clone());
+            if !answer.records.contains(&record) {
+                answer.records.push(record);
+            }
+            answer.additional.push((name, Record::Address(ip)));
+        }
+    }
+    answer
 }
 
 /// The records of the type that was asked for.

@@ -137,7 +137,9 @@ impl Writer<'_> {
     fn new_rules(&mut self, old: &Fragment, new: &Fragment) {
         for (name, rules) in &new.chains {
             if old.chains.get(name) != Some(rules) {
-                rules.iter().for_each(|rule| self.rule(name, rule));
+                for rule in rules {
+                    self.rule(name, rule);
+                }
             }
         }
     }

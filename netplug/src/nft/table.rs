@@ -96,7 +96,9 @@ impl Table {
         let mut named = self.attrs();
         named.bytes(USERDATA_OF_TABLE, &comment(&self.fingerprint()));
         batch.add(Op::NewTable, NLM_F_CREATE, &named);
-        CHAINS.iter().for_each(|(name, kind, hook, priority)| self.add_base_chain(&mut batch, name, kind, *hook, *priority));
+        for (name, kind, hook, priority) in CHAINS {
+            self.add_base_chain(&mut batch, name, kind, hook, priority);
+        }
         let steps: Vec<Step<'_>> = parts.iter().map(|part| (&nothing, *part)).collect();
         fragment::change(&mut batch, &self.name, &steps);
         commit(wire, socket, batch)
