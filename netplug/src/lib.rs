@@ -13,6 +13,7 @@
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
+//! | `picture`, `trace` | what there is, and what would become of a connection: for people | settings, lease |
 //! | `network` | the asynchronous handle | engine |
 //! | [`cni`] | the plugin | engine |
 //! | [`cni::client`] | other people's plugins, executed | nobody but `cni`'s formats |
@@ -36,6 +37,7 @@ mod links;
 mod netlink;
 mod network;
 mod nft;
+mod picture;
 mod policy;
 mod service;
 mod settings;
@@ -43,11 +45,12 @@ mod trace;
 
 pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};
-pub use engine::{can_limit_bandwidth, rules::Rules};
+pub use engine::{can_limit_bandwidth, obstacles_to, rules::Rules};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
 pub use nft::Obstacle;
+pub use picture::{LinkState, Picture, PodState};
 pub use policy::{Allow, Peers, Policy, Ports};
 pub use service::Service;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};

@@ -18,7 +18,7 @@ use rustix::{
 };
 use tokio::sync::{
     mpsc::{UnboundedReceiver, unbounded_channel},
-    oneshot,
+    oneshot, watch,
 };
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     lease::Lease,
     links::POD_LINK,
     nft::Obstacle,
+    picture::Picture,
     settings::{Port, Settings},
     trace::{Flow, Step},
 };
@@ -191,6 +192,11 @@ impl Network {
         self.run(move |engine| engine.trace(flow, &host)).await
     }
 
+    /// What there is: links, addresses, pods.
+    pub async fn picture(&self) -> Result<Picture, Error> {
+        self.run(Engine::picture).await?
+    }
+
     /// The rules that are in force.
     pub async fn rules(&self) -> Result<Arc<Rules>, Error> {
         self.run(|engine| engine.rules()).await
@@ -199,6 +205,11 @@ impl Network {
     /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
     pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
         self.run(Engine::obstacles).await?
+    }
+
+    /// The same, now and whenever that changes: the kernel tells of it.
+    pub async fn firewalls(&self) -> Result<watch::Receiver<Vec<Obstacle>>, Error> {
+        self.run(Engine::firewalls).await?
     }
 
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].

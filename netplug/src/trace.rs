@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cidr::Cidr,
@@ -10,11 +10,11 @@ use crate::{
     lease::Lease,
     nft::rule::Family,
     policy::{Allow, Direction, Policy, Ports, ranges},
-    settings::{Isolation, Protocol, Settings},
+    settings::{Isolation, Protocol, Range, Settings},
 };
 
 /// One rule that has a say, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// The chain of the table, as `nft list table` shows it.
@@ -26,7 +26,7 @@ pub struct Step {
 }
 
 /// What a step does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
     /// It lets it pass.
@@ -39,10 +39,10 @@ pub enum Verdict {
     Drop,
 }
 
-/// A question: from a pod's address to this one.
+/// A question: from this address, of a pod or of the node itself, to that one.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow {
-    /// The pod's.
+    /// Of who calls.
     pub source: IpAddr,
     /// Where it calls.
     pub destination: SocketAddr,
@@ -50,9 +50,16 @@ pub struct Flow {
     pub protocol: Protocol,
 }
 
-/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `host`: addresses of the node.
+/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `host`: addresses of the node, beside
+/// the bridge's.
 pub(crate) fn trace(settings: &Settings, leases: &[Lease], rules: &Rules, host: &[IpAddr], flow: Flow) -> Vec<Vec<Step>> {
-    let world = World { settings, leases, rules, host };
+    let gateways = settings.ranges.iter().map(Range::gateway);
+    let world = World { settings, leases, rules, host: host.iter().copied().chain(gateways).collect() };
+    let destination = flow.destination.ip();
+    if !world.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
+        let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
+        return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+    }
     let (entry, targets) = world.entrance(flow);
     targets.into_iter().map(|target| world.way(flow, entry.clone(), target)).collect()
 }
@@ -61,10 +68,15 @@ struct World<'a> {
     settings: &'a Settings,
     leases: &'a [Lease],
     rules: &'a Rules,
-    host: &'a [IpAddr],
+    host: Vec<IpAddr>,
 }
 
 impl World<'_> {
+    /// Whether an address is the node's own; loopback of a pod is asked for nowhere here.
+    fn is_host(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || self.host.contains(&ip)
+    }
+
     /// Services and host ports: what is rewritten, and to what.
     fn entrance(&self, flow: Flow) -> (Option<String>, Vec<SocketAddr>) {
         let Flow { destination, protocol, .. } = flow;
@@ -75,7 +87,7 @@ impl World<'_> {
             let targets: Vec<_> = service.endpoints.iter().filter(same_family).copied().collect();
             return (Some(format!("service {}, {} of its endpoints", service.name, one_of(targets.len()))), targets);
         }
-        if self.host.contains(&destination.ip()) {
+        if self.is_host(destination.ip()) {
             if let Some((pod, target)) = self.host_port(flow) {
                 return (Some(format!("host port {} of pod {pod}", destination.port())), vec![target]);
             }
@@ -108,38 +120,46 @@ impl World<'_> {
     fn way(&self, flow: Flow, entry: Option<String>, target: SocketAddr) -> Vec<Step> {
         let step = |chain: &str, verdict, reason: String| Step { chain: chain.into(), verdict, reason };
         let mut steps = Vec::new();
-        let redirected = entry.is_some();
+        let (redirected, by_host) = (entry.is_some(), self.is_host(flow.source));
+        let (entrance, gate) = if by_host { ("output", "local") } else { ("prerouting", "forward") };
         if let Some(reason) = entry {
-            steps.push(step("prerouting", Verdict::Rewrite, format!("{} is {reason}: to {target}", flow.destination)));
+            steps.push(step(entrance, Verdict::Rewrite, format!("{} is {reason}: to {target}", flow.destination)));
         }
-        if target.ip().is_loopback() {
-            steps.push(step("guard", Verdict::Drop, "pods never reach the host's loopback".into()));
-            return steps;
-        }
-        if self.host.contains(&target.ip()) {
+        if self.is_host(target.ip()) {
             steps.push(step("input", Verdict::Accept, format!("{target} is this node's own: no rule of ours has a say")));
             return steps;
         }
-        let known = self.leases.iter().find(|lease| lease.ips.contains(&target.ip()));
-        if self.settings.isolation == Isolation::Pods && known.is_some() {
+        let known = self.leases.iter().any(|lease| lease.ips.contains(&target.ip()));
+        if self.settings.isolation == Isolation::Pods && known && !by_host {
             steps.push(step("forward", Verdict::Drop, "pods are isolated from each other".into()));
             return steps;
         }
         if self.rules.service_ranges.iter().any(|range| range.contains(target.ip())) {
             let reason = format!("{target} is a service's address, but no service with a ready endpoint has it at that port");
-            steps.push(step("forward", Verdict::Reject, reason));
+            steps.push(step(gate, Verdict::Reject, reason));
             return steps;
         }
-        for (direction, pod, peer) in
-            [(Direction::Egress, flow.source, target.ip()), (Direction::Ingress, target.ip(), flow.source)]
-        {
+        if !known && self.settings.ranges.iter().any(|range| range.subnet.contains(target.ip())) {
+            let reason = format!("no pod has {}: the node answers that it can't be reached", target.ip());
+            steps.push(step(gate, Verdict::Reject, reason));
+            return steps;
+        }
+        let ways = [(Direction::Egress, flow.source, target.ip()), (Direction::Ingress, target.ip(), flow.source)];
+        for (direction, pod, peer) in ways.into_iter().filter(|_| !by_host) {
             let (verdict, reason) = self.judge(direction, pod, peer, flow.protocol, target);
             steps.push(step(direction.name(), verdict, reason));
             if verdict == Verdict::Drop {
                 return steps;
             }
         }
-        steps.extend(self.leaving(flow, target, redirected, known.is_some()));
+        if by_host {
+            steps.push(step(
+                "output",
+                Verdict::Accept,
+                "the node itself reaches its pods and the world, whatever policies say".into(),
+            ));
+        }
+        steps.extend(self.leaving(flow, target, redirected, known));
         steps
     }
 
@@ -170,7 +190,9 @@ impl World<'_> {
     fn leaving(&self, flow: Flow, target: SocketAddr, redirected: bool, to_pod: bool) -> Option<Step> {
         let reason = if redirected && flow.source == target.ip() {
             "the pod reaches itself: its answers must come back by the host".to_owned()
-        } else if to_pod || !self.settings.masquerade {
+        } else if flow.source.is_loopback() && to_pod {
+            "from the node's loopback: the pod could not answer there".to_owned()
+        } else if to_pod || self.is_host(flow.source) || !self.settings.masquerade {
             return None;
         } else {
             let ranges = self.settings.ranges.iter().map(|range| &range.subnet);
@@ -260,7 +282,15 @@ mod tests {
     #[case("10.88.0.2", "10.88.0.4:5433", "egress accept, ingress drop")]
     #[case("10.88.0.3", "10.88.0.4:5432", "egress accept, ingress drop")]
     #[case("10.88.0.2", "203.0.113.9:443", "egress accept, ingress accept, postrouting rewrite")]
-    #[case("10.88.0.2", "127.0.0.1:80", "guard drop")]
+    #[case("10.88.0.2", "127.0.0.1:80", "loopback accept")]
+    #[case("10.88.0.3", "10.88.0.3:80", "loopback accept")]
+    #[case("10.88.0.2", "10.88.0.1:53", "input accept")]
+    #[case("10.88.0.2", "10.88.0.99:80", "forward reject")]
+    #[case("192.0.2.1", "10.96.0.1:80", "output rewrite, output accept")]
+    #[case("192.0.2.1", "10.96.0.1:81", "local reject")]
+    #[case("192.0.2.1", "10.88.0.4:5433", "output accept")]
+    #[case("127.0.0.1", "127.0.0.1:8080", "output rewrite, output accept, postrouting rewrite")]
+    #[case("127.0.0.1", "127.0.0.1:22", "input accept")]
     fn ways(#[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
         let (settings, leases, rules) = world();
         let flow = Flow { source: source.parse().unwrap(), destination: destination.parse().unwrap(), protocol: Protocol::Tcp };

@@ -166,6 +166,7 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
         (["images", name], Method::GET) => object::<Image>(&asked, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&asked.shared),
         (["diff"], Method::POST) => diff(&mut asked).await,
+        (["network"], Method::GET) => Ok(reply::json(&asked.node().network().await?)),
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": asked.node().check().await? }))),
         (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
             asked.node().start(namespace, name).await?;
@@ -176,6 +177,7 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
             match (*act, method) {
                 ("inspect", Method::GET) => Ok(reply::json(&asked.node().inspect(&target.uid).await?)),
                 ("explain", Method::GET) => Ok(reply::json(&asked.node().explain(&target.uid).await?)),
+                ("trace", Method::GET) => trace(&asked, &target).await,
                 ("stop", Method::POST) => {
                     asked.node().stop(&target.uid).await?;
                     Ok(reply::success(&json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))
@@ -185,6 +187,18 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// What would become of a connection: the query's `to` is HOST:PORT, `protocol` TCP unless it says another.
+async fn trace(asked: &Asked, target: &Target) -> Result<Response, ApiError> {
+    let to = asked.call.query.get("to").ok_or_else(|| ApiError::bad_request("trace: the query lacks to=HOST:PORT"))?;
+    let protocol = match asked.call.query.get("protocol").unwrap_or("TCP").to_ascii_uppercase().as_str() {
+        "TCP" => netplug::Protocol::Tcp,
+        "UDP" => netplug::Protocol::Udp,
+        "SCTP" => netplug::Protocol::Sctp,
+        other => return Err(ApiError::bad_request(format!("protocol: {other} is none of TCP, UDP, SCTP"))),
+    };
+    Ok(reply::json(&asked.node().trace(&target.uid, to, protocol).await?))
 }
 
 /// What a manifest would change. The query's `file` is its name, for what is wrong with it.

@@ -129,6 +129,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         tokio::spawn(controller.run(inbox));
     }
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(mind_firewalls(node.clone()));
     tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
@@ -253,7 +254,7 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
         &settings.paths.run(),
     )?;
     match wiring(&settings.network, Belongs::ToItself) {
-        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins)),
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
 }
@@ -359,7 +360,8 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         object
     };
     let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
+    let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib, (&bridge, &table)))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
@@ -417,12 +419,25 @@ fn thresholds(settings: &Settings) -> image::Thresholds {
     }
 }
 
-/// Says which other firewalls stand in the way, and lets pods whose link somebody deleted have it back.
+/// Says which other firewalls stand in the way, now and when one comes.
+async fn mind_firewalls(node: Arc<Node>) {
+    let Some(mut firewalls) = node.network.firewalls().cloned() else { return };
+    let mut known = Vec::new();
+    loop {
+        let found = firewalls.borrow_and_update().clone();
+        for obstacle in found.iter().filter(|obstacle| !known.contains(*obstacle)) {
+            node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
+        }
+        known = found;
+        if firewalls.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets pods whose link somebody deleted have it back.
 async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
     let Some(network) = node.network.bridge() else { return };
-    for obstacle in network.obstacles().await.unwrap_or_default() {
-        node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
-    }
     let Ok(mut severed) = network.severed().await else { return };
     while let Some(uid) = severed.recv().await {
         let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));

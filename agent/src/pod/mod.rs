@@ -120,6 +120,9 @@ impl Node {
             for unheard in wired.unheard {
                 self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);
             }
+            for obstacle in self.network.obstacles() {
+                self.recorder.pod(pod, None, recorder::Level::Warning, "NetworkObstacle", &obstacle);
+            }
             self.services.wired(pod, &wired.ips).await;
             wired.ips
         };

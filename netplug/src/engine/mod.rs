@@ -5,6 +5,7 @@
 
 mod bridge;
 mod host_port;
+mod picture;
 mod pod;
 mod ports;
 pub(crate) mod rules;
@@ -269,7 +270,7 @@ impl Engine {
         Error::all(ports.into_iter().chain(shapes).chain(table).collect())
     }
 
-    /// Other people's chains that may drop what pods send.
+    /// Other people's chains that may drop what pods send and get.
     pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
         let Settings { table, bridge, .. } = &self.settings;
         obstacles(&mut self.wire, &self.nft, table, bridge).doing(|| "list nftables chains".into())
@@ -495,4 +496,12 @@ impl Steps {
         self.taken.push((step, now - self.last));
         self.last = now;
     }
+}
+
+/// Chains of other firewalls, in the calling thread's network namespace, that may drop what pods of this bridge send and get; `table` is our
+/// own.
+pub fn obstacles_to(bridge: &str, table: &str) -> Result<Vec<Obstacle>, Error> {
+    let action = || "list nftables chains".into();
+    let nft = netlink::socket(NETLINK_NETFILTER).doing(action)?;
+    obstacles(&mut Wire::new(), &nft, table, bridge).doing(action)
 }

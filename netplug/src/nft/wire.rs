@@ -149,6 +149,13 @@ pub(crate) fn deletes_from(message: &[u8]) -> bool {
     kind >> 8 == SUBSYSTEM && DELETIONS.contains(&(kind & 0xff))
 }
 
+/// Whether a message tells that a base chain of somebody's may have come, changed or gone: of chains and of whole tables.
+pub(crate) fn concerns_chains(message: &[u8]) -> bool {
+    const CHAINS: [u16; 3] = [2, 3, 5];
+    let kind = netlink::kind(message);
+    kind >> 8 == SUBSYSTEM && CHAINS.contains(&(kind & 0xff))
+}
+
 /// The table that a message is about: the first attribute of each kind of object.
 pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
     let (_, name) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 1)?;

@@ -275,6 +275,10 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
     }
     let before = report.count();
     label_selector(report, &own, selector);
+    if report.count() > before {
+        let shown = json(selector);
+        report.say(&own, format!("Invalid value: {shown}: invalid label selector"));
+    }
     let none = std::collections::BTreeMap::new();
     let Some(template) = template.filter(|_| report.count() == before) else { return };
     let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref()).unwrap_or(&none);
