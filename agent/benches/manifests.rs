@@ -11,6 +11,7 @@ use nodeagent::pod::observed::{Container, Image, Observed, Sandbox};
 use nodeagent::pod::plan::plan;
 use nodeagent::source::Event;
 use nodeagent::source::folder::{Content, Folder};
+use nodeagent::source::sealed::Keys;
 
 const FILES: usize = 500;
 const ROUNDS: usize = 20;
@@ -76,7 +77,7 @@ fn file(number: usize) -> PathBuf {
 }
 
 fn folder() -> Folder {
-    Folder::new(Defaults { node_name: "node".into() }, Default::default())
+    Folder::new(Defaults { node_name: "node".into() }, Keys::default())
 }
 
 fn all(version: usize, files: usize) -> Vec<(PathBuf, Content)> {

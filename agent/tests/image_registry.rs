@@ -24,7 +24,7 @@ async fn pulls_every_packing_and_keeps_it() {
     let steps = Mutex::new(Vec::new());
     let image = node.images.pull(&name, &[], &|step| steps.lock().unwrap().push(step)).await.unwrap();
     assert_eq!((image.id.clone(), image.layers.len()), (made.id(), 3));
-    assert_eq!(&*image.names, [name.clone()]);
+    assert_eq!(&*image.names, std::slice::from_ref(&name));
     assert_eq!(&*image.repo_digests, [format!("{}/library/web@{}", registry.host, made.digest())]);
     assert_eq!(read(&image, "etc/b"), "three");
     let whiteout = std::fs::symlink_metadata(image.layers[1].join("etc/a")).unwrap();

@@ -1,5 +1,7 @@
 //! A manifest's text to pods or errors: each wrong manifest with the exact lines that it gets.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::Path;
 
 use nodeagent::model::{Defaults, Loaded, load};

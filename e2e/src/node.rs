@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde_json::Value;
+
 use crate::namespaces::child_of;
 use crate::{Isolated, Manifest, Output, Outside, Pod, Running, Snapshot, command, eventually, paths, registry, run, snapshot};
 
@@ -29,42 +31,49 @@ enum NotYet {
 
 impl Builder {
     /// A registry on its loopback that has library/{busybox,nginx,redis,debian}, and docker.io mirrored to it.
+    #[must_use]
     pub fn with_registry(mut self) -> Self {
         self.registry = true;
         self
     }
 
     /// The same over a copy of the storage, to which this has been done.
+    #[must_use]
     pub fn with_registry_after(mut self, damage: fn(&Path)) -> Self {
         self.damage = Some(damage);
         self
     }
 
     /// The agent's `--root` is a disk of its own, of so many MiB.
+    #[must_use]
     pub fn disk(mut self, mebibytes: u32) -> Self {
         self.disk = Some(mebibytes);
         self
     }
 
     /// The agent's `--config`.
+    #[must_use]
     pub fn config(mut self, yaml: &str) -> Self {
         self.configuration = Some(yaml.into());
         self
     }
 
     /// More words for the agent's command line.
+    #[must_use]
     pub fn argument(mut self, word: &str) -> Self {
         self.arguments.push(word.into());
         self
     }
 
     /// A variable of the agent's environment: `NAME=VALUE`.
+    #[must_use]
     pub fn environment(mut self, variable: String) -> Self {
         self.environment.push(variable);
         self
     }
 
     /// The agent is not started yet.
+    #[must_use]
     pub fn without_agent(mut self) -> Self {
         self.agent = NotYet::Waits;
         self
@@ -79,6 +88,22 @@ impl Builder {
         }
         node
     }
+}
+
+/// How full the machine's disk is, is none of the tests' business: only a node with a disk of its own, or a test that says so, minds.
+fn configuration_of(with: &Builder) -> String {
+    let head = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n";
+    let mut text = with.configuration.clone().unwrap_or_else(|| head.into());
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    if with.disk.is_none() && !text.contains("evictionHard") {
+        text.push_str("evictionHard: {memory.available: 100Mi}\n");
+    }
+    if with.disk.is_none() && !text.contains("images:") {
+        text.push_str("images: {gcHighThresholdPercent: 100}\n");
+    }
+    text
 }
 
 /// The node. Its end takes everything along that it made, wherever the test failed.
@@ -132,12 +157,10 @@ impl NodeBox {
             Some(damage) => Some(registry::start_after(damage, &inside, folder.path())),
             None => with.registry.then(|| registry::start(&inside, folder.path())),
         };
+        let configuration = folder.path().join("config.yaml");
+        std::fs::write(&configuration, configuration_of(with)).expect("the folder can be written");
         let mut arguments = with.arguments.clone();
-        if let Some(yaml) = &with.configuration {
-            let path = folder.path().join("config.yaml");
-            std::fs::write(&path, yaml).expect("the folder can be written");
-            arguments.extend(["--config".into(), path.display().to_string()]);
-        }
+        arguments.extend(["--config".into(), configuration.display().to_string()]);
         let (inside, outside) = (Some(inside), Some(outside));
         let environment = with.environment.clone();
         Self { agent: Mutex::new(None), registry, arguments, environment, cgroup_parent, outside, inside, folder }
@@ -338,6 +361,20 @@ impl NodeBox {
     /// A pod: `web` or `namespace/web`.
     pub fn pod(&self, name: &str) -> Pod<'_> {
         Pod::named(self, name.to_string())
+    }
+
+    /// The Node object.
+    #[track_caller]
+    pub fn object(&self) -> Value {
+        serde_json::from_str(&self.run(&["get", "node", "node", "-o", "json"]).ok()).expect("JSON")
+    }
+
+    /// `STATUS REASON` of one of the node's conditions.
+    #[track_caller]
+    pub fn condition(&self, kind: &str) -> String {
+        let all = self.object()["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = all.iter().find(|c| c["type"] == kind).unwrap_or_else(|| panic!("no condition {kind} in {all:?}"));
+        format!("{} {}", found["status"].as_str().unwrap_or_default(), found["reason"].as_str().unwrap_or_default())
     }
 
     /// `REASON MESSAGE` of each event, of whatever object.

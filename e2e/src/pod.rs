@@ -62,6 +62,17 @@ impl<'a> Pod<'a> {
         self
     }
 
+    /// Waits until the node has refused it for this reason, with a message that has these words.
+    #[track_caller]
+    pub fn is_rejected(&self, reason: &str, message: &str) {
+        self.until(&format!("is rejected as {reason}"), |pod| {
+            let status = &pod["status"];
+            let said = status["message"].as_str().unwrap_or_default();
+            let fine = status["phase"] == "Failed" && status["reason"] == reason && said.contains(message);
+            if fine { Ok(()) } else { Err(pretty(status)) }
+        });
+    }
+
     /// Waits until there is no such pod.
     #[track_caller]
     pub fn is_gone(&self) {

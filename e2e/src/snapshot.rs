@@ -62,7 +62,8 @@ fn processes(inside: &Isolated) -> Vec<String> {
         let (pid, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let arguments = words.collect::<Vec<_>>().join(" ");
         let is_agent = name == "nodeagent" && arguments.contains("--manifests");
-        if pid != "1" && !is_agent && !(ours.contains(&name) && !in_a_pod(inside, pid)) {
+        let is_ours = ours.contains(&name) && !in_a_pod(inside, pid);
+        if pid != "1" && !is_agent && !is_ours {
             found.push(format!("{name} {arguments}"));
         }
     }

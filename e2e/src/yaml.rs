@@ -33,29 +33,34 @@ impl Manifest {
     }
 
     /// A container of the demo image with these words as its args.
+    #[must_use]
     pub fn runs(self, container: &str, words: &str) -> Self {
         self.runs_with(container, words, "")
     }
 
     /// The same, with more fields, one a line.
+    #[must_use]
     pub fn runs_with(mut self, container: &str, words: &str, fields: &str) -> Self {
         self.containers.push(item(container, DEMO, "args", &words.split_whitespace().collect::<Vec<_>>(), fields));
         self
     }
 
     /// A container of another image; the command goes by `sh -c`.
+    #[must_use]
     pub fn shell(mut self, container: &str, image: &str, script: &str) -> Self {
         self.containers.push(item(container, image, "command", &["sh", "-c", script], ""));
         self
     }
 
     /// A container of another image as it comes, with more fields, one a line.
+    #[must_use]
     pub fn image(mut self, container: &str, image: &str, fields: &str) -> Self {
         self.containers.push(item(container, image, "args", &[], fields));
         self
     }
 
     /// An init container of the demo image.
+    #[must_use]
     pub fn first_runs(self, container: &str, words: &str, fields: &str) -> Self {
         let words: Vec<&str> = words.split_whitespace().collect();
         self.first(item(container, DEMO, "args", &words, fields))
@@ -67,6 +72,7 @@ impl Manifest {
     }
 
     /// A line of the spec.
+    #[must_use]
     pub fn spec(mut self, line: &str) -> Self {
         let field = line.split(':').next().unwrap_or_default();
         self.spec.retain(|other| other.split(':').next() != Some(field));
@@ -75,12 +81,14 @@ impl Manifest {
     }
 
     /// A line of the metadata.
+    #[must_use]
     pub fn metadata(mut self, line: &str) -> Self {
         self.metadata.push(line.into());
         self
     }
 
     /// An emptyDir `shared`, mounted at /shared by every container that says `e2e::SHARED`.
+    #[must_use]
     pub fn shares_a_folder(self) -> Self {
         self.spec("volumes: [{name: shared, emptyDir: {}}]")
     }

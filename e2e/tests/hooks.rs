@@ -103,7 +103,9 @@ fn pre_stop_comes_before_the_signal_and_within_the_grace_period() {
     let wrong = node.put(&pod("wrong").runs_with("main", "serve", &pre_stop("exec: {command: [/demo, exit, '9']}")));
     let names = ["polite", "late", "wrong"];
     let pods = [&polite, &late, &wrong];
-    pods.iter().for_each(|pod| drop(pod.is_ready()));
+    for pod in pods {
+        pod.is_ready();
+    }
     let followers: Vec<_> = pods.iter().map(|pod| pod.container("main").follow(&[])).collect();
     followers.iter().for_each(|follower| follower.says("listening"));
     for name in names {

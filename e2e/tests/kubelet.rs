@@ -254,7 +254,7 @@ fn commands_run_in_containers() {
         "Sec-WebSocket-Protocol: v5.channel.k8s.io",
     ];
     let said = lab.curl(Some("admin"), "/exec/default/web/app?command=/demo&command=env&output=1&error=1", &words).all();
-    assert!(said.contains("\u{1}") && said.contains("HOSTNAME=web") && said.contains("\"status\":\"Success\""), "{said}");
+    assert!(said.contains('\u{1}') && said.contains("HOSTNAME=web") && said.contains("\"status\":\"Success\""), "{said}");
     let plain = lab.curl(Some("admin"), "/exec/default/web/app?command=/demo&output=1", &[]).ok();
     assert!(plain.ends_with("400") && plain.contains("Upgrade request required"), "{plain}");
     let nothing = lab.curl(Some("admin"), "/attach/default/web/app", &words).ok();

@@ -158,9 +158,9 @@ fn a_killed_container_is_restarted_and_its_neighbour_is_not() {
     node.inside("kill", &["-9", &pid.to_string()]).ok();
     two.container("a").was_restarted(1);
     two.is_ready();
-    let end = two
-        .container("a")
-        .until("has a last state", |status| Some(status["lastState"]["terminated"].clone()).filter(|end| end.is_object()));
+    let end = two.container("a").until("has a last state", |status| {
+        Some(status["lastState"]["terminated"].clone()).filter(serde_json::value::Value::is_object)
+    });
     assert_eq!((end["exitCode"].as_i64(), end["signal"].as_i64().unwrap_or(9)), (Some(137), 9), "{end}");
     assert_eq!(two.container("b").restarts(), 0);
     assert!(two.container("a").logs(&["--previous"]).is_empty());

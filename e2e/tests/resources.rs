@@ -198,15 +198,6 @@ fn who_writes_more_than_its_limit_is_evicted() {
 
 // --- at the door ---
 
-fn rejected(pod: &Pod<'_>, reason: &str, message: &str) {
-    pod.until(&format!("is rejected as {reason}"), |object| {
-        let status = &object["status"];
-        let said = status["message"].as_str().unwrap_or_default();
-        let fine = status["phase"] == "Failed" && status["reason"] == reason && said.contains(message);
-        if fine { Ok(()) } else { Err(format!("{status:#}")) }
-    });
-}
-
 fn asks(name: &str, requests: &str) -> e2e::Manifest {
     pod(name).runs_with("main", "sleep", &format!("resources: {{requests: {requests}}}"))
 }
@@ -219,21 +210,20 @@ fn who_does_not_fit_says_so_and_comes_in_when_room_is_made() {
     let first = node.put(&asks("first", "{cpu: 400m}"));
     first.becomes("Running");
     let second = node.put(&asks("second", "{cpu: 200m}"));
-    rejected(
-        &second,
+    second.is_rejected(
         "OutOfcpu",
         "Pod was rejected: Node didn't have enough resource: cpu, requested: 200, used: 400, capacity: 500",
     );
     second.tells(&["OutOfcpu", "requested: 200"]);
     let huge = node.put(&asks("huge", "{memory: 100Ti}"));
-    rejected(&huge, "OutOfmemory", "requested: 109951162777600, used: 0");
+    huge.is_rejected("OutOfmemory", "requested: 109951162777600, used: 0");
     let disk = node.put(&asks("disk", "{ephemeral-storage: 100Ti}"));
-    rejected(&disk, "OutOfephemeral-storage", "ephemeral-storage");
+    disk.is_rejected("OutOfephemeral-storage", "ephemeral-storage");
     for name in ["third", "fourth"] {
         node.put(&pod(name).runs("main", "sleep")).becomes("Running");
     }
     let fifth = node.put(&pod("fifth").runs("main", "sleep"));
-    rejected(&fifth, "OutOfpods", "requested: 1, used: 3, capacity: 3");
+    fifth.is_rejected("OutOfpods", "requested: 1, used: 3, capacity: 3");
 
     // The first one's room is for the others.
     node.remove("first.yaml");
@@ -250,33 +240,22 @@ fn who_does_not_fit_says_so_and_comes_in_when_room_is_made() {
 }
 
 /// The Node object.
-fn node_object(node: &NodeBox) -> Value {
-    serde_json::from_str(&node.run(&["get", "node", "node", "-o", "json"]).ok()).unwrap()
-}
-
-fn condition(node: &NodeBox, kind: &str) -> String {
-    let object = node_object(node);
-    let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let found = all.iter().find(|c| c["type"] == kind).unwrap_or_else(|| panic!("no condition {kind} in {all:?}"));
-    format!("{} {}", found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
-}
-
 #[test]
 fn the_node_tells_what_it_has_and_what_it_gives() {
     let node = configured(
         "systemReserved: {cpu: 100m, memory: 100Mi}\nkubeReserved: {memory: 28Mi}\nmaxPods: 42\nevictionHard: {memory.available: 72Mi}\n",
     );
-    let status = node_object(&node)["status"].clone();
+    let status = node.object()["status"].clone();
     let bytes = |value: &Value| value.as_str().unwrap().trim_end_matches("Ki").parse::<u64>().unwrap();
     let (capacity, allocatable) = (&status["capacity"], &status["allocatable"]);
     assert_eq!(bytes(&capacity["memory"]) - bytes(&allocatable["memory"]), 200 << 10);
     assert_eq!(allocatable["pods"], "42");
     let cpus = std::thread::available_parallelism().unwrap().get() * 1000;
     assert_eq!(allocatable["cpu"], format!("{}m", cpus - 100));
-    assert_eq!(condition(&node, "MemoryPressure"), "False KubeletHasSufficientMemory");
-    assert_eq!(condition(&node, "DiskPressure"), "False KubeletHasNoDiskPressure");
-    assert_eq!(condition(&node, "PIDPressure"), "False KubeletHasSufficientPID");
-    assert!(condition(&node, "Ready").starts_with("True"));
+    assert_eq!(node.condition("MemoryPressure"), "False KubeletHasSufficientMemory");
+    assert_eq!(node.condition("DiskPressure"), "False KubeletHasNoDiskPressure");
+    assert_eq!(node.condition("PIDPressure"), "False KubeletHasSufficientPID");
+    assert!(node.condition("Ready").starts_with("True"));
 }
 
 // --- at an edit ---
@@ -429,7 +408,7 @@ fn evicted_in_order(hard: &str, conditions: (&str, &str), pods: &[(&str, &str)])
     node.start_agent();
     let (kind, holds) = conditions;
     eventually(&format!("the node has {kind}"), || {
-        let now = condition(&node, kind);
+        let now = node.condition(kind);
         if now == holds { Ok(()) } else { Err(now) }
     });
     let mut ended: Vec<(String, String)> = Vec::new();
@@ -476,7 +455,7 @@ fn memory_pressure_evicts_by_use_beyond_request_then_priority() {
     // The system's own runs on, and nobody who asked for nothing comes in.
     node.pod("system").container("main").is_running();
     let late = node.put(&pod("late").runs("main", "sleep"));
-    rejected(&late, "Evicted", "The node had condition: [MemoryPressure]. ");
+    late.is_rejected("Evicted", "The node had condition: [MemoryPressure]. ");
 }
 
 #[test]
@@ -503,9 +482,7 @@ fn devices_come_by_their_names() {
     std::fs::write(first.join("log.json"), spec).unwrap();
     let configuration = format!("{HEAD}cdiSpecDirs: [{}, {}]\n", first.display(), second.display());
     std::fs::write(node.folder().join("config.yaml"), configuration).unwrap();
-    let mut command = node.agent_command();
-    command.arg("--config").arg(node.folder().join("config.yaml"));
-    node.start_agent_with(command, "");
+    node.start_agent();
 
     let manifest = |name: &str, device: &str| {
         pod(name).metadata(&format!("annotations: {{cdi.k8s.io/log: {device}}}")).runs("main", "sleep")

@@ -62,9 +62,8 @@ impl Space {
 
     fn ip(&self, words: &str) -> Fallible<()> {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-        self.run(move || match Command::new("ip").args(&words).status()?.success() {
-            true => Ok(()),
-            false => Err(format!("ip {words:?} failed").into()),
+        self.run(move || {
+            if Command::new("ip").args(&words).status()?.success() { Ok(()) } else { Err(format!("ip {words:?} failed").into()) }
         })
     }
 

@@ -50,9 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let changed = &mut rules.services[round * 7 % count as usize];
             let endpoint = SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80);
             if changed.endpoints.len() > ENDPOINTS as usize {
-                drop(changed.endpoints.pop())
+                changed.endpoints.truncate(ENDPOINTS as usize);
             } else {
-                changed.endpoints.push(endpoint)
+                changed.endpoints.push(endpoint);
             }
             let wanted = rules.clone();
             let begun = Instant::now();

@@ -27,7 +27,7 @@ fn transfer(from: &Netns, to: &Netns, address: &str) -> Duration {
         assert_eq!(all.len(), BYTES);
     });
     let begun = Instant::now();
-    from.run(move || TcpStream::connect(format!("{address}:5000")).unwrap().write_all(&[1; BYTES]).unwrap());
+    from.run(move || TcpStream::connect(format!("{address}:5000")).unwrap().write_all(&vec![1; BYTES]).unwrap());
     receiver.join().unwrap();
     begun.elapsed()
 }

@@ -38,7 +38,10 @@ pub fn run(command: &str, words: &[&str]) -> Result<(), String> {
         "append" => put(argument(words, 0, "FILE")?, argument(words, 1, "TEXT")?, OpenOptions::new().append(true)),
         "follow" => follow(argument(words, 0, "FILE")?),
         "list" => list(words.first().copied().unwrap_or(".")),
-        "await" => wait_for(Path::new(argument(words, 0, "FILE")?)),
+        "await" => {
+            wait_for(Path::new(argument(words, 0, "FILE")?));
+            Ok(())
+        }
         "fail-until" => fail_until(Path::new(argument(words, 0, "FILE")?), argument(words, 1, "a number")?),
         "own" => say(&on(argument(words, 0, "FILE")?, facts::owner(Path::new(words[0])))?),
         "mount-tmpfs" => mount_tmpfs(argument(words, 0, "DIRECTORY")?),
@@ -107,11 +110,10 @@ fn sleep(how_long: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
-fn wait_for(file: &Path) -> Result<(), String> {
+fn wait_for(file: &Path) {
     while !file.exists() {
         thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
 }
 
 /// A program whose fault another has to mend.

@@ -8,8 +8,8 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podholder::protocol::*;
-use support::*;
+use podholder::protocol::{LogFile, Recipe, Reply, Request, Step};
+use support::{Pod, bind};
 
 /// Of the file that the writer copies to its standard output, and how often it does.
 const FILE_SIZE: usize = 64 << 20;

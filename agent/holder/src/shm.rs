@@ -119,7 +119,7 @@ mod tests {
             let root = rustix::fs::stat("/").unwrap();
             for shm in &all {
                 let [one, two] = [(); 2].map(|()| copy(shm.as_fd(), shm.kept()).unwrap());
-                assert_eq!(rustix::fs::fstatfs(&one).unwrap().f_type as i64, libc::TMPFS_MAGIC as i64);
+                assert_eq!(rustix::fs::fstatfs(&one).unwrap().f_type as i64, libc::TMPFS_MAGIC);
                 openat(&one, "file", OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600)).unwrap();
                 openat(&two, "file", OFlags::CLOEXEC, Mode::empty()).unwrap();
                 let now = rustix::fs::stat("/").unwrap();

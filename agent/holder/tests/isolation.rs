@@ -4,7 +4,7 @@
 mod support;
 
 use podholder::protocol::*;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use support::*;
 
 #[test]
@@ -89,7 +89,7 @@ fn devices_and_links_of_dev() {
         .sh("ls /dev | sort | tr '\\n' ' '; echo; echo lost > /dev/null; head -c 4 /dev/zero | wc -c; stat -c %a /dev/null; \
                       for l in fd stdout ptmx; do readlink /dev/$l; done; echo again > /dev/stdout; echo full > /dev/full || echo full");
     let expect = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero \n4\n666\n/proc/self/fd\n/proc/self/fd/1\npts/ptmx\nagain\nfull\n";
-    assert_eq!(out, expect.replace("fd full", "fd full"));
+    assert_eq!(out, expect);
 }
 
 #[test]
@@ -159,7 +159,6 @@ fn a_socket_of_the_pods_network_and_the_namespace_itself() {
     let theirs = rustix::fs::fstat(&namespace[0]).unwrap();
     let holder = std::fs::metadata(format!("/proc/{}/ns/net", pod.pid)).unwrap();
     let own = std::fs::metadata("/proc/self/ns/net").unwrap();
-    use std::os::unix::fs::MetadataExt;
     assert_eq!(theirs.st_ino, holder.ino());
     assert_ne!(theirs.st_ino, own.ino());
     // A listener in the pod, reached by a socket of the holder's: there is no loopback until netplug brings it up, but binding

@@ -251,8 +251,8 @@ fn a_seccomp_filter_is_in_force_with_and_without_no_new_privs() {
 fn limits_are_the_nearest_that_the_machine_permits() {
     let mut pod = Pod::new();
     let mut recipe = pod.shell("limits", "grep -E 'Max (open files|core)' /proc/self/limits");
-    let (_, hard) = podholder::sys::rlimit(libc::RLIMIT_NOFILE as u32).unwrap();
-    recipe.process.rlimits = vec![(libc::RLIMIT_NOFILE as u32, 1 << 40, 1 << 41), (libc::RLIMIT_CORE as u32, 0, 0)];
+    let (_, hard) = podholder::sys::rlimit(libc::RLIMIT_NOFILE).unwrap();
+    recipe.process.rlimits = vec![(libc::RLIMIT_NOFILE, 1 << 40, 1 << 41), (libc::RLIMIT_CORE, 0, 0)];
     recipe.process.oom_score_adj = Some(-999);
     let out = pod.run(&recipe).stdout;
     let fields: Vec<Vec<&str>> = out.lines().map(|l| l.split_whitespace().collect()).collect();
@@ -260,7 +260,7 @@ fn limits_are_the_nearest_that_the_machine_permits() {
     let files: u64 = fields[1][4].parse().unwrap();
     assert!(files >= hard.min(1 << 20), "{out}");
     let mut recipe = pod.shell("low", "grep 'Max open files' /proc/self/limits");
-    recipe.process.rlimits = vec![(libc::RLIMIT_NOFILE as u32, 5, 6)];
+    recipe.process.rlimits = vec![(libc::RLIMIT_NOFILE, 5, 6)];
     let out = pod.run(&recipe).stdout;
     assert_eq!(out.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["5", "6"]);
 }

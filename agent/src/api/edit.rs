@@ -57,7 +57,7 @@ pub async fn ephemeral_containers(mut call: Call, target: &Target) -> Result<Res
             None => return Err(forbidden(target, &old.name, "removed")),
         }
     }
-    if wanted != present && !(call.query.get("dryRun") == Some("All")) {
+    if wanted != present && (call.query.get("dryRun") != Some("All")) {
         call.node.edit(&target.uid, Edit::Ephemeral(wanted)).await?;
     }
     answer(&call, target)

@@ -79,13 +79,12 @@ impl DebugArgs {
 /// Starts the container; with `-i`, joins it until it ends.
 pub async fn run(client: &Client, args: DebugArgs) -> Result<ExitCode, CliError> {
     let pod = pod_name(&args.pod)?.to_owned();
-    let name = match &args.container {
-        Some(name) => name.clone(),
-        None => {
-            let name = format!("debugger-{}", letters()?);
-            eprintln!("Defaulting debug container name to {name}.");
-            name
-        }
+    let name = if let Some(name) = &args.container {
+        name.clone()
+    } else {
+        let name = format!("debugger-{}", letters()?);
+        eprintln!("Defaulting debug container name to {name}.");
+        name
     };
     let path = pod_path(&args.namespace.namespace, &pod, "/ephemeralcontainers");
     let patch = serde_json::to_vec(&args.patch(&name)?).unwrap_or_default();

@@ -172,12 +172,15 @@ pub struct Validated {
 /// Parses and validates the text of a manifest.
 pub type Validate<'a> = dyn Fn(&Path, &[u8]) -> Validated + 'a;
 
+/// Builds a folder with a kustomization.
+pub type Build<'a> = dyn Fn(&Path) -> Result<Vec<u8>, String> + 'a;
+
 /// What the commands need that no agent need run for; `main` gives it.
 pub struct Local<'a> {
     /// Parses and validates a manifest.
     pub validate: Box<Validate<'a>>,
     /// Builds a folder with a kustomization.
-    pub build: Box<dyn Fn(&Path) -> Result<Vec<u8>, String> + 'a>,
+    pub build: Box<Build<'a>>,
     /// Looks at this machine.
     pub check: Box<dyn Fn() -> Vec<Check> + 'a>,
     /// The whole command line, for completions and the manual.

@@ -29,8 +29,8 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         cgroup_parent: c.text(
             "cgroupParent",
             "--cgroup-parent",
-            &flags.cgroup_parent,
-            &declared.cgroup_parent,
+            flags.cgroup_parent.as_ref(),
+            declared.cgroup_parent.as_ref(),
             "nodeagent",
             cgroup,
         ),
@@ -81,12 +81,12 @@ impl Checker<'_> {
         &mut self,
         field: &str,
         flag: &'static str,
-        from_flag: &Option<String>,
-        from_file: &Option<String>,
+        from_flag: Option<&String>,
+        from_file: Option<&String>,
         default: &str,
         check: fn(&str) -> Vec<String>,
     ) -> String {
-        let value = from_flag.as_ref().or(from_file.as_ref()).map_or(default, |v| v);
+        let value = from_flag.or(from_file).map_or(default, |v| v);
         for wrong in check(value) {
             let message = format!("Invalid value: {value:?}: {wrong}");
             if from_flag.is_some() { self.flag(flag, message) } else { self.file(field, message) }
@@ -97,7 +97,7 @@ impl Checker<'_> {
     pub(super) fn path(&mut self, field: &str, value: Option<&PathBuf>) -> Option<PathBuf> {
         let path = value?;
         if !path.is_absolute() {
-            self.file(field, format!("Invalid value: {path:?}: must be an absolute path"));
+            self.file(field, format!("Invalid value: \"{}\": must be an absolute path", path.display()));
         }
         Some(path.clone())
     }
@@ -131,11 +131,11 @@ fn paths(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Paths {
     match std::path::absolute(root) {
         Ok(root) if flags.root.is_some() || declared.root.as_ref().is_some_and(|r| r.is_absolute()) => Paths::below(root),
         Ok(_) => {
-            c.file("root", format!("Invalid value: {root:?}: must be an absolute path"));
+            c.file("root", format!("Invalid value: \"{}\": must be an absolute path", root.display()));
             Paths::default()
         }
         Err(e) => {
-            c.flag("--root", format!("{root:?}: {e}"));
+            c.flag("--root", format!("{}: {e}", root.display()));
             Paths::default()
         }
     }
@@ -157,7 +157,7 @@ fn node_name(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> String 
     let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     // A host's name may have what a node's may not; only a name that was chosen is worth an error.
     let host = if names::dns_subdomain(&host).is_empty() { host } else { "localhost".into() };
-    c.text("nodeName", "--node-name", &flags.node_name, &declared.node_name, &host, names::dns_subdomain)
+    c.text("nodeName", "--node-name", flags.node_name.as_ref(), declared.node_name.as_ref(), &host, names::dns_subdomain)
 }
 
 /// One or more path components.
@@ -191,9 +191,9 @@ fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
     Network {
         dns: declared.dns.unwrap_or(declared.cluster_dns.is_empty()) && !service_cidrs.is_empty(),
         service_cidrs,
-        bridge: c.text("bridge", "--bridge", &flags.bridge, &declared.bridge, "nodeagent0", interface),
+        bridge: c.text("bridge", "--bridge", flags.bridge.as_ref(), declared.bridge.as_ref(), "nodeagent0", interface),
         pod_cidrs,
-        nft_table: c.text("nftTable", "--nft-table", &flags.nft_table, &declared.nft_table, "nodeagent", table),
+        nft_table: c.text("nftTable", "--nft-table", flags.nft_table.as_ref(), declared.nft_table.as_ref(), "nodeagent", table),
         mtu,
         wiring: flags.network.or(declared.network),
         ranges: if flags.pod_cidrs.is_empty() && declared.pod_cidrs.is_empty() { Ranges::Default } else { Ranges::Chosen },
@@ -380,9 +380,10 @@ fn images(c: &mut Checker<'_>, declared: &Declared) -> Images {
 
 fn api(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Api {
     let section = &declared.api;
-    let declared_listen = section.listen.as_ref().and_then(|text| match text.parse::<SocketAddr>() {
-        Ok(address) => Some(address),
-        Err(_) => {
+    let declared_listen = section.listen.as_ref().and_then(|text| {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            Some(address)
+        } else {
             c.file("api.listen", format!("Invalid value: {text:?}: must be an address and a port, such as \"127.0.0.1:6443\""));
             None
         }

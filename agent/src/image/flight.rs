@@ -15,11 +15,13 @@ use super::progress::{Listener, Progress};
 /// Where the work reports its progress.
 pub(super) type Report = broadcast::Sender<Progress>;
 type Work<T> = Shared<BoxFuture<'static, T>>;
+/// Ends when nobody waits for it any more.
+type Running<K, T> = HashMap<K, (WeakShared<BoxFuture<'static, T>>, Report)>;
 
 /// Work in flight, by what it is for.
 #[derive(Debug)]
 pub(super) struct Flights<K, T: Clone> {
-    running: Mutex<HashMap<K, (WeakShared<BoxFuture<'static, T>>, Report)>>,
+    running: Mutex<Running<K, T>>,
 }
 
 impl<K, T: Clone> Default for Flights<K, T> {
@@ -89,7 +91,7 @@ impl<K: Hash + Eq + Clone, T: Clone + Send + Sync + 'static> Flights<K, T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, (WeakShared<BoxFuture<'static, T>>, Report)>> {
+    fn lock(&self) -> MutexGuard<'_, Running<K, T>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -126,7 +126,7 @@ impl Images {
             fetches: Flights::default(),
             uses: Mutex::default(),
         };
-        inner.adopt(index)?;
+        inner.adopt(index);
         inner.sweep();
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -304,20 +304,17 @@ impl Inner {
     }
 
     /// Takes over what an earlier process left. An image of which something is missing is forgotten: it can be pulled again.
-    fn adopt(&self, mut index: Index) -> Result<()> {
+    fn adopt(&self, mut index: Index) {
         let mut configs = HashMap::new();
         index.images.retain(|id, record| {
             let whole = record.layers.iter().all(|layer| self.store.layer_path(layer).is_dir());
             let config = self.store.read_document(Document::Config, id).ok().and_then(|bytes| parse_config(&bytes).ok());
-            match config.filter(|_| whole) {
-                Some(config) => {
-                    configs.insert(id.clone(), Arc::new(config));
-                    true
-                }
-                None => {
-                    tracing::warn!(image = %id, names = ?record.names, "image is damaged on disk and was forgotten: pull it again");
-                    false
-                }
+            if let Some(config) = config.filter(|_| whole) {
+                configs.insert(id.clone(), Arc::new(config));
+                true
+            } else {
+                tracing::warn!(image = %id, names = ?record.names, "image is damaged on disk and was forgotten: pull it again");
+                false
             }
         });
         retain_used_layers(&mut index);
@@ -327,7 +324,6 @@ impl Inner {
         }
         drop(layers);
         self.show(index, configs);
-        Ok(())
     }
 
     fn show(&self, index: Index, configs: HashMap<Digest, Arc<ImageConfiguration>>) {

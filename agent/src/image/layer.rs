@@ -90,7 +90,12 @@ fn decompress<R: Read>(mut blob: HashingReader<R>, sender: &SyncSender<io::Resul
             // A wrong byte shows as nonsense to the decompressor; the digest tells the truth about it.
             match error.kind() {
                 io::ErrorKind::BrokenPipe => Err(error),
-                _ if error.get_ref().is_some_and(|inner| inner.is::<Error>()) => Err(error),
+                _ if error
+                    .get_ref()
+                    .is_some_and(<dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static>::is::<Error>) =>
+                {
+                    Err(error)
+                }
                 _ => blob.drain().map(|()| blob),
             }
         }

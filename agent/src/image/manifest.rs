@@ -15,6 +15,7 @@ pub(super) const DEPTH: usize = 3;
 
 /// A document that a registry or an archive gave.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one at a time, and soon taken apart
 pub(super) enum Document {
     Index(ImageIndex),
     Manifest(ImageManifest),
@@ -59,13 +60,12 @@ pub(super) fn choose(index: &ImageIndex, want: &Platform, name: &str) -> Result<
             Some((rank, place, *entry))
         })
         .min_by_key(|(rank, place, _)| (*rank, *place));
-    match best {
-        Some((_, _, entry)) => content(entry, name),
-        None => {
-            let have: Vec<String> = images.iter().filter_map(|entry| platform(entry)).map(|own| own.to_string()).collect();
-            let have = if have.is_empty() { "nothing".into() } else { have.join(", ") };
-            Err(Error::PlatformMismatch { name: name.to_owned(), have, want: want.to_string() })
-        }
+    if let Some((_, _, entry)) = best {
+        content(entry, name)
+    } else {
+        let have: Vec<String> = images.iter().filter_map(|entry| platform(entry)).map(|own| own.to_string()).collect();
+        let have = if have.is_empty() { "nothing".into() } else { have.join(", ") };
+        Err(Error::PlatformMismatch { name: name.to_owned(), have, want: want.to_string() })
     }
 }
 

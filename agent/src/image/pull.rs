@@ -1,5 +1,6 @@
 //! A pull: name → places → manifest → configuration → layers (each once over all pulls, several at a time) → index.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -109,7 +110,7 @@ fn verdict(mut refusals: Vec<Error>) -> Option<Error> {
     let last = refusals.pop()?;
     let Error::Network { registry, mut why } = last else { return Some(last) };
     for mirror in refusals {
-        why.push_str(&format!("; its mirror before that: {mirror}"));
+        let _ = write!(why, "; its mirror before that: {mirror}");
     }
     Some(Error::Network { registry, why })
 }

@@ -380,26 +380,23 @@ impl Session {
         let own_scope = format!("repository:{}:pull", self.place.path);
         let scope = scope.unwrap_or(&own_scope);
         let refresh = login.and_then(|login| login.identity_token.as_deref());
-        let request = match refresh {
-            Some(refresh) => {
-                let form = form(&[
-                    ("grant_type", "refresh_token"),
-                    ("refresh_token", refresh),
-                    ("service", service.unwrap_or_default()),
-                    ("scope", scope),
-                    ("client_id", "nodeagent"),
-                ]);
-                self.client.post(url).header("content-type", "application/x-www-form-urlencoded").body(form)
-            }
-            None => {
-                let mut query = url.query_pairs_mut();
-                query.extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
-                drop(query);
-                let request = self.client.get(url);
-                match login {
-                    Some(login) => request.header(AUTHORIZATION, basic(login)),
-                    None => request,
-                }
+        let request = if let Some(refresh) = refresh {
+            let form = form(&[
+                ("grant_type", "refresh_token"),
+                ("refresh_token", refresh),
+                ("service", service.unwrap_or_default()),
+                ("scope", scope),
+                ("client_id", "nodeagent"),
+            ]);
+            self.client.post(url).header("content-type", "application/x-www-form-urlencoded").body(form)
+        } else {
+            let mut query = url.query_pairs_mut();
+            query.extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
+            drop(query);
+            let request = self.client.get(url);
+            match login {
+                Some(login) => request.header(AUTHORIZATION, basic(login)),
+                None => request,
             }
         };
         let fail =

@@ -211,7 +211,11 @@ impl<R: Read> Entries<R> {
         let sparse = self.sparse(header, &pax.sparse, size)?;
         let old = header.as_old();
         Ok(Entry {
-            link: pax.link.or(long_link).or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default(),
+            link: pax
+                .link
+                .or(long_link)
+                .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+                .unwrap_or_default(),
             mode: unless_empty(&old.mode, || header.mode()).map_err(|error| bad("mode", error))? & 0o7777,
             uid: pax.uid.map_or_else(|| unless_empty(&old.uid, || header.uid()), Ok).map_err(|error| bad("uid", error))?,
             gid: pax.gid.map_or_else(|| unless_empty(&old.gid, || header.gid()), Ok).map_err(|error| bad("gid", error))?,

@@ -52,10 +52,7 @@ impl Transfer<'_> {
         let mut attempt = 0;
         loop {
             let before = self.done;
-            let why = match self.once(session, &what).await? {
-                None => return Ok(()),
-                Some(why) => why,
-            };
+            let Some(why) = self.once(session, &what).await? else { return Ok(()) };
             // A connection that brought something earns its tries anew.
             attempt = if self.done > before { 1 } else { attempt + 1 };
             session.pause(attempt, &what, &why, None).await?;

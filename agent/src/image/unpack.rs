@@ -2,7 +2,7 @@
 //! directories get their xattr. Everything happens relative to the root's descriptor: a path resolves inside the root
 //! (openat2 RESOLVE_IN_ROOT), whatever links the layer made before, so no entry can name anything outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -76,7 +76,7 @@ pub(super) fn unpack(reader: impl Read, root: BorrowedFd<'_>, trash: BorrowedFd<
         bounds,
         parent: None,
         times: BTreeMap::new(),
-        implicit: BTreeMap::new(),
+        implicit: BTreeSet::new(),
         done: Unpacked::default(),
         unchecked: 0,
         buffer: vec![0; BUFFER],
@@ -103,7 +103,7 @@ struct Unpacker<'a> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories' times, set at the end because every entry made inside changes them.
     times: BTreeMap<Vec<u8>, (i64, u32)>,
-    implicit: BTreeMap<Vec<u8>, ()>,
+    implicit: BTreeSet<Vec<u8>>,
     done: Unpacked,
     unchecked: u64,
     buffer: Vec<u8>,
@@ -126,7 +126,7 @@ impl Unpacker<'_> {
         let Some((dir, name)) = split(&path) else { return self.root_entry(entry) };
         let parent = self.parent(dir, &path)?;
         let result = match name.strip_prefix(b".wh.") {
-            Some(hidden) => self.whiteout(parent.as_fd(), &path, hidden),
+            Some(hidden) => Self::whiteout(parent.as_fd(), &path, hidden),
             None => self.make(parent.as_fd(), &path, name, entry, entries),
         };
         self.parent = Some((dir.to_vec(), parent));
@@ -213,12 +213,12 @@ impl Unpacker<'_> {
         rustix::fs::mkdirat(here, name, Mode::from_raw_mode(0o755))?;
         let mut path = at.to_vec();
         path.push(name.to_vec());
-        self.implicit.insert(joined(&path), ());
+        self.implicit.insert(joined(&path));
         Ok(())
     }
 
     /// `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all that the layers below have in this directory.
-    fn whiteout(&mut self, parent: BorrowedFd<'_>, path: &[u8], hidden: &[u8]) -> Result<(), Fault> {
+    fn whiteout(parent: BorrowedFd<'_>, path: &[u8], hidden: &[u8]) -> Result<(), Fault> {
         let fault = |errno| Fault::kernel(path, "make a whiteout", errno);
         match hidden {
             b".wh..opq" => return set_opaque(parent).map_err(fault),
@@ -391,10 +391,10 @@ impl Unpacker<'_> {
     }
 
     fn special(&mut self, parent: BorrowedFd<'_>, path: &[u8], name: &[u8], entry: &Entry) -> Result<(), Fault> {
-        match self.make_special(parent, name, entry) {
+        match Self::make_special(parent, name, entry) {
             Err(Errno::EXIST) => {
                 self.replace(parent, path, name)?;
-                self.make_special(parent, name, entry)
+                Self::make_special(parent, name, entry)
             }
             other => other,
         }
@@ -416,7 +416,7 @@ impl Unpacker<'_> {
         rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fault)
     }
 
-    fn make_special(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
+    fn make_special(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
         let kind = match entry.kind {
             Kind::Symlink => {
                 if entry.link.is_empty() || entry.link.len() > PATH_LIMIT {
@@ -452,7 +452,7 @@ impl Unpacker<'_> {
                 Err(errno) => return Err(Fault::kernel(&path, "open", errno)),
             }
         }
-        let implicit = std::mem::take(&mut self.implicit).into_keys();
+        let implicit = std::mem::take(&mut self.implicit).into_iter();
         // A name that isn't text keeps the defaults: it can't be written into the index.
         self.done.implicit = implicit.filter_map(|path| String::from_utf8(path).ok()).collect();
         Ok(())

@@ -278,10 +278,10 @@ impl Manager {
                 Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
                 Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
             };
-            if !doubt {
-                let _ = commands.send(Command::End { grace: None, then: Then::Gone });
-            } else {
+            if doubt {
                 self.in_doubt.insert(orphan.uid.clone());
+            } else {
+                let _ = commands.send(Command::End { grace: None, then: Then::Gone });
             }
             self.spawn(orphan.uid, worker, live, commands, inbox);
         }
@@ -424,6 +424,6 @@ impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Running")
             .field("live", &self.live.lock().map(|l: std::sync::MutexGuard<'_, Live>| l.ips.clone()).ok())
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -291,7 +291,7 @@ impl Planner<'_> {
             Some(attempt) => match &attempt.finish {
                 None if observed.unhealthy.is_some() && observed.stopping.is_none() => self.end_unhealthy(container, observed),
                 None if edited(attempt) && observed.stopping.is_none() => {
-                    self.plan.actions.push(Action::Stop { name: container.name.clone(), grace: self.grace(), why: Why::Edited })
+                    self.plan.actions.push(Action::Stop { name: container.name.clone(), grace: self.grace(), why: Why::Edited });
                 }
                 None if observed.stopping.is_some() => {
                     if let Some(stopping) = &observed.stopping {

@@ -65,8 +65,12 @@ fn event(pressure: Pressure) -> &'static str {
     }
 }
 
-/// Unused images go before any pod does.
+/// What pods that are over left, and unused images, go before any pod does; as the kubelet's containers and images.
 async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
+    let asked = node.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || remove_logs_of_the_dead(&asked)).await {
+        tracing::warn!(%error, "disk is scarce, and the logs of pods that are over could not be removed");
+    }
     match node.images.prune_unused().await {
         Ok(freed) => {
             tracing::info!(images = freed.images.join(", "), bytes = freed.bytes, "disk is scarce: unused images were removed");
@@ -74,6 +78,20 @@ async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
         Err(error) => tracing::warn!(%error, "disk is scarce, and unused images could not be removed"),
     }
     look(node, control).await
+}
+
+/// Without containers that could write to them: their layers went when they ended.
+fn remove_logs_of_the_dead(node: &Node) {
+    let over = |object: &k8s::Pod| {
+        let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    let uids: Vec<PodUid> = node.live.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+    for object in uids.iter().filter(|uid| !node.admission.has(uid)).filter_map(|uid| node.store.pod(uid)) {
+        if over(&object) {
+            node.runtime.clear_logs(&ValidPod::trusted(k8s::Pod::clone(&object), Origin::Stdin));
+        }
+    }
 }
 
 /// Ends the first of the ranking, and waits until it has.

@@ -26,7 +26,7 @@ impl Node {
                 match Credential::from_docker_config(&json.0) {
                     Ok(logins) => credentials.extend(logins),
                     Err(_) => {
-                        tracing::warn!(%pod, secret = secret.metadata.name, "the image pull secret is no Docker configuration")
+                        tracing::warn!(%pod, secret = secret.metadata.name, "the image pull secret is no Docker configuration");
                     }
                 }
             }

@@ -146,7 +146,8 @@ pub struct Worker {
 impl Worker {
     fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
-        let worker = Self {
+
+        Self {
             node,
             pod,
             pending: None,
@@ -169,8 +170,7 @@ impl Worker {
             volumes: Turn::default(),
             probes: health::Probes::default(),
             hooks: hooks::Hooks::default(),
-        };
-        worker
+        }
     }
 
     /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.

@@ -43,6 +43,17 @@ impl Runtime {
         }
     }
 
+    /// Removes what its containers have logged, all of it: the pod is over and the disk is scarce.
+    pub fn clear_logs(&self, pod: &ValidPod) {
+        for container in pod.all_containers() {
+            for (_, path) in self.logged(pod, &container.name) {
+                if let Err(error) = fs::remove_file(&path) {
+                    tracing::warn!("removing the log {} of a pod that is over: {error}", path.display());
+                }
+            }
+        }
+    }
+
     /// Log files with their attempts; rotated ones too.
     fn logged(&self, pod: &ValidPod, container: &str) -> impl Iterator<Item = (u32, PathBuf)> {
         let entries = fs::read_dir(self.log_dir(pod, container)).into_iter().flatten().flatten();

@@ -89,7 +89,7 @@ struct Word;
 impl<'de> Deserializer<'de> for Word {
     type Error = Error;
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_str("2026-01-01T00:00:00Z").or_else(|_: Error| Err(de::Error::custom("no word")))
+        visitor.visit_str("2026-01-01T00:00:00Z").map_err(|_: Error| de::Error::custom("no word"))
     }
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_str("")

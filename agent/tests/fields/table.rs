@@ -88,21 +88,18 @@ impl Table {
         let _ = writeln!(text, "{works} fields work, {limited} work with a limit, {refused} are refused.");
         for type_ in &self.order {
             let rows = &self.types[type_];
-            match rows.fields.get("*") {
-                Some(Fate::As(other)) => {
-                    let _ = writeln!(text, "\n### {type_}\nAs {other}.");
-                }
-                _ => {
-                    let _ = writeln!(text, "\n### {type_}\n| field | | |\n|---|---|---|");
-                    for (name, fate) in &rows.fields {
-                        let (word, more) = match fate {
-                            Fate::Works => ("works", ""),
-                            Fate::Limit(limit) => ("works with a limit", limit.as_str()),
-                            Fate::Refused { reason, .. } => ("refused", reason.as_str()),
-                            Fate::As(other) => ("as", other.as_str()),
-                        };
-                        let _ = writeln!(text, "| {name} | {word} | {more} |");
-                    }
+            if let Some(Fate::As(other)) = rows.fields.get("*") {
+                let _ = writeln!(text, "\n### {type_}\nAs {other}.");
+            } else {
+                let _ = writeln!(text, "\n### {type_}\n| field | | |\n|---|---|---|");
+                for (name, fate) in &rows.fields {
+                    let (word, more) = match fate {
+                        Fate::Works => ("works", ""),
+                        Fate::Limit(limit) => ("works with a limit", limit.as_str()),
+                        Fate::Refused { reason, .. } => ("refused", reason.as_str()),
+                        Fate::As(other) => ("as", other.as_str()),
+                    };
+                    let _ = writeln!(text, "| {name} | {word} | {more} |");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Images made in memory, Debian's docker-registry as a child process, and a registry that misbehaves by script.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -245,7 +246,8 @@ impl Registry {
                 "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {at}/data}}}}\nhttp:\n  addr: {host}\n"
             );
             if tls {
-                text += &format!(
+                let _ = write!(
+                    text,
                     "  tls: {{certificate: {at}/server.crt, key: {at}/server.key}}\nauth: {{htpasswd: {{realm: test, path: {at}/htpasswd}}}}\n"
                 );
             }
@@ -448,7 +450,7 @@ fn serve(stream: TcpStream, record: &Mutex<Vec<Request>>, script: &dyn Fn(&Reque
         let mut head =
             format!("HTTP/1.1 {} X\r\nContent-Length: {}\r\n", answer.status, answer.length.unwrap_or(answer.body.len() as u64));
         for (key, value) in &answer.headers {
-            head += &format!("{key}: {value}\r\n");
+            let _ = write!(head, "{key}: {value}\r\n");
         }
         stream.write_all(format!("{head}\r\n").as_bytes())?;
         stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())])?;

@@ -42,16 +42,12 @@ impl Engine {
     fn shape_egress(&mut self, lease: &Lease, host: u32, rate: Rate) -> Result<(), Error> {
         let action = || format!("limit the bandwidth of pod {} ({NEEDS})", lease.pod);
         let name = ifb_of(&lease.host_if);
-        let ifb = match bridge::find(&mut self.wire, &self.route, &name)? {
-            Some(ifb) => ifb,
-            None => {
-                bridge::all(&mut self.wire, &self.route, vec![bandwidth::new_ifb(&name, self.bridge.mtu)], action)?;
-                let Some(ifb) = bridge::find(&mut self.wire, &self.route, &name)? else {
-                    return Err(rustix::io::Errno::NODEV).doing(action);
-                };
-                ifb
-            }
-        };
+        let mut found = bridge::find(&mut self.wire, &self.route, &name)?;
+        if found.is_none() {
+            bridge::all(&mut self.wire, &self.route, vec![bandwidth::new_ifb(&name, self.bridge.mtu)], action)?;
+            found = bridge::find(&mut self.wire, &self.route, &name)?;
+        }
+        let Some(ifb) = found else { return Err(rustix::io::Errno::NODEV).doing(action) };
         let requests = vec![
             links::up(ifb.index),
             bandwidth::bucket(ifb.index, rate),

@@ -207,11 +207,8 @@ const UNIFIED: &str = "unified";
 fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<(String, &Path)>> {
     let mut found: Vec<(String, &Path)> = Vec::new();
     for path in cgroups {
-        let name = if i64::from(rustix::fs::statfs(path)?.f_type) == libc::CGROUP2_SUPER_MAGIC as i64 {
-            UNIFIED.to_owned()
-        } else {
-            mount_name(path)?
-        };
+        let name =
+            if rustix::fs::statfs(path)?.f_type == libc::CGROUP2_SUPER_MAGIC { UNIFIED.to_owned() } else { mount_name(path)? };
         if !found.iter().any(|(known, _)| *known == name) {
             found.push((name, path));
         }

@@ -28,7 +28,7 @@ pub fn open(root: &Root, process: &Process, status: &Status) -> Result<Terminal,
     let path = root.open(Path::new(PTMX), OFlags::PATH).or_fault(Stage::Terminal, PTMX)?;
     let fs = rustix::fs::fstatfs(&path).or_fault(Stage::Terminal, PTMX)?;
     // What lies there could be any device or a FIFO: opening it for real comes after.
-    if i64::from(fs.f_type) != DEVPTS {
+    if fs.f_type != DEVPTS {
         return Err(refused(Stage::Terminal, PTMX, "it is not a devpts"));
     }
     let master = root.open(Path::new(PTMX), OFlags::RDWR | OFlags::NOCTTY).or_fault(Stage::Terminal, PTMX)?;

@@ -185,7 +185,7 @@ mod tests {
         let mut log = Log::open(&LogFile { path, max_size: 100, max_files: 1000 }).unwrap();
         let all: String = (0..500).map(|n| format!("line {n}\n")).collect();
         for chunk in all.as_bytes().chunks(1009) {
-            log.append(&mut chunk.to_vec());
+            log.append(chunk);
         }
         let mut names: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
         names.sort();

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use podholder::protocol::*;
+use podholder::protocol::{
+    Call, Capabilities, Device, Event, Exit, Fault, HolderState, IdMap, IdMaps, LogFile, Message, Mount, Process, Propagation,
+    Recipe, Reply, Request, Rootfs, SandboxRecipe, Source, Step, VERSION,
+};
 use podholder::{sys, wire};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -135,6 +135,9 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
     path.strip_suffix("']")?.split_once("['")
 }
 
+/// What a number of bytes may be divided by.
+const BYTES: &str = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei";
+
 pub(super) fn resource_field_ref(report: &mut Report<'_>, at: &Path<'_>, field: &ResourceFieldSelector, target: Target) {
     let resource = field.resource.as_str();
     let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| resource.starts_with(p));
@@ -149,7 +152,6 @@ pub(super) fn resource_field_ref(report: &mut Report<'_>, at: &Path<'_>, field: 
     let Ok(value) = divisor.parse::<Quantity>() else {
         return report.invalid(&at.child("divisor"), divisor, crate::model::quantity::QuantityError);
     };
-    const BYTES: &str = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei";
     let (kind, known) = match resource.split_once('.').map(|(_, r)| r) {
         Some("cpu") => ("cpu", "1m and 1"),
         Some("memory") => ("memory", BYTES),

@@ -152,7 +152,7 @@ pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, spec: Option<&P
             let at = requests.key("storage");
             match size.0.parse::<Quantity>() {
                 Ok(size) if size.is_negative() || size.is_zero() => {
-                    report.invalid(&at, &size.to_string(), "must be greater than zero")
+                    report.invalid(&at, &size.to_string(), "must be greater than zero");
                 }
                 _ => drop(resources::quantity(report, &at, &size.0)),
             }

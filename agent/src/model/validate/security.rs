@@ -114,11 +114,11 @@ fn sysctls(report: &mut Report<'_>, at: &Path<'_>, sysctls: &[Sysctl], spec: &Po
             report.required(&at, "");
             continue;
         }
-        if !is_sysctl(name) {
+        if is_sysctl(name) {
+            seen.check(report, &at, name.replace('/', "."));
+        } else {
             let wrong = format!("must have at most {SYSCTL_LIMIT} characters and match regex {SYSCTL}");
             report.invalid(&at, name, wrong);
-        } else {
-            seen.check(report, &at, name.replace('/', "."));
         }
         let group = name.replace('/', ".");
         if spec.host_network == Some(true) && group.starts_with("net.") {

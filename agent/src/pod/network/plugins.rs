@@ -249,9 +249,10 @@ impl Shared {
         let problem = found.err().map(|e| e.to_string());
         let before = std::mem::replace(&mut *self.problem.lock().unwrap_or_else(PoisonError::into_inner), problem.clone());
         if before != problem {
-            match &problem {
-                Some(problem) => tracing::warn!(problem, "pods can't be wired by CNI plugins"),
-                None => tracing::info!("pods are wired by CNI plugins"),
+            if let Some(problem) = &problem {
+                tracing::warn!(problem, "pods can't be wired by CNI plugins");
+            } else {
+                tracing::info!("pods are wired by CNI plugins");
             }
         }
         self.changes.send_modify(|count| *count += 1);

@@ -131,15 +131,12 @@ pub fn unescape(field: &str) -> String {
     let mut parts = field.split('\\');
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        match (part.get(..3).and_then(|code| u8::from_str_radix(code, 8).ok()), part.get(3..)) {
-            (Some(code), Some(rest)) => {
-                plain.push(char::from(code));
-                plain.push_str(rest);
-            }
-            _ => {
-                plain.push('\\');
-                plain.push_str(part);
-            }
+        if let (Some(code), Some(rest)) = (part.get(..3).and_then(|code| u8::from_str_radix(code, 8).ok()), part.get(3..)) {
+            plain.push(char::from(code));
+            plain.push_str(rest);
+        } else {
+            plain.push('\\');
+            plain.push_str(part);
         }
     }
     plain

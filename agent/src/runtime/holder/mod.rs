@@ -484,7 +484,7 @@ async fn read_all(shared: Arc<Shared>) {
         match received.await {
             Ok(Some((Ok(message), fds))) => shared.deliver(message, fds),
             Ok(Some((Err(error), _))) => {
-                tracing::warn!(holder = shared.pid.as_raw_nonzero(), "a message that isn't one: {error}")
+                tracing::warn!(holder = shared.pid.as_raw_nonzero(), "a message that isn't one: {error}");
             }
             Ok(None) => break,
             Err(error) => {

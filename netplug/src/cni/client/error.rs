@@ -54,7 +54,7 @@ pub enum Error {
         /// ADD, DEL …
         verb: &'static str,
         /// What came of it.
-        failure: Failure,
+        failure: Box<Failure>,
     },
     /// A file of ours.
     #[error("{action} {path}: {source}", path = path.display())]
@@ -87,7 +87,8 @@ impl Error {
     /// Whether the plugin itself says that it will be better later, by the specification's code for it.
     pub fn is_temporary(&self) -> bool {
         const TRY_AGAIN_LATER: u32 = 11;
-        matches!(self, Error::Plugin { failure: Failure::Refused(complaint), .. } if complaint.code == TRY_AGAIN_LATER)
+        let Error::Plugin { failure, .. } = self else { return false };
+        matches!(&**failure, Failure::Refused(complaint) if complaint.code == TRY_AGAIN_LATER)
     }
 }
 

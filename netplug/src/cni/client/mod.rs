@@ -76,8 +76,11 @@ pub struct Client {
     settings: Settings,
     cache: Cache,
     /// What plugins have said that they speak; by their file, so that a new version is asked anew.
-    spoken: Mutex<HashMap<(PathBuf, u64, i64, i64), Vec<String>>>,
+    spoken: Mutex<HashMap<PluginFile, Vec<String>>>,
 }
+
+/// A plugin's program: its path, inode, and when it was changed, in seconds and nanoseconds.
+type PluginFile = (PathBuf, u64, i64, i64);
 
 impl Client {
     /// Over an existing cache, or none.
@@ -279,7 +282,7 @@ impl Client {
     fn failed(&self, list: &Conflist, index: usize, verb: Verb, failure: Failure) -> Error {
         let kind = list.plugins.get(index).map(|plugin| plugin.kind.clone()).unwrap_or_default();
         let plugin = self.find(list, index).unwrap_or_else(|_| kind.into());
-        Error::Plugin { file: list.file.clone(), index, plugin, verb: verb.name(), failure }
+        Error::Plugin { file: list.file.clone(), index, plugin, verb: verb.name(), failure: Box::new(failure) }
     }
 
     fn find(&self, list: &Conflist, index: usize) -> Result<PathBuf, Error> {
@@ -303,9 +306,9 @@ fn is_file(path: &Path) -> bool {
 
 /// Whether a path leads to a namespace now. A bind mount that went with a reboot leaves an ordinary file, into which no plugin should go.
 pub fn is_namespace(path: &Path) -> io::Result<bool> {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     match rustix::fs::statfs(path) {
-        Ok(stat) => Ok(stat.f_type as i64 == NSFS_MAGIC),
+        Ok(stat) => Ok(stat.f_type == NSFS_MAGIC),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno.into()),
     }

@@ -162,7 +162,9 @@ pub(super) fn result(output: &[u8], version: Version) -> Result<Value, (String, 
 /// What a result says of the container's interface.
 pub(super) fn attached(result: &Value, interface: &str) -> Result<Attached, (String, Option<Failure>)> {
     let outcome: Outcome = serde_json::from_value(result.clone()).map_err(|error| (error.to_string(), None))?;
-    let inside = |index: usize| outcome.interfaces.get(index).is_some_and(|link| link.sandbox.as_deref().unwrap_or("") != "");
+    let inside = |index: usize| {
+        outcome.interfaces.get(index).is_some_and(|link| link.sandbox.as_deref().is_some_and(|path| !path.is_empty()))
+    };
     let mut attached = Attached::default();
     for (number, ip) in outcome.ips.iter().enumerate() {
         let text = ip.address.split_once('/').map_or(ip.address.as_str(), |(ip, _)| ip);
