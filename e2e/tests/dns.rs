@@ -51,7 +51,7 @@ fn services_and_pods_have_names() {
 
 #[test]
 fn without_the_resolver_pods_ask_the_hosts() {
-    let node = NodeBox::builder().config("{apiVersion: nodeagent.dev/v1, kind: NodeAgentConfiguration, dns: false}").start();
+    let node = NodeBox::builder().config("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\ndns: false\n").start();
     let client = node.put(&pod("client").runs("main", "sleep"));
     client.is_ready();
     let resolv = client.container("main").demo("read /etc/resolv.conf");
