@@ -80,13 +80,13 @@ impl Cluster {
         self.pods.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// What the API server says of a pod; none: it is gone.
-    pub(crate) fn learn(&self, uid: &PodUid, pod: Option<Arc<Pod>>) {
+    /// What the API server says of a pod; none: it is gone. Returns what it said before.
+    pub(crate) fn learn(&self, uid: &PodUid, pod: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         match pod {
             Some(pod) => pods.insert(uid.clone(), pod),
             None => pods.remove(uid),
-        };
+        }
     }
 
     /// All that are known.

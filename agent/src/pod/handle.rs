@@ -17,6 +17,8 @@ use super::counters::Counters;
 use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
+use super::network::look;
+use super::network::view::{NetworkView, TraceView};
 use super::node::{
     self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation,
     Holder as HolderInfo, Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError,
@@ -111,7 +113,7 @@ impl node::Node for Handle {
     }
 
     fn objects(&self) -> &Objects {
-        &self.node.objects
+        &self.node.objects.files
     }
 
     fn node(&self) -> k8s::Node {
@@ -272,6 +274,18 @@ impl node::Node for Handle {
         async move { Ok(self.live(uid)?.trace.explanation()) }.boxed()
     }
 
+    fn network(&self) -> Answer<'_, NetworkView> {
+        look::view(&self.node).boxed()
+    }
+
+    fn trace<'a>(&'a self, uid: &'a PodUid, to: &'a str, protocol: netplug::Protocol) -> Answer<'a, TraceView> {
+        async move {
+            let pod = self.node.store.pod(uid).ok_or_else(|| NodeError::NotFound(format!("pod with uid {uid} not found")))?;
+            look::trace(&self.node, &pod, to, protocol).await
+        }
+        .boxed()
+    }
+
     fn images(&self) -> &dyn Images {
         &self.images
     }
@@ -359,7 +373,7 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
 fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
     let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
     // A Secret may be a word of its command.
-    let hidden = Redaction::of(pod, &node.objects);
+    let hidden = Redaction::of(pod, node.objects.of(pod));
     let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
     InspectedContainer {
         name: name.to_owned(),

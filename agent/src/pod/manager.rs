@@ -172,21 +172,26 @@ impl Manager {
             source::Event::Init | source::Event::ApplyWorkload(_) | source::Event::DeleteWorkload(_) => {}
             source::Event::Apply(pod) => self.apply(pod),
             source::Event::ApplyObject(object) => {
-                self.reclaim.retain(|claim| claim != object.key());
-                // What is the cluster's, the cluster's API server shows.
-                if *object.origin() != Origin::Api {
-                    self.node.store.put_object(&object);
+                let (object, wrong) = self.node.services.admit(object);
+                for wrong in wrong {
+                    self.node.recorder.node(Level::Warning, "InvalidService", &wrong);
                 }
-                self.node.objects.put(object);
+                self.reclaim.retain(|claim| claim != object.key());
+                self.node.store.put_object(&object);
+                self.node.objects.files.put(object);
             }
             source::Event::DeleteObject(key) => {
+                self.node.services.forget(&key);
                 self.node.store.remove_object(&key);
-                if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
+                if self.node.objects.files.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
                 }
             }
-            source::Event::InitDone => self.told(Whose::Files),
+            source::Event::InitDone => {
+                self.told(Whose::Files);
+                self.node.services.all_told();
+            }
             source::Event::Listed => self.told(Whose::Cluster),
             source::Event::End { pod, grace } => self.end(pod, grace),
             source::Event::Delete(uid) => {

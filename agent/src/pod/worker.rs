@@ -266,7 +266,7 @@ impl Worker {
                 continue;
             }
             self.publish();
-            self.node.objects.watch(&mut self.needs, references::of(&self.pod));
+            self.node.objects.of(&self.pod).watch(&mut self.needs, references::of(&self.pod));
             tokio::select! {
                 biased;
                 Some(outcome) = self.outcomes.next(), if !self.outcomes.is_empty() => self.absorb(outcome),
@@ -684,7 +684,7 @@ impl Worker {
                 layers: &image.layers,
                 pod_ips: &ips,
                 volumes: &volumes,
-                objects: &node.objects,
+                objects: node.objects.of(&pod),
                 beside: beside.clone(),
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
