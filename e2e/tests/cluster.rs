@@ -3,6 +3,11 @@
 use e2e::{ControlPlane, NodeBox, eventually};
 use serde_json::Value;
 
+/// A node without an agent so far. The machine that tests run on may have a network add-on's configuration.
+fn node() -> NodeBox {
+    NodeBox::builder().argument("--network").argument("bridge").without_agent().start()
+}
+
 /// A node that is of the cluster, its agent answering.
 fn joined<'a>(node: &'a NodeBox, plane: &ControlPlane<'_>) -> &'a NodeBox {
     let kubeconfig = plane.node_kubeconfig("node");
@@ -40,7 +45,7 @@ data: {GREETING: hello}
 
 #[test]
 fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
-    let node = NodeBox::builder().without_agent().start();
+    let node = node();
     let plane = ControlPlane::beside(&node);
     joined(&node, &plane);
     plane.apply(WEB);
@@ -55,6 +60,11 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
     assert!(read("token").starts_with("ey"), "a JSON web token");
     assert!(read("ca.crt").contains("BEGIN CERTIFICATE"));
     assert_eq!(read("namespace").trim(), "default");
+    // By the API server, which asks our kubelet API: logs, exec with its exit code.
+    let logs = plane.kubectl(&["logs", "web", "-c", "web"]).ok();
+    assert!(!logs.is_empty());
+    let said = plane.kubectl(&["exec", "web", "-c", "side", "--", "/demo", "echo", "by the API server"]).ok();
+    assert_eq!(said.trim(), "by the API server");
     let pid = node.pod("web").container("web").host_pid();
 
     node.kill_agent();
@@ -72,7 +82,7 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
 
 #[test]
 fn the_real_controllers_run_a_deployment_and_a_job_to_their_ends() {
-    let node = NodeBox::builder().without_agent().start();
+    let node = node();
     let plane = ControlPlane::beside(&node);
     joined(&node, &plane);
     plane.kubectl(&["create", "deployment", "web", "--image=localhost/nodeagent-demo:latest", "--replicas=3"]).ok();

@@ -15,8 +15,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tokio::sync::Notify;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{BoxError, Service, ServiceBuilder};
+
+use crate::kubelet::authority::on_change;
 
 /// In which a TCP connection must be there.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -51,6 +54,42 @@ pub(super) async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
     let wrong = |source| ConnectError::Kubeconfig { path: kubeconfig.into(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(wrong)?;
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)
+}
+
+/// The files that a kubeconfig's identity is in: itself, and the certificate and key that it names.
+fn files(kubeconfig: &Path, config: &Config) -> Vec<PathBuf> {
+    let auth = &config.auth_info;
+    let named = [&auth.client_certificate, &auth.client_key].into_iter().flatten().map(PathBuf::from);
+    std::iter::once(kubeconfig.to_owned()).chain(named).collect()
+}
+
+/// Reads the kubeconfig again when it, or the certificate that it names, has changed, for ever: certificates are renewed.
+pub(super) async fn follow(kubeconfig: &Path, transport: &Transport) {
+    let Ok(first) = read(kubeconfig).await else { return };
+    let watched = files(kubeconfig, &first);
+    let contents = || watched.iter().map(|file| std::fs::read(file).ok()).collect::<Vec<_>>();
+    let changed = Notify::new();
+    let mut known = contents();
+    let looks = watched.iter().map(|file| on_change(file, || changed.notify_one()));
+    let watching = futures::future::join_all(looks);
+    let renewing = async {
+        loop {
+            changed.notified().await;
+            let now = contents();
+            if std::mem::replace(&mut known, now.clone()) == now {
+                continue;
+            }
+            let renewed = match read(kubeconfig).await {
+                Ok(config) => transport.renew(&config).map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match renewed {
+                Ok(()) => tracing::info!(kubeconfig = %kubeconfig.display(), "the way to the API server was read again"),
+                Err(error) => tracing::warn!(error, "the way to the API server stays as it was"),
+            }
+        }
+    };
+    tokio::join!(watching, renewing);
 }
 
 /// A client of that API server, and what replaces its connection. Speaks to nobody yet.

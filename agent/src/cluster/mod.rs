@@ -7,7 +7,7 @@ mod membership;
 mod report;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 pub struct Cluster {
     client: Client,
     transport: Transport,
+    kubeconfig: PathBuf,
     authorities: Vec<Vec<u8>>,
     node_name: String,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
@@ -46,7 +47,8 @@ impl Cluster {
         let (client, transport) = connect::client(&config)
             .map_err(|source| ConnectError::Client { path: kubeconfig.into(), source: Box::new(source) })?;
         let authorities = config.root_cert.iter().flatten().cloned().collect();
-        Ok(Self { client, transport, authorities, node_name: node_name.into(), pods: RwLock::default() })
+        let kubeconfig = kubeconfig.to_owned();
+        Ok(Self { client, transport, kubeconfig, authorities, node_name: node_name.into(), pods: RwLock::default() })
     }
 
     /// The certificates, in DER, that the API server's is one of; they sign its clients' too, where a cluster has one CA. Empty: the
@@ -68,6 +70,7 @@ impl Cluster {
     /// Until the agent ends: the node is registered and its lease renewed, its pods told to the manager and their state to the API server.
     pub async fn run(self: Arc<Self>, node: Arc<Node>, object: NodeNow, manager: mpsc::Sender<source::Event>) {
         tokio::join!(
+            connect::follow(&self.kubeconfig, &self.transport),
             membership::keep(&self, &object),
             source::apiserver::watch(&self, &node, &manager),
             report::follow(&self, &node),

@@ -379,7 +379,8 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
-        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.kubeconfig.is_some()).then(|| settings.kubelet.address.port()),
+        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.kubeconfig.is_some())
+            .then(|| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let networked = node.clone();

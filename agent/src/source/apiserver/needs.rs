@@ -120,7 +120,13 @@ impl Keeper {
     /// For ever.
     async fn object<T>(self, body: fn(Arc<T>) -> Body)
     where
-        T: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+        T: Resource<Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
         T::DynamicType: Default,
     {
         let objects = &self.node.objects.cluster;
