@@ -61,11 +61,12 @@ oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiser
 	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
 	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
 
-netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, throughput and requests, with 10 and 1,000 ports
+netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, a rule's change, throughput and requests, with 10 and 1,000 ports and Services
 	@e2e/packages $(BENCH_PACKAGES)
 	cargo build --release -p netplug --bins --examples
 	target/release/examples/cni_speed
 	target/release/examples/attach_speed
+	target/release/examples/rule_speed
 	target/release/examples/load
 
 lint: ## Format, clippy, licences

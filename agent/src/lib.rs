@@ -14,5 +14,6 @@ pub mod machine;
 pub mod model;
 pub mod pod;
 pub mod runtime;
+pub mod service;
 pub mod source;
 pub mod workload;

@@ -58,10 +58,13 @@ fn main() -> ExitCode {
 
 fn local(flags: &Flags) -> Local<'static> {
     let lib = flags.root.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
+    // A configuration that can't be read is told by the agent that can't start with it.
+    let network = config::load(flags).map(|settings| settings.network);
+    let (bridge, table) = network.map_or_else(|_| Default::default(), |network| (network.bridge, network.nft_table));
     Local {
         validate: Box::new(validate),
         build: Box::new(source::kustomize::build),
-        check: Box::new(move || machine::check::thorough(&lib)),
+        check: Box::new(move || machine::check::thorough(&lib, (&bridge, &table))),
         grammar: Box::new(Cli::<cli::Command>::command),
     }
 }

@@ -207,7 +207,7 @@ fn a_wrong_set(#[case] kind: &str, #[case] more: &str, #[case] expected: &str) {
 #[case::elsewhere(
     "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: web}\n".into(),
     "w.yaml:2:1: kind: Unsupported value: \"Ingress\": supported values: \"ConfigMap\", \"CronJob\", \"DaemonSet\", \"Deployment\", \"Job\", \
-     \"PersistentVolumeClaim\", \"Pod\", \"ReplicaSet\", \"Secret\", \"Service\", \"StatefulSet\", \"List\": only a cluster has a controller \
+     \"Namespace\", \"NetworkPolicy\", \"PersistentVolumeClaim\", \"Pod\", \"ReplicaSet\", \"Secret\", \"Service\", \"StatefulSet\", \"List\": only a cluster has a controller \
      for it; a container's hostPort is reached from outside"
 )]
 fn a_wrong_manifest(#[case] text: String, #[case] expected: &str) {

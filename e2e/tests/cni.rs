@@ -105,6 +105,9 @@ fn a_pods_life_with_plugins() {
     assert!(node.inside("tc", &["qdisc", "show"]).ok().contains("qdisc tbf"));
     assert_eq!(ready(&node).0, "True");
     assert!(!node.inside("ip", &["link"]).ok().contains("nodeagent0"), "no bridge of the agent's own");
+    node.apply("service.yaml", "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}");
+    node.tells(&["Service default/web has no effect: CNI plugins wire the pods"]);
+    node.remove("service.yaml");
 
     // Another agent goes on with it, and takes it back at its end, as it was made, though the configuration is another by then.
     let pid = web.container("web").host_pid();

@@ -1,4 +1,5 @@
-//! What a pod's network costs, with few and with many pods on the node, and how much of it is the kernel's own part.
+//! What a pod's network costs, with few and with many pods on the node, and how much of it is the kernel's own part: pods as neighbours
+//! on the bridge, and as the agent has them, each reached by the host.
 //!
 //!     cargo run --release -p netplug --example attach_speed [PODS ...]
 //!
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netplug::{Attached, Attachment, Network, Port, Protocol, Range, Remove, Settings};
+use netplug::{Attached, Attachment, Isolation, Network, Port, Protocol, Range, Remove, Settings};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::resource::{UsageWho, getrusage},
@@ -31,7 +32,15 @@ async fn main() -> Fallible<()> {
     if batches.is_empty() {
         batches = vec![10, 100, 500];
     }
-    unshare(CloneFlags::CLONE_NEWNET)?;
+    for (name, isolation) in [("neighbours", Isolation::Off), ("routed", Isolation::Routed)] {
+        println!("{name}");
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        with(isolation, &batches).await?;
+    }
+    Ok(())
+}
+
+async fn with(isolation: Isolation, batches: &[usize]) -> Fallible<()> {
     let state = tempfile::tempdir_in("/dev/shm")?;
     let settings = Settings {
         bridge: "bench0".into(),
@@ -39,13 +48,14 @@ async fn main() -> Fallible<()> {
         table: "netplug_bench".into(),
         state_dir: state.path().join("net"),
         reuse_after: Duration::ZERO,
+        isolation,
         ..Settings::default()
     };
     let network = Network::open(settings).await?;
     println!("{:20} {:>8} {:>8} {:>8}", "µs, p50 of attach", "total", "kernel", "release");
     for batch in batches {
-        fill(&network, batch).await?;
-        measure(&network, batch).await?;
+        fill(&network, *batch).await?;
+        measure(&network, *batch).await?;
     }
     let start = Instant::now();
     network.close(Remove::All).await?;

@@ -1,8 +1,8 @@
 //! What packets cost on the ways that pods have, side by side in one run: our network, and podman's (netavark with its bridge and iptables).
-//! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod, pod → host and from outside by a
-//! host port, with as many host ports published as are asked for. Both sides take turns, so that what the machine does besides touches both alike.
+//! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod, pod → host, from outside by a
+//! host port and, on our side, by a Service, with as many host ports published and Services as are asked for. Both sides take turns, so that what the machine does besides touches both alike.
 //!
-//!     cargo run --release -p netplug --example load [PORTS ...]
+//!     cargo run --release -p netplug --example load [COUNT ...]
 //!
 //! Needs root, netavark and iptables. It works in network namespaces of its own.
 
@@ -10,7 +10,7 @@ use std::{
     error::Error,
     fs::File,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::{Command, Stdio, id},
     sync::mpsc,
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netplug::{Attachment, Network, Port, Protocol, Range, Settings};
+use netplug::{Attachment, Isolation, Network, Port, Protocol, Range, Rules, Service, Settings};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use serde_json::json;
@@ -129,6 +129,8 @@ impl Side {
             ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
             table: "netplug_load".into(),
             state_dir: state,
+            // As the agent has it.
+            isolation: Isolation::Routed,
             ..Settings::default()
         };
         let network = node.run(|| Ok(futures::executor::block_on(Network::open(settings))?))?;
@@ -145,6 +147,7 @@ impl Side {
             let attachment = Attachment { uid, pod: uid, netns, netlink, ports, fixed: Vec::new(), bandwidth: None };
             server_ip = futures::executor::block_on(network.attach(attachment))?.ips[0].to_string();
         }
+        futures::executor::block_on(network.enforce(services(ports, &server_ip)?))?;
         Side { name: "netplug", node, outside, client, server, server_ip, gateway: "10.88.0.1", _network: Some(network) }.served()
     }
 
@@ -190,12 +193,30 @@ impl Side {
         let (from, ip) = match way {
             "pod → pod" => (&self.client, self.server_ip.as_str()),
             "pod → host" => (&self.client, self.gateway),
+            "pod → Service" => (&self.client, SERVICE),
             _ => (&self.outside, HOST),
         };
         Ok((from, SocketAddr::new(ip.parse()?, PORT)))
     }
 }
 
+/// So many Services; the server is the endpoint of the first, at [`SERVICE`].
+fn services(count: u16, server: &str) -> Fallible<Rules> {
+    let endpoint = SocketAddr::new(server.parse()?, PORT);
+    let first: Ipv4Addr = SERVICE.parse()?;
+    let service = |number: u16| Service {
+        name: format!("default/service{number}"),
+        protocol: Protocol::Tcp,
+        port: PORT,
+        addresses: vec![Ipv4Addr::from(u32::from(first) + u32::from(number)).into()],
+        node_port: None,
+        endpoints: vec![endpoint],
+        affinity: None,
+    };
+    Ok(Rules { service_ranges: vec!["10.96.0.0/16".parse()?], services: (0..count).map(service).collect(), policies: Vec::new() })
+}
+
+const SERVICE: &str = "10.96.0.1";
 const WAYS: [&str; 3] = ["pod → pod", "pod → host", "outside → hostPort"];
 
 fn main() -> Fallible<()> {
@@ -203,7 +224,7 @@ fn main() -> Fallible<()> {
     if counts.is_empty() {
         counts = vec![10, 1000];
     }
-    println!("| way | measure | host ports | netplug | podman | ratio |\n|---|---|---|---|---|---|");
+    println!("| way | measure | host ports, Services | netplug | podman | ratio |\n|---|---|---|---|---|---|");
     for ports in counts {
         let state = tempfile::tempdir()?;
         let sides = [Side::ours(ports, state.path().join("net"))?, Side::podmans(ports, state.path())?];
@@ -224,6 +245,29 @@ fn main() -> Fallible<()> {
                 println!("| {way} | {name}, {unit} | {ports} | {ours:.0} | {podmans:.0} | {:.2} |", ours / podmans);
             }
         }
+        by_service(&sides[0], ports)?;
+    }
+    Ok(())
+}
+
+/// A Service against the direct way, of our side alone, taking turns.
+fn by_service(side: &Side, services: u16) -> Fallible<()> {
+    for (name, unit, measure) in MEASURES {
+        let mut samples: [Vec<f64>; 2] = Default::default();
+        for round in 0..=ROUNDS {
+            for (way, samples) in ["pod → Service", "pod → pod"].into_iter().zip(&mut samples) {
+                let (from, to) = side.way(way)?;
+                let value = from.run(move || measure(to)).map_err(|error| format!("{way}: {error}"))?;
+                if round > 0 {
+                    samples.push(value);
+                }
+            }
+        }
+        let [service, direct] = samples.map(median);
+        println!(
+            "| pod → Service, against the direct way | {name}, {unit} | {services} | {service:.0} | {direct:.0} (direct) | {:.2} |",
+            service / direct
+        );
     }
     Ok(())
 }

@@ -35,12 +35,17 @@ impl Cidr {
     }
 
     /// The subnet that an address with prefix lies in: host bits are no error.
-    pub(crate) fn around(text: &str) -> Result<Cidr, String> {
+    pub fn around(text: &str) -> Result<Cidr, String> {
         let (ip, prefix) = text.split_once('/').ok_or_else(|| format!("{text:?} has no /prefix, as in 10.88.0.0/24"))?;
         let ip: IpAddr = ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?;
         let prefix = prefix.parse().map_err(|_| format!("{prefix:?} is not a prefix length"))?;
         let base = if prefix <= width(ip) { from_number(number(ip) & mask(width(ip), prefix), ip) } else { ip };
         Cidr::new(base, prefix)
+    }
+
+    /// One address alone: `10.88.0.5/32`.
+    pub fn host(ip: IpAddr) -> Cidr {
+        Cidr { base: ip, prefix: width(ip) }
     }
 
     /// `0.0.0.0/0` or `::/0`, of the family of that address.
@@ -74,7 +79,7 @@ impl Cidr {
     }
 
     /// Offset of the last address; `/0` of IPv6 saturates.
-    pub(crate) fn last_offset(&self) -> u128 {
+    pub fn last_offset(&self) -> u128 {
         !mask(width(self.base), self.prefix) & full(width(self.base))
     }
 
@@ -84,7 +89,7 @@ impl Cidr {
     }
 
     /// The address at an offset that is at most [`Cidr::last_offset`].
-    pub(crate) fn at(&self, offset: u128) -> IpAddr {
+    pub fn at(&self, offset: u128) -> IpAddr {
         from_number(number(self.base) | (offset & self.last_offset()), self.base)
     }
 }
@@ -180,14 +185,14 @@ fn mask(width: u8, prefix: u8) -> u128 {
     if prefix == 0 { 0 } else { full(width) & (full(width) << (width - prefix)) }
 }
 
-fn number(ip: IpAddr) -> u128 {
+pub(crate) fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(ip) => u128::from(u32::from(ip)),
         IpAddr::V6(ip) => u128::from(ip),
     }
 }
 
-fn from_number(number: u128, like: IpAddr) -> IpAddr {
+pub(crate) fn from_number(number: u128, like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(number as u32)),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),

@@ -133,7 +133,7 @@ impl LeaseDir {
         };
         for entry in entries {
             let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
-            if matches!(path.extension().and_then(|e| e.to_str()), Some(LEASE | RELEASED | "new")) {
+            if matches!(path.extension().and_then(|e| e.to_str()), Some(LEASE | RELEASED | "new" | "rules")) {
                 remove(&path)?;
             }
         }

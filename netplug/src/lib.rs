@@ -8,9 +8,12 @@
 //! | `lease` | what pods hold, crash-safe on disk | settings |
 //! | `bandwidth` | limits, and the traffic control that keeps them: pure | nobody |
 //! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
+//! | `service`, `policy` | from services and policies to parts of the table: pure | settings |
+//! | [`dns`] | a resolver on the bridge | cidr |
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
+//! | `picture`, `trace` | what there is, and what would become of a connection: for people | settings, lease |
 //! | `network` | the asynchronous handle | engine |
 //! | [`cni`] | the plugin | engine |
 //! | [`cni::client`] | other people's plugins, executed | nobody but `cni`'s formats |
@@ -24,6 +27,8 @@
 mod bandwidth;
 mod cidr;
 pub mod cni;
+mod conntrack;
+pub mod dns;
 mod engine;
 mod error;
 pub mod ipam;
@@ -32,13 +37,21 @@ mod links;
 mod netlink;
 mod network;
 mod nft;
+mod picture;
+mod policy;
+mod service;
 mod settings;
+mod trace;
 
 pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};
-pub use engine::can_limit_bandwidth;
+pub use engine::{can_limit_bandwidth, obstacles_to, rules::Rules};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
 pub use nft::Obstacle;
+pub use picture::{LinkState, Picture, PodState};
+pub use policy::{Allow, Peers, Policy, Ports};
+pub use service::Service;
 pub use settings::{Isolation, Port, Protocol, Range, Settings};
+pub use trace::{Flow, Step, Verdict};

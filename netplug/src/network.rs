@@ -18,17 +18,19 @@ use rustix::{
 };
 use tokio::sync::{
     mpsc::{UnboundedReceiver, unbounded_channel},
-    oneshot,
+    oneshot, watch,
 };
 
 use crate::{
     bandwidth::Bandwidth,
-    engine::{Engine, Wake, Wanted},
+    engine::{Engine, Wake, Wanted, rules::Rules},
     error::{Doing, Error},
     lease::Lease,
     links::POD_LINK,
     nft::Obstacle,
+    picture::Picture,
     settings::{Port, Settings},
+    trace::{Flow, Step},
 };
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -179,9 +181,35 @@ impl Network {
         Ok(severed)
     }
 
+    /// Makes these the services and policies, in place of those before: one atomic change of what differs. A network that is opened
+    /// again goes on with them. Services need [`crate::Isolation::Routed`] for pods to be clients, policies for any effect on them.
+    pub async fn enforce(&self, rules: Rules) -> Result<(), Error> {
+        self.run(move |engine| engine.enforce(rules)).await?
+    }
+
+    /// What would become of a connection of a pod: the steps of each way that it could go. `host`: the node's own addresses.
+    pub async fn trace(&self, flow: Flow, host: Vec<IpAddr>) -> Result<Vec<Vec<Step>>, Error> {
+        self.run(move |engine| engine.trace(flow, &host)).await
+    }
+
+    /// What there is: links, addresses, pods.
+    pub async fn picture(&self) -> Result<Picture, Error> {
+        self.run(Engine::picture).await?
+    }
+
+    /// The rules that are in force.
+    pub async fn rules(&self) -> Result<Arc<Rules>, Error> {
+        self.run(|engine| engine.rules()).await
+    }
+
     /// Chains of other firewalls that may drop what pods send and get: to be told to the user, not to be changed.
     pub async fn obstacles(&self) -> Result<Vec<Obstacle>, Error> {
         self.run(Engine::obstacles).await?
+    }
+
+    /// The same, now and whenever that changes: the kernel tells of it.
+    pub async fn firewalls(&self) -> Result<watch::Receiver<Vec<Obstacle>>, Error> {
+        self.run(Engine::firewalls).await?
     }
 
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].
@@ -209,10 +237,11 @@ fn serve(engine: &mut Engine, queue: &mpsc::Receiver<Job>, heard: &OwnedFd) {
                 match queue.try_recv() {
                     Ok(job) => job(engine),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return engine.keep_rules(),
                 }
             }
         }
+        engine.keep_rules();
         engine.notice();
     }
 }

@@ -75,13 +75,16 @@ pub struct Range {
     pub exclude: Vec<Span>,
 }
 
-/// Whether pods of one bridge reach each other.
+/// Whether pods of one bridge reach each other, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Isolation {
-    /// They do.
+    /// They do, as neighbours: straight through the bridge, past the host's rules.
     #[default]
     Off,
+    /// They do, by the host, which sees and may refuse every packet: what services and network policies need. A pod knows no
+    /// neighbour but the host.
+    Routed,
     /// They don't, nor by ports that a pod publishes on the host: those are for the host and the world.
     Pods,
 }

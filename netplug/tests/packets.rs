@@ -93,6 +93,21 @@ fn one_port_number_on_addresses_and_protocols() {
     lab.node.assert_unreachable(Tcp, "127.0.0.1:53");
 }
 
+/// By the table, since a kernel may lack the module sctp for sockets: nftables redirects it all the same.
+#[test]
+fn sctp_has_ports_of_its_own() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let both = Pod::new("both").port("8080:80/TCP").port("8080:81/SCTP");
+    let ip = both.attach(&network).unwrap().ips[0];
+    let table = lab.node.nft("list map inet netplug_test ports4");
+    for element in [format!("tcp . 8080 : {ip} . 80"), format!("sctp . 8080 : {ip} . 81")] {
+        assert!(table.contains(&element), "{element} in {table}");
+    }
+    let error = Pod::new("second").port("8080:80/SCTP").attach(&network).unwrap_err().to_string();
+    assert!(error.contains("8080/SCTP is taken by pod default/both"), "{error}");
+}
+
 #[rstest]
 #[case("8080:80/TCP", "8080:81/TCP")]
 #[case("127.0.0.1:8080:80/TCP", "8080:81/TCP")]
@@ -244,6 +259,59 @@ fn a_firewall_that_drops_is_named() {
     lab.node.nft("insert rule ip filter forward iifname pods0 accept");
     lab.node.nft("insert rule ip filter forward oifname pods0 accept");
     assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")));
+}
+
+#[test]
+fn a_firewall_that_comes_or_goes_is_told_of() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let mut firewalls = wait(network.firewalls()).unwrap();
+    assert!(firewalls.borrow_and_update().is_empty());
+    let mut next = || {
+        wait(firewalls.changed()).unwrap();
+        firewalls
+            .borrow_and_update()
+            .iter()
+            .map(|chain| format!("{} {} {}", chain.family, chain.table, chain.chain))
+            .collect::<Vec<_>>()
+    };
+    lab.node.nft("add table ip6 mangle");
+    lab.node.nft("add table ip filter");
+    lab.node.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+    assert_eq!(next(), ["ip filter FORWARD"]);
+    lab.node.nft("add table inet firewalld");
+    lab.node.nft("add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy drop; }");
+    assert_eq!(next().len(), 2);
+    lab.node.nft("add chain ip filter FORWARD { policy accept; }");
+    assert_eq!(next(), ["inet firewalld filter_FORWARD"]);
+    lab.node.nft("delete table inet firewalld");
+    assert!(next().is_empty());
+}
+
+#[test]
+fn the_picture_is_what_the_kernel_has() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let web = Pod::new("web").port("8080:80/TCP");
+    let attached = web.attach(&network).unwrap();
+    let picture = || wait(network.picture()).unwrap();
+    let seen = picture();
+    let bridge = seen.bridge.clone().unwrap();
+    assert_eq!(
+        (bridge.name.as_str(), bridge.up, bridge.shown().contains(&"10.88.0.1/24".into())),
+        ("pods0", true, true),
+        "{seen:?}"
+    );
+    assert!(seen.table_stands && seen.strangers.is_empty(), "{seen:?}");
+    let pod = &seen.pods[0];
+    assert_eq!((&pod.lease.ips, &pod.lease.host_if, pod.bridged), (&attached.ips, &attached.host_if, true));
+    assert!(pod.link.as_ref().is_some_and(|link| link.up), "{pod:?}");
+
+    lab.node.ip("link add tap9 type veth peer name tap9x");
+    lab.node.ip("link set tap9 master pods0");
+    assert_eq!(picture().strangers.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["tap9"]);
+    lab.node.ip(&format!("link delete {}", attached.host_if));
+    assert!(picture().pods[0].link.is_none(), "what is gone is not shown as there");
 }
 
 #[test]

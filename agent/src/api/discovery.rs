@@ -86,8 +86,13 @@ const APPS: &[Resource] = &[
 
 const BATCH: &[Resource] = &[workload("cronjobs", "cronjob", "CronJob", &["cj"]), workload("jobs", "job", "Job", &[])];
 
+const DISCOVERY: &[Resource] = &[workload("endpointslices", "endpointslice", "EndpointSlice", &[])];
+
+const NETWORKING: &[Resource] = &[workload("networkpolicies", "networkpolicy", "NetworkPolicy", &["netpol"])];
+
 /// The groups beside the core.
-const GROUPS: &[(&str, &[Resource])] = &[("apps", APPS), ("batch", BATCH), (GROUP, OWN)];
+const GROUPS: &[(&str, &[Resource])] =
+    &[("apps", APPS), ("batch", BATCH), ("discovery.k8s.io", DISCOVERY), ("networking.k8s.io", NETWORKING), (GROUP, OWN)];
 
 /// Answers a GET.
 pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
@@ -113,7 +118,7 @@ pub fn answer(accept: &str, path: &[&str]) -> Result<Response, ApiError> {
         }
         ["openapi", "v3"] => json!({ "paths": {} }),
         [] => {
-            json!({ "paths": ["/api", "/api/v1", "/apis", "/apis/apps/v1", "/apis/batch/v1", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] })
+            json!({ "paths": ["/api", "/api/v1", "/apis", "/apis/apps/v1", "/apis/batch/v1", "/apis/discovery.k8s.io/v1", "/apis/networking.k8s.io/v1", format!("/apis/{GROUP}/v1"), "/healthz", "/openapi/v2", "/openapi/v3", "/version"] })
         }
         _ => return Err(ApiError::no_such_path()),
     };

@@ -121,8 +121,16 @@ impl Served for Namespace {
         let created = node.node().metadata.creation_timestamp;
         let pods = node.store().pods().objects;
         let used = pods.iter().filter_map(|pod| pod.metadata.namespace.clone());
-        let names: BTreeSet<String> = used.chain(["default".to_owned()]).collect();
-        let objects = names.into_iter().map(|name| namespace(name, created.clone())).collect();
+        let mut names: BTreeSet<String> = used.chain(["default".to_owned()]).collect();
+        let mut objects: Vec<Namespace> = Vec::new();
+        for told in node.store().workloads::<Namespace>().objects {
+            let mut told = Namespace::clone(&told);
+            names.remove(told.metadata.name.as_deref().unwrap_or_default());
+            told.status = namespace(String::new(), None).status;
+            objects.push(told);
+        }
+        objects.extend(names.into_iter().map(|name| namespace(name, created.clone())));
+        objects.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         Ok(fixed(node, silence(&NAMESPACES), objects))
     }
 

@@ -1,7 +1,9 @@
-//! ConfigMaps, Secrets, claims and Services as the API serves them. Lists, tables and watches show no Secret's value; a GET by name does.
+//! ConfigMaps, Secrets, claims, Services, their endpoints and NetworkPolicies as the API serves them. Lists, tables and watches show no Secret's value; a GET by name does.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 
@@ -9,7 +11,7 @@ use super::ApiError;
 use super::human;
 use super::list::{Changes, Form, Served};
 use super::table::{Column, column, wide};
-use super::workloads::served;
+use super::workloads::{selector, served};
 use crate::model::{Body, ObjectKind, ObjectRef, ValidObject};
 use crate::pod::node::Node;
 use crate::pod::store::objects::REDACTED;
@@ -113,6 +115,49 @@ served!(
         ]
     }
 );
+
+served!(
+    EndpointSlice,
+    "endpointslices",
+    "discovery.k8s.io/v1",
+    &[column("Name"), column("AddressType"), column("Ports"), column("Endpoints"), column("Age")],
+    &[],
+    |_, _| String::new(),
+    |o, now| {
+        let unset = |list: Vec<String>| if list.is_empty() { "<unset>".to_owned() } else { shortened(&list) };
+        let ports = o.ports.iter().flatten().filter_map(|port| port.port).map(|port| port.to_string());
+        let addresses = o.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.clone());
+        vec![
+            json!(o.metadata.name),
+            json!(o.address_type),
+            json!(unset(ports.collect())),
+            json!(unset(addresses.collect())),
+            json!(age(&o.metadata, now)),
+        ]
+    }
+);
+
+served!(
+    NetworkPolicy,
+    "networkpolicies",
+    "networking.k8s.io/v1",
+    &[column("Name"), column("Pod-Selector"), column("Age")],
+    &[],
+    |_, _| String::new(),
+    |o, now| {
+        let chosen = o.spec.as_ref().and_then(|s| s.pod_selector.as_ref());
+        vec![json!(o.metadata.name), json!(selector(chosen)), json!(age(&o.metadata, now))]
+    }
+);
+
+/// As kubectl shows lists: the first three, and how many more.
+fn shortened(list: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match list.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} + {more} more...", list[..SHOWN].join(",")),
+        _ => list.join(","),
+    }
+}
 
 /// A Secret that is asked for by its name, in this form. Only the object itself has its values.
 pub fn secret(node: &dyn Node, listed: &Secret, form: Form) -> Value {

@@ -8,6 +8,8 @@ use hyper::{Method, Request};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node as NodeObject, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 
 use super::call::{Call, Place, Target, accept};
@@ -56,7 +58,9 @@ async fn dispatch(asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
     match path {
         ["api", "v1", rest @ ..] => core(asked, rest).await,
         ["apis", GROUP, "v1", rest @ ..] => custom(asked, rest).await,
-        ["apis", group @ ("apps" | "batch"), "v1", rest @ ..] if !rest.is_empty() => workloads(&asked, group, rest).await,
+        ["apis", group @ ("apps" | "batch" | "discovery.k8s.io" | "networking.k8s.io"), "v1", rest @ ..] if !rest.is_empty() => {
+            workloads(&asked, group, rest).await
+        }
         _ if !get => Err(ApiError::method_not_allowed()),
         ["healthz" | "livez" | "readyz"] => Ok(reply::whole("text/plain", "ok")),
         _ => discovery::answer(accept(asked.call.request.headers()), path),
@@ -120,7 +124,7 @@ async fn beside_pods(asked: &Asked, namespace: Option<&str>, resource: &str, nam
     }
 }
 
-/// `/apis/apps/v1/…` and `/apis/batch/v1/…`.
+/// `/apis/apps/v1/…`, `/apis/batch/v1/…` and what Services and policies have.
 async fn workloads(asked: &Asked, group: &str, path: &[&str]) -> Result<Response, ApiError> {
     let (namespace, resource, name) = match path {
         [resource] => (None, *resource, None),
@@ -137,6 +141,8 @@ async fn workloads(asked: &Asked, group: &str, path: &[&str]) -> Result<Response
         ("apps", "statefulsets") => workload::<StatefulSet>(asked, namespace, name).await,
         ("batch", "cronjobs") => workload::<CronJob>(asked, namespace, name).await,
         ("batch", "jobs") => workload::<Job>(asked, namespace, name).await,
+        ("discovery.k8s.io", "endpointslices") => workload::<EndpointSlice>(asked, namespace, name).await,
+        ("networking.k8s.io", "networkpolicies") => workload::<NetworkPolicy>(asked, namespace, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -160,6 +166,7 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
         (["images", name], Method::GET) => object::<Image>(&asked, None, name).await,
         (["kubeconfig"], Method::GET) => kubeconfig(&asked.shared),
         (["diff"], Method::POST) => diff(&mut asked).await,
+        (["network"], Method::GET) => Ok(reply::json(&asked.node().network().await?)),
         (["check"], Method::GET) => Ok(reply::json(&json!({ "checks": asked.node().check().await? }))),
         (["namespaces", namespace, "pods", name, "start"], Method::POST) => {
             asked.node().start(namespace, name).await?;
@@ -170,6 +177,7 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
             match (*act, method) {
                 ("inspect", Method::GET) => Ok(reply::json(&asked.node().inspect(&target.uid).await?)),
                 ("explain", Method::GET) => Ok(reply::json(&asked.node().explain(&target.uid).await?)),
+                ("trace", Method::GET) => trace(&asked, &target).await,
                 ("stop", Method::POST) => {
                     asked.node().stop(&target.uid).await?;
                     Ok(reply::success(&json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))
@@ -179,6 +187,18 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// What would become of a connection: the query's `to` is HOST:PORT, `protocol` TCP unless it says another.
+async fn trace(asked: &Asked, target: &Target) -> Result<Response, ApiError> {
+    let to = asked.call.query.get("to").ok_or_else(|| ApiError::bad_request("trace: the query lacks to=HOST:PORT"))?;
+    let protocol = match asked.call.query.get("protocol").unwrap_or("TCP").to_ascii_uppercase().as_str() {
+        "TCP" => netplug::Protocol::Tcp,
+        "UDP" => netplug::Protocol::Udp,
+        "SCTP" => netplug::Protocol::Sctp,
+        other => return Err(ApiError::bad_request(format!("protocol: {other} is none of TCP, UDP, SCTP"))),
+    };
+    Ok(reply::json(&asked.node().trace(&target.uid, to, protocol).await?))
 }
 
 /// What a manifest would change. The query's `file` is its name, for what is wrong with it.

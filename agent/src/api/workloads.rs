@@ -283,7 +283,8 @@ fn made_of(template: Option<&PodTemplateSpec>) -> [Value; 2] {
     [json!(names.join(",")), json!(images.join(","))]
 }
 
-fn selector(selector: Option<&LabelSelector>) -> String {
+/// Labels and expressions, as tables show them.
+pub(super) fn selector(selector: Option<&LabelSelector>) -> String {
     let labels = selector.into_iter().flat_map(|s| s.match_labels.iter().flatten()).map(|(key, value)| format!("{key}={value}"));
     let expressions = selector.into_iter().flat_map(|s| s.match_expressions.iter().flatten()).map(|r| {
         let values = r.values.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(",");

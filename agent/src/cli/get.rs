@@ -18,7 +18,7 @@ use crate::api::table::{Look, Printer, Row, Table};
     after_help = "Examples:\n  nodeagent get pods -A -o wide\n  nodeagent get pods -l app=web -w\n  nodeagent get pod web -o yaml\n  nodeagent get pods,events\n  nodeagent get events -n shop\n  nodeagent get images"
 )]
 pub struct GetArgs {
-    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, configmaps, secrets, services, persistentvolumeclaims, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME; or all, which is pods and workloads
+    /// What: pods, deployments, replicasets, statefulsets, daemonsets, jobs, cronjobs, configmaps, secrets, services, endpointslices, networkpolicies, persistentvolumeclaims, events, images, nodes, namespaces, or several with commas between them; or KIND/NAME; or all, which is pods and workloads
     #[arg(required = true, value_name = "KIND")]
     what: Vec<String>,
     /// The namespace
@@ -67,6 +67,10 @@ pub(super) enum Kind {
     Claims,
     #[value(aliases = ["service", "svc"])]
     Services,
+    #[value(name = "endpointslices", aliases = ["endpointslice"])]
+    EndpointSlices,
+    #[value(name = "networkpolicies", aliases = ["networkpolicy", "netpol"])]
+    NetworkPolicies,
     #[value(name = "deployments", aliases = ["deployment", "deploy"])]
     Deployments,
     #[value(name = "replicasets", aliases = ["replicaset", "rs"])]
@@ -97,6 +101,8 @@ impl Kind {
             Self::Secrets => "secrets",
             Self::Claims => "persistentvolumeclaims",
             Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::NetworkPolicies => "networkpolicies",
             Self::Deployments => "deployments",
             Self::ReplicaSets => "replicasets",
             Self::StatefulSets => "statefulsets",
@@ -106,7 +112,7 @@ impl Kind {
         }
     }
     fn singular(self) -> &'static str {
-        &self.plural()[..self.plural().len() - 1]
+        if self == Self::NetworkPolicies { "networkpolicy" } else { &self.plural()[..self.plural().len() - 1] }
     }
     /// The API group; none for the core.
     pub(super) fn group(self) -> Option<&'static str> {
@@ -114,6 +120,8 @@ impl Kind {
             Self::Images => Some(crate::api::GROUP),
             Self::Deployments | Self::ReplicaSets | Self::StatefulSets | Self::DaemonSets => Some("apps"),
             Self::Jobs | Self::CronJobs => Some("batch"),
+            Self::EndpointSlices => Some("discovery.k8s.io"),
+            Self::NetworkPolicies => Some("networking.k8s.io"),
             _ => None,
         }
     }

@@ -39,8 +39,9 @@ pub struct ExplainArgs {
     output: Option<Format>,
 }
 
+/// Instead of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Json,
     Yaml,
 }
@@ -57,7 +58,8 @@ pub async fn explain(client: &Client, args: ExplainArgs) -> Result<ExitCode, Cli
     print(args.output, object, explanation)
 }
 
-fn print<T: serde::de::DeserializeOwned>(
+/// An answer as it is wanted: as data, or as text for people.
+pub(super) fn print<T: serde::de::DeserializeOwned>(
     format: Option<Format>,
     object: Value,
     text: fn(&T) -> String,
@@ -125,7 +127,7 @@ fn or_none(text: String) -> String {
 }
 
 /// What a container chose must not move the terminal's cursor.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -12,6 +12,7 @@ mod get;
 mod image;
 mod inspect;
 mod logs;
+mod net;
 mod terminal;
 
 use std::fmt;
@@ -76,6 +77,8 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     /// Show each step of a pod's start with its time, and what it waits for
     Explain(inspect::ExplainArgs),
+    /// Draw the node's network: bridge, pods, ports, Services, policies; or trace a connection
+    Net(net::NetArgs),
     /// Pull, list, load and remove images
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
@@ -235,6 +238,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::Start(args) => delete::start(&client, args).await,
             Command::Inspect(args) => inspect::run(&client, args).await,
             Command::Explain(args) => inspect::explain(&client, args).await,
+            Command::Net(args) => net::run(&client, args).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Kubeconfig(args) => kubeconfig(&client, args).await,
             Command::Diff(args) => Ok(diff::run(&client, &args, local).await),

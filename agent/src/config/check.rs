@@ -186,9 +186,13 @@ fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
         let message = format!("Invalid value: {mtu}: must be between 576 and 65535");
         if flags.mtu.is_some() { c.flag("--mtu", message) } else { c.file("mtu", message) }
     }
+    let pod_cidrs = cidrs(c, flags, declared);
+    let service_cidrs = service_cidrs(c, declared, &pod_cidrs);
     Network {
+        dns: declared.dns.unwrap_or(declared.cluster_dns.is_empty()) && !service_cidrs.is_empty(),
+        service_cidrs,
         bridge: c.text("bridge", "--bridge", flags.bridge.as_ref(), declared.bridge.as_ref(), "nodeagent0", interface),
-        pod_cidrs: cidrs(c, flags, declared),
+        pod_cidrs,
         nft_table: c.text("nftTable", "--nft-table", flags.nft_table.as_ref(), declared.nft_table.as_ref(), "nodeagent", table),
         mtu,
         wiring: flags.network.or(declared.network),
@@ -241,6 +245,40 @@ fn cidrs(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Vec<Cidr> {
         }
     }
     cidrs
+}
+
+/// Of the families that pods have. A default gives way to the pods' range.
+fn service_cidrs(c: &mut Checker<'_>, declared: &Declared, pods: &[Cidr]) -> Vec<Cidr> {
+    const DEFAULTS: [&str; 4] = ["10.96.0.0/16", "172.30.0.0/16", "fd00:10:96::/112", "fd00:10:97::/112"];
+    if declared.services == Some(false) {
+        return Vec::new();
+    }
+    let overlaps = |a: &Cidr| pods.iter().any(|b| a.overlaps(b));
+    let mut ranges: Vec<Cidr> = Vec::new();
+    let is_new = |cidr: &Cidr, ranges: &[Cidr]| !ranges.iter().any(|have| have.address.is_ipv4() == cidr.address.is_ipv4());
+    for text in &declared.service_cidrs {
+        match parse_cidr(text) {
+            Ok(cidr) if !is_new(&cidr, &ranges) => {
+                c.file("serviceCIDRs", format!("Invalid value: {text:?}: there is a range of this family already"));
+            }
+            Ok(cidr) if overlaps(&cidr) => {
+                c.file("serviceCIDRs", format!("Invalid value: {text:?}: overlaps the pods' range: see podCIDRs"));
+            }
+            Ok(cidr) => ranges.push(cidr),
+            Err(wrong) => c.file("serviceCIDRs", format!("Invalid value: {text:?}: {wrong}")),
+        }
+    }
+    if declared.service_cidrs.is_empty() {
+        let families = |cidr: &Cidr| pods.iter().any(|pods| pods.address.is_ipv4() == cidr.address.is_ipv4());
+        for cidr in DEFAULTS.iter().filter_map(|text| parse_cidr(text).ok()).filter(families) {
+            if is_new(&cidr, &ranges) && !overlaps(&cidr) {
+                ranges.push(cidr);
+            }
+        }
+        // In the order of the pods' families: the first is a Service's own.
+        ranges.sort_by_key(|cidr| pods.first().is_some_and(|first| first.address.is_ipv4() != cidr.address.is_ipv4()));
+    }
+    ranges
 }
 
 fn parse_cidr(text: &str) -> Result<Cidr, String> {

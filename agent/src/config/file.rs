@@ -32,6 +32,12 @@ pub struct Declared {
     #[serde(rename = "podCIDRs")]
     pub(super) pod_cidrs: Vec<String>,
     pub(super) nft_table: Option<String>,
+    #[serde(rename = "serviceCIDRs")]
+    pub(super) service_cidrs: Vec<String>,
+    /// Services, NetworkPolicies and the resolver; on unless a cluster has its own.
+    pub(super) services: Option<bool>,
+    /// The resolver; on unless clusterDNS names another.
+    pub(super) dns: Option<bool>,
     pub(super) mtu: Option<u32>,
     pub(super) network: Option<Wiring>,
     pub(super) cni: CniSection,

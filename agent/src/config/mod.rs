@@ -78,6 +78,10 @@ pub struct Network {
     pub pod_cidrs: Vec<Cidr>,
     /// The nftables table of this agent's own.
     pub nft_table: String,
+    /// The ranges that Services get their addresses from, one a family at most; none: services are off.
+    pub service_cidrs: Vec<Cidr>,
+    /// Whether the agent answers its pods' questions for names.
+    pub dns: bool,
     /// The MTU of the pods' links; of the way out unless set.
     pub mtu: Option<u32>,
     /// Who wires pods, if it was said.
@@ -117,6 +121,19 @@ pub struct Cidr {
     pub address: IpAddr,
     /// How many bits all have in common.
     pub prefix: u8,
+}
+
+impl Cidr {
+    /// Whether an address is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let bits = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
+            IpAddr::V6(ip) => ip.into(),
+        };
+        let shift = 128 - u32::from(self.prefix.min(other.prefix));
+        let cut = |ip| bits(ip).checked_shr(shift).unwrap_or(0);
+        self.address.is_ipv4() == other.address.is_ipv4() && cut(self.address) == cut(other.address)
+    }
 }
 
 impl std::fmt::Display for Cidr {

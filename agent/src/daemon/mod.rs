@@ -4,6 +4,7 @@ mod kubelet;
 mod lock;
 mod memory;
 mod service;
+mod services;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -110,7 +111,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
-    let node = Arc::new(node(&settings).await?);
+    let (node, services) = node(&settings).await?;
+    let node = Arc::new(node);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
@@ -123,7 +125,11 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ended = CancellationToken::new();
     kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
+    if let Some((controller, inbox)) = services {
+        tokio::spawn(controller.run(inbox));
+    }
     tokio::spawn(mind_links(node.clone(), orders.clone()));
+    tokio::spawn(mind_firewalls(node.clone()));
     tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
@@ -171,11 +177,20 @@ async fn leave_as_found(node: &Node) {
 }
 
 /// All that the pods' workers share.
-async fn node(settings: &Settings) -> Result<Node, DaemonError> {
+async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let images = open_images(settings).await?;
     let network = pod_network(settings).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
-    let runtime = Runtime::new(runtime_settings(settings, &host_ips)).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let store = Arc::new(Store::default());
+    let counters = Arc::new(Counters::default());
+    let recorder = Recorder::new(store.clone(), &settings.node_name, counters.clone());
+    let names = services::resolver(settings, network.bridge(), &recorder).await;
+    let mut runtime = runtime_settings(settings, &host_ips);
+    if names.is_some() {
+        runtime.cluster_dns = services::gateways(settings);
+    }
+    let runtime = Runtime::new(runtime).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    let (services, parts) = services::parts(settings, network.bridge(), &store, &recorder, names);
     let allocatable = runtime.settings().allocatable;
     let room = Room {
         cpu_millis: allocatable.cpu_millis,
@@ -184,17 +199,16 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         pods: settings.pods.max.into(),
         huge_pages: runtime::hugepages::of_machine(),
     };
-    let store = Arc::new(Store::default());
-    let counters = Arc::new(Counters::default());
-    Ok(Node {
+    let node = Node {
         name: settings.node_name.clone(),
         host_ips,
-        recorder: Recorder::new(store.clone(), &settings.node_name, counters.clone()),
+        recorder,
         counters,
         store,
         objects: Objects::default(),
         runtime: Arc::new(runtime),
         network,
+        services,
         images,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
@@ -205,7 +219,8 @@ async fn node(settings: &Settings) -> Result<Node, DaemonError> {
         admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels)),
         live: std::sync::RwLock::default(),
         stopped_dir: settings.paths.run().join("stopped"),
-    })
+    };
+    Ok((node, parts))
 }
 
 async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
@@ -239,7 +254,7 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
         &settings.paths.run(),
     )?;
     match wiring(&settings.network, Belongs::ToItself) {
-        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins)),
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
 }
@@ -273,6 +288,8 @@ fn network(settings: &Settings) -> netplug::Settings {
         table: settings.network.nft_table.clone(),
         mtu: settings.network.mtu,
         state_dir: settings.paths.net(),
+        // By the host, where Services and policies see every packet.
+        isolation: netplug::Isolation::Routed,
         ..netplug::Settings::default()
     }
 }
@@ -343,7 +360,8 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         object
     };
     let lib = settings.paths.lib();
-    Handle::new(node, orders, object, move || machine::check::thorough(&lib))
+    let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib, (&bridge, &table)))
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {
@@ -401,12 +419,25 @@ fn thresholds(settings: &Settings) -> image::Thresholds {
     }
 }
 
-/// Says which other firewalls stand in the way, and lets pods whose link somebody deleted have it back.
+/// Says which other firewalls stand in the way, now and when one comes.
+async fn mind_firewalls(node: Arc<Node>) {
+    let Some(mut firewalls) = node.network.firewalls().cloned() else { return };
+    let mut known = Vec::new();
+    loop {
+        let found = firewalls.borrow_and_update().clone();
+        for obstacle in found.iter().filter(|obstacle| !known.contains(*obstacle)) {
+            node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
+        }
+        known = found;
+        if firewalls.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets pods whose link somebody deleted have it back.
 async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
     let Some(network) = node.network.bridge() else { return };
-    for obstacle in network.obstacles().await.unwrap_or_default() {
-        node.recorder.node(Level::Warning, "NetworkObstacle", &obstacle.to_string());
-    }
     let Ok(mut severed) = network.severed().await else { return };
     while let Some(uid) = severed.recv().await {
         let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));
@@ -464,7 +495,17 @@ mod tests {
             timeout: Duration::from_secs(1),
         };
         let bridge = "nodeagent0".to_owned();
-        let network = Network { bridge, pod_cidrs: Vec::new(), nft_table: String::new(), mtu: None, wiring: said, ranges, cni };
+        let network = Network {
+            bridge,
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            dns: false,
+            nft_table: String::new(),
+            mtu: None,
+            wiring: said,
+            ranges,
+            cni,
+        };
         let without = said.unwrap_or(Wiring::Bridge);
         assert_eq!(wiring(&network, belongs), without, "no network add-on is installed");
         std::fs::write(folder.path().join("10-addon.conflist"), "{}").unwrap();

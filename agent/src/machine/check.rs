@@ -24,10 +24,23 @@ pub fn all(lib: &Path) -> Vec<Check> {
 }
 
 /// The same, and what is found out only by trying: for who asks, not for each start.
-pub fn thorough(lib: &Path) -> Vec<Check> {
+pub fn thorough(lib: &Path, (bridge, table): (&str, &str)) -> Vec<Check> {
     let mut checks = all(lib);
     checks.push(bandwidth());
+    checks.push(firewalls(bridge, table));
     checks
+}
+
+/// Whether other people's rules leave room for pods on this bridge, beside our own table.
+fn firewalls(bridge: &str, table: &str) -> Check {
+    match netplug::obstacles_to(bridge, table) {
+        Ok(found) if found.is_empty() => check("firewalls", Verdict::Good, "no other one drops what pods send and get", ""),
+        Ok(found) => {
+            let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+            check("firewalls", Verdict::Limited, all.join("; "), "let the bridge through where that isn't so yet")
+        }
+        Err(error) => check("firewalls", Verdict::Limited, error.to_string(), "what other firewalls do to pods is unknown"),
+    }
 }
 
 fn bandwidth() -> Check {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EphemeralContainer, HTTPGetAction, LifecycleHandler,
-    PersistentVolumeClaimSpec, Pod, PodSpec, Probe, ResourceRequirements, Volume,
+    PersistentVolumeClaimSpec, Pod, PodSpec, Probe, ResourceRequirements, ServiceSpec, Volume,
 };
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use ring::digest;
 
 use super::Body;
@@ -43,12 +45,58 @@ pub fn object(body: Body, defaults: &Defaults) -> Body {
             service.status = None;
             if let Some(spec) = &mut service.spec {
                 set(&mut spec.type_, "ClusterIP");
-                set(&mut spec.session_affinity, "None");
-                spec.ports.iter_mut().flatten().for_each(|port| set(&mut port.protocol, "TCP"));
+                service_spec(spec);
             }
             Body::Service(object)
         }
+        Body::NetworkPolicy(mut object) => {
+            let policy = Arc::make_mut(&mut object);
+            object_metadata(&mut policy.metadata, "networkpolicies", defaults);
+            policy.spec.iter_mut().for_each(policy_spec);
+            Body::NetworkPolicy(object)
+        }
+        Body::Namespace(mut object) => {
+            let namespace = Arc::make_mut(&mut object);
+            object_metadata(&mut namespace.metadata, "namespaces", defaults);
+            let name = namespace.metadata.name.clone().unwrap_or_default();
+            let labels = namespace.metadata.labels.get_or_insert_default();
+            labels.insert("kubernetes.io/metadata.name".into(), name);
+            namespace.metadata.namespace = None;
+            namespace.status = None;
+            Body::Namespace(object)
+        }
     }
+}
+
+fn service_spec(spec: &mut ServiceSpec) {
+    const STAY: i32 = 3 * 60 * 60;
+    set(&mut spec.session_affinity, "None");
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let config = spec.session_affinity_config.get_or_insert_default();
+        config.client_ip.get_or_insert_default().timeout_seconds.get_or_insert(STAY);
+    }
+    if spec.type_.as_deref() != Some("ExternalName") {
+        set(&mut spec.internal_traffic_policy, "Cluster");
+    }
+    if matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer")) {
+        set(&mut spec.external_traffic_policy, "Cluster");
+    }
+    for port in spec.ports.iter_mut().flatten() {
+        set(&mut port.protocol, "TCP");
+        if port.target_port.is_none() {
+            port.target_port = Some(IntOrString::Int(port.port));
+        }
+    }
+}
+
+fn policy_spec(spec: &mut NetworkPolicySpec) {
+    if spec.policy_types.as_deref().unwrap_or_default().is_empty() {
+        let egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()).then_some("Egress");
+        spec.policy_types = Some(std::iter::once("Ingress").chain(egress).map(str::to_owned).collect());
+    }
+    let ingress = spec.ingress.iter_mut().flatten().flat_map(|rule| rule.ports.iter_mut().flatten());
+    let egress = spec.egress.iter_mut().flatten().flat_map(|rule| rule.ports.iter_mut().flatten());
+    ingress.chain(egress).for_each(|port| set(&mut port.protocol, "TCP"));
 }
 
 pub(super) fn object_metadata(meta: &mut ObjectMeta, resource: &str, defaults: &Defaults) {

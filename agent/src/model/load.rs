@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::decode::{decode, nearest};
 use super::error::{FileError, Position, Problem};
@@ -235,12 +236,14 @@ fn object_of(root: &Node, kind: Option<&str>) -> Result<Object, Vec<Problem>> {
 }
 
 /// The kinds that a manifest can have.
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 13] = [
     "ConfigMap",
     "CronJob",
     "DaemonSet",
     "Deployment",
     "Job",
+    "Namespace",
+    "NetworkPolicy",
     "PersistentVolumeClaim",
     "Pod",
     "ReplicaSet",
@@ -252,7 +255,6 @@ const KINDS: [&str; 11] = [
 /// Why a kind that clusters have isn't taken, and what would be right.
 fn elsewhere(kind: &str) -> Option<&'static str> {
     Some(match kind {
-        "Namespace" => "a namespace needs no object here, metadata.namespace is enough: leave it out",
         "PersistentVolume" | "StorageClass" => "a claim is a folder on this node: leave it out",
         "ServiceAccount" | "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding" => {
             "there is no cluster here whose API it would give rights to: leave it out"
@@ -277,7 +279,8 @@ fn elsewhere(kind: &str) -> Option<&'static str> {
 
 /// The version in which a kind is taken.
 fn version_of(kind: &str) -> &'static str {
-    WorkloadKind::parse(kind).map_or("v1", WorkloadKind::api_version)
+    let object = ObjectKind::parse(kind).map(ObjectKind::api_version);
+    object.or_else(|| WorkloadKind::parse(kind).map(WorkloadKind::api_version)).unwrap_or("v1")
 }
 
 type Decoder = fn(&Node) -> Result<Object, Vec<Problem>>;
@@ -294,6 +297,8 @@ fn decoder(kind: &str) -> Option<Decoder> {
             |root| decode::<PersistentVolumeClaim>(root).map(|o| Object::Other(Body::PersistentVolumeClaim(Arc::new(o))))
         }
         "Service" => |root| decode::<Service>(root).map(|o| Object::Other(Body::Service(Arc::new(o)))),
+        "NetworkPolicy" => |root| decode::<NetworkPolicy>(root).map(|o| Object::Other(Body::NetworkPolicy(Arc::new(o)))),
+        "Namespace" => |root| decode::<Namespace>(root).map(|o| Object::Other(Body::Namespace(Arc::new(o)))),
         kind => return WorkloadKind::parse(kind).map(workload_decoder),
     })
 }

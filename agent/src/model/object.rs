@@ -1,9 +1,10 @@
-//! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service. Knows no I/O.
+//! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service, NetworkPolicy, Namespace. Knows no I/O.
 
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Origin;
@@ -19,11 +20,16 @@ pub enum ObjectKind {
     PersistentVolumeClaim,
     /// v1 Service.
     Service,
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy,
+    /// v1 Namespace: nothing needs one, but policies select by its labels.
+    Namespace,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::PersistentVolumeClaim, Self::Service];
+    pub const ALL: [Self; 6] =
+        [Self::ConfigMap, Self::Secret, Self::PersistentVolumeClaim, Self::Service, Self::NetworkPolicy, Self::Namespace];
 
     /// As manifests write it.
     pub fn as_str(self) -> &'static str {
@@ -32,7 +38,14 @@ impl ObjectKind {
             Self::Secret => "Secret",
             Self::PersistentVolumeClaim => "PersistentVolumeClaim",
             Self::Service => "Service",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::Namespace => "Namespace",
         }
+    }
+
+    /// The version in which manifests write it.
+    pub fn api_version(self) -> &'static str {
+        if self == Self::NetworkPolicy { "networking.k8s.io/v1" } else { "v1" }
     }
 
     /// From a manifest's `kind`.
@@ -46,7 +59,7 @@ impl ObjectKind {
 pub struct ObjectRef {
     /// Its kind.
     pub kind: ObjectKind,
-    /// metadata.namespace.
+    /// metadata.namespace; empty for a Namespace, which is in none.
     pub namespace: String,
     /// metadata.name.
     pub name: String,
@@ -77,6 +90,10 @@ pub enum Body {
     PersistentVolumeClaim(Arc<PersistentVolumeClaim>),
     /// v1 Service.
     Service(Arc<Service>),
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy(Arc<NetworkPolicy>),
+    /// v1 Namespace.
+    Namespace(Arc<Namespace>),
 }
 
 impl Body {
@@ -87,6 +104,8 @@ impl Body {
             Self::Secret(_) => ObjectKind::Secret,
             Self::PersistentVolumeClaim(_) => ObjectKind::PersistentVolumeClaim,
             Self::Service(_) => ObjectKind::Service,
+            Self::NetworkPolicy(_) => ObjectKind::NetworkPolicy,
+            Self::Namespace(_) => ObjectKind::Namespace,
         }
     }
 
@@ -97,6 +116,8 @@ impl Body {
             Self::Secret(o) => &o.metadata,
             Self::PersistentVolumeClaim(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
+            Self::NetworkPolicy(o) => &o.metadata,
+            Self::Namespace(o) => &o.metadata,
         }
     }
 }
@@ -119,7 +140,8 @@ impl ValidObject {
     /// Only validation calls this.
     pub(crate) fn trusted(body: Body, origin: Origin) -> Self {
         let metadata = body.metadata();
-        let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        let nowhere = if body.kind() == ObjectKind::Namespace { "" } else { "default" };
+        let namespace = metadata.namespace.as_deref().unwrap_or(nowhere);
         let key = ObjectRef::new(body.kind(), namespace, metadata.name.as_deref().unwrap_or_default());
         Self { key, body, origin }
     }

@@ -17,6 +17,8 @@ use super::counters::Counters;
 use super::handler::connect_in;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
+use super::network::look;
+use super::network::view::{NetworkView, TraceView};
 use super::node::{
     self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation,
     Holder as HolderInfo, Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError,
@@ -270,6 +272,18 @@ impl node::Node for Handle {
 
     fn explain<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Explanation> {
         async move { Ok(self.live(uid)?.trace.explanation()) }.boxed()
+    }
+
+    fn network(&self) -> Answer<'_, NetworkView> {
+        look::view(&self.node).boxed()
+    }
+
+    fn trace<'a>(&'a self, uid: &'a PodUid, to: &'a str, protocol: netplug::Protocol) -> Answer<'a, TraceView> {
+        async move {
+            let pod = self.node.store.pod(uid).ok_or_else(|| NodeError::NotFound(format!("pod with uid {uid} not found")))?;
+            look::trace(&self.node, &pod, to, protocol).await
+        }
+        .boxed()
     }
 
     fn images(&self) -> &dyn Images {

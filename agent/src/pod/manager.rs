@@ -152,18 +152,26 @@ impl Manager {
             source::Event::Init | source::Event::ApplyWorkload(_) | source::Event::DeleteWorkload(_) => {}
             source::Event::Apply(pod) => self.apply(pod),
             source::Event::ApplyObject(object) => {
+                let (object, wrong) = self.node.services.admit(object);
+                for wrong in wrong {
+                    self.node.recorder.node(Level::Warning, "InvalidService", &wrong);
+                }
                 self.reclaim.retain(|claim| claim != object.key());
                 self.node.store.put_object(&object);
                 self.node.objects.put(object);
             }
             source::Event::DeleteObject(key) => {
+                self.node.services.forget(&key);
                 self.node.store.remove_object(&key);
                 if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
                 }
             }
-            source::Event::InitDone => self.forget_unwanted(),
+            source::Event::InitDone => {
+                self.forget_unwanted();
+                self.node.services.all_told();
+            }
             source::Event::Delete(uid) => {
                 self.wanted.remove(&uid);
                 self.node.stopped(&uid, false);

@@ -14,6 +14,7 @@ use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::{Runtime, Sandbox, Wires};
+use crate::service::Services;
 
 pub mod backoff;
 pub mod completed;
@@ -59,6 +60,8 @@ pub struct Node {
     pub runtime: Arc<Runtime>,
     /// The pod network.
     pub network: network::PodNetwork,
+    /// Addresses of Services, and who must know of a pod before it begins.
+    pub services: Services,
     /// The image store.
     pub images: Images,
     /// Images of image volumes.
@@ -117,6 +120,10 @@ impl Node {
             for unheard in wired.unheard {
                 self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);
             }
+            for obstacle in self.network.obstacles() {
+                self.recorder.pod(pod, None, recorder::Level::Warning, "NetworkObstacle", &obstacle);
+            }
+            self.services.wired(pod, &wired.ips).await;
             wired.ips
         };
         let begun = Instant::now();

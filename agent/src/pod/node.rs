@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::model::PodUid;
 use crate::pod::counters::Counters;
+use crate::pod::network::view::{NetworkView, TraceView};
 use crate::pod::objects::Objects;
 use crate::pod::store::Store;
 use crate::pod::usage::{NodeUsage, Wanted};
@@ -199,6 +200,10 @@ pub trait Node: Send + Sync + 'static {
     fn inspect<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Inspection>;
     /// How the pod's start went, and what it waits for.
     fn explain<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Explanation>;
+    /// The node's network.
+    fn network(&self) -> Answer<'_, NetworkView>;
+    /// What would become of a pod's connection to `HOST:PORT`.
+    fn trace<'a>(&'a self, uid: &'a PodUid, to: &'a str, protocol: netplug::Protocol) -> Answer<'a, TraceView>;
     /// The image store.
     fn images(&self) -> &dyn Images;
     /// Whether this machine can run pods.

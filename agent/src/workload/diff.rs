@@ -113,6 +113,8 @@ fn body(body: &Body) -> Value {
         Body::Secret(o) => declared(o.as_ref()),
         Body::PersistentVolumeClaim(o) => declared(o.as_ref()),
         Body::Service(o) => declared(o.as_ref()),
+        Body::NetworkPolicy(o) => declared(o.as_ref()),
+        Body::Namespace(o) => declared(o.as_ref()),
     }
 }
 

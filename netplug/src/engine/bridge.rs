@@ -265,6 +265,15 @@ fn guard_routers(settings: &Settings, routes: &Routes) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether what a bridge forwards passes the IP hooks (br_netfilter). A packet that is redirected from pod to pod then stays in the
+/// bridge: ports may not be isolated, nor need they be, for the rules see every packet.
+pub(crate) fn shows_ip_hooks() -> bool {
+    ["iptables", "ip6tables"].iter().any(|tables| {
+        let value = fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"));
+        value.is_ok_and(|value| value.trim() == "1")
+    })
+}
+
 /// Writes a setting of the calling thread's namespace, unless it has that value (`/proc/sys` may be read-only).
 fn sysctl(name: &str, value: &str) -> Result<(), Error> {
     let path = format!("/proc/sys/{name}");

@@ -5,8 +5,10 @@
 
 mod bridge;
 mod host_port;
+mod picture;
 mod pod;
 mod ports;
+pub(crate) mod rules;
 mod shape;
 mod watch;
 
@@ -55,6 +57,12 @@ pub(crate) struct Engine {
     leases: HashMap<String, Lease>,
     ports: Ports,
     clock: Clock,
+    /// Whether ports were isolated when it was looked for last.
+    isolated: bool,
+    /// Services and policies.
+    standing: rules::Standing,
+    /// Whether the next process wouldn't know them.
+    unsaved: bool,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -79,8 +87,10 @@ impl Engine {
         let mut engine = Engine::idle(settings)?;
         engine.watch = Some(Watch::new()?);
         engine.complete()?;
+        engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.render()?;
+        engine.mend_ports()?;
         Ok(engine)
     }
 
@@ -122,6 +132,9 @@ impl Engine {
             leases: HashMap::new(),
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
+            isolated: false,
+            standing: rules::Standing::default(),
+            unsaved: false,
             watch: None,
             complete: false,
             port_ids,
@@ -257,7 +270,7 @@ impl Engine {
         Error::all(ports.into_iter().chain(shapes).chain(table).collect())
     }
 
-    /// Other people's chains that may drop what pods send.
+    /// Other people's chains that may drop what pods send and get.
     pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
         let Settings { table, bridge, .. } = &self.settings;
         obstacles(&mut self.wire, &self.nft, table, bridge).doing(|| "list nftables chains".into())
@@ -285,7 +298,7 @@ impl Engine {
     fn render(&mut self) -> Result<(), Error> {
         self.complete()?;
         self.table
-            .render(&mut self.wire, &self.nft, self.leases.values())
+            .render(&mut self.wire, &self.nft, self.leases.values(), self.standing.fragments())
             .doing(|| format!("set up the nftables table inet {}", self.settings.table))
     }
 
@@ -483,4 +496,12 @@ impl Steps {
         self.taken.push((step, now - self.last));
         self.last = now;
     }
+}
+
+/// Chains of other firewalls, in the calling thread's network namespace, that may drop what pods of this bridge send and get; `table` is our
+/// own.
+pub fn obstacles_to(bridge: &str, table: &str) -> Result<Vec<Obstacle>, Error> {
+    let action = || "list nftables chains".into();
+    let nft = netlink::socket(NETLINK_NETFILTER).doing(action)?;
+    obstacles(&mut Wire::new(), &nft, table, bridge).doing(action)
 }

@@ -137,10 +137,15 @@ impl Engine {
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
         let pools: Vec<(IpAddr, &Pool)> = lease.ips.iter().filter_map(|ip| Some((*ip, self.pools.of(*ip)?))).collect();
-        requests.extend(pools.iter().map(|(ip, pool)| links::add_address(index, *ip, pool.subnet())));
+        let routed = self.settings.isolation == Isolation::Routed;
+        let subnet = |ip: &IpAddr, pool: &Pool| if routed { Cidr::host(*ip) } else { pool.subnet() };
+        requests.extend(pools.iter().map(|(ip, pool)| links::add_address(index, *ip, subnet(ip, pool))));
         // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
         requests.push(links::up(index));
         for (ip, pool) in pools {
+            if routed {
+                requests.push(links::neighbour(index, pool.gateway()));
+            }
             requests.extend(routes(wanted, ip, pool).map(|(to, gateway, options)| links::route(index, to, gateway, options)));
         }
         bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
@@ -206,13 +211,22 @@ impl Engine {
 
     /// `first`, then what makes a veth's host end a port that is up.
     fn port_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
-        let isolated = self.settings.isolation == Isolation::Pods;
+        let isolated = self.isolates();
         let mut requests = vec![first, links::set_port(host_if, &port_alias(&lease.pod), isolated)];
         if self.bridge.ipv6 {
             requests.push(links::quiet(host_if));
         }
         requests.push(links::up_by_name(host_if));
         requests
+    }
+
+    /// Whether no pod's port passes anything on to another's.
+    pub(super) fn isolates(&self) -> bool {
+        match self.settings.isolation {
+            Isolation::Off => false,
+            Isolation::Pods => true,
+            Isolation::Routed => !bridge::shows_ip_hooks(),
+        }
     }
 
     fn exists(&mut self, name: &str) -> Result<bool, Error> {
@@ -254,14 +268,17 @@ impl Engine {
         Ok(found.is_none_or(|link| link.index != self.bridge.index))
     }
 
-    /// Puts the pods' links that are there, but not in the bridge, or not up, back in order: all in few packets.
+    /// Puts the pods' links that are there, but not in the bridge, or not up, back in order: all in few packets. When br_netfilter
+    /// came or went, every port is put in order.
     pub(super) fn mend_ports(&mut self) -> Result<(), Error> {
+        let isolates = self.isolates();
+        let all = std::mem::replace(&mut self.isolated, isolates) != isolates;
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
         let mut requests = Vec::new();
         for lease in self.leases.values() {
             if let Some(link) = links.get(&lease.host_if)
-                && (link.bridge != Some(self.bridge.index) || !link.up)
+                && (all || link.bridge != Some(self.bridge.index) || !link.up)
             {
                 let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
                 requests.extend(self.port_requests(enslave, &lease.host_if, lease));

@@ -62,7 +62,7 @@ impl Engine {
         self.complete()?;
         let leases = self.leases.values().filter(|other| other.uid != lease.uid);
         self.table
-            .render(&mut self.wire, &self.nft, leases)
+            .render(&mut self.wire, &self.nft, leases, self.standing.fragments())
             .doing(|| format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table))
     }
 }

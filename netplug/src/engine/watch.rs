@@ -24,7 +24,10 @@ use crate::{
     bandwidth::ifb_of,
     error::{Doing, Error},
     netlink::{self, attributes, kind, sender, split, u32_at},
-    nft::wire::{deletes_from, table_of},
+    nft::{
+        Obstacle,
+        wire::{concerns_chains, deletes_from, table_of},
+    },
 };
 
 const RTNLGRP_LINK: u32 = 1;
@@ -59,6 +62,10 @@ pub(crate) struct Watch {
     repaired: Option<Instant>,
     /// Who wants to know of pods that lost their link.
     listeners: Vec<UnboundedSender<String>>,
+    /// Other people's chains that stand in the way, for who wants to know.
+    firewalls: Option<tokio::sync::watch::Sender<Vec<Obstacle>>>,
+    /// Whether somebody made or removed chains since they were looked at.
+    chains_changed: bool,
 }
 
 /// Why the thread woke up.
@@ -87,7 +94,17 @@ impl Watch {
                 socket.add_membership(*group).doing(|| format!("join netlink group {group}"))?;
             }
         }
-        Ok(Watch { route, nft, buffer: vec![0; 64 * 1024], due: None, patience: PATIENCE, repaired: None, listeners: Vec::new() })
+        Ok(Watch {
+            route,
+            nft,
+            buffer: vec![0; 64 * 1024],
+            due: None,
+            patience: PATIENCE,
+            repaired: None,
+            listeners: Vec::new(),
+            firewalls: None,
+            chains_changed: false,
+        })
     }
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
@@ -159,6 +176,32 @@ impl Engine {
         }
     }
 
+    /// Other people's chains in the way, now and whenever that changes.
+    pub(crate) fn firewalls(&mut self) -> Result<tokio::sync::watch::Receiver<Vec<Obstacle>>, Error> {
+        let found = self.obstacles()?;
+        let Some(watch) = &mut self.watch else { return Ok(tokio::sync::watch::channel(found).1) };
+        let sender = watch.firewalls.get_or_insert_with(|| tokio::sync::watch::channel(Vec::new()).0);
+        sender.send_replace(found);
+        Ok(sender.subscribe())
+    }
+
+    /// Looks again when somebody made or removed chains: nobody is asked while nothing changes.
+    fn tell_of_firewalls(&mut self, watch: &mut Watch) {
+        if !std::mem::take(&mut watch.chains_changed) || self.closed {
+            return;
+        }
+        let Some(sender) = &watch.firewalls else { return };
+        match self.obstacles() {
+            Ok(found) => drop(sender.send_if_modified(|known| {
+                *known != found && {
+                    *known = found;
+                    true
+                }
+            })),
+            Err(error) => tracing::warn!(%error, "what other firewalls do to pods could not be found out"),
+        }
+    }
+
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself
     /// changed is read before somebody sleeps on it.
     pub(crate) fn notice(&mut self) {
@@ -168,6 +211,7 @@ impl Engine {
         if hurt && !self.closed {
             watch.plan_repair();
         }
+        self.tell_of_firewalls(&mut watch);
         if watch.is_due() && !self.closed {
             match self.repair() {
                 Ok(()) => tracing::warn!(
@@ -218,12 +262,16 @@ impl Engine {
 
     /// Whether something was taken out of our table.
     fn read_tables(&self, watch: &mut Watch) -> bool {
-        let mut hurt = false;
+        let (mut hurt, mut chains) = (false, false);
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
         let lost = drain(&watch.nft, &mut watch.buffer, |message| {
-            hurt |= deletes_from(message) && sender(message) != me && table_of(message) == Some(table.as_bytes());
+            if sender(message) != me {
+                hurt |= deletes_from(message) && table_of(message) == Some(table.as_bytes());
+                chains |= concerns_chains(message);
+            }
         });
+        watch.chains_changed |= chains || lost;
         hurt || lost
     }
 }

@@ -1,7 +1,10 @@
 //! nftables expressions: what `nft` compiles a rule's words to. A rule is a list of them over registers; each method below is
 //! one phrase of a rule and says in its name what `nft list ruleset` shows.
 
+use std::{borrow::Cow, net::IpAddr, time::Duration};
+
 use super::wire::Attrs;
+use crate::settings::Protocol;
 
 const LIST_ELEM: u16 = 1;
 const DATA_VERDICT: u16 = 2;
@@ -21,7 +24,10 @@ const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const BASE_NETWORK: u32 = 1;
 const BASE_TRANSPORT: u32 = 2;
+const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
+/// NFT_CT_STATE_BIT of IP_CT_ESTABLISHED and IP_CT_RELATED.
+const STATE_KNOWN: u32 = 2 | 4;
 /// IPS_DST_NAT.
 const STATUS_DNAT: u32 = 0x20;
 const CMP_EQ: u32 = 0;
@@ -31,9 +37,24 @@ const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;
 const RTN_LOCAL: u32 = 2;
 const NAT_DNAT: u32 = 1;
+const RANDOM: u32 = 1;
+const DYNSET_UPDATE: u32 = 1;
+const ICMPX_UNREACHABLE: u32 = 2;
+const ICMPX_PORT: u8 = 1;
+const VERDICT_REGISTER: u32 = 0;
+/// IPPROTO_ICMP and its type "redirect"; the same of ICMPv6.
+const REDIRECTS: [(u8, u8); 2] = [(1, 5), (58, 137)];
+
+/// The n-th of the 4-byte registers: where a service's rules keep what they compute, one word beside the other.
+const fn at(n: u32) -> u32 {
+    8 + n
+}
+/// Where a service's rules have the chosen endpoint, behind its number: a key of `alive` from here on.
+const ALIVE: u32 = at(5);
+const CHOSEN: u32 = at(6);
 
 /// IPv4 or IPv6, as rules tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Family {
     V4,
     V6,
@@ -41,6 +62,10 @@ pub(crate) enum Family {
 
 impl Family {
     pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    pub(crate) fn of(ip: IpAddr) -> Family {
+        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
 
     pub(crate) fn is_v4(self) -> bool {
         self == Family::V4
@@ -72,8 +97,42 @@ impl Family {
 /// What a rule does in the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Verdict<'a> {
+    Accept,
     Drop,
+    Goto(&'a str),
     Jump(&'a str),
+}
+
+impl Verdict<'_> {
+    /// As the value of a verdict: NFTA_DATA_VERDICT.
+    pub(crate) fn write(self, data: &mut Attrs) {
+        data.nest(DATA_VERDICT, |attrs| match self {
+            Verdict::Drop => {
+                attrs.u32(1, 0);
+            }
+            Verdict::Accept => {
+                attrs.u32(1, 1);
+            }
+            Verdict::Jump(chain) => {
+                attrs.u32(1, -3i32 as u32).str(2, chain);
+            }
+            Verdict::Goto(chain) => {
+                attrs.u32(1, -4i32 as u32).str(2, chain);
+            }
+        });
+    }
+}
+
+/// The sets of session affinity.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sticky<'a> {
+    /// ID . number → endpoint.
+    pub(crate) backends: &'a str,
+    /// ID . endpoint.
+    pub(crate) alive: &'a str,
+    /// ID . client → endpoint, for a time.
+    pub(crate) memory: &'a str,
+    pub(crate) timeout: Duration,
 }
 
 /// Is or is not.
@@ -84,17 +143,16 @@ pub(crate) enum Is {
 }
 
 /// A rule in the making.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    pub(crate) chain: &'static str,
     /// Shown by `nft list ruleset`.
-    pub(crate) comment: &'static str,
+    pub(crate) comment: Cow<'static, str>,
     expressions: Attrs,
 }
 
 impl Rule {
-    pub(crate) fn new(chain: &'static str, comment: &'static str) -> Rule {
-        Rule { chain, comment, expressions: Attrs::default() }
+    pub(crate) fn new(comment: impl Into<Cow<'static, str>>) -> Rule {
+        Rule { comment: comment.into(), expressions: Attrs::default() }
     }
 
     /// The list of expressions.
@@ -178,19 +236,163 @@ impl Rule {
         self.expression("masq", |_| {})
     }
 
-    /// `drop`, `jump …`
+    /// `accept`, `drop`, `goto …`, `jump …`
     pub(crate) fn then(self, verdict: Verdict<'_>) -> Rule {
         self.expression("immediate", |data| {
-            data.u32(1, 0).nest(2, |value| {
-                value.nest(DATA_VERDICT, |attrs| match verdict {
-                    Verdict::Drop => {
-                        attrs.u32(1, 0);
-                    }
-                    Verdict::Jump(chain) => {
-                        attrs.u32(1, -3i32 as u32).str(2, chain);
-                    }
-                });
-            });
+            data.u32(1, VERDICT_REGISTER).nest(2, |value| verdict.write(value));
+        })
+    }
+
+    /// `ct state established,related`
+    pub(crate) fn known(self) -> Rule {
+        self.expression("ct", |data| {
+            data.u32(1, R1).u32(2, CT_STATE);
+        })
+        .expression("bitwise", |data| {
+            data.u32(1, R1).u32(2, R1).u32(3, 4);
+            data.data(4, &STATE_KNOWN.to_ne_bytes());
+            data.data(5, &[0; 4]);
+        })
+        .compare(CMP_NEQ, &[0; 4])
+    }
+
+    /// `meta l4proto …`
+    pub(crate) fn protocol(self, protocol: Protocol) -> Rule {
+        self.meta(META_L4PROTO, R1).compare(CMP_EQ, &[protocol.number()])
+    }
+
+    /// `th dport FIRST-LAST`
+    pub(crate) fn ports(self, first: u16, last: u16) -> Rule {
+        let rule = self.payload(BASE_TRANSPORT, 2, 2, R1);
+        if first == last {
+            return rule.compare(CMP_EQ, &first.to_be_bytes());
+        }
+        rule.expression("range", |data| {
+            data.u32(1, R1).u32(2, CMP_EQ).data(3, &first.to_be_bytes()).data(4, &last.to_be_bytes());
+        })
+    }
+
+    /// What the kernel tells pods of shorter ways to each other (ICMP redirect): there is none.
+    pub(crate) fn redirects() -> impl Iterator<Item = Rule> {
+        REDIRECTS.into_iter().map(|(protocol, kind)| {
+            let rule = Rule::new("pods reach each other by the host alone").meta(META_L4PROTO, R1).compare(CMP_EQ, &[protocol]);
+            rule.payload(BASE_TRANSPORT, 0, 1, R1).compare(CMP_EQ, &[kind])
+        })
+    }
+
+    /// `ip saddr vmap @map`
+    pub(crate) fn source_decides(self, family: Family, map: &str) -> Rule {
+        self.payload(BASE_NETWORK, family.source_offset(), family.address_len(), R1).decide(map)
+    }
+
+    /// `ip daddr vmap @map`
+    pub(crate) fn destination_decides(self, family: Family, map: &str) -> Rule {
+        self.payload(BASE_NETWORK, family.destination_offset(), family.address_len(), R1).decide(map)
+    }
+
+    /// `ip daddr . meta l4proto . th dport vmap @map`
+    pub(crate) fn service_decides(self, family: Family, map: &str) -> Rule {
+        self.destination_and_port(family).decide(map)
+    }
+
+    /// `meta l4proto . th dport vmap @map`
+    pub(crate) fn port_decides(self, map: &str) -> Rule {
+        self.meta(META_L4PROTO, R1).payload(BASE_TRANSPORT, 2, 2, R1_WORD1).decide(map)
+    }
+
+    /// `ip daddr . meta l4proto . th dport @set`
+    pub(crate) fn destination_port(self, family: Family, set: &str) -> Rule {
+        self.destination_and_port(family).lookup(set, Is::In)
+    }
+
+    /// `ip saddr . ip daddr @set`
+    pub(crate) fn source_and_destination(self, family: Family, set: &str) -> Rule {
+        let length = family.address_len();
+        self.payload(BASE_NETWORK, family.source_offset(), length, at(0))
+            .payload(BASE_NETWORK, family.destination_offset(), length, at(length / 4))
+            .lookup(set, Is::In)
+    }
+
+    /// `dnat ip to ID . numgen random mod COUNT map @backends`
+    pub(crate) fn balance(self, family: Family, id: u32, count: u32, backends: &str) -> Rule {
+        self.choose(id, count, backends, at(0)).dnat_to(family, at(0))
+    }
+
+    /// As [`Rule::balance`], and remembers the choice for the client.
+    pub(crate) fn balance_sticky(self, family: Family, id: u32, count: u32, names: &Sticky<'_>) -> Rule {
+        let (offset, length) = (family.source_offset(), family.address_len());
+        let rule = self.choose(id, count, names.backends, CHOSEN);
+        rule.payload(BASE_NETWORK, offset, length, at(1)).remember(names).dnat_to(family, CHOSEN)
+    }
+
+    /// To the client's endpoint of the last time, while that is one; renews the memory.
+    pub(crate) fn stick(self, family: Family, id: u32, names: &Sticky<'_>) -> Rule {
+        let (offset, length) = (family.source_offset(), family.address_len());
+        self.immediate(at(0), &id.to_ne_bytes())
+            .payload(BASE_NETWORK, offset, length, at(1))
+            .map_from(names.memory, at(0), CHOSEN)
+            .immediate(ALIVE, &id.to_ne_bytes())
+            .lookup_from(names.alive, ALIVE)
+            .remember(names)
+            .dnat_to(family, CHOSEN)
+    }
+
+    /// `reject with icmpx port-unreachable`
+    pub(crate) fn reject(self) -> Rule {
+        self.expression("reject", |data| {
+            data.u32(1, ICMPX_UNREACHABLE).bytes(2, &[ICMPX_PORT]);
+        })
+    }
+
+    fn choose(self, id: u32, count: u32, backends: &str, to: u32) -> Rule {
+        let rule = self.immediate(at(0), &id.to_ne_bytes()).expression("numgen", |data| {
+            data.u32(1, at(1)).u32(2, count).u32(3, RANDOM).u32(4, 0);
+        });
+        rule.map_from(backends, at(0), to)
+    }
+
+    /// `update @memory { ID . ip saddr timeout … : ip . port }`
+    fn remember(self, names: &Sticky<'_>) -> Rule {
+        let milliseconds = u64::try_from(names.timeout.as_millis()).unwrap_or(u64::MAX);
+        self.expression("dynset", |data| {
+            data.str(1, names.memory).u32(3, DYNSET_UPDATE).u32(4, at(0)).u32(5, CHOSEN);
+            data.bytes(6, &milliseconds.to_be_bytes());
+        })
+    }
+
+    fn destination_and_port(self, family: Family) -> Rule {
+        let words = family.address_len() / 4;
+        self.payload(BASE_NETWORK, family.destination_offset(), family.address_len(), at(0))
+            .meta(META_L4PROTO, at(words))
+            .payload(BASE_TRANSPORT, 2, 2, at(words + 1))
+    }
+
+    fn immediate(self, register: u32, value: &[u8]) -> Rule {
+        self.expression("immediate", |data| {
+            data.u32(1, register).data(2, value);
+        })
+    }
+
+    fn dnat_to(self, family: Family, register: u32) -> Rule {
+        self.expression("nat", |data| {
+            data.u32(1, NAT_DNAT).u32(2, u32::from(family.number())).u32(3, register);
+            data.u32(5, register + family.address_len() / 4);
+        })
+    }
+
+    fn decide(self, map: &str) -> Rule {
+        self.map_from(map, R1, VERDICT_REGISTER)
+    }
+
+    fn map_from(self, map: &str, from: u32, to: u32) -> Rule {
+        self.expression("lookup", |data| {
+            data.str(1, map).u32(2, from).u32(3, to);
+        })
+    }
+
+    fn lookup_from(self, set: &str, from: u32) -> Rule {
+        self.expression("lookup", |data| {
+            data.str(1, set).u32(2, from);
         })
     }
 

@@ -26,14 +26,17 @@ pub(crate) enum Op {
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
+    DelChain = 5,
     NewRule = 6,
+    DelRule = 8,
     NewSet = 9,
+    DelSet = 11,
     NewElements = 12,
     DelElements = 14,
 }
 
 /// Attributes, one after the other.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attrs(pub(crate) Vec<u8>);
 
 impl Attrs {
@@ -97,6 +100,11 @@ impl Batch {
         self.message(SUBSYSTEM << 8 | op as u16, NLM_F_REQUEST | flags, NFPROTO_INET, 0, &attrs.0);
     }
 
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.last == 0
+    }
+
     /// A number that a new set needs, different from all others of the batch.
     pub(crate) fn id(&self) -> u32 {
         self.count
@@ -139,6 +147,13 @@ pub(crate) fn deletes_from(message: &[u8]) -> bool {
     const DELETIONS: [u16; 5] = [2, 5, 8, 11, 14];
     let kind = netlink::kind(message);
     kind >> 8 == SUBSYSTEM && DELETIONS.contains(&(kind & 0xff))
+}
+
+/// Whether a message tells that a base chain of somebody's may have come, changed or gone: of chains and of whole tables.
+pub(crate) fn concerns_chains(message: &[u8]) -> bool {
+    const CHAINS: [u16; 3] = [2, 3, 5];
+    let kind = netlink::kind(message);
+    kind >> 8 == SUBSYSTEM && CHAINS.contains(&(kind & 0xff))
 }
 
 /// The table that a message is about: the first attribute of each kind of object.

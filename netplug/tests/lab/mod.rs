@@ -235,6 +235,24 @@ impl Lab {
         Settings { ranges: vec![range("10.88.0.0/24"), range("fd00:88::/64")], ..self.settings() }
     }
 
+    /// Whether the node's bridges show what they forward to the IP hooks, as Kubernetes nodes often have it: redirected packets then
+    /// take another way through the kernel.
+    pub fn set_br_netfilter(&self, value: &'static str) {
+        self.node.run(move || {
+            for tables in ["iptables", "ip6tables"] {
+                let path = format!("/proc/sys/net/bridge/bridge-nf-call-{tables}");
+                if std::path::Path::new(&path).exists() {
+                    std::fs::write(path, value).unwrap();
+                }
+            }
+        });
+    }
+
+    /// As an agent has it: services and policies work.
+    pub fn routed(&self) -> Settings {
+        Settings { isolation: netplug::Isolation::Routed, ..self.dual_stack() }
+    }
+
     /// The network, opened in the node's namespace.
     pub fn open(&self, settings: Settings) -> Network {
         self.try_open(settings).unwrap()

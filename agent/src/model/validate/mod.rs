@@ -6,12 +6,14 @@ mod container;
 mod env;
 mod job;
 pub mod names;
+mod network_policy;
 mod object;
 mod pod;
 mod probe;
 mod report;
 mod resources;
 mod security;
+mod service;
 mod volume;
 mod workload;
 
@@ -25,7 +27,7 @@ use super::yaml::Node;
 pub use object::{object, warnings as object_warnings};
 pub use report::Report;
 pub(super) use volume::sources as volume_sources;
-pub use workload::workload;
+pub use workload::{selects, workload};
 
 /// Checks a pod that has its defaults against the text that it came from.
 pub fn pod(pod: &Pod, root: &Node) -> Vec<Problem> {

@@ -1,10 +1,10 @@
 //! The API server's rules for the objects beside pods. No message shows a Secret's value.
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret};
 
-use super::report::{Report, Unique};
-use super::{affinity, names, pod, resources};
+use super::report::Report;
+use super::{affinity, names, network_policy, pod, resources, service};
 use crate::model::Body;
 use crate::model::error::Problem;
 use crate::model::path::Path;
@@ -17,12 +17,20 @@ const SIZE_LIMIT: usize = 1024 * 1024;
 /// Checks an object that has its defaults against the text that it came from.
 pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
     let mut report = Report::new(root);
-    pod::metadata(&mut report, body.metadata());
+    let mut metadata = body.metadata().clone();
+    // A Namespace is in none.
+    metadata.namespace.get_or_insert_with(|| "default".into());
+    pod::metadata(&mut report, &metadata);
     match body {
         Body::ConfigMap(map) => config_map(&mut report, map),
         Body::Secret(secret) => self::secret(&mut report, secret),
         Body::PersistentVolumeClaim(claim) => self::claim(&mut report, claim),
-        Body::Service(service) => self::service(&mut report, service),
+        Body::Service(service) => service::service(&mut report, service),
+        Body::NetworkPolicy(policy) => network_policy::policy(&mut report, policy),
+        Body::Namespace(namespace) => {
+            let name = namespace.metadata.name.as_deref().unwrap_or_default();
+            report.each_invalid(&Path::ROOT.child("metadata").child("name"), name, names::dns_label(name));
+        }
     }
     report.finish()
 }
@@ -30,6 +38,9 @@ pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
 /// What an object says that this node won't follow.
 pub fn warnings(body: &Body, root: &Node) -> Vec<Problem> {
     let mut report = Report::new(root);
+    if let Body::Service(service) = body {
+        service::warnings(&mut report, service);
+    }
     if let Body::PersistentVolumeClaim(claim) = body
         && let Some(spec) = &claim.spec
     {
@@ -158,38 +169,4 @@ pub(super) fn claim_spec(report: &mut Report<'_>, at: &Path<'_>, spec: Option<&P
             report.forbidden(&at.child(field), "snapshots and clones need a cluster's storage driver");
         }
     }
-}
-
-fn service(report: &mut Report<'_>, service: &Service) {
-    let at = Path::ROOT.child("spec");
-    let Some(spec) = &service.spec else { return report.required(&at, "") };
-    report.one_of(&at.child("type"), spec.type_.as_deref(), &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-    let headless = spec.cluster_ip.as_deref() == Some("None");
-    let external = spec.type_.as_deref() == Some("ExternalName");
-    let ports = spec.ports.as_deref().unwrap_or_default();
-    if ports.is_empty() && !headless && !external {
-        report.required(&at.child("ports"), "");
-    }
-    if let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") {
-        report.ip(&at.child("clusterIP"), ip);
-    }
-    let mut seen = Unique::default();
-    for (i, port) in ports.iter().enumerate() {
-        service_port(report, &at.child("ports").index(i), port, ports.len() > 1);
-        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-            seen.check(report, &at.child("ports").index(i).child("name"), name);
-        }
-    }
-}
-
-fn service_port(report: &mut Report<'_>, at: &Path<'_>, port: &ServicePort, several: bool) {
-    match port.name.as_deref().unwrap_or_default() {
-        "" if several => report.required(&at.child("name"), ""),
-        name if !name.is_empty() => report.each_invalid(&at.child("name"), name, names::dns_label(name)),
-        _ => {}
-    }
-    if let Some(wrong) = names::port_number(port.port) {
-        report.invalid(&at.child("port"), &port.port, wrong);
-    }
-    report.one_of(&at.child("protocol"), port.protocol.as_deref(), &["SCTP", "TCP", "UDP"]);
 }

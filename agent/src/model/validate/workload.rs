@@ -274,13 +274,7 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         return;
     }
     let before = report.count();
-    for (key, value) in selector.match_labels.iter().flatten() {
-        report.each_invalid(&own.child("matchLabels"), key, names::qualified_name(key));
-        report.each_invalid(&own.child("matchLabels").key(key), value, names::label_value(value));
-    }
-    for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
-        expression(report, &own.child("matchExpressions").index(i), requirement);
-    }
+    label_selector(report, &own, selector);
     if report.count() > before {
         let shown = json(selector);
         report.say(&own, format!("Invalid value: {shown}: invalid label selector"));
@@ -293,6 +287,17 @@ fn selector(report: &mut Report<'_>, at: &Path<'_>, selector: &LabelSelector, ki
         let at = at.child("template");
         let metadata = at.child("metadata");
         report.say(&metadata.child("labels"), format!("Invalid value: {shown}: `selector` does not match template `labels`"));
+    }
+}
+
+/// A selector, empty or not.
+pub(super) fn label_selector(report: &mut Report<'_>, own: &Path<'_>, selector: &LabelSelector) {
+    for (key, value) in selector.match_labels.iter().flatten() {
+        report.each_invalid(&own.child("matchLabels"), key, names::qualified_name(key));
+        report.each_invalid(&own.child("matchLabels").key(key), value, names::label_value(value));
+    }
+    for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
+        expression(report, &own.child("matchExpressions").index(i), requirement);
     }
 }
 
@@ -314,7 +319,8 @@ pub(super) fn expression(report: &mut Report<'_>, at: &Path<'_>, requirement: &L
     }
 }
 
-fn selects(selector: &LabelSelector, labels: &std::collections::BTreeMap<String, String>) -> bool {
+/// Whether a selector fits these labels. An empty one fits all.
+pub fn selects(selector: &LabelSelector, labels: &std::collections::BTreeMap<String, String>) -> bool {
     let equal = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let fits = |r: &LabelSelectorRequirement| {
         let within = labels.get(&r.key).is_some_and(|value| r.values.iter().flatten().any(|v| v == value));

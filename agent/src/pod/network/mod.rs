@@ -1,8 +1,11 @@
 //! The pods' network as their workers see it. Who wires them is decided once, at the agent's start: our own bridge
 //! ([`netplug::Network`]), in this process and by netlink alone, or CNI plugins that are executed.
 
+pub mod look;
 mod mend;
 mod plugins;
+pub mod target;
+pub mod view;
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -29,14 +32,19 @@ pub struct PodNetwork {
 /// Who gives a pod its eth0.
 #[derive(Debug)]
 enum Primary {
-    Bridge(netplug::Network),
+    Bridge {
+        network: netplug::Network,
+        /// Other people's chains that may drop what pods send and get.
+        firewalls: watch::Receiver<Vec<netplug::Obstacle>>,
+    },
     Plugins,
 }
 
 impl PodNetwork {
     /// Pods are wired by our own bridge, their further interfaces by plugins.
-    pub fn bridged(network: netplug::Network, plugins: Plugins) -> Self {
-        Self { primary: Primary::Bridge(network), plugins }
+    pub async fn bridged(network: netplug::Network, plugins: Plugins) -> Result<Self, netplug::Error> {
+        let firewalls = network.firewalls().await?;
+        Ok(Self { primary: Primary::Bridge { network, firewalls }, plugins })
     }
 
     /// Pods are wired by plugins alone.
@@ -48,7 +56,7 @@ impl PodNetwork {
     /// Our own bridge, if that is what wires the pods: Services, policies and the like are its.
     pub fn bridge(&self) -> Option<&netplug::Network> {
         match &self.primary {
-            Primary::Bridge(network) => Some(network),
+            Primary::Bridge { network, .. } => Some(network),
             Primary::Plugins => None,
         }
     }
@@ -64,7 +72,7 @@ impl PodNetwork {
     ) -> Result<Wired, String> {
         let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
         let wired = match &self.primary {
-            Primary::Bridge(network) => {
+            Primary::Bridge { network, .. } => {
                 let wires = match wires {
                     Some(wires) => wires,
                     None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
@@ -88,6 +96,30 @@ impl PodNetwork {
         Ok(wired)
     }
 
+    /// All of it, for people.
+    pub async fn view(&self) -> Result<view::NetworkView, netplug::Error> {
+        let Primary::Bridge { network, .. } = &self.primary else {
+            return Ok(view::NetworkView { wiring: "cni".into(), ..view::NetworkView::default() });
+        };
+        let (picture, rules) = (network.picture().await?, network.rules().await?);
+        Ok(view::of_bridge(picture, &rules, self.obstacles()))
+    }
+
+    /// Other firewalls' chains that may drop what pods on our bridge send and get: as known now, and as they come and go.
+    pub fn firewalls(&self) -> Option<&watch::Receiver<Vec<netplug::Obstacle>>> {
+        match &self.primary {
+            Primary::Bridge { firewalls, .. } => Some(firewalls),
+            Primary::Plugins => None,
+        }
+    }
+
+    /// The same, as sentences. Asks nobody: to be called at each pod's start.
+    pub fn obstacles(&self) -> Vec<String> {
+        let known =
+            |firewalls: &watch::Receiver<Vec<netplug::Obstacle>>| firewalls.borrow().iter().map(ToString::to_string).collect();
+        self.firewalls().map(known).unwrap_or_default()
+    }
+
     /// The interfaces of a pod that plugins made: for its status, where it asked for more than one.
     pub fn status(&self, uid: &PodUid) -> Vec<NetworkStatus> {
         self.plugins.status(uid)
@@ -96,7 +128,7 @@ impl PodNetwork {
     /// Why no pod can be wired now, for the node's condition.
     pub fn problem(&self) -> Option<String> {
         match &self.primary {
-            Primary::Bridge(_) => None,
+            Primary::Bridge { .. } => None,
             Primary::Plugins => self.plugins.problem(),
         }
     }
@@ -104,7 +136,7 @@ impl PodNetwork {
     /// Changes when a pod that could not be wired should be tried again at once. None for a pod that plugins have nothing to do with.
     pub fn changes(&self, pod: &ValidPod) -> Option<watch::Receiver<u64>> {
         let plugged = match &self.primary {
-            Primary::Bridge(_) => Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty()),
+            Primary::Bridge { .. } => Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty()),
             Primary::Plugins => pod.spec().host_network != Some(true),
         };
         plugged.then(|| self.plugins.changes())
@@ -114,7 +146,7 @@ impl PodNetwork {
     pub async fn release(&self, uid: &PodUid) -> Result<(), String> {
         let bridge = match &self.primary {
             // The address is free at once; the links go with the namespace.
-            Primary::Bridge(network) => network.release_when_netns_dies(uid.as_str()).await.map_err(|e| e.to_string()),
+            Primary::Bridge { network, .. } => network.release_when_netns_dies(uid.as_str()).await.map_err(|e| e.to_string()),
             Primary::Plugins => Ok(()),
         };
         let plugins = if self.plugins.knows(uid) { self.plugins.release(uid).await } else { Ok(()) };
@@ -130,7 +162,7 @@ impl PodNetwork {
         let uids = live.iter().map(|uid| (*uid).to_owned()).collect();
         let plugins = self.plugins.retain(uids, plugged).await;
         match &self.primary {
-            Primary::Bridge(network) => network.retain(live).await.map_err(|e| e.to_string()).and(plugins),
+            Primary::Bridge { network, .. } => network.retain(live).await.map_err(|e| e.to_string()).and(plugins),
             Primary::Plugins => plugins,
         }
     }
@@ -145,7 +177,7 @@ impl PodNetwork {
     /// After the last pod: what the agent made for all of them goes too.
     pub async fn close(&self) -> Result<(), String> {
         match &self.primary {
-            Primary::Bridge(network) => network.clone().close(netplug::Remove::All).await.map_err(|e| e.to_string()),
+            Primary::Bridge { network, .. } => network.clone().close(netplug::Remove::All).await.map_err(|e| e.to_string()),
             Primary::Plugins => self.plugins.retain(Vec::new(), true).await,
         }
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Secret, Service,
+    ConfigMap, Namespace, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Secret, Service,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::Store;
 use super::workloads::Kept;
@@ -26,6 +28,8 @@ impl Store {
             Body::Secret(secret) => self.put_aged(key, redacted(secret)),
             Body::PersistentVolumeClaim(claim) => self.put_aged(key, bound(claim)),
             Body::Service(service) => self.put_aged(key, Service::clone(service)),
+            Body::NetworkPolicy(policy) => self.put_aged(key, NetworkPolicy::clone(policy)),
+            Body::Namespace(namespace) => self.put_aged(key, Namespace::clone(namespace)),
         }
     }
 
@@ -37,7 +41,19 @@ impl Store {
             ObjectKind::Secret => self.remove_kept::<Secret>(&key),
             ObjectKind::PersistentVolumeClaim => self.remove_kept::<PersistentVolumeClaim>(&key),
             ObjectKind::Service => self.remove_kept::<Service>(&key),
+            ObjectKind::NetworkPolicy => self.remove_kept::<NetworkPolicy>(&key),
+            ObjectKind::Namespace => self.remove_kept::<Namespace>(&key),
         }
+    }
+
+    /// Takes a Service's endpoints as they are now.
+    pub fn put_endpoint_slice(&self, slice: EndpointSlice) {
+        self.put_aged(name_of(&slice.metadata), slice);
+    }
+
+    /// These endpoints are no more.
+    pub fn remove_endpoint_slice(&self, slice: &EndpointSlice) {
+        self.remove_kept::<EndpointSlice>(&name_of(&slice.metadata));
     }
 
     /// A file's object is as old as the agent's knowledge of it.
@@ -53,6 +69,10 @@ fn key(object: &ObjectRef) -> String {
 }
 
 /// The keys stay, for those who want to know which there are.
+fn name_of(metadata: &ObjectMeta) -> String {
+    format!("{}/{}", metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
 fn redacted(secret: &Arc<Secret>) -> Secret {
     let mut shown = Secret::clone(secret);
     for value in shown.data.iter_mut().flat_map(|data| data.values_mut()) {

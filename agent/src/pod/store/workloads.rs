@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Change, Expired, Since, Snapshot, Store, Table, Verb, since, snapshot};
@@ -19,7 +21,10 @@ pub struct Workloads {
     cron_jobs: Table<String, CronJob>,
     daemon_sets: Table<String, DaemonSet>,
     deployments: Table<String, Deployment>,
+    endpoint_slices: Table<String, EndpointSlice>,
     jobs: Table<String, Job>,
+    namespaces: Table<String, Namespace>,
+    network_policies: Table<String, NetworkPolicy>,
     replica_sets: Table<String, ReplicaSet>,
     secrets: Table<String, Secret>,
     services: Table<String, Service>,
@@ -34,7 +39,10 @@ impl Workloads {
             cron_jobs: Table::new(),
             daemon_sets: Table::new(),
             deployments: Table::new(),
+            endpoint_slices: Table::new(),
             jobs: Table::new(),
+            namespaces: Table::new(),
+            network_policies: Table::new(),
             replica_sets: Table::new(),
             secrets: Table::new(),
             services: Table::new(),
@@ -72,6 +80,7 @@ macro_rules! kept {
     )* };
 }
 kept!(CronJob: cron_jobs, DaemonSet: daemon_sets, Deployment: deployments, Job: jobs, ReplicaSet: replica_sets, StatefulSet: stateful_sets);
+kept!(EndpointSlice: endpoint_slices, Namespace: namespaces, NetworkPolicy: network_policies);
 kept!(ConfigMap: config_maps, PersistentVolumeClaim: claims, Secret: secrets, Service: services);
 
 impl Store {

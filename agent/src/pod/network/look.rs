@@ -1,0 +1,87 @@
+//! Answers to who looks at the network: the pods' views with what the store knows, and the trace of a connection.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use netplug::{Flow, Protocol};
+
+use super::target::Target;
+use super::view::{NetworkView, PodView, TraceView};
+use crate::pod::Node;
+use crate::pod::node::NodeError;
+
+/// The whole network.
+pub async fn view(node: &Node) -> Result<NetworkView, NodeError> {
+    let mut view = node.network.view().await.map_err(|e| NodeError::Internal(e.to_string()))?;
+    if node.network.bridge().is_none() {
+        let pods = node.store.pods().objects;
+        let own = pods.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.host_network != Some(true)));
+        view.pods = own.map(|pod| plugged(pod)).collect();
+    }
+    Ok(view)
+}
+
+/// Of a pod that plugins wired, its addresses are known.
+fn plugged(pod: &Pod) -> PodView {
+    PodView { uid: pod.metadata.uid.clone().unwrap_or_default(), pod: name(pod), addresses: addresses(pod), ..PodView::default() }
+}
+
+/// What would become of a connection. See [`crate::pod::node::Node::trace`].
+pub async fn trace(node: &Node, pod: &Pod, to: &str, protocol: Protocol) -> Result<TraceView, NodeError> {
+    let Some(network) = node.network.bridge() else {
+        let why = "CNI plugins wire this node's pods: what they let pass, only they know";
+        return Err(NodeError::Conflict(why.into()));
+    };
+    let target = Target::parse(to).map_err(NodeError::Invalid)?;
+    let found = resolve(node, pod, &target).await?;
+    let sources = addresses(pod);
+    if sources.is_empty() {
+        return Err(NodeError::Conflict(format!("pod {} has no address yet", name(pod))));
+    }
+    let pair = found.iter().find_map(|to| Some((*sources.iter().find(|from| from.is_ipv4() == to.is_ipv4())?, *to)));
+    let Some((source, ip)) = pair else {
+        let (found, own) = (list(&found), list(&sources));
+        let why = format!("{} is {found}, and pod {} has {own} alone: of another IP family", target.host, name(pod));
+        return Err(NodeError::Conflict(why));
+    };
+    let destination = SocketAddr::new(ip, target.port);
+    let failed = |e: netplug::Error| NodeError::Internal(e.to_string());
+    let ways = network.trace(Flow { source, destination, protocol }, node.host_ips.clone()).await.map_err(failed)?;
+    Ok(TraceView {
+        pod: name(pod),
+        source: source.to_string(),
+        to: to.to_owned(),
+        destination: destination.to_string(),
+        protocol: protocol.to_string(),
+        ways,
+        obstacles: node.network.obstacles(),
+    })
+}
+
+/// Names of this node first, as the pods' resolver has it, then those of the world.
+async fn resolve(node: &Node, pod: &Pod, target: &Target<'_>) -> Result<Vec<IpAddr>, NodeError> {
+    let (services, pods) = (node.store.workloads::<Service>().objects, node.store.pods().objects);
+    let services: Vec<&Service> = services.iter().map(|service| &**service).collect();
+    let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    if let Some(known) = target.known(namespace, &node.runtime.settings().cluster_domain, &services, &pods) {
+        return Ok(known);
+    }
+    let found = tokio::net::lookup_host((target.host, target.port)).await;
+    let why = |e: std::io::Error| NodeError::NotFound(format!("{}: no Service or pod of that name here, and {e}", target.host));
+    Ok(found.map_err(why)?.map(|address| address.ip()).collect())
+}
+
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    ips.filter_map(|ip| ip.ip.parse().ok()).collect()
+}
+
+fn name(pod: &Pod) -> String {
+    let part = |text: Option<&String>| text.cloned().unwrap_or_default();
+    format!("{}/{}", part(pod.metadata.namespace.as_ref()), part(pod.metadata.name.as_ref()))
+}
+
+fn list(ips: &[IpAddr]) -> String {
+    ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

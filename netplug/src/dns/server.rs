@@ -1,0 +1,188 @@
+//! The resolver's sockets, and the way of a question: the zone, the cache, the host's resolvers.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use super::{
+    cache::Cache,
+    message::{self, Query},
+    upstream::{self, Transport, Upstream},
+    zone::{Record, Zone},
+};
+use crate::cidr::Cidr;
+
+const PORT: u16 = 53;
+/// Questions that wait for others' answers, and TCP connections, at once; what is beyond isn't heard.
+const AT_ONCE: usize = 1024;
+/// A TCP client's time between two questions.
+const IDLE: Duration = Duration::from_secs(10);
+/// Aliases that lead to aliases.
+const ALIASES: usize = 8;
+
+/// A resolver for pods. Only its own subnets and the host itself are answered: anybody else could use it to flood others.
+#[derive(Debug, Clone)]
+pub struct Resolver {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    zone: RwLock<Arc<Zone>>,
+    cache: Mutex<Cache>,
+    upstream: Upstream,
+    clients: Vec<Cidr>,
+    room: Arc<Semaphore>,
+}
+
+impl Resolver {
+    /// Listens on port 53 of these addresses, by UDP and TCP, in tokio's threads' network namespace. `clients`: who is answered beside
+    /// the host. `resolv_conf`: where the host's resolvers are read from, whenever one is needed.
+    pub async fn start(addresses: &[IpAddr], clients: Vec<Cidr>, resolv_conf: PathBuf) -> io::Result<Resolver> {
+        let shared = Arc::new(Shared {
+            zone: RwLock::default(),
+            cache: Mutex::default(),
+            upstream: Upstream { file: resolv_conf, own: addresses.to_vec() },
+            clients,
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+        });
+        let mut sockets = Vec::new();
+        for ip in addresses {
+            let told = |error: io::Error| io::Error::new(error.kind(), format!("listen on {ip} port {PORT}: {error}"));
+            let udp = UdpSocket::bind((*ip, PORT)).await.map_err(told)?;
+            sockets.push((udp, TcpListener::bind((*ip, PORT)).await.map_err(told)?));
+        }
+        for (udp, tcp) in sockets {
+            tokio::spawn(serve_udp(shared.clone(), Arc::new(udp)));
+            tokio::spawn(serve_tcp(shared.clone(), tcp));
+        }
+        Ok(Resolver { shared })
+    }
+
+    /// Names as they are from now on.
+    pub fn set(&self, zone: Zone) {
+        *self.shared.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
+    }
+}
+
+async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+    let mut buffer = vec![0; 4096];
+    loop {
+        // A client that has gone before its answer came (ECONNREFUSED) is no reason to stop.
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok(room) = shared.room.clone().try_acquire_owned() else { continue };
+        if !shared.serves(client) {
+            continue;
+        }
+        let (query, shared, socket) = (buffer[..length].to_vec(), shared.clone(), socket.clone());
+        tokio::spawn(async move {
+            if let Some(answer) = shared.answer(&query, Transport::Udp).await {
+                let _ = socket.send_to(&answer, client).await;
+            }
+            drop(room);
+        });
+    }
+}
+
+async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let Ok((stream, client)) = listener.accept().await else {
+            // Out of descriptors: others end some time.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Ok(room) = shared.room.clone().try_acquire_owned() else { continue };
+        if shared.serves(client) {
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                let _ = converse(&shared, stream).await;
+                drop(room);
+            });
+        }
+    }
+}
+
+async fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+    while let Ok(query) = timeout(IDLE, upstream::read(&mut stream)).await {
+        match shared.answer(&query?, Transport::Tcp).await {
+            Some(answer) => timeout(IDLE, upstream::write(&mut stream, &answer)).await??,
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    fn serves(&self, client: SocketAddr) -> bool {
+        let ip = client.ip().to_canonical();
+        // Who is on the host reaches the bridge's address from that address.
+        ip.is_loopback() || self.upstream.own.contains(&ip) || self.clients.iter().any(|subnet| subnet.contains(ip))
+    }
+
+    async fn answer(&self, bytes: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let query = match Query::parse(bytes) {
+            Ok(query) => query,
+            Err(refusal) => return refusal,
+        };
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = match zone.answer(&query.name, query.kind) {
+            Some(found) => {
+                let behind = self.behind(&zone, &found.records, query.kind).await;
+                query.answer(&zone.domain, &found, &behind)
+            }
+            None => match self.ask(bytes, transport).await {
+                Ok(answer) => Some(answer),
+                Err(error) => {
+                    tracing::debug!(name = query.name, %error, "the host's resolvers don't answer");
+                    query.failed()
+                }
+            },
+        }?;
+        if transport == Transport::Udp && answer.len() > query.room() { message::truncated(answer) } else { Some(answer) }
+    }
+
+    /// What an alias leads to: clients don't ask again.
+    async fn behind(&self, zone: &Zone, records: &[Record], kind: u16) -> Vec<(String, Record)> {
+        let mut found = Vec::new();
+        let mut next = match records {
+            [Record::Alias(name)] if kind != super::zone::CNAME => Some(name.to_ascii_lowercase()),
+            _ => None,
+        };
+        for _ in 0..ALIASES {
+            let Some(name) = next.take() else { break };
+            if let Some(answer) = zone.answer(name.trim_end_matches('.'), kind) {
+                if let [Record::Alias(further)] = answer.records.as_slice() {
+                    next = Some(further.to_ascii_lowercase());
+                }
+                found.extend(answer.records.into_iter().map(|record| (name.clone(), record)));
+            } else {
+                let Some(question) = message::question(0, &name, kind) else { break };
+                let answer = self.ask(&question, Transport::Udp).await.unwrap_or_default();
+                found.extend(message::addresses(&answer));
+            }
+        }
+        found
+    }
+
+    async fn ask(&self, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
+        let Some(key) = message::cache_key(query) else { return Err(io::ErrorKind::InvalidData.into()) };
+        let id = [query[0], query[1]];
+        let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&key, id, Instant::now());
+        if let Some(answer) = kept {
+            return Ok(answer);
+        }
+        let answer = self.upstream.ask(query, transport).await?;
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, &answer, Instant::now());
+        Ok(answer)
+    }
+}

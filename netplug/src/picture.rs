@@ -1,0 +1,53 @@
+//! What a network is made of at this moment: read from the kernel, so that what somebody took away is seen to be missing.
+
+use std::net::IpAddr;
+
+use crate::lease::Lease;
+
+/// See the module's page.
+#[derive(Debug, Clone, Default)]
+pub struct Picture {
+    /// The links with a default route, the best first.
+    pub uplinks: Vec<LinkState>,
+    /// The bridge; none: it is gone.
+    pub bridge: Option<LinkState>,
+    /// The nftables table of family inet.
+    pub table: String,
+    /// Whether the table is there, made of these settings.
+    pub table_stands: bool,
+    /// What pods hold, by their names.
+    pub pods: Vec<PodState>,
+    /// Links in the bridge that are no pod's.
+    pub strangers: Vec<LinkState>,
+}
+
+/// A link as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// In bytes.
+    pub mtu: u32,
+    /// Its addresses, link-local ones left out, each with its prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// A pod, and its link's end on the host.
+#[derive(Debug, Clone)]
+pub struct PodState {
+    /// What it holds.
+    pub lease: Lease,
+    /// The host's end of its veth; none: it is gone.
+    pub link: Option<LinkState>,
+    /// Whether that is a port of the bridge.
+    pub bridged: bool,
+}
+
+impl LinkState {
+    /// `10.88.0.1/16`, one an address.
+    pub fn shown(&self) -> Vec<String> {
+        self.addresses.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect()
+    }
+}

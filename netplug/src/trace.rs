@@ -1,0 +1,301 @@
+//! What would become of a connection: the table's rules told in words, step by step. Pure: a function of leases, rules and question.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cidr::Cidr,
+    engine::rules::Rules,
+    lease::Lease,
+    nft::rule::Family,
+    policy::{Allow, Direction, Policy, Ports, ranges},
+    settings::{Isolation, Protocol, Range, Settings},
+};
+
+/// One rule that has a say, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// The chain of the table, as `nft list table` shows it.
+    pub chain: String,
+    /// What it does.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// It lets it pass.
+    Accept,
+    /// It changes an address.
+    Rewrite,
+    /// It refuses it, and tells so.
+    Reject,
+    /// It drops it without a word.
+    Drop,
+}
+
+/// A question: from this address, of a pod or of the node itself, to that one.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    /// Of who calls.
+    pub source: IpAddr,
+    /// Where it calls.
+    pub destination: SocketAddr,
+    /// By which protocol.
+    pub protocol: Protocol,
+}
+
+/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `host`: addresses of the node, beside
+/// the bridge's.
+pub(crate) fn trace(settings: &Settings, leases: &[Lease], rules: &Rules, host: &[IpAddr], flow: Flow) -> Vec<Vec<Step>> {
+    let gateways = settings.ranges.iter().map(Range::gateway);
+    let world = World { settings, leases, rules, host: host.iter().copied().chain(gateways).collect() };
+    let destination = flow.destination.ip();
+    if !world.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
+        let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
+        return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+    }
+    let (entry, targets) = world.entrance(flow);
+    targets.into_iter().map(|target| world.way(flow, entry.clone(), target)).collect()
+}
+
+struct World<'a> {
+    settings: &'a Settings,
+    leases: &'a [Lease],
+    rules: &'a Rules,
+    host: Vec<IpAddr>,
+}
+
+impl World<'_> {
+    /// Whether an address is the node's own; loopback of a pod is asked for nowhere here.
+    fn is_host(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || self.host.contains(&ip)
+    }
+
+    /// Services and host ports: what is rewritten, and to what.
+    fn entrance(&self, flow: Flow) -> (Option<String>, Vec<SocketAddr>) {
+        let Flow { destination, protocol, .. } = flow;
+        let same_family = |target: &&SocketAddr| target.is_ipv4() == destination.is_ipv4();
+        let services = || self.rules.services.iter().filter(|service| service.protocol == protocol);
+        let by_address = services().find(|s| s.port == destination.port() && s.addresses.contains(&destination.ip()));
+        if let Some(service) = by_address.filter(|service| service.endpoints.iter().any(|e| same_family(&e))) {
+            let targets: Vec<_> = service.endpoints.iter().filter(same_family).copied().collect();
+            return (Some(format!("service {}, {} of its endpoints", service.name, one_of(targets.len()))), targets);
+        }
+        if self.is_host(destination.ip()) {
+            if let Some((pod, target)) = self.host_port(flow) {
+                return (Some(format!("host port {} of pod {pod}", destination.port())), vec![target]);
+            }
+            if let Some(service) = services().find(|service| service.node_port == Some(destination.port())) {
+                let targets: Vec<_> = service.endpoints.iter().filter(same_family).copied().collect();
+                if !targets.is_empty() {
+                    return (
+                        Some(format!("node port of service {}, {} of its endpoints", service.name, one_of(targets.len()))),
+                        targets,
+                    );
+                }
+            }
+        }
+        (None, vec![destination])
+    }
+
+    fn host_port(&self, flow: Flow) -> Option<(&str, SocketAddr)> {
+        let v4 = flow.destination.is_ipv4();
+        self.leases.iter().find_map(|lease| {
+            let fits = |port: &&crate::settings::Port| {
+                let ip = port.specific_ip().is_none_or(|ip| ip == flow.destination.ip());
+                ip && port.serves(v4) && port.host_port == flow.destination.port() && port.protocol == flow.protocol
+            };
+            let port = lease.ports.iter().find(fits)?;
+            let ip = lease.ips.iter().find(|ip| ip.is_ipv4() == v4)?;
+            Some((lease.pod.as_str(), SocketAddr::new(*ip, port.container_port)))
+        })
+    }
+
+    fn way(&self, flow: Flow, entry: Option<String>, target: SocketAddr) -> Vec<Step> {
+        let step = |chain: &str, verdict, reason: String| Step { chain: chain.into(), verdict, reason };
+        let mut steps = Vec::new();
+        let (redirected, by_host) = (entry.is_some(), self.is_host(flow.source));
+        let (entrance, gate) = if by_host { ("output", "local") } else { ("prerouting", "forward") };
+        if let Some(reason) = entry {
+            steps.push(step(entrance, Verdict::Rewrite, format!("{} is {reason}: to {target}", flow.destination)));
+        }
+        if self.is_host(target.ip()) {
+            steps.push(step("input", Verdict::Accept, format!("{target} is this node's own: no rule of ours has a say")));
+            return steps;
+        }
+        let known = self.leases.iter().any(|lease| lease.ips.contains(&target.ip()));
+        if self.settings.isolation == Isolation::Pods && known && !by_host {
+            steps.push(step("forward", Verdict::Drop, "pods are isolated from each other".into()));
+            return steps;
+        }
+        if self.rules.service_ranges.iter().any(|range| range.contains(target.ip())) {
+            let reason = format!("{target} is a service's address, but no service with a ready endpoint has it at that port");
+            steps.push(step(gate, Verdict::Reject, reason));
+            return steps;
+        }
+        if !known && self.settings.ranges.iter().any(|range| range.subnet.contains(target.ip())) {
+            let reason = format!("no pod has {}: the node answers that it can't be reached", target.ip());
+            steps.push(step(gate, Verdict::Reject, reason));
+            return steps;
+        }
+        let ways = [(Direction::Egress, flow.source, target.ip()), (Direction::Ingress, target.ip(), flow.source)];
+        for (direction, pod, peer) in ways.into_iter().filter(|_| !by_host) {
+            let (verdict, reason) = self.judge(direction, pod, peer, flow.protocol, target);
+            steps.push(step(direction.name(), verdict, reason));
+            if verdict == Verdict::Drop {
+                return steps;
+            }
+        }
+        if by_host {
+            steps.push(step(
+                "output",
+                Verdict::Accept,
+                "the node itself reaches its pods and the world, whatever policies say".into(),
+            ));
+        }
+        steps.extend(self.leaving(flow, target, redirected, known));
+        steps
+    }
+
+    fn judge(
+        &self,
+        direction: Direction,
+        pod: IpAddr,
+        peer: IpAddr,
+        protocol: Protocol,
+        target: SocketAddr,
+    ) -> (Verdict, String) {
+        let speaks = |policy: &&Policy| policy.pods.contains(&pod) && direction.rules(policy).is_some();
+        let policies: Vec<&Policy> = self.rules.policies.iter().filter(speaks).collect();
+        if policies.is_empty() {
+            return (Verdict::Accept, format!("no network policy selects {} for {}", self.name(pod), direction.name()));
+        }
+        for policy in &policies {
+            let rules = direction.rules(policy).unwrap_or_default();
+            if let Some(number) = rules.iter().position(|allow| allows(allow, peer, protocol, target)) {
+                return (Verdict::Accept, format!("network policy {} allows it: {}[{number}]", policy.name, direction.name()));
+            }
+        }
+        let names: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+        let rest = format!("select {} for {}, and none allows it", self.name(pod), direction.name());
+        (Verdict::Drop, format!("network policies {} {rest}", names.join(", ")))
+    }
+
+    fn leaving(&self, flow: Flow, target: SocketAddr, redirected: bool, to_pod: bool) -> Option<Step> {
+        let reason = if redirected && flow.source == target.ip() {
+            "the pod reaches itself: its answers must come back by the host".to_owned()
+        } else if flow.source.is_loopback() && to_pod {
+            "from the node's loopback: the pod could not answer there".to_owned()
+        } else if to_pod || self.is_host(flow.source) || !self.settings.masquerade {
+            return None;
+        } else {
+            let ranges = self.settings.ranges.iter().map(|range| &range.subnet);
+            match ranges.chain(&self.settings.masquerade_except).find(|cidr: &&Cidr| cidr.contains(target.ip())) {
+                Some(_) => return None,
+                None => "what leaves the node gets the node's address".to_owned(),
+            }
+        };
+        Some(Step { chain: "postrouting".into(), verdict: Verdict::Rewrite, reason })
+    }
+
+    fn name(&self, ip: IpAddr) -> String {
+        let pod = self.leases.iter().find(|lease| lease.ips.contains(&ip));
+        pod.map_or_else(|| ip.to_string(), |lease| format!("pod {}", lease.pod))
+    }
+}
+
+fn one_of(count: usize) -> String {
+    if count == 1 { "the only one".into() } else { format!("one of {count}") }
+}
+
+fn allows(allow: &Allow, peer: IpAddr, protocol: Protocol, target: SocketAddr) -> bool {
+    let with = allow.peers.as_ref().is_none_or(|peers| {
+        let within = ranges(&peers.blocks, Family::of(peer)).iter().any(|(first, last)| *first <= peer && peer <= *last);
+        within || peers.pods.contains(&peer)
+    });
+    let to = allow.ports.as_ref().is_none_or(|ports| {
+        ports.iter().any(|port| match port {
+            Ports::Range(own, range) => {
+                *own == protocol && range.is_none_or(|(first, last)| (first..=last).contains(&target.port()))
+            }
+            Ports::Named(own, targets) => *own == protocol && targets.contains(&target),
+        })
+    });
+    with && to
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{policy::Peers, service::Service, settings::Port};
+
+    fn world() -> (Settings, Vec<Lease>, Rules) {
+        let settings = Settings { isolation: Isolation::Routed, ..Settings::default() };
+        let lease = |name: &str, last: u8, ports: Vec<Port>| Lease {
+            uid: name.into(),
+            pod: format!("default/{name}"),
+            ips: vec![[10, 88, 0, last].into()],
+            host_if: name.into(),
+            ports,
+            bandwidth: None,
+            mac: None,
+        };
+        let port = Port { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
+        let web = Service {
+            name: "default/web:http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            addresses: vec![[10, 96, 0, 1].into()],
+            node_port: Some(30080),
+            endpoints: vec!["10.88.0.3:80".parse().unwrap()],
+            affinity: None,
+        };
+        let peers = Some(Peers { pods: vec![[10, 88, 0, 2].into()], blocks: Vec::new() });
+        let policy = Policy {
+            name: "default/db".into(),
+            pods: vec![[10, 88, 0, 4].into()],
+            ingress: Some(vec![Allow { peers, ports: Some(vec![Ports::Range(Protocol::Tcp, Some((5432, 5432)))]) }]),
+            egress: None,
+        };
+        let service_ranges = vec!["10.96.0.0/16".parse().unwrap()];
+        let rules = Rules { service_ranges, services: vec![web], policies: vec![policy] };
+        (settings, vec![lease("client", 2, vec![]), lease("web", 3, vec![port]), lease("db", 4, vec![])], rules)
+    }
+
+    #[rstest]
+    #[case("10.88.0.2", "10.96.0.1:80", "prerouting rewrite, egress accept, ingress accept")]
+    #[case("10.88.0.3", "10.96.0.1:80", "prerouting rewrite, egress accept, ingress accept, postrouting rewrite")]
+    #[case("10.88.0.2", "10.96.0.1:81", "forward reject")]
+    #[case("10.88.0.2", "192.0.2.1:8080", "prerouting rewrite, egress accept, ingress accept")]
+    #[case("10.88.0.2", "192.0.2.1:30080", "prerouting rewrite, egress accept, ingress accept")]
+    #[case("10.88.0.2", "192.0.2.1:22", "input accept")]
+    #[case("10.88.0.2", "10.88.0.4:5432", "egress accept, ingress accept")]
+    #[case("10.88.0.2", "10.88.0.4:5433", "egress accept, ingress drop")]
+    #[case("10.88.0.3", "10.88.0.4:5432", "egress accept, ingress drop")]
+    #[case("10.88.0.2", "203.0.113.9:443", "egress accept, ingress accept, postrouting rewrite")]
+    #[case("10.88.0.2", "127.0.0.1:80", "loopback accept")]
+    #[case("10.88.0.3", "10.88.0.3:80", "loopback accept")]
+    #[case("10.88.0.2", "10.88.0.1:53", "input accept")]
+    #[case("10.88.0.2", "10.88.0.99:80", "forward reject")]
+    #[case("192.0.2.1", "10.96.0.1:80", "output rewrite, output accept")]
+    #[case("192.0.2.1", "10.96.0.1:81", "local reject")]
+    #[case("192.0.2.1", "10.88.0.4:5433", "output accept")]
+    #[case("127.0.0.1", "127.0.0.1:8080", "output rewrite, output accept, postrouting rewrite")]
+    #[case("127.0.0.1", "127.0.0.1:22", "input accept")]
+    fn ways(#[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
+        let (settings, leases, rules) = world();
+        let flow = Flow { source: source.parse().unwrap(), destination: destination.parse().unwrap(), protocol: Protocol::Tcp };
+        let ways = trace(&settings, &leases, &rules, &["192.0.2.1".parse().unwrap()], flow);
+        let show = |step: &Step| format!("{} {}", step.chain, format!("{:?}", step.verdict).to_lowercase());
+        assert_eq!(ways[0].iter().map(show).collect::<Vec<_>>().join(", "), expected);
+    }
+}

@@ -1,0 +1,275 @@
+//! Services as packets see them: "outside" – "node" – pods.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod lab;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use lab::{Lab, NODE, NODE6, OUTSIDE, Pod, Server, eventually, wait};
+use netplug::{
+    Attached, Network,
+    Protocol::{self, Tcp, Udp},
+    Remove, Rules, Service,
+};
+use rstest::rstest;
+
+const VIP: &str = "10.96.0.10";
+const VIP6: &str = "fd00:96::10";
+
+fn service(port: u16, endpoints: &[SocketAddr]) -> Service {
+    Service {
+        name: format!("default/web:{port}"),
+        protocol: Tcp,
+        port,
+        addresses: vec![VIP.parse().unwrap(), VIP6.parse().unwrap()],
+        node_port: None,
+        endpoints: endpoints.to_vec(),
+        affinity: None,
+    }
+}
+
+fn rules(services: Vec<Service>) -> Rules {
+    let service_ranges = vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
+    Rules { service_ranges, services, policies: Vec::new() }
+}
+
+fn enforce(network: &Network, services: Vec<Service>) {
+    wait(network.enforce(rules(services))).unwrap();
+}
+
+/// All addresses of pods, at their port 80.
+fn endpoints(pods: &[&Attached]) -> Vec<SocketAddr> {
+    pods.iter().flat_map(|pod| pod.ips.iter()).map(|ip| SocketAddr::new(*ip, 80)).collect()
+}
+
+struct Shop {
+    lab: Lab,
+    network: Network,
+    client: Pod,
+    client_net: Attached,
+    a: Pod,
+    a_net: Attached,
+    b_net: Attached,
+    b: Pod,
+    _servers: [Server; 2],
+}
+
+fn shop() -> Shop {
+    shop_with("0")
+}
+
+fn shop_with(br_netfilter: &'static str) -> Shop {
+    let lab = Lab::new();
+    lab.set_br_netfilter(br_netfilter);
+    let network = lab.open(lab.routed());
+    let (client, a, b) = (Pod::new("client"), Pod::new("a"), Pod::new("b"));
+    let client_net = client.attach(&network).unwrap();
+    let (a_net, a_server) = a.up(&network);
+    let (b_net, b_server) = b.up(&network);
+    Shop { lab, network, client, client_net, a, a_net, b_net, b, _servers: [a_server, b_server] }
+}
+
+impl Shop {
+    fn answers(&self, address: &str, times: usize) -> HashMap<String, usize> {
+        let mut counts = HashMap::new();
+        for _ in 0..times {
+            let answer = self.client.netns.ask(Tcp, address).unwrap();
+            *counts.entry(answer.split(' ').next().unwrap().to_owned()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+#[rstest]
+fn a_service_is_balanced_and_its_endpoints_see_who_calls(#[values("0", "1")] br_netfilter: &'static str) {
+    let shop = shop_with(br_netfilter);
+    enforce(&shop.network, vec![service(8080, &endpoints(&[&shop.a_net, &shop.b_net]))]);
+    for (address, own) in [(format!("{VIP}:8080"), 0), (format!("[{VIP6}]:8080"), 1)] {
+        let counts = shop.answers(&address, 40);
+        assert!(counts.len() == 2 && counts.values().all(|count| *count > 3), "{address}: {counts:?}");
+        let answer = shop.client.netns.ask(Tcp, &address).unwrap();
+        assert!(answer.ends_with(&shop.client_net.ips[own].to_string()), "{answer}: no masquerade between pods");
+        shop.lab.node.ask(Tcp, &address).expect("from the host");
+    }
+    // An endpoint may get itself.
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..40 {
+        seen.insert(shop.a.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap().split(' ').next().unwrap().to_owned());
+    }
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    let seen = shop.a.netns.ask(Tcp, &format!("[{VIP6}]:8080"));
+    seen.unwrap();
+}
+
+#[test]
+fn pods_without_a_service_between_reach_each_other_by_the_host() {
+    let shop = shop();
+    for ip in &shop.a_net.ips {
+        let address = SocketAddr::new(*ip, 80).to_string();
+        for _ in 0..3 {
+            let answer = shop.client.netns.ask(Tcp, &address).unwrap();
+            let own = shop.client_net.ips.iter().find(|own| own.is_ipv4() == ip.is_ipv4()).unwrap();
+            assert!(answer.ends_with(&own.to_string()), "{answer}");
+        }
+    }
+    let neighbours = shop.client.netns.ip("neigh show");
+    assert!(!neighbours.contains(&format!("{} ", shop.a_net.ips[0])), "{neighbours}");
+}
+
+#[rstest]
+fn what_no_endpoint_serves_is_refused_at_once(#[values("0", "1")] br_netfilter: &'static str) {
+    let shop = shop_with(br_netfilter);
+    let web = endpoints(&[&shop.a_net]);
+    enforce(&shop.network, vec![service(8080, &[])]);
+    for client in [&shop.client.netns, &shop.lab.node] {
+        let refused = |address: &str| client.ask(Tcp, address).unwrap_err().contains("refused");
+        assert!(refused(&format!("{VIP}:8080")) && refused(&format!("{VIP}:1")) && refused("10.96.7.7:80"));
+    }
+    enforce(&shop.network, vec![service(8080, &web)]);
+    shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap();
+    enforce(&shop.network, vec![service(8080, &[])]);
+    assert!(shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap_err().contains("refused"));
+    enforce(&shop.network, vec![]);
+    assert!(shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap_err().contains("refused"));
+}
+
+#[rstest]
+fn a_node_port_is_reached_from_everywhere(#[values("0", "1")] br_netfilter: &'static str) {
+    let shop = shop_with(br_netfilter);
+    let mut web = service(8080, &endpoints(&[&shop.a_net]));
+    web.node_port = Some(30080);
+    enforce(&shop.network, vec![web]);
+    assert_eq!(shop.lab.outside.ask(Tcp, &format!("{NODE}:30080")), Ok(format!("a ::ffff:{OUTSIDE}")), "its own address is seen");
+    shop.lab.outside.ask(Tcp, &format!("[{NODE6}]:30080")).unwrap();
+    shop.lab.node.ask(Tcp, "127.0.0.1:30080").unwrap();
+    shop.lab.node.ask(Tcp, &format!("{NODE}:30080")).unwrap();
+    shop.client.netns.ask(Tcp, &format!("{NODE}:30080")).unwrap();
+    shop.a.netns.ask(Tcp, &format!("{NODE}:30080")).expect("an endpoint by the node's address");
+}
+
+#[rstest]
+fn a_client_stays_with_its_endpoint_while_that_is_there(#[values("0", "1")] br_netfilter: &'static str) {
+    let shop = shop_with(br_netfilter);
+    let both = endpoints(&[&shop.a_net, &shop.b_net]);
+    let sticky = |endpoints: &[SocketAddr]| Service { affinity: Some(Duration::from_secs(600)), ..service(8080, endpoints) };
+    enforce(&shop.network, vec![sticky(&both)]);
+    for address in [format!("{VIP}:8080"), format!("[{VIP6}]:8080")] {
+        let counts = shop.answers(&address, 20);
+        assert_eq!(counts.len(), 1, "{counts:?}");
+        let (chosen, other) = if counts.contains_key("a") { (&shop.a_net, &shop.b_net) } else { (&shop.b_net, &shop.a_net) };
+        // What comes beside it changes nothing; its own end does.
+        enforce(&shop.network, vec![sticky(&both), service(1, &both)]);
+        assert_eq!(shop.answers(&address, 10).len(), 1);
+        enforce(&shop.network, vec![sticky(&endpoints(&[other]))]);
+        assert!(shop.answers(&address, 5).keys().all(|name| !counts.contains_key(name)));
+        enforce(&shop.network, vec![sticky(&endpoints(&[chosen, other]))]);
+    }
+}
+
+#[test]
+fn a_stay_ends_with_its_time() {
+    let shop = shop();
+    let web = service(8080, &endpoints(&[&shop.a_net, &shop.b_net]));
+    enforce(&shop.network, vec![Service { affinity: Some(Duration::from_millis(1)), ..web }]);
+    eventually("another endpoint", || shop.answers(&format!("{VIP}:8080"), 10).len() == 2);
+}
+
+#[test]
+fn udp_clients_leave_an_endpoint_that_is_gone() {
+    let shop = shop();
+    let _a = shop.a.netns.serve(Udp, "[::]:53", "a");
+    let _b = shop.b.netns.serve(Udp, "[::]:53", "b");
+    let dns = |pod: &Attached| Service { protocol: Protocol::Udp, ..service(53, &[SocketAddr::new(pod.ips[0], 53)]) };
+    enforce(&shop.network, vec![dns(&shop.a_net)]);
+    let client = shop.client.netns.run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.connect(format!("{VIP}:53")).unwrap();
+        socket
+    });
+    let ask = || {
+        client.send(b"?").unwrap();
+        let mut buffer = [0; 64];
+        let length = client.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(ask(), "a");
+    enforce(&shop.network, vec![dns(&shop.b_net)]);
+    assert_eq!(ask(), "b", "the same socket, which has a flow to a");
+}
+
+#[test]
+fn services_outlive_the_process_and_a_flushed_table() {
+    let shop = shop();
+    let before = rules(vec![service(8080, &endpoints(&[&shop.a_net]))]);
+    wait(shop.network.enforce(before.clone())).unwrap();
+    shop.lab.node.nft("delete table inet netplug_test");
+    eventually("the table is back", || shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).is_ok());
+    let Shop { lab, network, client, .. } = &shop;
+    drop(wait(network.rules()).unwrap());
+    let file = lab.state.path().join("net/services.rules");
+    eventually("the rules are kept", || file.exists());
+    wait(network.clone().close(Remove::Nothing)).unwrap();
+    client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("while no process is there");
+    let again = lab.open(lab.routed());
+    assert_eq!(*wait(again.rules()).unwrap(), before);
+    client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("by the next process, before it is told");
+    wait(again.close(Remove::All)).unwrap();
+    assert!(!file.exists());
+}
+
+#[test]
+fn br_netfilter_may_come_and_go() {
+    let shop = shop();
+    let web = endpoints(&[&shop.a_net]);
+    enforce(&shop.network, vec![service(8080, &web)]);
+    for (value, port) in [("1", 1), ("0", 2), ("1", 3)] {
+        shop.lab.set_br_netfilter(value);
+        // The next change of the rules takes notice.
+        enforce(&shop.network, vec![service(8080, &web), service(port, &web)]);
+        shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap();
+        shop.client.netns.ask(Tcp, &format!("{VIP}:{port}")).unwrap();
+    }
+}
+
+#[test]
+fn a_thousand_services_and_one_changes() {
+    let shop = shop();
+    let web = endpoints(&[&shop.a_net, &shop.b_net]);
+    let many = |last: &[SocketAddr]| {
+        let mut services: Vec<Service> = (0..1000u16)
+            .map(|n| {
+                let [high, low] = n.to_be_bytes();
+                Service {
+                    name: format!("default/s{n}:http"),
+                    addresses: vec![IpAddr::from([10, 96, high + 1, low])],
+                    ..service(80, &web)
+                }
+            })
+            .collect();
+        services[999].endpoints = last.to_vec();
+        services
+    };
+    let vip = format!("10.96.{}.{}:80", 999 / 256 + 1, 999 % 256);
+    let timed = |services: Vec<Service>| {
+        let rules = rules(services);
+        let begun = Instant::now();
+        wait(shop.network.enforce(rules)).unwrap();
+        begun.elapsed()
+    };
+    println!("1000 services at once: {:?}", timed(many(&web)));
+    shop.client.netns.ask(Tcp, &vip).unwrap();
+    for round in 0..5 {
+        println!("{round}: one unready: {:?}", timed(many(&web[..1])));
+        assert_eq!(shop.answers(&vip, 5).len(), 1);
+        println!("{round}: one ready: {:?}", timed(many(&web)));
+    }
+    println!("nothing: {:?}", timed(many(&web)));
+    println!("all gone: {:?}", timed(Vec::new()));
+    let table = shop.lab.node.nft("list table inet netplug_test");
+    assert!(!table.contains("service4-"), "{table}");
+}
