@@ -209,3 +209,15 @@ fn every_list_of_containers_is_checked(#[case] fields: &str, #[case] expected: &
         assert!(loaded.pods.is_empty());
     }
 }
+
+#[rstest]
+#[case("system-node-critical", Some(2_000_001_000))]
+#[case("system-cluster-critical", Some(2_000_000_000))]
+fn the_two_classes_that_every_cluster_has_are_known(#[case] class: &str, #[case] priority: Option<i32>) {
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {{priorityClassName: {class}, containers: [{{name: web, image: web}}]}}\n"
+    );
+    let loaded = loaded(text);
+    assert_eq!(loaded.errors, []);
+    assert_eq!(loaded.pods[0].spec().priority, priority);
+}

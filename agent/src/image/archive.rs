@@ -155,9 +155,15 @@ fn members(file: &File, path: &Path) -> Result<HashMap<String, (u64, u64)>> {
     let mut entries = Entries::new(Skipping { file, position: position.clone() });
     let mut members = HashMap::new();
     let mut links = Vec::new();
+    let length = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
     while let Some(entry) = entries.next().map_err(fail)? {
         let name = text(&entry.path);
         let at = position.load(std::sync::atomic::Ordering::Relaxed);
+        // Also: no sum below overflows.
+        if entry.size > length.saturating_sub(at) {
+            let why = format!("{name}: {} bytes, of which {} are there", entry.size, length.saturating_sub(at));
+            return Err(Error::malformed(path.display().to_string(), why));
+        }
         match entry.kind {
             Kind::File => drop(members.insert(name, (at, entry.size))),
             Kind::Symlink | Kind::Hardlink => links.push((name, text(&entry.link), entry.kind)),

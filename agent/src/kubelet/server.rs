@@ -1,14 +1,17 @@
 //! Listening on the node's port: TLS, and bounds on what a client can hold: connections, headers, time. Strangers (no certificate of
 //! the client CA) have fewer places than those who are known, and can't take theirs.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
@@ -36,6 +39,8 @@ use crate::pod::node::Node;
 const KNOWN: usize = 512;
 /// Handshakes, and connections of those who have none: they may have tokens.
 const STRANGERS: usize = 256;
+/// Those of one address.
+const PER_ADDRESS: usize = 64;
 /// In which a TLS handshake must be done.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// In which a request's headers must have come, and how long a connection may be idle.
@@ -153,10 +158,13 @@ async fn follow(authority: Arc<ClientAuthority>) {
 
 async fn accept(server: &Server) {
     let (known, strangers) = (Arc::new(Semaphore::new(KNOWN)), Arc::new(Semaphore::new(STRANGERS)));
+    let guests = Guests::default();
     // The place comes first: when all are taken, clients wait in the kernel's backlog.
     while let Ok(place) = strangers.clone().acquire_owned().await {
         match server.listener.accept().await {
             Ok((stream, peer)) => {
+                // No one address takes all places.
+                let Some(guest) = guests.enter(peer.ip()) else { continue };
                 prepare(&stream);
                 let (shared, authority) = (server.shared.clone(), server.authority.clone());
                 let (handshake, known) = (server.acceptor.accept(stream), known.clone());
@@ -164,20 +172,59 @@ async fn accept(server: &Server) {
                     // A failed handshake is the client's affair; so is one that never ends.
                     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await else { return };
                     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+                    let mut stranger = None;
                     let place = if authority.verify(&chain).is_some() {
-                        drop(place);
+                        drop((place, guest));
                         known.acquire_owned().await
                     } else {
+                        stranger = Some(guest);
                         Ok(place)
                     };
                     let Ok(place) = place.map(Arc::new) else { return };
                     let _ = tokio::time::timeout(LIFE, connection(shared, stream, chain, peer, place)).await;
+                    drop(stranger);
                 });
             }
             Err(error) => {
                 // Out of descriptors: it would fail again at once.
                 tracing::warn!("accept a connection of the kubelet API: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// How many connections each address has that no certificate vouches for.
+#[derive(Debug, Default, Clone)]
+struct Guests(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Guests {
+    /// None: the address has as many as it may.
+    fn enter(&self, address: IpAddr) -> Option<Guest> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Guest { of: self.clone(), address })
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Guest {
+    of: Guests,
+    address: IpAddr,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut counts = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = counts.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
@@ -238,5 +285,9 @@ fn refused(refusal: &Refusal) -> Response {
         Refusal::Forbidden { .. } => StatusCode::FORBIDDEN,
         Refusal::Unknown { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     };
+    if matches!(refusal, Refusal::Unauthenticated) {
+        // Nobody's connection keeps no place.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }

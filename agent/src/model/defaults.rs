@@ -163,6 +163,9 @@ pub(super) fn pod_spec(spec: &mut PodSpec) {
     set(&mut spec.scheduler_name, "default-scheduler");
     spec.security_context.get_or_insert_default();
     spec.termination_grace_period_seconds.get_or_insert(30);
+    if spec.priority.is_none() {
+        spec.priority = spec.priority_class_name.as_deref().and_then(system_priority);
+    }
     // The same field's old and new name.
     if spec.service_account_name.as_ref().is_none_or(String::is_empty) {
         spec.service_account_name = spec.service_account.clone();
@@ -182,6 +185,16 @@ pub(super) fn pod_spec(spec: &mut PodSpec) {
         canonical(resources.requests.as_mut());
     }
     canonical(spec.overhead.as_mut());
+}
+
+/// What the two classes stand for that every cluster has,
+/// <https://kubernetes.io/docs/tasks/administer-cluster/guaranteed-scheduling-critical-addon-pods/>.
+fn system_priority(class: &str) -> Option<i32> {
+    match class {
+        "system-cluster-critical" => Some(2_000_000_000),
+        "system-node-critical" => Some(2_000_001_000),
+        _ => None,
+    }
 }
 
 pub(super) fn set(field: &mut Option<String>, value: &str) {

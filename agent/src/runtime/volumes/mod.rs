@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Volume;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -200,7 +200,7 @@ pub fn read_env_file(volumes: &Volumes, name: &str, path: &str) -> io::Result<Op
 pub fn make_beneath(root: &Path, sub: &Path) -> Result<(), Cause> {
     let failed = |error: Errno| file("make subPath in", root)(error.into());
     let top = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    let mode = Mode::from_raw_mode(rustix::fs::fstat(&top).map_err(failed)?.st_mode & 0o7777);
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&top).map_err(failed)?.st_mode & 0o3777);
     let open =
         |path: &Path| rustix::fs::openat2(&top, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT);
     let mut done = PathBuf::from(".");
@@ -217,8 +217,11 @@ pub fn make_beneath(root: &Path, sub: &Path) -> Result<(), Cause> {
             Err(Errno::EXIST) => continue,
             made => made.map_err(failed)?,
         }
-        // mkdir is subject to the agent's umask.
-        rustix::fs::chmodat(&parent, part.as_os_str(), mode, AtFlags::empty()).map_err(failed)?;
+        // mkdir is subject to the agent's umask. By descriptor: a container may have put a link in its place since.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let made = rustix::fs::openat2(&parent, part.as_os_str(), flags, Mode::empty(), resolve).map_err(failed)?;
+        rustix::fs::fchmod(&made, mode).map_err(failed)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::walk::walk;
 use crate::model::ValidPod;
@@ -103,21 +104,24 @@ pub fn of_logs(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
     used(&settings.pod_logs(pod).join(name)).unwrap_or_default()
 }
 
-/// On disk; a file of several names counts once.
+/// On disk; a file of several names counts once. What is nested too deeply to be measured is more than any limit.
 pub fn used(path: &Path) -> rustix::io::Result<Used> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let top = rustix::fs::open(path, flags, Mode::empty())?;
     let mut total = Used::default();
     let mut linked = HashSet::new();
-    walk(std::os::fd::AsFd::as_fd(&top), &mut |dir, name| {
+    let walked = walk(std::os::fd::AsFd::as_fd(&top), &mut |dir, name| {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory || stat.st_nlink < 2 || linked.insert(stat.st_ino) {
             total = total + Used { bytes: u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512), inodes: 1 };
         }
         Ok(kind)
-    })?;
-    Ok(total)
+    });
+    match walked {
+        Err(Errno::NAMETOOLONG) => Ok(Used { bytes: i64::MAX.unsigned_abs(), ..total }),
+        walked => walked.map(|()| total),
+    }
 }
 
 #[cfg(test)]
