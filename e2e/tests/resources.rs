@@ -239,7 +239,6 @@ fn who_does_not_fit_says_so_and_comes_in_when_room_is_made() {
     node.pod("huge").becomes("Running");
 }
 
-/// The Node object.
 #[test]
 fn the_node_tells_what_it_has_and_what_it_gives() {
     let node = configured(

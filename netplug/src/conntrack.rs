@@ -8,7 +8,7 @@ use netlink_sys::Socket;
 use crate::{
     error::Refused,
     netlink::{self, Answer, Wire, attributes},
-    nft::wire::Attrs,
+    nft::wire::{self, Attrs},
     settings::Protocol,
 };
 
@@ -76,12 +76,7 @@ fn ends(tuple: &[u8]) -> Option<(u8, End, End)> {
 
 fn message(kind: u16, flags: u16, family: u8, attrs: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
-    packet.extend((20 + attrs.len() as u32).to_ne_bytes());
-    packet.extend((SUBSYSTEM << 8 | kind).to_ne_bytes());
-    packet.extend((flags | netlink_packet_core::NLM_F_REQUEST).to_ne_bytes());
-    packet.extend(netlink::sequence(1).to_ne_bytes());
-    packet.extend(0u32.to_ne_bytes());
-    packet.extend([family, 0, 0, 0]);
-    packet.extend(attrs);
+    let flags = flags | netlink_packet_core::NLM_F_REQUEST;
+    wire::message(&mut packet, SUBSYSTEM << 8 | kind, flags, netlink::sequence(1), family, 0, attrs);
     packet
 }

@@ -31,6 +31,7 @@ mod conntrack;
 pub mod dns;
 mod engine;
 mod error;
+mod hash;
 pub mod ipam;
 mod lease;
 mod links;

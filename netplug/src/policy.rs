@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cidr::{self, Cidr},
+    hash::fnv1a,
     nft::{
         fragment::Fragment,
         rule::{Family, Is, Rule, Verdict},
@@ -126,8 +127,7 @@ pub(crate) fn fragment(policies: &[Policy]) -> Fragment {
 /// The chain of pods that these policies select.
 fn group_name(direction: Direction, chains: &[String]) -> String {
     let bytes = chains.iter().flat_map(|chain| chain.bytes().chain([0]));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{}-pods-{hash:016x}", direction.name())
+    format!("{}-pods-{:016x}", direction.name(), fnv1a(bytes))
 }
 
 fn verdicts(chains: &[String]) -> Vec<Rule> {

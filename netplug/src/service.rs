@@ -13,6 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    hash::fnv1a,
     nft::{
         fragment::Fragment,
         rule::{Family, Rule, Sticky},
@@ -151,8 +152,7 @@ pub(crate) fn chain_name(prefix: &str, name: &str) -> String {
     if shown.len() <= 80 {
         return format!("{prefix}{shown}");
     }
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{prefix}{}-{hash:016x}", &shown[..60])
+    format!("{prefix}{}-{:016x}", &shown[..60], fnv1a(name.bytes()))
 }
 
 #[cfg(test)]

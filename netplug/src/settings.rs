@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
@@ -110,15 +111,30 @@ impl Protocol {
             Protocol::Sctp => 132,
         }
     }
+
+    /// As Kubernetes writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        })
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    /// By its name, in capital letters.
+    fn from_str(text: &str) -> Result<Protocol, String> {
+        let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        all.into_iter().find(|protocol| protocol.name() == text).ok_or_else(|| format!("{text} is none of TCP, UDP, SCTP"))
     }
 }
 

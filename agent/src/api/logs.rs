@@ -12,8 +12,6 @@ use hyper::header::HeaderValue;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use tokio::sync::{broadcast, mpsc};
 
 use super::call::Call;
@@ -24,6 +22,7 @@ use super::{ApiError, DEFAULTED, Response, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 use crate::pod::store::Change;
+use crate::runtime::open_regular;
 
 /// Bytes read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -232,18 +231,13 @@ fn same(part: Option<&Part>, file: &File) -> io::Result<bool> {
     Ok((ours.dev(), ours.ino()) == (other.dev(), other.ino()))
 }
 
-/// None: there is no such file. A pod that has the node's logs mounted may have put anything there: a link is not followed, a pipe
-/// not waited for.
+/// None: there is no such file.
 fn open(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(None),
-        opened => File::from(opened?),
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is not a regular file", path.display())));
+    match open_regular(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(Some(file))
 }
 
 fn names(folder: &Path) -> impl Iterator<Item = String> {

@@ -192,12 +192,8 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
 /// What would become of a connection: the query's `to` is HOST:PORT, `protocol` TCP unless it says another.
 async fn trace(asked: &Asked, target: &Target) -> Result<Response, ApiError> {
     let to = asked.call.query.get("to").ok_or_else(|| ApiError::bad_request("trace: the query lacks to=HOST:PORT"))?;
-    let protocol = match asked.call.query.get("protocol").unwrap_or("TCP").to_ascii_uppercase().as_str() {
-        "TCP" => netplug::Protocol::Tcp,
-        "UDP" => netplug::Protocol::Udp,
-        "SCTP" => netplug::Protocol::Sctp,
-        other => return Err(ApiError::bad_request(format!("protocol: {other} is none of TCP, UDP, SCTP"))),
-    };
+    let protocol = asked.call.query.get("protocol").unwrap_or("TCP").to_ascii_uppercase().parse();
+    let protocol = protocol.map_err(|wrong| ApiError::bad_request(format!("protocol: {wrong}")))?;
     Ok(reply::json(&asked.node().trace(&target.uid, to, protocol).await?))
 }
 

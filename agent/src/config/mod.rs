@@ -124,15 +124,14 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// As netplug has it. None: it is no subnet, which no configuration that was checked has.
+    pub fn subnet(&self) -> Option<netplug::Cidr> {
+        netplug::Cidr::new(self.address, self.prefix).ok()
+    }
+
     /// Whether an address is in both.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let bits = |ip: IpAddr| match ip {
-            IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
-            IpAddr::V6(ip) => ip.into(),
-        };
-        let shift = 128 - u32::from(self.prefix.min(other.prefix));
-        let cut = |ip| bits(ip).checked_shr(shift).unwrap_or(0);
-        self.address.is_ipv4() == other.address.is_ipv4() && cut(self.address) == cut(other.address)
+        self.subnet().zip(other.subnet()).is_some_and(|(one, other)| one.overlaps(&other))
     }
 }
 

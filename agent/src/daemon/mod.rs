@@ -280,11 +280,9 @@ fn wiring(network: &Network, belongs: Belongs) -> Wiring {
 }
 
 fn network(settings: &Settings) -> netplug::Settings {
-    // A range that the configuration took, netplug takes: both want the first address.
-    let subnets = settings.network.pod_cidrs.iter().filter_map(|cidr| netplug::Cidr::new(cidr.address, cidr.prefix).ok());
     netplug::Settings {
         bridge: settings.network.bridge.clone(),
-        ranges: subnets.map(|subnet| netplug::Range { subnet, gateway: None, exclude: Vec::new() }).collect(),
+        ranges: services::ranges(settings).collect(),
         table: settings.network.nft_table.clone(),
         mtu: settings.network.mtu,
         state_dir: settings.paths.net(),

@@ -90,12 +90,7 @@ fn decompress<R: Read>(mut blob: HashingReader<R>, sender: &SyncSender<io::Resul
             // A wrong byte shows as nonsense to the decompressor; the digest tells the truth about it.
             match error.kind() {
                 io::ErrorKind::BrokenPipe => Err(error),
-                _ if error
-                    .get_ref()
-                    .is_some_and(<dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static>::is::<Error>) =>
-                {
-                    Err(error)
-                }
+                _ if error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).is_some() => Err(error),
                 _ => blob.drain().map(|()| blob),
             }
         }

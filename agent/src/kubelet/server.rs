@@ -172,17 +172,14 @@ async fn accept(server: &Server) {
                     // A failed handshake is the client's affair; so is one that never ends.
                     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, handshake).await else { return };
                     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-                    let mut stranger = None;
-                    let place = if authority.verify(&chain).is_some() {
+                    let (place, _guest) = if authority.verify(&chain).is_some() {
                         drop((place, guest));
-                        known.acquire_owned().await
+                        (known.acquire_owned().await, None)
                     } else {
-                        stranger = Some(guest);
-                        Ok(place)
+                        (Ok(place), Some(guest))
                     };
                     let Ok(place) = place.map(Arc::new) else { return };
                     let _ = tokio::time::timeout(LIFE, connection(shared, stream, chain, peer, place)).await;
-                    drop(stranger);
                 });
             }
             Err(error) => {

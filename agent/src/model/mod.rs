@@ -27,7 +27,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
 pub use error::{FileError, Position, Problem};
 pub use load::{Defaults, Loaded, load};
-pub use object::{Body, ObjectKind, ObjectRef, ValidObject};
+pub use object::{Body, ObjectKind, ObjectRef, ValidObject, namespaced_name};
 pub use path::Path;
 pub use workload::{ValidWorkload, Workload, WorkloadKind, WorkloadRef};
 

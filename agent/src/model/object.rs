@@ -136,6 +136,11 @@ pub struct ValidObject {
     origin: Origin,
 }
 
+/// `namespace/name`, by which an object of a kind is known. Kubernetes' own default stands in for a namespace that isn't said.
+pub fn namespaced_name(meta: &ObjectMeta) -> String {
+    format!("{}/{}", meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default())
+}
+
 impl ValidObject {
     /// Only validation calls this.
     pub(crate) fn trusted(body: Body, origin: Origin) -> Self {

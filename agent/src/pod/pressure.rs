@@ -86,10 +86,10 @@ fn remove_logs_of_the_dead(node: &Node) {
         let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
     };
-    let uids: Vec<PodUid> = node.live.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
-    for object in uids.iter().filter(|uid| !node.admission.has(uid)).filter_map(|uid| node.store.pod(uid)) {
-        if over(&object) {
-            node.runtime.clear_logs(&ValidPod::trusted(k8s::Pod::clone(&object), Origin::Stdin));
+    for object in node.store.pods().objects.iter().filter(|object| over(object)) {
+        let pod = ValidPod::trusted(k8s::Pod::clone(object), Origin::Stdin);
+        if !node.admission.has(pod.uid()) {
+            node.runtime.clear_logs(&pod);
         }
     }
 }

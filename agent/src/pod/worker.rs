@@ -146,7 +146,6 @@ pub struct Worker {
 impl Worker {
     fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
-
         Self {
             node,
             pod,

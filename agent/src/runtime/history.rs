@@ -1,8 +1,8 @@
 //! What ended containers left: their logs, by which attempts are counted over a reboot, and their last words.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -81,12 +81,21 @@ impl Runtime {
     }
 }
 
+/// Opens a file where a container may have put anything: a link is not followed, a pipe not waited for.
+pub fn open_regular(path: &Path) -> io::Result<fs::File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is not a regular file", path.display())));
+    }
+    Ok(file)
+}
+
 /// The last bytes of a regular file that a container wrote: it may be of any size, but not a link, nor a pipe to wait on.
-fn tail(path: &std::path::Path, limit: u64) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let meta = file.metadata().ok().filter(fs::Metadata::is_file)?;
-    file.seek(SeekFrom::Start(meta.len().saturating_sub(limit))).ok()?;
+fn tail(path: &Path, limit: u64) -> Option<String> {
+    let mut file = open_regular(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())

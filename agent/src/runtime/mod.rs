@@ -26,6 +26,7 @@ mod teardown;
 pub mod volumes;
 
 pub use error::{Cause, ConfigError, Error, Place};
+pub use history::open_regular;
 pub use holder::Wires;
 pub use readers::Reading;
 pub use redact::Redaction;

@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
+
+use super::volumes::walk::open_in;
 
 /// Descriptors held open at once. What lies deeper is moved up to the top and deleted from there.
 const DEEP: usize = 64;
@@ -72,10 +74,7 @@ impl Removal {
 
     /// Deletes what is in a folder.
     fn empty(&mut self, parent: BorrowedFd<'_>, name: &CStr, depth: usize) {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let opened = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve);
-        let dir = match opened {
+        let dir = match open_in(parent, name) {
             Ok(dir) => dir,
             Err(error) => return self.note(error),
         };

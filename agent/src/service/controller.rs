@@ -18,6 +18,7 @@ use super::endpoints::{self, Endpoint};
 use super::facts::Facts;
 use super::policies::{self, Pods};
 use super::{Inbox, Message, zone};
+use crate::model::namespaced_name;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
 
@@ -139,7 +140,7 @@ impl Controller {
         let mut before = std::mem::take(&mut state.computed);
         let mut any = false;
         for service in services {
-            let key = endpoints::name(&service);
+            let key = namespaced_name(&service.metadata);
             let namespace = service.metadata.namespace.as_deref().unwrap_or("default");
             let old = match before.remove(&key) {
                 Some(old) if Arc::ptr_eq(&old.service, &service) && !changed.contains(namespace) => {
@@ -234,8 +235,7 @@ impl State {
         }
         self.wired.retain(|uid, _| self.facts.contains_key(uid));
         let names: HashSet<&String> = now.keys().chain(self.pods.keys()).collect();
-        let list = |pods: &Pods, name: &str| pods.get(name).cloned().unwrap_or_default();
-        let changed = names.into_iter().filter(|name| list(&now, name) != list(&self.pods, name)).cloned().collect();
+        let changed = names.into_iter().filter(|name| now.get(*name) != self.pods.get(*name)).cloned().collect();
         self.pods = now;
         changed
     }

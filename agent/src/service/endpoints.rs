@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use netplug::Protocol;
 
 use super::facts::{Facts, protocol};
+use crate::model::namespaced_name;
 
 /// Endpoints of one slice, as the cluster's controller has it.
 const SLICE: usize = 100;
@@ -72,7 +73,7 @@ fn target(port: &ServicePort, pod: &Facts) -> Option<(String, Protocol, u16)> {
 /// has it.
 pub fn balanced(service: &Service, endpoints: &[Endpoint]) -> Vec<netplug::Service> {
     let Some(spec) = &service.spec else { return Vec::new() };
-    let whole = name(service);
+    let whole = namespaced_name(&service.metadata);
     let cluster = spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
     let addresses: Vec<IpAddr> =
         cluster.chain(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok())).collect();
@@ -112,18 +113,12 @@ fn sockets(endpoints: &[Endpoint], port: &str, protocol: Protocol) -> Vec<Socket
     if ready.is_empty() { of(|endpoint| endpoint.serving && endpoint.pod.terminating) } else { ready }
 }
 
-/// `namespace/name`.
-pub fn name(service: &Service) -> String {
-    let meta = &service.metadata;
-    format!("{}/{}", meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default())
-}
-
 /// As the API shows them: endpoints of one family and with the same ports share a slice; without any, one empty slice.
 pub fn slices(service: &Service, endpoints: &[Endpoint], node: &str) -> Vec<EndpointSlice> {
     type Ports = Vec<(String, &'static str, u16)>;
     let mut groups: BTreeMap<(bool, Ports), Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in endpoints {
-        let ports = endpoint.ports.iter().map(|(name, protocol, number)| (name.clone(), word(*protocol), *number)).collect();
+        let ports = endpoint.ports.iter().map(|(name, protocol, number)| (name.clone(), protocol.name(), *number)).collect();
         groups.entry((endpoint.ip.is_ipv6(), ports)).or_default().push(endpoint);
     }
     if groups.is_empty() {
@@ -198,14 +193,6 @@ fn slice_endpoint(endpoint: &Endpoint, node: &str) -> SliceEndpoint {
             ..ObjectReference::default()
         }),
         ..SliceEndpoint::default()
-    }
-}
-
-fn word(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Sctp => "SCTP",
     }
 }
 

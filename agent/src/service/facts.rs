@@ -48,7 +48,7 @@ impl Facts {
             namespace: meta.namespace.clone().unwrap_or_else(|| "default".into()),
             name: meta.name.clone().unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
-            ips: status.into_iter().flat_map(|s| s.pod_ips.iter().flatten()).filter_map(|ip| ip.ip.parse().ok()).collect(),
+            ips: addresses(pod),
             host_network: spec.is_some_and(|s| s.host_network == Some(true)),
             ready: conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True"),
             terminating: meta.deletion_timestamp.is_some(),
@@ -68,11 +68,13 @@ impl Facts {
     }
 }
 
-/// A protocol as manifests write it.
+/// status.podIPs.
+pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    ips.filter_map(|ip| ip.ip.parse().ok()).collect()
+}
+
+/// A protocol as manifests write it; TCP unless they do.
 pub fn protocol(text: Option<&str>) -> Protocol {
-    match text {
-        Some("UDP") => Protocol::Udp,
-        Some("SCTP") => Protocol::Sctp,
-        _ => Protocol::Tcp,
-    }
+    text.and_then(|text| text.parse().ok()).unwrap_or(Protocol::Tcp)
 }

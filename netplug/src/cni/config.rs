@@ -373,11 +373,10 @@ impl IpamRange {
 impl PortMapping {
     fn read(&self, number: usize) -> Result<Port, Complaint> {
         let field = |name: &str| format!("runtimeConfig.portMappings[{number}].{name}");
-        let protocol = match self.protocol.as_deref().unwrap_or("tcp").to_ascii_lowercase().as_str() {
-            "tcp" | "" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            other => return Err(invalid(&field("protocol"), format!("{other:?} is none of tcp, udp, sctp"))),
+        let protocol = match self.protocol.as_deref().unwrap_or_default().to_ascii_lowercase() {
+            none if none.is_empty() => Protocol::Tcp,
+            name => (name.to_ascii_uppercase().parse())
+                .map_err(|_| invalid(&field("protocol"), format!("{name:?} is none of tcp, udp, sctp")))?,
         };
         let host_ip = match self.host_ip.as_deref() {
             None | Some("") => None,

@@ -15,6 +15,7 @@ use crate::{
     bandwidth::Bandwidth,
     cidr::Cidr,
     error::{Doing, Error, Refused},
+    hash::fnv1a,
     ipam::Pool,
     lease::{Lease, check_uid},
     links::{self, Address, Link, Route, RouteOptions},
@@ -331,11 +332,10 @@ fn routes<'a>(wanted: &'a Wanted, ip: IpAddr, pool: &'a Pool) -> impl Iterator<I
     everywhere.into_iter().chain(asked.map(|via| (via.to, via.gateway.unwrap_or_else(|| pool.gateway()), via.options)))
 }
 
-/// The name of the host's end: the same for the same pod, whatever process asks. FNV-1a.
+/// The name of the host's end: the same for the same pod, whatever process asks.
 pub(crate) fn host_link(bridge: &str, uid: &str, salt: u32) -> String {
     let bytes = bridge.bytes().chain([0]).chain(uid.bytes()).chain(salt.to_be_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{LINK_PREFIX}{:010x}", hash & 0xff_ffff_ffff)
+    format!("{LINK_PREFIX}{:010x}", fnv1a(bytes) & 0xff_ffff_ffff)
 }
 
 /// Shown by `ip link`. IFALIASZ is 256.

@@ -38,31 +38,22 @@ impl Fragment {
 pub(crate) type Step<'a> = (&'a Fragment, &'a Fragment);
 
 /// What leads from the fragments before to those after. What is referred to is made before, and removed after, what refers to it.
-pub(crate) fn change(batch: &mut Batch, table: &str, steps: &[Step<'_>]) {
+pub(crate) fn change<'a>(batch: &'a mut Batch, table: &'a str, steps: &[Step<'_>]) {
+    let phases: [fn(&mut Writer<'a>, &Fragment, &Fragment); 8] = [
+        Writer::new_sets,
+        Writer::new_chains,
+        Writer::old_elements,
+        Writer::flush_chains,
+        Writer::new_elements,
+        Writer::new_rules,
+        Writer::gone_chains,
+        Writer::gone_sets,
+    ];
     let mut writer = Writer { batch, table };
-    for (old, new) in steps {
-        writer.new_sets(old, new);
-    }
-    for (old, new) in steps {
-        writer.new_chains(old, new);
-    }
-    for (old, new) in steps {
-        writer.old_elements(old, new);
-    }
-    for (old, new) in steps {
-        writer.flush_chains(old, new);
-    }
-    for (old, new) in steps {
-        writer.new_elements(old, new);
-    }
-    for (old, new) in steps {
-        writer.new_rules(old, new);
-    }
-    for (old, new) in steps {
-        writer.gone_chains(old, new);
-    }
-    for (old, new) in steps {
-        writer.gone_sets(old, new);
+    for phase in phases {
+        for (old, new) in steps {
+            phase(&mut writer, old, new);
+        }
     }
 }
 
@@ -166,11 +157,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Every message begins with the table's name.
     fn attrs(&self) -> Attrs {
-        let mut attrs = Attrs::default();
-        attrs.str(1, self.table);
-        attrs
+        Attrs::of_table(self.table)
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     cidr::Cidr,
     error::Refused,
+    hash::fnv1a,
     lease::Lease,
     netlink::{Answer, Wire, attributes},
     settings::{Isolation, Settings},
@@ -143,12 +144,10 @@ impl Table {
         Ok(stands)
     }
 
-    /// What the table is made of, but for the ports. FNV-1a.
+    /// What the table is made of, but for the ports.
     fn fingerprint(&self) -> String {
         let text = format!("{} {self:?}", env!("CARGO_PKG_VERSION"));
-        let hash =
-            text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        format!("netplug {hash:016x}")
+        format!("netplug {:016x}", fnv1a(text.bytes()))
     }
 
     fn add_base_chain(&self, batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: i32) {
@@ -271,11 +270,8 @@ impl Table {
         rules
     }
 
-    /// Every message begins with the table's name.
     fn attrs(&self) -> Attrs {
-        let mut attrs = Attrs::default();
-        attrs.str(1, &self.name);
-        attrs
+        Attrs::of_table(&self.name)
     }
 }
 

@@ -70,6 +70,13 @@ impl Attrs {
 }
 
 impl Attrs {
+    /// What every message about a table's parts begins with.
+    pub(crate) fn of_table(name: &str) -> Attrs {
+        let mut attrs = Attrs::default();
+        attrs.str(1, name);
+        attrs
+    }
+
     /// NFTA_DATA_VALUE within `kind`: how keys, values and operands travel.
     pub(crate) fn data(&mut self, kind: u16, value: &[u8]) -> &mut Attrs {
         self.nest(kind, |data| {
@@ -162,8 +169,8 @@ pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
     Some(name.strip_suffix(&[0]).unwrap_or(name))
 }
 
-/// nlmsghdr, nfgenmsg, attributes.
-fn message(packet: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attrs: &[u8]) {
+/// nlmsghdr, nfgenmsg, attributes: of any subsystem of netfilter.
+pub(crate) fn message(packet: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attrs: &[u8]) {
     packet.extend((20 + attrs.len() as u32).to_ne_bytes());
     packet.extend(kind.to_ne_bytes());
     packet.extend(flags.to_ne_bytes());

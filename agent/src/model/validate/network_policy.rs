@@ -1,9 +1,8 @@
 //! The API server's rules for a NetworkPolicy.
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use netplug::Cidr;
 
 use super::names;
 use super::report::Report;
@@ -92,7 +91,8 @@ fn ip_block(report: &mut Report<'_>, at: &Path<'_>, block: &IPBlock) {
         return report.required(&at.child("cidr"), "");
     }
     let mut cidr = |at: &Path<'_>, text: &str| {
-        let parsed = Block::parse(text);
+        // Host bits are cut off: the server takes them too.
+        let parsed = Cidr::around(text).ok();
         if parsed.is_none() {
             report.invalid(at, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
         }
@@ -102,7 +102,7 @@ fn ip_block(report: &mut Report<'_>, at: &Path<'_>, block: &IPBlock) {
     let mut outside = Vec::new();
     for (i, except) in block.except.iter().flatten().enumerate() {
         if let Some(part) = cidr(&at.child("except").index(i), except)
-            && !part.is_within(&whole)
+            && !(part.prefix() > whole.prefix() && whole.contains(part.base()))
         {
             outside.push((i, except));
         }
@@ -110,32 +110,4 @@ fn ip_block(report: &mut Report<'_>, at: &Path<'_>, block: &IPBlock) {
     for (i, except) in outside {
         report.invalid(&at.child("except").index(i), except.as_str(), "must be a strict subset of `cidr`");
     }
-}
-
-/// An address range, its host bits cut off: the server takes them too.
-struct Block {
-    is_v4: bool,
-    base: u128,
-    prefix: u8,
-}
-
-impl Block {
-    fn parse(text: &str) -> Option<Self> {
-        let (ip, prefix) = text.split_once('/')?;
-        let prefix: u8 = prefix.parse().ok()?;
-        let (is_v4, number) = match ip.parse().ok()? {
-            IpAddr::V4(ip) => (true, u128::from(u32::from(ip)) << 96),
-            IpAddr::V6(ip) => (false, u128::from(ip)),
-        };
-        (prefix <= if is_v4 { 32 } else { 128 }).then(|| Self { is_v4, base: number & mask(prefix), prefix })
-    }
-
-    /// Within and smaller.
-    fn is_within(&self, whole: &Self) -> bool {
-        self.is_v4 == whole.is_v4 && self.prefix > whole.prefix && self.base & mask(whole.prefix) == whole.base
-    }
-}
-
-fn mask(prefix: u8) -> u128 {
-    u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)
 }

@@ -7,8 +7,10 @@ use netplug::{Flow, Protocol};
 
 use super::target::Target;
 use super::view::{NetworkView, PodView, TraceView};
+use crate::model::namespaced_name;
 use crate::pod::Node;
 use crate::pod::node::NodeError;
+use crate::service::facts::addresses;
 
 /// The whole network.
 pub async fn view(node: &Node) -> Result<NetworkView, NodeError> {
@@ -23,7 +25,12 @@ pub async fn view(node: &Node) -> Result<NetworkView, NodeError> {
 
 /// Of a pod that plugins wired, its addresses are known.
 fn plugged(pod: &Pod) -> PodView {
-    PodView { uid: pod.metadata.uid.clone().unwrap_or_default(), pod: name(pod), addresses: addresses(pod), ..PodView::default() }
+    PodView {
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        pod: namespaced_name(&pod.metadata),
+        addresses: addresses(pod),
+        ..PodView::default()
+    }
 }
 
 /// What would become of a connection. See [`crate::pod::node::Node::trace`].
@@ -36,19 +43,23 @@ pub async fn trace(node: &Node, pod: &Pod, to: &str, protocol: Protocol) -> Resu
     let found = resolve(node, pod, &target).await?;
     let sources = addresses(pod);
     if sources.is_empty() {
-        return Err(NodeError::Conflict(format!("pod {} has no address yet", name(pod))));
+        return Err(NodeError::Conflict(format!("pod {} has no address yet", namespaced_name(&pod.metadata))));
     }
     let pair = found.iter().find_map(|to| Some((*sources.iter().find(|from| from.is_ipv4() == to.is_ipv4())?, *to)));
     let Some((source, ip)) = pair else {
         let (found, own) = (list(&found), list(&sources));
-        let why = format!("{} is {found}, and pod {} has {own} alone: of another IP family", target.host, name(pod));
+        let why = format!(
+            "{} is {found}, and pod {} has {own} alone: of another IP family",
+            target.host,
+            namespaced_name(&pod.metadata)
+        );
         return Err(NodeError::Conflict(why));
     };
     let destination = SocketAddr::new(ip, target.port);
     let failed = |e: netplug::Error| NodeError::Internal(e.to_string());
     let ways = network.trace(Flow { source, destination, protocol }, node.host_ips.clone()).await.map_err(failed)?;
     Ok(TraceView {
-        pod: name(pod),
+        pod: namespaced_name(&pod.metadata),
         source: source.to_string(),
         to: to.to_owned(),
         destination: destination.to_string(),
@@ -70,16 +81,6 @@ async fn resolve(node: &Node, pod: &Pod, target: &Target<'_>) -> Result<Vec<IpAd
     let found = tokio::net::lookup_host((target.host, target.port)).await;
     let why = |e: std::io::Error| NodeError::NotFound(format!("{}: no Service or pod of that name here, and {e}", target.host));
     Ok(found.map_err(why)?.map(|address| address.ip()).collect())
-}
-
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
-    ips.filter_map(|ip| ip.ip.parse().ok()).collect()
-}
-
-fn name(pod: &Pod) -> String {
-    let part = |text: Option<&String>| text.cloned().unwrap_or_default();
-    format!("{}/{}", part(pod.metadata.namespace.as_ref()), part(pod.metadata.name.as_ref()))
 }
 
 fn list(ips: &[IpAddr]) -> String {

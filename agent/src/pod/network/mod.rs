@@ -18,6 +18,7 @@ use crate::model::network::{Asks, Wrong};
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::files::{self, Resolver};
 use crate::runtime::{Sandbox, Settings, Wires};
+use crate::service::facts::protocol;
 
 pub use plugins::{NetworkStatus, Plugins, Wired};
 
@@ -237,11 +238,7 @@ fn host_ports(pod: &ValidPod) -> Vec<netplug::Port> {
                 host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
                 host_port: u16::try_from(p.host_port?).ok()?,
                 container_port: u16::try_from(p.container_port).ok()?,
-                protocol: match p.protocol.as_deref() {
-                    Some("UDP") => netplug::Protocol::Udp,
-                    Some("SCTP") => netplug::Protocol::Sctp,
-                    _ => netplug::Protocol::Tcp,
-                },
+                protocol: protocol(p.protocol.as_deref()),
             })
         })
         .collect()

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 
+use crate::service::facts::addresses;
+
 /// A place to call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target<'a> {
@@ -51,15 +53,14 @@ impl<'a> Target<'a> {
         }
         // A headless one's pods each have a way of their own; the first stands for all.
         let selector = service.and_then(|spec| spec.selector.as_ref()).filter(|selector| !selector.is_empty());
+        let has = |pod: &Pod, key, value| pod.metadata.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value);
         let fits = |pod: &&&Pod| match selector {
             Some(selector) => {
-                let labels = pod.metadata.labels.iter().flatten().collect::<std::collections::BTreeMap<_, _>>();
-                pod.metadata.namespace.as_deref() == Some(namespace) && selector.iter().all(|(k, v)| labels.get(k) == Some(&v))
+                pod.metadata.namespace.as_deref() == Some(namespace) && selector.iter().all(|(key, value)| has(pod, key, value))
             }
             None => is(&pod.metadata),
         };
-        let status = pods.iter().find(fits)?.status.as_ref()?;
-        let ips: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+        let ips = addresses(pods.iter().find(fits)?);
         if ips.is_empty() { None } else { Some(ips) }
     }
 }

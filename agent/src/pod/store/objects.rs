@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Store;
 use super::workloads::Kept;
-use crate::model::{Body, ObjectKind, ObjectRef, ValidObject};
+use crate::model::{Body, ObjectKind, ObjectRef, ValidObject, namespaced_name};
 
 /// Says of a listed Secret why its values are empty.
 pub const REDACTED: &str = "nodeagent.dev/redacted";
@@ -48,12 +48,12 @@ impl Store {
 
     /// Takes a Service's endpoints as they are now.
     pub fn put_endpoint_slice(&self, slice: EndpointSlice) {
-        self.put_aged(name_of(&slice.metadata), slice);
+        self.put_aged(namespaced_name(&slice.metadata), slice);
     }
 
     /// These endpoints are no more.
     pub fn remove_endpoint_slice(&self, slice: &EndpointSlice) {
-        self.remove_kept::<EndpointSlice>(&name_of(&slice.metadata));
+        self.remove_kept::<EndpointSlice>(&namespaced_name(&slice.metadata));
     }
 
     /// A file's object is as old as the agent's knowledge of it.
@@ -69,10 +69,6 @@ fn key(object: &ObjectRef) -> String {
 }
 
 /// The keys stay, for those who want to know which there are.
-fn name_of(metadata: &ObjectMeta) -> String {
-    format!("{}/{}", metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
-}
-
 fn redacted(secret: &Arc<Secret>) -> Secret {
     let mut shown = Secret::clone(secret);
     for value in shown.data.iter_mut().flat_map(|data| data.values_mut()) {

@@ -13,13 +13,14 @@ mod network;
 mod ownership;
 pub mod payload;
 pub mod usage;
-mod walk;
+pub(super) mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Volume;
@@ -218,9 +219,7 @@ pub fn make_beneath(root: &Path, sub: &Path) -> Result<(), Cause> {
             made => made.map_err(failed)?,
         }
         // mkdir is subject to the agent's umask. By descriptor: a container may have put a link in its place since.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let made = rustix::fs::openat2(&parent, part.as_os_str(), flags, Mode::empty(), resolve).map_err(failed)?;
+        let made = walk::open_in(parent.as_fd(), part.as_os_str()).map_err(failed)?;
         rustix::fs::fchmod(&made, mode).map_err(failed)?;
     }
     Ok(())

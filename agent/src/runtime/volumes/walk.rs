@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 /// How deep folders are looked into: each on the way down is a descriptor.
 pub const DEPTH: usize = 256;
@@ -44,7 +45,8 @@ pub fn walk(top: BorrowedFd<'_>, visit: Visit<'_>) -> rustix::io::Result<()> {
     Ok(())
 }
 
-fn open_in(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
+/// A folder that lies in this one, to be read: no link, nobody's mount.
+pub fn open_in(dir: BorrowedFd<'_>, name: impl Arg) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
