@@ -143,14 +143,14 @@ impl Renderer {
     }
 }
 
-/// Where the last `lines` lines of output begin in these files, oldest first: the index of a file and an offset in it. Reads
-/// backwards, so that the size of the log doesn't matter.
-pub fn tail(files: &[&File], lines: u64) -> io::Result<(usize, u64)> {
+/// Where the last `lines` lines of output begin in these files, oldest first, each as long as it was when it was looked at: the index
+/// of a file and an offset in it. Reads backwards, so that the size of the log doesn't matter.
+pub fn tail(files: &[(&File, u64)], lines: u64) -> io::Result<(usize, u64)> {
     let mut missing = lines;
     // A last line that has no end yet is a line, too.
     let mut at_end = true;
-    for (index, file) in files.iter().enumerate().rev() {
-        let mut scan = Backwards::new(file)?;
+    for (index, (file, length)) in files.iter().enumerate().rev() {
+        let mut scan = Backwards::new(file, *length)?;
         while let Some((start, end)) = scan.next_line()? {
             let mut head = [0; HEAD];
             let length = usize::try_from(end - start).unwrap_or(HEAD).min(HEAD);
@@ -179,8 +179,8 @@ struct Backwards<'a> {
 }
 
 impl<'a> Backwards<'a> {
-    fn new(file: &'a File) -> io::Result<Self> {
-        let mut scan = Self { file, block: Vec::new(), base: file.metadata()?.len(), end: None };
+    fn new(file: &'a File, length: u64) -> io::Result<Self> {
+        let mut scan = Self { file, block: Vec::new(), base: length, end: None };
         scan.end = scan.line_end_before(scan.base)?;
         Ok(scan)
     }
@@ -265,7 +265,8 @@ mod tests {
 
     fn shown_from(contents: &[&[u8]], lines: u64) -> String {
         let files: Vec<File> = contents.iter().map(|c| file(c)).collect();
-        let (index, offset) = tail(&files.iter().collect::<Vec<_>>(), lines).unwrap();
+        let files: Vec<(&File, u64)> = files.iter().zip(contents).map(|(file, content)| (file, content.len() as u64)).collect();
+        let (index, offset) = tail(&files, lines).unwrap();
         let mut pieces = contents[index..].to_vec();
         if let Some(first) = pieces.first_mut() {
             *first = &first[offset as usize..];
@@ -303,7 +304,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>, lines in 0..5_u64) {
             render_bytes(&bytes);
-            tail(&[&file(&bytes)], lines).unwrap();
+            tail(&[(&file(&bytes), bytes.len() as u64)], lines).unwrap();
         }
 
         #[test]

@@ -275,18 +275,21 @@ struct Reader {
 
 impl Reader {
     async fn run(&mut self, tail: Option<u64>, follow: Option<Follow>) -> Result<(), Stopped> {
-        let mut parts = self.source.parts()?;
+        let measured = |part: Part| Ok((part.file.metadata()?.len(), part));
+        let mut parts = self.source.parts()?.into_iter().map(measured).collect::<io::Result<Vec<(u64, Part)>>>()?;
         if let Some(lines) = tail {
-            let files: Vec<&File> = parts.iter().map(|part| &part.file).collect();
+            let files: Vec<(&File, u64)> = parts.iter().map(|(length, part)| (&part.file, *length)).collect();
             let (index, offset) = cri::tail(&files, lines)?;
             parts.drain(..index);
-            if let Some(first) = parts.first_mut() {
+            if let Some((length, first)) = parts.first_mut() {
                 first.file.seek(SeekFrom::Start(offset))?;
+                *length -= offset;
             }
         }
-        for part in parts {
+        for (left, part) in parts {
             self.open = Some(part);
-            self.read_to_end().await?;
+            // Who doesn't follow gets what there was: a log that grows while it is read would have no end.
+            self.read(if follow.is_some() { u64::MAX } else { left }).await?;
         }
         let Some(mut follow) = follow else { return Ok(()) };
         while follow.more(&self.sender).await? {
@@ -300,21 +303,24 @@ impl Reader {
         loop {
             let next = self.source.after(self.open.as_ref())?;
             // Looked first, read after: if there is a next one, nothing is added to ours any more.
-            self.read_to_end().await?;
+            self.read(u64::MAX).await?;
             let Some(next) = next else { return Ok(()) };
             self.open = Some(next);
         }
     }
 
-    async fn read_to_end(&mut self) -> Result<(), Stopped> {
+    /// Reads on to the file's end, but not more than these bytes.
+    async fn read(&mut self, mut left: u64) -> Result<(), Stopped> {
         let mut chunk = vec![0; CHUNK];
         loop {
             // From the page cache, where a log that was just written is: quicker than a hop to another thread.
             let Some(part) = &mut self.open else { return Ok(()) };
-            let length = part.file.read(&mut chunk)?;
+            let most = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let length = part.file.read(&mut chunk[..most])?;
             if length == 0 {
                 return Ok(());
             }
+            left -= length as u64;
             let mut out = BytesMut::with_capacity(length);
             let more = self.renderer.feed(&chunk[..length], &mut out);
             if !out.is_empty() {
@@ -439,6 +445,28 @@ mod tests {
         let mut whole = String::new();
         source.parts().unwrap().iter_mut().for_each(|part| read_on(Some(part), &mut whole));
         assert_eq!(whole, expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_meanwhile_is_for_followers() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |text: &str| format!("2026-01-01T00:00:01Z stdout F {text}\n");
+        fs::write(folder.path().join("7.log"), line("before").repeat(3 * CHUNK / 36)).unwrap();
+        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        // With room for one chunk: the reader waits for us before it has read all.
+        let (sender, mut read) = mpsc::channel(1);
+        let mut reader = Reader { source, renderer: Renderer::new(Wanted::default()), sender, open: None };
+        let reading = tokio::spawn(async move { drop(reader.run(None, None).await) });
+        let mut text = read.recv().await.unwrap().to_vec();
+        let mut log = File::options().append(true).open(folder.path().join("7.log")).unwrap();
+        log.write_all(line("after").as_bytes()).unwrap();
+        while let Some(more) = read.recv().await {
+            text.extend(more);
+        }
+        reading.await.unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().count(), 3 * CHUNK / 36);
+        assert!(text.lines().all(|line| line == "before"));
     }
 
     #[test]
