@@ -21,8 +21,12 @@ impl Cgroups {
                     "memory" => "/sys/fs/cgroup/memory",
                     _ => return None,
                 };
-                let dir =
-                    Path::new(mount).join(path.trim_start_matches('/')).join(format!("podholder-{name}-{}", std::process::id()));
+                let own = Path::new(mount).join(path.trim_start_matches('/'));
+                if controllers.is_empty() {
+                    // Of v2; refused where v1 has it, and then the group of v1 is in the list.
+                    let _ = std::fs::write(own.join("cgroup.subtree_control"), "+pids");
+                }
+                let dir = own.join(format!("podholder-{name}-{}", std::process::id()));
                 std::fs::create_dir(&dir).unwrap();
                 Some(dir)
             })
