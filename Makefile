@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ deb: ## One static binary, and a Debian package with it: target/package/nodeagen
 	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
 	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
+
+controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
+	@e2e/controlplane/build target/e2e/controlplane
+
+cluster: packages build controlplane ## The tests on a real control plane, which make test leaves out: it takes minutes to build
+	cargo test -p e2e --features cluster --test cluster
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)

@@ -91,8 +91,10 @@ fn agent(flags: &Flags) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if settings.manifests.is_empty() {
-        eprintln!("nodeagent: no source of pods: say --manifests DIR, or `manifests:` in the configuration; --help shows more");
+    if settings.manifests.is_empty() && settings.kubeconfig.is_none() {
+        eprintln!(
+            "nodeagent: no source of pods: say --manifests DIR or --kubeconfig FILE, or `manifests:` or `kubeconfig:` in the configuration; --help shows more"
+        );
         return ExitCode::FAILURE;
     }
     log(&settings);

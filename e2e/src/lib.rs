@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 mod command;
+mod control_plane;
 mod eventually;
 mod namespaces;
 mod node;
@@ -21,6 +22,7 @@ mod snapshot;
 mod yaml;
 
 pub use command::{Output, Running, run};
+pub use control_plane::ControlPlane;
 pub use eventually::{Patience, eventually};
 pub use namespaces::{INSIDE, Isolated, OUTSIDE, Outside};
 pub use node::{Builder, NodeBox};

@@ -23,6 +23,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
     let c = &mut checker;
     let settings = Settings {
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
+        kubeconfig: flags.kubeconfig.clone().or_else(|| c.path("kubeconfig", declared.kubeconfig.as_ref())),
         paths: paths(c, flags, declared),
         node_name: node_name(c, flags, declared),
         node_labels: node_labels(c, declared),

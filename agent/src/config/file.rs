@@ -23,6 +23,7 @@ pub struct Declared {
     pub(super) api_version: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) manifests: Vec<PathBuf>,
+    pub(super) kubeconfig: Option<PathBuf>,
     pub(super) root: Option<PathBuf>,
     pub(super) node_name: Option<String>,
     /// The kubelet has them as a flag.

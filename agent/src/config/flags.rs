@@ -61,6 +61,9 @@ pub struct Flags {
     /// Folder or file of pod manifests, watched for changes; - reads standard input. May be given more than once
     #[arg(long, short = 'm', value_name = "DIR|FILE|-")]
     pub manifests: Vec<PathBuf>,
+    /// Join the cluster of this kubeconfig: its API server gives pods to this node
+    #[arg(long, value_name = "FILE", env = "NODEAGENT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
     /// Configuration file [default: /etc/nodeagent/config.yaml, if there is one]
     #[arg(long, value_name = "FILE", env = "NODEAGENT_CONFIG")]
     pub config: Option<PathBuf>,

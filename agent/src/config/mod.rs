@@ -29,6 +29,8 @@ pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
 pub struct Settings {
     /// Folders and files of manifests; `-` is standard input.
     pub manifests: Vec<PathBuf>,
+    /// The way to the API server of the cluster that this node is of, if it is of one.
+    pub kubeconfig: Option<PathBuf>,
     /// Where everything lies on this machine.
     pub paths: Paths,
     /// The node's name: a DNS subdomain. The host's name unless set.

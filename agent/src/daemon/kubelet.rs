@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use base64::Engine;
 use serde_json::{Value, json};
 use tokio_rustls::rustls::server::ResolvesServerCert;
 use tokio_util::sync::CancellationToken;
 
 use super::DaemonError;
+use crate::cluster;
 use crate::config::Settings;
 use crate::kubelet::serving::Serving;
 use crate::kubelet::{Options, Policy, Server};
@@ -21,6 +23,28 @@ pub struct Cluster {
     pub serving: Arc<dyn ResolvesServerCert>,
     /// The CA of clients, if the settings name none.
     pub client_ca: std::path::PathBuf,
+}
+
+/// What this cluster gives. Its CA is written where the kubelet API can follow it.
+pub fn of_cluster(settings: &Settings, addresses: &[IpAddr], cluster: &cluster::Cluster) -> Result<Cluster, DaemonError> {
+    let client_ca = settings.paths.certificates().join("cluster-ca.crt");
+    let pem: String = cluster.authorities().iter().map(|der| pem(der)).collect();
+    let write = || {
+        std::fs::create_dir_all(settings.paths.certificates())?;
+        std::fs::write(&client_ca, pem)
+    };
+    write().map_err(|source| DaemonError::ClusterAuthority { path: client_ca.clone(), source })?;
+    Ok(Cluster {
+        policy: Policy::Reviews(Arc::new(cluster.client())),
+        serving: Arc::new(Serving::self_signed(&settings.node_name, addresses)?),
+        client_ca,
+    })
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// Begins to serve, where there is somebody to serve: with a cluster, or with a CA of clients. Tells whether it does.

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
+use crate::cluster::{self, Cluster};
 use crate::config::{Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
@@ -26,10 +28,10 @@ use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
 use crate::pod::handle::Handle;
-use crate::pod::manager::{Manager, Order};
+use crate::pod::manager::{Manager, Order, Whose};
 use crate::pod::network::{Plugins, PodNetwork};
 use crate::pod::node::{Check, Verdict};
-use crate::pod::objects::Objects;
+use crate::pod::objects::ObjectSets;
 use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
@@ -78,6 +80,17 @@ pub enum DaemonError {
     /// The results of CNI plugins.
     #[error("look for what CNI plugins did: {0}")]
     Plugins(#[from] netplug::cni::client::Error),
+    /// The cluster that the node is to be of.
+    #[error(transparent)]
+    Cluster(#[from] cluster::ConnectError),
+    /// The cluster's CA, for the kubelet API.
+    #[error("keep the cluster's CA in {}: {source}", .path.display())]
+    ClusterAuthority {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
@@ -111,19 +124,25 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
+    let cluster = match &settings.kubeconfig {
+        Some(kubeconfig) => Some(Arc::new(Cluster::connect(kubeconfig, &settings.node_name).await?)),
+        None => None,
+    };
+
     let (node, services) = node(&settings).await?;
     let node = Arc::new(node);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
-    let manager = Manager::new(node.clone()).await;
+    let manager = Manager::new(node.clone(), [Whose::Files].into_iter().chain(cluster.is_some().then_some(Whose::Cluster))).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle.clone(), &api_options(&settings)?).await?;
     tell_where(&settings, &server);
 
     let ended = CancellationToken::new();
-    kubelet::serve(&settings, handle.clone(), &node.host_ips, None, ended.clone()).await?;
+    let access = cluster.as_deref().map(|cluster| kubelet::of_cluster(&settings, &node.host_ips, cluster)).transpose()?;
+    kubelet::serve(&settings, handle.clone(), &node.host_ips, access, ended.clone()).await?;
     let serving = tokio::spawn(server.serve(ended.clone()));
     if let Some((controller, inbox)) = services {
         tokio::spawn(controller.run(inbox));
@@ -136,6 +155,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let defaults = model::Defaults { node_name: settings.node_name.clone() };
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
+    if let Some(cluster) = cluster {
+        let object = machine_object(&settings, &node);
+        tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
+    }
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
     service::ready(&format!("Running pods of {}", told_manifests(&settings)));
@@ -205,7 +228,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
         recorder,
         counters,
         store,
-        objects: Objects::default(),
+        objects: ObjectSets::default(),
         runtime: Arc::new(runtime),
         network,
         services,
@@ -253,7 +276,8 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
         },
         &settings.paths.run(),
     )?;
-    match wiring(&settings.network, Belongs::ToItself) {
+    let belongs = if settings.kubeconfig.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
+    match wiring(&settings.network, belongs) {
         Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
@@ -265,7 +289,6 @@ enum Belongs {
     /// Pods come from files alone.
     ToItself,
     /// Pods come from an API server too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "said by the cluster's source"))]
     ToACluster,
 }
 
@@ -339,6 +362,14 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 }
 
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
+    let object = machine_object(settings, &node);
+    let lib = settings.paths.lib();
+    let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
+    Handle::new(node, orders, object, move || machine::check::thorough(&lib, (&bridge, &table)))
+}
+
+/// The Node object, as of whenever it is asked for.
+fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObject + Send + Sync + use<> {
     let facts = machine::object::Facts {
         labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
@@ -346,20 +377,18 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
-        kubelet_port: settings.kubelet.client_ca.as_ref().map(|_| settings.kubelet.address.port()),
+        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.kubeconfig.is_some())
+            .then(|| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
     let networked = node.clone();
-    let object = move || {
+    move || {
         let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
         if let Some(problem) = networked.network.problem() {
             machine::object::not_ready(&mut object, &problem);
         }
         object
-    };
-    let lib = settings.paths.lib();
-    let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
-    Handle::new(node, orders, object, move || machine::check::thorough(&lib, (&bridge, &table)))
+    }
 }
 
 fn api_options(settings: &Settings) -> Result<api::Options, DaemonError> {

@@ -64,6 +64,8 @@ pub enum Origin {
     },
     /// Standard input.
     Stdin,
+    /// The API server of the cluster that this node is of.
+    Api,
 }
 
 /// A pod that has its defaults and passed every check: name, namespace, uid and spec are there. Cheap to clone.

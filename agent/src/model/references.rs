@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Volume};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ServiceAccountTokenProjection, Volume};
 
-use super::ValidPod;
 use super::object::{ObjectKind, ObjectRef};
+use super::{Origin, ValidPod};
 
 /// All ConfigMaps, Secrets and claims that a pod's volumes and containers name, optional ones too.
 pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
@@ -18,7 +18,23 @@ pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
     for secret in pod.spec().image_pull_secrets.iter().flatten() {
         found.add(ObjectKind::Secret, Some(&secret.name));
     }
+    if *pod.origin() == Origin::Api {
+        found.refs.extend(tokens(pod).map(|token| token_secret(pod, token)));
+    }
     found.refs
+}
+
+/// The service account tokens that a pod's volumes want.
+pub fn tokens(pod: &ValidPod) -> impl Iterator<Item = &ServiceAccountTokenProjection> {
+    let volumes = pod.spec().volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
+    volumes.flat_map(|p| p.sources.iter().flatten()).filter_map(|source| source.service_account_token.as_ref())
+}
+
+/// The Secret that a pod's token is kept as: no Secret of a cluster can have such a name.
+pub fn token_secret(pod: &ValidPod, token: &ServiceAccountTokenProjection) -> ObjectRef {
+    let audience = token.audience.as_deref().unwrap_or_default();
+    let name = format!("{}/token/{}/{audience}", pod.uid(), token.expiration_seconds.unwrap_or(3600));
+    ObjectRef::new(ObjectKind::Secret, pod.namespace(), &name)
 }
 
 struct Found<'a> {
@@ -60,7 +76,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::Origin;
 
     #[test]
     fn every_place_that_can_name_an_object_is_looked_at() {

@@ -113,7 +113,7 @@ impl node::Node for Handle {
     }
 
     fn objects(&self) -> &Objects {
-        &self.node.objects
+        &self.node.objects.files
     }
 
     fn node(&self) -> k8s::Node {
@@ -373,7 +373,7 @@ fn inspection(node: &Node, pod: &ValidPod, sandbox: &Sandbox, live: &Live) -> In
 fn inspect_container(node: &Node, pod: &ValidPod, sandbox: &Sandbox, name: &str, attempt: &Attempt) -> InspectedContainer {
     let seen = node.runtime.inspect(sandbox, attempt.pid, Some(&attempt.id));
     // A Secret may be a word of its command.
-    let hidden = Redaction::of(pod, &node.objects);
+    let hidden = Redaction::of(pod, node.objects.of(pod));
     let image = node.images.resolve(&attempt.note.image_id).or_else(|| node.images.resolve(&attempt.note.image));
     InspectedContainer {
         name: name.to_owned(),

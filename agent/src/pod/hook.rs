@@ -62,5 +62,5 @@ fn exited(subject: &Subject, command: &[String], code: i32, output: &str) -> Str
         return words;
     }
     let end = (0..=output.len().min(TOLD)).rev().find(|i| output.is_char_boundary(*i)).unwrap_or(0);
-    Redaction::of(&subject.pod, &subject.node.objects).hide(format!("{words}: {}", &output[..end]))
+    Redaction::of(&subject.pod, subject.node.objects.of(&subject.pod)).hide(format!("{words}: {}", &output[..end]))
 }

@@ -16,8 +16,9 @@ use super::observed::Then;
 use super::recorder::Level;
 use super::worker::{Command, Live, LiveRef, Worker};
 use crate::model::{ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
-use crate::runtime::{Adopted, remove_tree};
+use crate::runtime::{self, Adopted, Sandbox, remove_tree};
 use crate::source;
+use podholder::protocol::HolderState;
 
 /// What the API asks of the manager.
 #[derive(Debug)]
@@ -105,11 +106,29 @@ pub struct Manager {
     /// Claims that were deleted and ask that their data go too, as soon as no pod uses them.
     reclaim: Vec<ObjectRef>,
     draining: bool,
+    /// Sources that haven't told all that they want.
+    awaited: HashSet<Whose>,
+}
+
+/// The sources, as far as what they don't name any more is theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// Folders, files, standard input.
+    Files,
+    /// The API server.
+    Cluster,
+}
+
+impl Whose {
+    fn of(pod: &ValidPod) -> Self {
+        if *pod.origin() == Origin::Api { Self::Cluster } else { Self::Files }
+    }
 }
 
 impl Manager {
     /// Finds what an agent before this one left; its pods go on as soon as the sources name them.
-    pub async fn new(node: Arc<Node>) -> Self {
+    /// `awaited`: the sources.
+    pub async fn new(node: Arc<Node>, awaited: impl IntoIterator<Item = Whose>) -> Self {
         let adopted = node.runtime.adopt().await.into_iter().map(|a| (a.uid.clone(), a)).collect();
         Self {
             node,
@@ -122,6 +141,7 @@ impl Manager {
             in_doubt: HashSet::new(),
             reclaim: Vec::new(),
             draining: false,
+            awaited: awaited.into_iter().collect(),
         }
     }
 
@@ -158,20 +178,22 @@ impl Manager {
                 }
                 self.reclaim.retain(|claim| claim != object.key());
                 self.node.store.put_object(&object);
-                self.node.objects.put(object);
+                self.node.objects.files.put(object);
             }
             source::Event::DeleteObject(key) => {
                 self.node.services.forget(&key);
                 self.node.store.remove_object(&key);
-                if self.node.objects.remove(&key).is_some_and(|old| asks_deletion(&old)) {
+                if self.node.objects.files.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
                 }
             }
             source::Event::InitDone => {
-                self.forget_unwanted();
+                self.told(Whose::Files);
                 self.node.services.all_told();
             }
+            source::Event::Listed => self.told(Whose::Cluster),
+            source::Event::End { pod, grace } => self.end(pod, grace),
             source::Event::Delete(uid) => {
                 self.wanted.remove(&uid);
                 self.node.stopped(&uid, false);
@@ -263,27 +285,56 @@ impl Manager {
         });
     }
 
+    fn told(&mut self, whose: Whose) {
+        self.awaited.remove(&whose);
+        self.forget_unwanted();
+    }
+
+    /// A pod of the API server: it is told of its end, and seen to be gone, also where nothing runs of it.
+    fn end(&mut self, pod: ValidPod, grace: Option<i64>) {
+        let uid = pod.uid().clone();
+        self.wanted.remove(&uid);
+        self.node.stopped(&uid, false);
+        if !self.running.contains_key(&uid) {
+            match self.adopted.remove(&uid) {
+                Some(adopted) => self.end_orphan(adopted, grace),
+                None if self.clearing.contains(&uid) => {}
+                None if self.node.runtime.has_leftovers(&uid) => {
+                    self.node.store.put_pod(&uid, Pod::clone(pod.object()));
+                    self.clear(uid);
+                }
+                None => {
+                    self.node.store.put_pod(&uid, Pod::clone(pod.object()));
+                    self.node.store.remove_pod(&uid);
+                }
+            }
+            return;
+        }
+        self.tell(&uid, Command::End { grace, then: Then::Gone });
+    }
+
     /// The sources have named all that they want: what else runs is to end.
     fn forget_unwanted(&mut self) {
-        let orphans: Vec<_> = self.adopted.drain().map(|(_, a)| a).filter(|a| !self.wanted.contains_key(&a.uid)).collect();
+        let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !self.awaited.contains(&Whose::of(pod)));
+        let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
+            self.adopted.drain().filter(|(uid, _)| !self.wanted.contains_key(uid)).partition(|(_, a)| theirs(a));
+        self.adopted = others;
+        let orphans: Vec<_> = orphans.into_values().collect();
         for orphan in orphans {
             let Some(pod) = orphan.pod else {
                 self.clear(orphan.uid);
                 continue;
             };
             let doubt = matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path));
-            let live = LiveRef::default();
-            let (commands, inbox) = mpsc::unbounded_channel();
-            let worker = match orphan.sandbox {
-                Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
-                Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
-            };
             if doubt {
                 self.in_doubt.insert(orphan.uid.clone());
+                self.take_over(orphan.uid, pod, orphan.sandbox, None);
             } else {
-                let _ = commands.send(Command::End { grace: None, then: Then::Gone });
+                self.take_over(orphan.uid, pod, orphan.sandbox, Some(Command::End { grace: None, then: Then::Gone }));
             }
-            self.spawn(orphan.uid, worker, live, commands, inbox);
+        }
+        if !self.awaited.is_empty() {
+            return;
         }
         for uid in self.node.runtime.leftovers() {
             let known = self.wanted.contains_key(&uid) || self.running.contains_key(&uid) || self.clearing.contains(&uid);
@@ -292,6 +343,31 @@ impl Manager {
             }
         }
         self.node.retain(self.running.keys());
+    }
+
+    fn end_orphan(&mut self, orphan: Adopted, grace: Option<i64>) {
+        match orphan.pod {
+            Some(pod) => self.take_over(orphan.uid, pod, orphan.sandbox, Some(Command::End { grace, then: Then::Gone })),
+            None => self.clear(orphan.uid),
+        }
+    }
+
+    /// A worker for a pod of an agent before this one that no source names; `first` is what it is told.
+    fn take_over(
+        &mut self,
+        uid: PodUid,
+        pod: ValidPod,
+        sandbox: Result<(Sandbox, HolderState), runtime::Error>,
+        first: Option<Command>,
+    ) {
+        let live = LiveRef::default();
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let worker = match sandbox {
+            Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
+            Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
+        };
+        first.into_iter().for_each(|command| drop(commands.send(command)));
+        self.spawn(uid, worker, live, commands, inbox);
     }
 
     /// Removes what is left of a pod that nobody knows any more.
@@ -336,6 +412,7 @@ impl Manager {
                 // Also those that the sources hadn't come to yet.
                 self.wanted.clear();
                 self.faults.clear();
+                self.awaited.clear();
                 self.forget_unwanted();
                 for running in self.running.values() {
                     let _ = running.commands.send(Command::End { grace: None, then: Then::Gone });

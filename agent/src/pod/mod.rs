@@ -51,7 +51,7 @@ pub struct Node {
     /// Pods and events.
     pub store: Arc<store::Store>,
     /// ConfigMaps, Secrets, claims, Services.
-    pub objects: objects::Objects,
+    pub objects: objects::ObjectSets,
     /// Writes events.
     pub recorder: recorder::Recorder,
     /// What is counted for monitoring.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use tokio::sync::Notify;
 
-use crate::model::{Body, ObjectKind, ObjectRef, ValidObject};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod};
 use crate::runtime::recipe::env;
 
 /// See the module's page.
@@ -20,6 +20,25 @@ pub struct Objects {
 struct Inner {
     objects: HashMap<ObjectRef, ValidObject>,
     watchers: HashMap<ObjectRef, Vec<Weak<Notify>>>,
+}
+
+/// The files' objects and the cluster's: two of them may have the same name, and a pod sees those of where it comes from itself.
+#[derive(Debug, Default)]
+pub struct ObjectSets {
+    /// Of the files; the manager writes them.
+    pub files: Objects,
+    /// Of the API server, as far as its pods here refer to them; its source writes them.
+    pub cluster: Objects,
+}
+
+impl ObjectSets {
+    /// Those that the pod can see.
+    pub fn of(&self, pod: &ValidPod) -> &Objects {
+        match pod.origin() {
+            Origin::Api => &self.cluster,
+            Origin::File { .. } | Origin::Stdin => &self.files,
+        }
+    }
 }
 
 /// What one pod needs: wakes when any of it changes. Its drop ends the watch.
@@ -140,7 +159,6 @@ impl env::Objects for Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Origin;
 
     fn config_map(name: &str, value: &str) -> ValidObject {
         let map = serde_json::json!({"metadata": {"name": name, "namespace": "default"}, "data": {"key": value}});

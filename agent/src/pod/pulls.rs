@@ -18,7 +18,7 @@ impl Node {
     /// be public, and the registry's own words tell when it isn't.
     pub(super) fn credentials(&self, pod: &ValidPod) -> Vec<Credential> {
         let secrets = pod.spec().image_pull_secrets.iter().flatten();
-        let secrets = secrets.filter_map(|reference| self.objects.secret(pod.namespace(), &reference.name));
+        let secrets = secrets.filter_map(|reference| self.objects.of(pod).secret(pod.namespace(), &reference.name));
         let mut credentials = Vec::new();
         for secret in secrets {
             for key in [".dockerconfigjson", ".dockercfg"] {

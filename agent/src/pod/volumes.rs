@@ -40,7 +40,7 @@ impl Node {
         let place = pod.to_string();
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            node.runtime.prepare_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: &node.objects, images: &images })
+            node.runtime.prepare_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: node.objects.of(&pod), images: &images })
         });
         made.await.unwrap_or_else(|error| Err(runtime::Error::pod(place, format!("making its volumes: {error}"))))
     }
@@ -52,7 +52,7 @@ impl Node {
         let refreshed = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let images = BTreeMap::new();
-            self.runtime.refresh_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: &self.objects, images: &images })
+            self.runtime.refresh_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: self.objects.of(&pod), images: &images })
         });
         refreshed.await.unwrap_or_else(|error| vec![runtime::Error::pod(place, format!("refreshing its volumes: {error}"))])
     }

@@ -39,7 +39,7 @@ use super::volumes::Turn;
 use super::{Node, SandboxNote};
 use crate::admission::Lease;
 use crate::image;
-use crate::model::{ValidPod, change, references};
+use crate::model::{Origin, ValidPod, change, references};
 use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
 use crate::runtime::volumes::usage;
@@ -265,7 +265,7 @@ impl Worker {
                 continue;
             }
             self.publish();
-            self.node.objects.watch(&mut self.needs, references::of(&self.pod));
+            self.node.objects.of(&self.pod).watch(&mut self.needs, references::of(&self.pod));
             tokio::select! {
                 biased;
                 Some(outcome) = self.outcomes.next(), if !self.outcomes.is_empty() => self.absorb(outcome),
@@ -683,7 +683,7 @@ impl Worker {
                 layers: &image.layers,
                 pod_ips: &ips,
                 volumes: &volumes,
-                objects: &node.objects,
+                objects: node.objects.of(&pod),
                 beside: beside.clone(),
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
@@ -965,7 +965,10 @@ impl Worker {
         let mut object = k8s::Pod::clone(self.pod.object());
         object.status = Some(status::status(&self.pod, &self.observed, &context, old.as_ref().and_then(|o| o.status.as_ref())));
         self.tell_backoffs(old.as_ref().and_then(|o| o.status.as_ref()), object.status.as_ref());
-        object.metadata.creation_timestamp = Some(Time(self.start_time));
+        // The API server knows how old its pods are.
+        if *self.pod.origin() != Origin::Api {
+            object.metadata.creation_timestamp = Some(Time(self.start_time));
+        }
         self.show_networks(&mut object);
         if let Some((deadline, grace)) = self.deletion {
             object.metadata.deletion_timestamp = Some(Time(deadline));

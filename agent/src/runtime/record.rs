@@ -12,19 +12,21 @@ use crate::model::{Origin, ValidPod};
 #[derive(Serialize, Deserialize)]
 struct Record<P> {
     pod: P,
-    /// Unset: standard input.
+    /// Unset: standard input, or the API server.
     file: Option<PathBuf>,
     #[serde(default)]
     line: usize,
+    #[serde(default)]
+    api: bool,
 }
 
 /// Whole or not at all; the folder is in memory, so nothing needs to be synced.
 pub fn write(path: &Path, pod: &ValidPod) -> Result<(), Cause> {
     let (origin, line) = match pod.origin() {
         Origin::File { path, line } => (Some(path.clone()), *line),
-        Origin::Stdin => (None, 0),
+        Origin::Stdin | Origin::Api => (None, 0),
     };
-    let record = Record { pod: pod.object().as_ref(), file: origin, line };
+    let record = Record { pod: pod.object().as_ref(), file: origin, line, api: *pod.origin() == Origin::Api };
     let text = serde_json::to_vec(&record).map_err(|e| file("write", path)(e.into()))?;
     let new = path.with_extension("new");
     fs::write(&new, text).map_err(file("write", &new))?;
@@ -35,6 +37,10 @@ pub fn read(path: &Path) -> Result<ValidPod, Cause> {
     let text = fs::read(path).map_err(file("read", path))?;
     let record: Record<Pod> = serde_json::from_slice(&text)
         .map_err(|error| ConfigError::new(format!("{} isn't the record of a pod: {error}", path.display())))?;
-    let origin = record.file.map_or(Origin::Stdin, |path| Origin::File { path, line: record.line });
+    let origin = match record.file {
+        Some(path) => Origin::File { path, line: record.line },
+        None if record.api => Origin::Api,
+        None => Origin::Stdin,
+    };
     Ok(ValidPod::trusted(record.pod, origin))
 }

@@ -312,7 +312,7 @@ fn keep_immutable(path: &Path, old: &[Item], new: &mut Vec<Item>) -> Vec<FileErr
 fn line(item: &Item) -> usize {
     match item.origin() {
         Origin::File { line, .. } => *line,
-        Origin::Stdin => 1,
+        Origin::Stdin | Origin::Api => 1,
     }
 }
 
@@ -326,6 +326,7 @@ fn duplicate(path: &Path, item: &Item, holder: &Held) -> FileError {
     let place = match holder.item.origin() {
         Origin::File { path, line } => format!("{}:{line}", path.display()),
         Origin::Stdin => "standard input".into(),
+        Origin::Api => "the API server".into(),
     };
     let (field, value) = match &holder.item {
         Item::Pod(other) if other.to_string() != item.name() => ("metadata.uid", other.uid().to_string()),

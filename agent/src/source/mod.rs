@@ -1,6 +1,7 @@
-//! Where pods, and the objects that they refer to, come from: folders and files of manifests, and standard input. Every source tells
-//! the same few events.
+//! Where pods, and the objects that they refer to, come from: folders and files of manifests, standard input, and the API server of a
+//! cluster. Every source tells the same few events.
 
+pub mod apiserver;
 pub mod directory;
 pub mod folder;
 pub mod kustomize;
@@ -30,6 +31,15 @@ pub enum Event {
     InitDone,
     /// This pod shall not be any more.
     Delete(PodUid),
+    /// The API server's part of `InitDone`: all its pods of this node have been told.
+    Listed,
+    /// The API server asks that this pod end, in so many seconds; it is there until it has.
+    End {
+        /// The pod, also where nothing runs of it.
+        pod: ValidPod,
+        /// metadata.deletionGracePeriodSeconds.
+        grace: Option<i64>,
+    },
     /// This object is no more.
     DeleteObject(ObjectRef),
     /// This file (or folder) is wrong now. What was right in it before goes on.

@@ -154,7 +154,7 @@ impl Watch {
     fn say(&self, reason: &str, message: &str) {
         let (pod, name) = (&self.subject.pod, &self.subject.container.name);
         // A command may print what it was given.
-        let message = Redaction::of(pod, &self.subject.node.objects).hide(message.to_owned());
+        let message = Redaction::of(pod, self.subject.node.objects.of(pod)).hide(message.to_owned());
         self.subject.node.recorder.pod(pod, Some(name), Level::Warning, reason, &message);
     }
 }

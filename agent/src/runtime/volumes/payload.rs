@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
 
-use crate::model::ValidPod;
+use crate::model::{Origin, ValidPod, references};
 use crate::runtime::error::ConfigError;
 use crate::runtime::recipe::env::{self, Objects};
 use crate::runtime::settings::Settings;
@@ -45,6 +47,9 @@ pub struct Sources<'a> {
 }
 
 const DEFAULT_MODE: i32 = 0o644;
+
+/// The key of a token in the Secret that it is kept as.
+pub const TOKEN: &str = "token";
 
 /// The files of a volume. `None`: the volume is of another kind, such as an emptyDir.
 pub fn of(sources: &Sources<'_>, volume: &Volume) -> Option<Result<Payload, ConfigError>> {
@@ -147,6 +152,16 @@ impl Sources<'_> {
         Ok(payload)
     }
 
+    fn token(&self, token: &ServiceAccountTokenProjection, rights: Rights) -> Result<File, ConfigError> {
+        let key = references::token_secret(self.pod, token);
+        let secret = self.objects.secret(&key.namespace, &key.name);
+        let data = secret.as_ref().and_then(|secret| secret.data.as_ref()?.get(TOKEN)).ok_or_else(|| {
+            let account = self.pod.spec().service_account_name.as_deref().unwrap_or("default");
+            ConfigError::new(format!("failed to fetch token for service account {account}: the API server has given none yet"))
+        })?;
+        Ok(rights.file(data.0.clone(), None, None))
+    }
+
     fn projected(&self, projections: &[VolumeProjection], rights: Rights) -> Result<Payload, ConfigError> {
         let mut payload = Payload::new();
         for projection in projections {
@@ -155,6 +170,9 @@ impl Sources<'_> {
             }
             if let Some(source) = &projection.secret {
                 payload.extend(self.secret(&source.name, source.optional, source.items.as_deref(), rights)?);
+            }
+            if let Some(token) = projection.service_account_token.as_ref().filter(|_| *self.pod.origin() == Origin::Api) {
+                payload.insert(token.path.clone(), self.token(token, rights)?);
             }
             if let Some(source) = &projection.downward_api {
                 payload.extend(self.downward(source.items.as_deref(), rights)?);
@@ -209,7 +227,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::Origin;
     use crate::runtime::known::Known;
 
     /// `path=text mode` or `path=text mode owner`, of each file.

@@ -66,7 +66,7 @@ impl World {
         let Some(origin) = self.entries.get(root).map(|e| e.origin.clone()) else { return };
         let (file, line) = match origin {
             Origin::File { path, line } => (Some(path), line),
-            Origin::Stdin => (None, 0),
+            Origin::Stdin | Origin::Api => (None, 0),
         };
         let entries = tree.iter().filter_map(|uid| self.entries.get(uid));
         let entries =

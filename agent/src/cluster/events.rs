@@ -1,0 +1,121 @@
+//! Events of the cluster's pods, and of the node, for the API server. A repeated event counts up there as it does here. Events are worth
+//! less than pods: they go one after another, at most so many a minute of one object, and one that can't be told is dropped.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Event;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
+use super::{Cluster, Failure, answer};
+use crate::model::PodUid;
+use crate::pod::Node;
+
+/// As client-go's spam filter: a burst, and then one in so long.
+const BURST: u32 = 25;
+const REFILL: Duration = Duration::from_secs(300);
+
+/// Follows the events; never returns.
+pub(super) async fn follow(cluster: &Cluster, node: &Node) {
+    let mut changes = node.store.events().changes;
+    let mut budgets: HashMap<String, Budget> = HashMap::new();
+    loop {
+        let event = match changes.recv().await {
+            Ok(change) => change.object,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let Some(event) = of_cluster(cluster, &event) else { continue };
+        let object = event.involved_object.uid.clone().unwrap_or_default();
+        let now = Instant::now();
+        budgets.retain(|_, budget| !budget.is_full(now));
+        if !budgets.entry(object).or_insert_with(|| Budget::full(now)).take(now) {
+            continue;
+        }
+        if let Err(failure) = tell(cluster, &event).await {
+            tracing::debug!(reason = event.reason, %failure, "an event could not be told to the API server");
+        }
+    }
+}
+
+/// The event for the API server, if its object is there.
+fn of_cluster(cluster: &Cluster, event: &Event) -> Option<Event> {
+    let object = &event.involved_object;
+    let mut event = event.clone();
+    event.metadata.resource_version = None;
+    match object.kind.as_deref() {
+        Some("Pod") => {
+            cluster.pod(&PodUid::new(object.uid.as_deref()?))?;
+            // The store's version says nothing there.
+            event.involved_object.resource_version = None;
+        }
+        Some("Node") => {}
+        _ => return None,
+    }
+    Some(event)
+}
+
+async fn tell(cluster: &Cluster, event: &Event) -> Result<(), Failure> {
+    let events: Api<Event> = Api::namespaced(cluster.client(), event.metadata.namespace.as_deref().unwrap_or("default"));
+    if event.count.is_some_and(|count| count > 1) {
+        let name = event.metadata.name.as_deref().unwrap_or_default();
+        let patch = json!({"count": event.count, "lastTimestamp": event.last_timestamp});
+        match answer(events.patch(name, &PatchParams::default(), &Patch::Merge(patch))).await {
+            // It was too old for the API server, or never got there.
+            Err(failure) if failure.code == 404 => {}
+            told => return told.map(drop),
+        }
+    }
+    answer(events.create(&PostParams::default(), event)).await.map(drop)
+}
+
+/// Events that may still be told of an object.
+struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    fn full(now: Instant) -> Self {
+        Self { left: BURST.into(), at: now }
+    }
+
+    fn now(&self, now: Instant) -> f64 {
+        let refilled = now.saturating_duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
+        (self.left + refilled).min(BURST.into())
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.now(now) >= f64::from(BURST)
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        self.left = self.now(now);
+        self.at = now;
+        let taken = self.left >= 1.0;
+        if taken {
+            self.left -= 1.0;
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_one_in_five_minutes() {
+        let start = Instant::now();
+        let mut budget = Budget::full(start);
+        assert_eq!((0..30).filter(|_| budget.take(start)).count(), 25);
+        assert!(!budget.take(start + REFILL / 2));
+        assert!(budget.take(start + REFILL));
+        assert!(!budget.take(start + REFILL));
+        assert!(budget.is_full(start + REFILL * 30));
+    }
+}

@@ -1,0 +1,241 @@
+//! What has become of the cluster's pods, told to the API server: each pod's newest status, when it has changed, and its deletion once
+//! nothing is left of it. Of one pod one request is on its way at a time, so that nothing older overtakes what is newer.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{Cluster, Failure, answer, pause};
+use crate::model::PodUid;
+use crate::pod::Node;
+use crate::pod::status::is_others;
+use crate::pod::store::{Change, Verb};
+
+/// Requests that are on their way at the same time.
+const AT_ONCE: usize = 16;
+
+/// Follows the pods' states; never returns.
+pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
+    let mut report = Report {
+        cluster: cluster.clone(),
+        news: HashMap::new(),
+        sent: HashMap::new(),
+        busy: HashSet::new(),
+        requests: FuturesUnordered::new(),
+    };
+    let mut changes = report.look(node);
+    loop {
+        report.send();
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(change) => report.changed(&change),
+                Err(RecvError::Lagged(_)) => changes = report.look(node),
+                Err(RecvError::Closed) => return,
+            },
+            Some(done) = report.requests.next(), if !report.requests.is_empty() => report.done(done),
+        }
+    }
+}
+
+/// What a pod has come to and the API server doesn't know.
+#[derive(Debug, Clone)]
+struct News {
+    pod: Arc<Pod>,
+    gone: bool,
+    failures: u32,
+}
+
+/// What came of a request.
+struct Done {
+    uid: PodUid,
+    news: News,
+    result: Result<(), Failure>,
+}
+
+struct Report {
+    cluster: Arc<Cluster>,
+    news: HashMap<PodUid, News>,
+    sent: HashMap<PodUid, PodStatus>,
+    busy: HashSet<PodUid>,
+    requests: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Report {
+    fn look(&mut self, node: &Node) -> tokio::sync::broadcast::Receiver<Change<Pod>> {
+        let snapshot = node.store.pods();
+        for pod in snapshot.objects {
+            self.hear(pod, false);
+        }
+        snapshot.changes
+    }
+
+    fn changed(&mut self, change: &Change<Pod>) {
+        self.hear(change.object.clone(), matches!(change.verb, Verb::Deleted));
+    }
+
+    fn hear(&mut self, pod: Arc<Pod>, gone: bool) {
+        let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
+        if self.cluster.pod(&uid).is_none() {
+            // Of a file, or gone from the API server.
+            self.sent.remove(&uid);
+            return;
+        }
+        self.news.insert(uid, News { pod, gone, failures: 0 });
+    }
+
+    fn send(&mut self) {
+        while self.busy.len() < AT_ONCE {
+            let Some(uid) = self.news.keys().find(|uid| !self.busy.contains(*uid)).cloned() else { return };
+            let Some(news) = self.news.remove(&uid) else { return };
+            let Some(known) = self.cluster.pod(&uid) else { continue };
+            let status = news.pod.status.clone().unwrap_or_default();
+            let told = self.sent.get(&uid).or(known.status.as_ref());
+            let unchanged = told.is_some_and(|told| same(told, &status));
+            if unchanged && !news.gone {
+                continue;
+            }
+            let patch = (!unchanged).then(|| patch(&uid, known.status.as_ref(), self.sent.get(&uid), &status));
+            self.busy.insert(uid.clone());
+            self.requests.push(Box::pin(tell(self.cluster.clone(), uid, news, patch)));
+        }
+    }
+
+    fn done(&mut self, Done { uid, mut news, result }: Done) {
+        self.busy.remove(&uid);
+        match result {
+            Ok(()) if news.gone => {
+                self.sent.remove(&uid);
+            }
+            Ok(()) => {
+                self.sent.insert(uid, news.pod.status.clone().unwrap_or_default());
+            }
+            // The pod of this UID is gone: nobody wants to know any more.
+            Err(failure) if failure.code == 404 || self.cluster.pod(&uid).is_none() => {
+                tracing::debug!(%uid, %failure, "the pod is gone from the API server");
+            }
+            Err(failure) => {
+                tracing::warn!(pod = news.pod.metadata.name, %failure, "the pod's state could not be told to the API server; it is tried again");
+                news.failures = news.failures.saturating_add(1);
+                self.news.entry(uid).or_insert(news);
+            }
+        }
+    }
+}
+
+async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Value>) -> Done {
+    if news.failures > 0 {
+        tokio::time::sleep(pause(news.failures)).await;
+    }
+    let meta = &news.pod.metadata;
+    let (namespace, name) = (meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default());
+    let pods: Api<Pod> = Api::namespaced(cluster.client(), namespace);
+    let mut result = Ok(());
+    if let Some(patch) = patch {
+        result = answer(pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))).await.map(drop);
+    }
+    // Only what is asked to go is taken away: a pod that was evicted is there until somebody deletes it.
+    let asked = cluster.pod(&uid).is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+    if news.gone && asked && result.is_ok() {
+        let preconditions = Preconditions { uid: Some(uid.as_str().into()), resource_version: None };
+        let parameters =
+            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        result = answer(pods.delete(name, &parameters)).await.map(drop);
+    }
+    Done { uid, news, result }
+}
+
+/// Whether the API server knows all of `new`. What others tell of a pod is theirs.
+fn same(told: &PodStatus, new: &PodStatus) -> bool {
+    let ours = |status: &PodStatus| {
+        let mut status = status.clone();
+        if let Some(conditions) = &mut status.conditions {
+            conditions.retain(|c| !is_others(&c.type_));
+            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+            conditions.iter_mut().for_each(|c| {
+                c.last_transition_time = None;
+                c.last_probe_time = None;
+            });
+        }
+        status
+    };
+    ours(told) == ours(new)
+}
+
+/// A strategic merge patch from `known` (as the API server told it) and `sent` (as we told it) to `new`.
+fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodStatus>, new: &PodStatus) -> Value {
+    let mut status = json!(new);
+    let old = || known.into_iter().chain(sent);
+    if let Some(fields) = status.as_object_mut() {
+        // What was said once and isn't true any more.
+        for name in old().filter_map(|old| json!(old).as_object().map(|o| o.keys().cloned().collect::<Vec<_>>())).flatten() {
+            if OURS.contains(&name.as_str()) {
+                fields.entry(name).or_insert(Value::Null);
+            }
+        }
+        for name in ["podIPs", "hostIPs"] {
+            if let Some(list) = fields.get_mut(name).and_then(Value::as_array_mut) {
+                list.insert(0, json!({"$patch": "replace"}));
+            }
+        }
+        if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|c| !c["type"].as_str().is_some_and(is_others));
+            let now: Vec<Value> = conditions.iter().map(|c| c["type"].clone()).collect();
+            let before = old().flat_map(|old| old.conditions.iter().flatten()).map(|c| c.type_.as_str());
+            let mut ended: Vec<&str> = before.filter(|type_| !is_others(type_) && !now.contains(&json!(type_))).collect();
+            ended.dedup();
+            conditions.extend(ended.into_iter().map(|type_| json!({"$patch": "delete", "type": type_})));
+        }
+    }
+    json!({"metadata": {"uid": uid.as_str()}, "status": status})
+}
+
+/// Fields of a status that can end.
+const OURS: [&str; 7] =
+    ["message", "reason", "podIP", "podIPs", "initContainerStatuses", "ephemeralContainerStatuses", "resources"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(json: Value) -> PodStatus {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_patch_replaces_what_is_ours_and_leaves_what_is_others() {
+        let known = status(json!({
+            "phase": "Pending", "message": "waits", "podIPs": [{"ip": "10.0.0.1"}], "nominatedNodeName": "n",
+            "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodResizePending", "status": "True"}, {"type": "example.com/gate", "status": "True"}],
+        }));
+        let new = status(json!({
+            "phase": "Running", "podIPs": [{"ip": "10.0.0.2"}],
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "False"}],
+        }));
+        let patch = patch(&PodUid::new("u"), Some(&known), None, &new);
+        assert_eq!(
+            patch,
+            json!({"metadata": {"uid": "u"}, "status": {
+                "phase": "Running", "message": null, "podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.2"}],
+                "conditions": [{"type": "Ready", "status": "True"}, {"$patch": "delete", "type": "PodResizePending"}],
+            }})
+        );
+    }
+
+    #[test]
+    fn what_others_tell_and_when_it_changed_is_no_news() {
+        let told = status(json!({"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}, {"type": "example.com/gate", "status": "True"}]}));
+        let mut new = status(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}));
+        assert!(same(&told, &new));
+        new.phase = Some("Succeeded".into());
+        assert!(!same(&told, &new));
+    }
+}

@@ -1,0 +1,246 @@
+//! The pods that the API server has for this node, by one watch; what they refer to is [`needs`]'. Tells the pod manager the same events as
+//! the folders do. A pod begins once what it refers to was asked for; pods don't wait for each other.
+
+mod needs;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::utils::Backoff;
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::mpsc;
+
+use super::Event;
+use crate::cluster::{Cluster, whole};
+use crate::model::{Origin, PodUid, ValidPod};
+use crate::pod::{Node, completed};
+use needs::Needs;
+
+/// A pod that the API server asks this node to show, and which a file of this node made.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Watches until the manager hangs up.
+pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sender<Event>) {
+    let pods: Api<Pod> = Api::all(cluster.client());
+    let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", cluster.node_name())).any_semantic();
+    let mut stream = watcher(pods, mine).backoff(Eager::default()).boxed();
+    let mut source = Source {
+        cluster,
+        node,
+        manager,
+        listed: Listing::Told,
+        needs: Needs::new(cluster.clone(), node.clone()),
+        fetches: FuturesUnordered::new(),
+        waiting: HashMap::new(),
+    };
+    let mut silent = false;
+    loop {
+        let told = tokio::select! {
+            Some(uid) = source.fetches.next(), if !source.fetches.is_empty() => source.fetched(&uid).await,
+            event = stream.next() => match event {
+                Some(Ok(event)) => {
+                    silent = false;
+                    source.event(event).await
+                }
+                Some(Err(error)) => {
+                    if !std::mem::replace(&mut silent, true) {
+                        tracing::warn!(
+                            error = whole(&error),
+                            "the API server's pods can't be watched; pods run on as they are, and it is tried again"
+                        );
+                    }
+                    Ok(())
+                }
+                None => return,
+            },
+        };
+        if told.is_err() {
+            return;
+        }
+    }
+}
+
+struct Source<'a> {
+    cluster: &'a Arc<Cluster>,
+    node: &'a Arc<Node>,
+    manager: &'a mpsc::Sender<Event>,
+    listed: Listing,
+    needs: Needs,
+    /// End when all that a pod refers to was asked for.
+    fetches: FuturesUnordered<BoxFuture<'static, PodUid>>,
+    /// Pods that wait for that, as they shall begin.
+    waiting: HashMap<PodUid, ValidPod>,
+}
+
+/// How far a list has come.
+enum Listing {
+    /// Some of it is known.
+    Begun(HashSet<PodUid>),
+    /// All of it is known, and some of its pods wait to be told.
+    Known,
+    /// The manager was told all of it.
+    Told,
+}
+
+/// The manager has hung up.
+type Told = Result<(), mpsc::error::SendError<Event>>;
+
+impl Source<'_> {
+    async fn event(&mut self, event: watcher::Event<Pod>) -> Told {
+        match event {
+            watcher::Event::Init => self.listed = Listing::Begun(HashSet::new()),
+            watcher::Event::InitApply(pod) => {
+                if let (Listing::Begun(listed), Some(uid)) = (&mut self.listed, uid(&pod)) {
+                    listed.insert(uid);
+                }
+                self.apply(pod).await?;
+            }
+            watcher::Event::InitDone => {
+                if let Listing::Begun(listed) = std::mem::replace(&mut self.listed, Listing::Known) {
+                    for uid in self.cluster.known().into_iter().filter(|uid| !listed.contains(uid)) {
+                        self.gone(&uid).await?;
+                    }
+                }
+                self.tell_listed().await?;
+            }
+            watcher::Event::Apply(pod) => self.apply(pod).await?,
+            watcher::Event::Delete(pod) => {
+                if let Some(uid) = uid(&pod) {
+                    self.gone(&uid).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, mut pod: Pod) -> Told {
+        pod.metadata.managed_fields = None;
+        let Some(uid) = uid(&pod) else { return Ok(()) };
+        if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
+            return Ok(());
+        }
+        let known = Arc::new(pod);
+        let before = self.cluster.learn(&uid, Some(known.clone()));
+        let pod = wanted(&known);
+        if known.metadata.deletion_timestamp.is_some() {
+            self.waiting.remove(&uid);
+            return self.manager.send(Event::End { pod, grace: known.metadata.deletion_grace_period_seconds }).await;
+        }
+        let phase = known.status.as_ref().and_then(|status| status.phase.as_deref());
+        if before.is_none() && matches!(phase, Some("Succeeded" | "Failed")) {
+            // What is left here of one that is over is kept until it is deleted; it is never begun again.
+            return match completed::read(&self.node.runtime, &uid) {
+                Some(_) => self.manager.send(Event::Apply(pod)).await,
+                None => Ok(()),
+            };
+        }
+        let asked = self.needs.want(&pod);
+        if before.is_some() && !self.waiting.contains_key(&uid) {
+            // It runs: what it refers to anew comes when it comes.
+            return self.manager.send(Event::Apply(pod)).await;
+        }
+        self.waiting.insert(uid.clone(), pod);
+        self.fetches.push(Box::pin(async move {
+            asked.await;
+            uid
+        }));
+        Ok(())
+    }
+
+    async fn fetched(&mut self, uid: &PodUid) -> Told {
+        if let Some(pod) = self.waiting.remove(uid) {
+            self.manager.send(Event::Apply(pod)).await?;
+        }
+        self.tell_listed().await
+    }
+
+    async fn tell_listed(&mut self) -> Told {
+        if matches!(self.listed, Listing::Known) && self.waiting.is_empty() {
+            self.listed = Listing::Told;
+            self.manager.send(Event::Listed).await?;
+        }
+        Ok(())
+    }
+
+    async fn gone(&mut self, uid: &PodUid) -> Told {
+        self.cluster.learn(uid, None);
+        self.waiting.remove(uid);
+        self.needs.release(uid);
+        self.manager.send(Event::Delete(uid.clone())).await
+    }
+}
+
+/// The waits between tries: the first ones are short, since a pod may be told before the API server lets its node see what it refers to.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Eager {
+    failures: u32,
+}
+
+impl Eager {
+    const FIRST: Duration = Duration::from_millis(10);
+    const MOST: Duration = Duration::from_secs(30);
+}
+
+impl Iterator for Eager {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Self::FIRST.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        Some(wait.min(Self::MOST))
+    }
+}
+
+impl Backoff for Eager {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// A UID that is safe as a path's component; the API server gives no other.
+fn uid(pod: &Pod) -> Option<PodUid> {
+    let uid = pod.metadata.uid.as_deref()?;
+    let safe = (1..=63).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if !safe {
+        tracing::warn!(uid, "a pod of the API server has a UID that is none; it is not run");
+    }
+    safe.then(|| PodUid::new(uid))
+}
+
+/// The pod as it shall be: without what changes as it runs.
+fn wanted(pod: &Pod) -> ValidPod {
+    let mut pod = pod.clone();
+    pod.status = None;
+    pod.metadata.resource_version = None;
+    pod.metadata.deletion_timestamp = None;
+    pod.metadata.deletion_grace_period_seconds = None;
+    ValidPod::trusted(pod, Origin::Api)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_tries_are_soon_and_later_ones_rare() {
+        let waits: Vec<_> = Eager::default().take(14).map(|wait| wait.as_millis()).collect();
+        assert_eq!((waits[0], waits[1], waits[2], waits[13]), (10, 20, 40, 30_000));
+    }
+
+    #[test]
+    fn a_uid_is_a_name_of_a_folder_or_none() {
+        let of = |text: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = Some(text.into());
+            uid(&pod).is_some()
+        };
+        assert!(of("0b0c7a4e-8d4e-4f7e-9b64-6d0a5e4f3c21"));
+        assert!(!of("../../etc") && !of("") && !of("a/b"));
+    }
+}

@@ -1,0 +1,255 @@
+//! What pods of the API server refer to: each object by a watch of its own, each token by itself, as long as a pod needs it. A node may
+//! see no others.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount, ServiceAccountTokenProjection};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Eager;
+use crate::cluster::{Cluster, Failure, answer, whole};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::pod::Node;
+use crate::runtime::volumes::payload::TOKEN;
+
+/// How long a pod's beginning waits for the first answer about what it refers to; then it begins, and says what it lacks.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A token is renewed after this part of its life at the latest, as the kubelet does.
+const RENEW_AT_LATEST: Duration = Duration::from_secs(24 * 3600);
+
+/// See the module's page.
+pub(super) struct Needs {
+    cluster: Arc<Cluster>,
+    node: Arc<Node>,
+    of: HashMap<PodUid, BTreeSet<ObjectRef>>,
+    kept: HashMap<ObjectRef, Kept>,
+}
+
+struct Kept {
+    /// Ends with this value.
+    _task: AbortOnDropHandle<()>,
+    /// Whether there was an answer: the object, or that there is none.
+    answered: watch::Receiver<bool>,
+}
+
+impl Needs {
+    pub(super) fn new(cluster: Arc<Cluster>, node: Arc<Node>) -> Self {
+        Self { cluster, node, of: HashMap::new(), kept: HashMap::new() }
+    }
+
+    /// Begins to keep all that the pod refers to. What is returned ends when there was an answer about each.
+    pub(super) fn want(&mut self, pod: &ValidPod) -> impl Future<Output = ()> + Send + use<> {
+        let keys = references::of(pod);
+        let mut answers = Vec::new();
+        for key in &keys {
+            if !self.kept.contains_key(key)
+                && let Some(kept) = self.keep(pod, key)
+            {
+                self.kept.insert(key.clone(), kept);
+            }
+            answers.extend(self.kept.get(key).map(|kept| kept.answered.clone()));
+        }
+        let before = self.of.insert(pod.uid().clone(), keys);
+        if before.is_some() {
+            self.forget_unneeded();
+        }
+        async move {
+            let all = async {
+                for answered in &mut answers {
+                    let _ = answered.wait_for(|is| *is).await.map(drop);
+                }
+            };
+            let _ = tokio::time::timeout(PATIENCE, all).await;
+        }
+    }
+
+    /// The pod is gone.
+    pub(super) fn release(&mut self, uid: &PodUid) {
+        if self.of.remove(uid).is_some() {
+            self.forget_unneeded();
+        }
+    }
+
+    fn forget_unneeded(&mut self) {
+        let needed: BTreeSet<&ObjectRef> = self.of.values().flatten().collect();
+        let objects = &self.node.objects.cluster;
+        self.kept.retain(|key, _| {
+            let stays = needed.contains(key);
+            if !stays {
+                objects.remove(key);
+            }
+            stays
+        });
+    }
+
+    fn keep(&self, pod: &ValidPod, key: &ObjectRef) -> Option<Kept> {
+        let (told, answered) = watch::channel(false);
+        let keeper = Keeper { cluster: self.cluster.clone(), node: self.node.clone(), key: key.clone(), told };
+        let token = references::tokens(pod).find(|token| references::token_secret(pod, token) == *key).cloned();
+        let task = match (token, key.kind) {
+            (Some(token), _) => tokio::spawn(keeper.token(pod.clone(), token)),
+            (None, ObjectKind::ConfigMap) => tokio::spawn(keeper.object::<ConfigMap>(Body::ConfigMap)),
+            (None, ObjectKind::Secret) => tokio::spawn(keeper.object::<Secret>(Body::Secret)),
+            (None, _) => return None,
+        };
+        Some(Kept { _task: AbortOnDropHandle::new(task), answered })
+    }
+}
+
+/// Keeps one object.
+struct Keeper {
+    cluster: Arc<Cluster>,
+    node: Arc<Node>,
+    key: ObjectRef,
+    told: watch::Sender<bool>,
+}
+
+impl Keeper {
+    /// For ever.
+    async fn object<T>(self, body: fn(Arc<T>) -> Body)
+    where
+        T: Resource<Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
+        T::DynamicType: Default,
+    {
+        let objects = &self.node.objects.cluster;
+        let api: Api<T> = Api::namespaced(self.cluster.client(), &self.key.namespace);
+        let one = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name)).any_semantic();
+        let mut stream = watcher(api, one).backoff(Eager::default()).boxed();
+        let (mut there, mut failures) = (false, 0_u32);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => there = false,
+                Ok(watcher::Event::Apply(mut object) | watcher::Event::InitApply(mut object)) => {
+                    (there, failures) = (true, 0);
+                    object.meta_mut().managed_fields = None;
+                    objects.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
+                }
+                Ok(watcher::Event::Delete(_)) => drop(objects.remove(&self.key)),
+                Ok(watcher::Event::InitDone) => {
+                    failures = 0;
+                    if !there {
+                        objects.remove(&self.key);
+                    }
+                    self.told.send_replace(true);
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    self.complain(failures, &whole(&error));
+                }
+            }
+        }
+    }
+
+    /// For ever: a token, and a new one at four fifths of its life.
+    async fn token(self, pod: ValidPod, token: ServiceAccountTokenProjection) {
+        let mut waits = Eager::default();
+        let mut failures = 0_u32;
+        loop {
+            let wait = match request(&self.cluster, &pod, &token).await {
+                Ok((text, expires)) => {
+                    (waits, failures) = (Eager::default(), 0);
+                    self.node.objects.cluster.put(secret(&self.key, text));
+                    self.told.send_replace(true);
+                    renew_in(Timestamp::now(), expires)
+                }
+                Err(failure) => {
+                    failures = failures.saturating_add(1);
+                    self.complain(failures, &failure.to_string());
+                    waits.next().unwrap_or(Eager::MOST)
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Once, when it isn't the API server's being a moment behind itself.
+    fn complain(&self, failures: u32, error: &str) {
+        if failures == 5 {
+            let key = &self.key;
+            let what = if key.name.contains('/') { "a service account token".to_owned() } else { key.to_string() };
+            tracing::warn!(
+                namespace = key.namespace,
+                error,
+                "{what}, which a pod needs, can't be had of the API server; it is tried again"
+            );
+        }
+    }
+}
+
+/// Four fifths of what is left of a life, at most a day.
+fn renew_in(now: Timestamp, expires: Timestamp) -> Duration {
+    let life = Duration::try_from(expires.duration_since(now)).unwrap_or_default();
+    (life * 4 / 5).clamp(Duration::from_secs(5), RENEW_AT_LATEST)
+}
+
+/// A token that is bound to the pod, and when it expires.
+async fn request(
+    cluster: &Cluster,
+    pod: &ValidPod,
+    token: &ServiceAccountTokenProjection,
+) -> Result<(Vec<u8>, Timestamp), Failure> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), pod.namespace());
+    let account = pod.spec().service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    let seconds = token.expiration_seconds.unwrap_or(3600);
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec {
+            audiences: token.audience.clone().filter(|audience| !audience.is_empty()).map(|audience| vec![audience]),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: Some(pod.name().into()),
+                uid: Some(pod.uid().as_str().into()),
+            }),
+            expiration_seconds: Some(seconds),
+            ..TokenRequestSpec::default()
+        }),
+        ..TokenRequest::default()
+    };
+    let answered: TokenRequest = answer(accounts.create_subresource("token", account, &PostParams::default(), &request)).await?;
+    let none = || Failure { code: 0, message: "the answer has no token".into() };
+    let status = answered.status.ok_or_else(none)?;
+    let asked = Duration::from_secs(seconds.max(0).unsigned_abs());
+    let expires = status.expiration_timestamp.map(|time| time.0);
+    let expires = expires.or_else(|| Timestamp::now().checked_add(asked).ok()).unwrap_or(Timestamp::MAX);
+    Ok((status.token.ok_or_else(none)?.into_bytes(), expires))
+}
+
+fn secret(key: &ObjectRef, token: Vec<u8>) -> ValidObject {
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some(key.name.clone()), namespace: Some(key.namespace.clone()), ..ObjectMeta::default() },
+        data: Some([(TOKEN.to_owned(), ByteString(token))].into()),
+        ..Secret::default()
+    };
+    ValidObject::trusted(Body::Secret(Arc::new(secret)), Origin::Api)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_and_once_a_day() {
+        let now = Timestamp::UNIX_EPOCH;
+        let seconds = |life: i64| renew_in(now, now + jiff::SignedDuration::from_secs(life)).as_secs();
+        assert_eq!((seconds(3600), seconds(600), seconds(365 * 24 * 3600)), (2880, 480, 24 * 3600));
+        assert_eq!((seconds(0), seconds(-10)), (5, 5), "a clock that is wrong asks often, but not without end");
+    }
+}
