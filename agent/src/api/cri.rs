@@ -156,13 +156,14 @@ pub fn tail(files: &[(&File, u64)], lines: u64) -> io::Result<(usize, u64)> {
             let length = usize::try_from(end - start).unwrap_or(HEAD).min(HEAD);
             file.read_exact_at(&mut head[..length], start)?;
             let Some(entry) = parse(&head[..length]) else { continue };
-            if !entry.partial || std::mem::take(&mut at_end) {
+            if !entry.partial || (at_end && !entry.content.is_empty()) {
                 if missing == 0 {
                     return Ok((index, end + 1));
                 }
                 missing -= 1;
             }
-            at_end = false;
+            // An entry without a byte begins no line.
+            at_end &= entry.partial && entry.content.is_empty();
         }
     }
     Ok((0, 0))
@@ -292,6 +293,8 @@ mod tests {
         let log = b"2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stdout P tw\n2026-01-01T00:00:03Z stdout P o";
         assert_eq!(shown_from(&[log], 1), "tw");
         assert_eq!(shown_from(&[b""], 1), "");
+        let nothing_more = b"2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stdout P \n";
+        assert_eq!(shown_from(&[nothing_more], 1), "one\n");
     }
 
     proptest! {
