@@ -46,7 +46,7 @@ tools: ## What the tests need that Debian hasn't
 
 deb: ## One static binary, and a Debian package with it: target/package/nodeagent_VERSION_ARCH.deb
 	@command -v cargo-deb > /dev/null || cargo install cargo-deb --locked
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --package nodeagent --target $(HOST)
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --package nodeagent --target $(HOST)
 	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
 
 controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)

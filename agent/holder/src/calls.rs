@@ -46,6 +46,7 @@ impl Holder {
 
     fn answer(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
+            Request::Prepare => self.prepare(),
             Request::Sandbox(recipe) => self.make_sandbox(*recipe),
             Request::Subscribe => {
                 if let Some(connection) = self.connections.get_mut(&asker.connection) {
@@ -83,11 +84,11 @@ impl Holder {
             }
             Request::Socket { domain, kind, protocol } => {
                 // Before that, it would be one of the host's.
-                self.sandbox()?;
+                self.namespaces_are_made()?;
                 socket(domain, kind, protocol)
             }
             Request::NetNamespace => {
-                self.sandbox()?;
+                self.namespaces_are_made()?;
                 let path = "/proc/self/ns/net";
                 let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
                 Ok(descriptor(namespace.or_fault(Stage::Namespace, path)?))
@@ -137,11 +138,25 @@ impl Holder {
         self.sandbox.as_ref().ok_or_else(|| refused(Stage::Protocol, "", "there is no sandbox yet"))
     }
 
+    fn namespaces_are_made(&self) -> Result<(), Fault> {
+        if self.prepared { Ok(()) } else { self.sandbox().map(drop) }
+    }
+
+    fn prepare(&mut self) -> Answer {
+        if self.prepared || self.sandbox.is_some() {
+            return Err(refused(Stage::Protocol, "", "the namespaces are made already"));
+        }
+        crate::sandbox::prepare()?;
+        self.prepared = true;
+        Ok(done())
+    }
+
     fn make_sandbox(&mut self, recipe: SandboxRecipe) -> Answer {
         if self.sandbox.is_some() {
             return Err(refused(Stage::Protocol, "", "the sandbox is made already"));
         }
-        let (mut sandbox, steps) = Sandbox::make(recipe)?;
+        let (mut sandbox, steps) = Sandbox::make(recipe, self.prepared)?;
+        self.watch_own_children().or_fault(Stage::Fork, "")?;
         self.listen(&sandbox.recipe.socket)?;
         self.note = std::mem::take(&mut sandbox.recipe.note);
         let pause_pid = sandbox.pause.as_ref().map(|p| p.pid);

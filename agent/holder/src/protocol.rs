@@ -54,6 +54,9 @@ pub enum Message {
 pub enum Request {
     /// The first request of a holder's life: make the namespaces, listen on the socket. → [`Reply::Sandbox`]
     Sandbox(Box<SandboxRecipe>),
+    /// Make the namespaces of a pod that isn't known yet: NET, IPC and UTS. [`Request::Sandbox`] must then want just these.
+    /// → [`Reply::Done`]
+    Prepare,
     /// Events are wanted on this connection. → [`Reply::Done`]
     Subscribe,
     /// Everything the holder knows. → [`Reply::State`]

@@ -31,23 +31,26 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes the namespaces; the process is in them afterwards.
-    pub fn make(mut recipe: SandboxRecipe) -> Result<(Self, Vec<Step>), Fault> {
+    /// Makes the namespaces, or takes those of [`prepare`]; the process is in them afterwards, and perhaps another than before: see
+    /// [`child::move_into`].
+    pub fn make(mut recipe: SandboxRecipe, prepared: bool) -> Result<(Self, Vec<Step>), Fault> {
         let mut steps = Steps::start();
-        for cgroup in &recipe.cgroups {
-            child::join_cgroup(cgroup)?;
+        let flags = flags(&recipe);
+        if prepared && (flags != PREPARED || recipe.user.is_some()) {
+            return Err(refused(Stage::Protocol, "", "the namespaces that are made aren't those of the recipe"));
         }
+        child::move_into(&recipe.cgroups)?;
         if !recipe.title.is_empty() {
             // Cosmetics.
             let _ = sys::set_title(&recipe.title);
         }
         survive_others();
         let own_pid = open_namespace("/proc/self/ns/pid")?;
-        let mut flags = 0;
-        for (wanted, flag) in [(recipe.net, ns::NET), (recipe.ipc, ns::IPC), (recipe.hostname.is_some(), ns::UTS)] {
-            flags |= if wanted { flag } else { 0 };
-        }
-        let (user, mut pause) = if recipe.user.is_some() { make_with_user(&recipe, flags)? } else { make_without_user(flags)? };
+        let (user, mut pause) = match &recipe.user {
+            Some(_) => make_with_user(&recipe, flags)?,
+            None if prepared => (None, None),
+            None => make_without_user(flags)?,
+        };
         steps.done("namespaces");
         if let Some(name) = &recipe.hostname {
             rustix::system::sethostname(name.as_bytes()).or_fault(Stage::Namespace, name)?;
@@ -98,6 +101,19 @@ impl Sandbox {
         sys::setns(self.own_pid.as_fd(), ns::PID).or_fault(Stage::Namespace, "pid")?;
         child
     }
+}
+
+/// What most pods have: neither a USER namespace nor anything of the host's.
+const PREPARED: u64 = ns::NET | ns::IPC | ns::UTS;
+
+/// The namespaces of a pod that isn't known yet.
+pub fn prepare() -> Result<(), Fault> {
+    make_without_user(PREPARED).map(drop)
+}
+
+fn flags(recipe: &SandboxRecipe) -> u64 {
+    let wanted = [(recipe.net, ns::NET), (recipe.ipc, ns::IPC), (recipe.hostname.is_some(), ns::UTS)];
+    wanted.into_iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag)
 }
 
 /// When the pod has no memory left, the kernel is to kill any of its processes but this one, which would take all with it. The

@@ -36,6 +36,8 @@ pub struct Exec {
 pub struct Holder {
     pub poll: Poll,
     pub sandbox: Option<Sandbox>,
+    /// This process is in namespaces that a sandbox can have.
+    pub prepared: bool,
     pub note: serde_json::Value,
     pub containers: BTreeMap<u64, Container>,
     pub execs: BTreeMap<u64, Exec>,
@@ -45,8 +47,9 @@ pub struct Holder {
     helpers: BTreeMap<u64, (OwnedFd, u64)>,
     next: u64,
     closing: Option<Instant>,
-    /// Readable when a child ended.
+    /// Readable when a child ended; its key.
     children: OwnedFd,
+    children_key: u64,
     /// A request was done that took much memory for a moment.
     pub untidy: bool,
 }
@@ -56,6 +59,7 @@ impl Holder {
         let mut holder = Self {
             poll: Poll::new()?,
             sandbox: None,
+            prepared: false,
             note: serde_json::Value::Null,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
@@ -65,9 +69,10 @@ impl Holder {
             next: 1,
             closing: None,
             children: sys::child_events()?,
+            children_key: 0,
             untidy: false,
         };
-        holder.poll.add(&holder.children, Interest::IN, Token::Children)?;
+        holder.children_key = holder.poll.add(&holder.children, Interest::IN, Token::Children)?;
         holder.connect(first)?;
         Ok(holder)
     }
@@ -102,6 +107,14 @@ impl Holder {
         }
         let dead = self.helpers.is_empty() && self.execs.is_empty() && self.containers.values().all(|c| c.live.is_none());
         self.closing.is_some_and(|limit| dead || limit <= Instant::now())
+    }
+
+    /// This process is another now: who watches for ended children watches for those of the process that began to.
+    pub fn watch_own_children(&mut self) -> io::Result<()> {
+        self.poll.remove(&self.children, self.children_key);
+        self.children = sys::child_events()?;
+        self.children_key = self.poll.add(&self.children, Interest::IN, Token::Children)?;
+        Ok(())
     }
 
     pub fn number(&mut self) -> u64 {

@@ -213,6 +213,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
         runtime.cluster_dns = services::gateways(settings);
     }
     let runtime = Runtime::new(runtime).map_err(|e| DaemonError::Runtime(e.to_string()))?;
+    runtime.keep_spare();
     let (services, parts) = services::parts(settings, network.bridge(), &store, &recorder, names);
     let allocatable = runtime.settings().allocatable;
     let room = Room {

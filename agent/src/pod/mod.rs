@@ -82,6 +82,7 @@ impl Node {
         &self,
         pod: &ValidPod,
         start_time: Timestamp,
+        first: Vec<(k8s::Container, u32)>,
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
         if let Some(problem) = self.network.problem().filter(|_| pod.spec().host_network != Some(true)) {
@@ -93,7 +94,13 @@ impl Node {
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
         trace.protocol_steps(None, begun, &sandbox.steps);
-        match self.wire(pod, (&sandbox, wires), start_time, trace).await {
+        let ahead = async {
+            let begun = Instant::now();
+            self.runtime.prepare_containers(&sandbox, first.iter().map(|(container, attempt)| (container, *attempt)));
+            trace.step("containers ahead", None, begun);
+        };
+        // The network's order is given first; it is carried out elsewhere.
+        match tokio::join!(self.wire(pod, (&sandbox, wires), start_time, trace), ahead).0 {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
         }

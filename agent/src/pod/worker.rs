@@ -587,7 +587,34 @@ impl Worker {
         self.observed.sandbox = SandboxState::Creating;
         self.wiring = self.node.network.changes(&self.pod);
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
-        self.outcomes.push(Box::pin(async move { Outcome::Sandbox(node.create_sandbox(&pod, start_time, &trace).await) }));
+        let first = self.first_to_start();
+        self.outcomes.push(Box::pin(async move { Outcome::Sandbox(node.create_sandbox(&pod, start_time, first, &trace).await) }));
+    }
+
+    /// The containers that will start as soon as there is a sandbox, with their attempts' numbers.
+    fn first_to_start(&self) -> Vec<(k8s::Container, u32)> {
+        let spec = self.pod.spec();
+        let first = match spec.init_containers.as_deref() {
+            Some([first, ..]) => std::slice::from_ref(first),
+            _ => &spec.containers,
+        };
+        // Devices come with the recipe, and are to be allowed before the cgroup is made.
+        if crate::runtime::cdi::names(&self.pod).is_ok_and(|names| !names.is_empty()) {
+            return Vec::new();
+        }
+        first.iter().map(|container| (self.as_promised(container), self.next_number(&container.name))).collect()
+    }
+
+    /// A container with the resources that the node has promised it.
+    fn as_promised(&self, container: &k8s::Container) -> k8s::Container {
+        k8s::Container { resources: self.observed.resources(container).cloned(), ..container.clone() }
+    }
+
+    fn next_number(&self, name: &str) -> u32 {
+        match self.observed.containers.get(name).and_then(|container| container.last.as_ref()) {
+            Some(attempt) => attempt.number.saturating_add(1),
+            None => self.node.runtime.next_attempt(&self.pod, name),
+        }
     }
 
     fn remove_sandbox(&mut self) {
@@ -636,23 +663,18 @@ impl Worker {
 
     fn start(&mut self, name: &str, delay: Duration) {
         let (Some(sandbox), Some(container), Some((image, _))) =
-            (self.sandbox.clone(), self.container(name).cloned(), self.images.get(name))
+            (self.sandbox.clone(), self.container(name).map(|container| self.as_promised(container)), self.images.get(name))
         else {
             // The image was let go: it is asked for again.
             self.observed.containers.entry(name.to_owned()).or_default().image = Image::Unknown;
             return;
         };
         let image = image.clone();
-        let mut container = container;
-        container.resources = self.observed.resources(&container).cloned();
+        let number = self.next_number(name);
         let observed = self.observed.containers.entry(name.to_owned()).or_default();
         observed.starting = true;
         observed.refused = None;
         observed.unhealthy = None;
-        let number = match &observed.last {
-            Some(attempt) => attempt.number.saturating_add(1),
-            None => self.node.runtime.next_attempt(&self.pod, name),
-        };
         let note = Note {
             image: container.image.clone().unwrap_or_default(),
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),

@@ -13,6 +13,7 @@ pub mod inspect;
 #[cfg(test)]
 mod known;
 mod paths;
+mod prepared;
 mod readers;
 pub mod recipe;
 mod record;

@@ -5,19 +5,20 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Container;
 use oci_spec::image::ImageConfiguration;
-use podholder::protocol::{HolderState, IdMaps, Process, Recipe, Source, Step};
+use podholder::protocol::{HolderState, IdMaps, Process, Recipe, SandboxRecipe, Source, Step};
 use rustix::fs::{Mode, OFlags};
 
 use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
-use super::holder::{Holder, Program, Wires};
+use super::holder::{CallError, Holder, Program, SandboxReply, Spares, Wires};
 use super::inspect::{self, Inspection};
+use super::prepared::Prepared;
 use super::readers::Readers;
 use super::recipe::env::Objects;
 use super::recipe::{self, ContainerInput, sandbox};
@@ -34,10 +35,12 @@ use crate::model::{PodUid, ValidPod};
 pub struct Runtime {
     pub(super) settings: Settings,
     pub(super) cgroups: Cgroups,
-    program: Program,
+    program: Arc<Program>,
+    spares: OnceLock<Spares>,
     filters: Filters,
     rules: Rules,
     pub(super) pods: Mutex<HashMap<PodUid, Held>>,
+    pub(super) prepared: Prepared,
     pub(super) readers: Readers,
 }
 
@@ -152,9 +155,24 @@ impl Runtime {
             node_memory: settings.allocatable.memory,
             page_sizes: super::hugepages::of_machine().into_keys().collect(),
         };
-        let program = Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?;
+        let program = Arc::new(Program::embedded().map_err(file("copy podholder into", Path::new("memory")))?);
         let filters = Filters::new(settings.seccomp_root.clone(), settings.seccomp_default_profile.as_deref())?;
-        Ok(Self { settings, cgroups, program, filters, rules, pods: Mutex::default(), readers: Readers::default() })
+        Ok(Self {
+            settings,
+            cgroups,
+            program,
+            spares: OnceLock::new(),
+            filters,
+            rules,
+            pods: Mutex::default(),
+            prepared: Prepared::default(),
+            readers: Readers::default(),
+        })
+    }
+
+    /// From now on a holder waits for the next pod. Must be called within a tokio runtime.
+    pub fn keep_spare(&self) {
+        self.spares.get_or_init(|| Spares::keep(self.program.clone()));
     }
 
     /// The node's part of all recipes.
@@ -222,10 +240,22 @@ impl Runtime {
         self.weigh_burstable()?;
         recipe.cgroups = holders.holder_joins();
         clock.step("cgroup");
-        let (holder, reply) = Holder::spawn(&self.program, &recipe).await?;
+        let (holder, reply) = self.holder(&recipe).await?;
         clock.step("holder");
         let steps = clock.with_inner(reply.steps);
         Ok((Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps }, reply.wires))
+    }
+
+    /// The spare one, or a new one.
+    async fn holder(&self, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
+        if let Some(spare) = self.spares.get().and_then(|spares| spares.take(recipe)) {
+            match spare.become_pods(recipe).await {
+                // It was ended by somebody while it waited.
+                Err(CallError::Gone(_)) => {}
+                done => return done,
+            }
+        }
+        Holder::spawn(&self.program, recipe).await
     }
 
     fn make_pod_dirs(&self, pod: &ValidPod) -> Result<(), Cause> {
@@ -318,9 +348,13 @@ impl Runtime {
     /// Runs a container: cgroup, folders, recipe, and the holder does the rest.
     pub async fn start_container(&self, sandbox: &Sandbox, input: StartInput<'_>) -> Result<Started, Error> {
         let place = Place::container(input.pod, &input.container.name);
-        let id = new_id().map_err(|cause| place.error(cause))?;
+        let prepared = self.prepared.take(input.pod.uid(), &input.container.name, input.attempt);
+        let (id, limits) = match prepared {
+            Some((id, limits)) => (id, Some(limits)),
+            None => (new_id().map_err(|cause| place.error(cause))?, None),
+        };
         let (pod, objects) = (input.pod, input.objects);
-        let started = self.start(sandbox, input, &id).await;
+        let started = self.start(sandbox, input, &id, limits).await;
         if started.is_err() {
             // Nothing runs in it. What stays is removed with the container or the pod.
             let _ = sandbox.group.child(&id).remove().await;
@@ -384,16 +418,43 @@ impl Runtime {
         record::write(&self.settings.pod_json(pod.uid()), pod).map_err(|cause| Place::pod(pod).error(cause))
     }
 
-    async fn start(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<Started, Cause> {
+    /// Makes the folders and cgroups of containers that will be the first to start, with the numbers of these attempts: while the
+    /// network is made, a processor is free. What can't be made is left to the start, which will say why.
+    pub fn prepare_containers<'a>(&self, sandbox: &Sandbox, containers: impl Iterator<Item = (&'a Container, u32)>) {
+        for (container, attempt) in containers {
+            let Ok(id) = new_id() else { return };
+            let limits = self.container_limits(container);
+            let folders = self.make_container_dirs(&sandbox.pod, container, attempt);
+            let made = folders.and_then(|()| Ok(sandbox.group.child(&id).create(&limits)?));
+            match made {
+                Ok(()) => self.prepared.put(sandbox.pod.uid(), &container.name, attempt, (id, limits)),
+                Err(error) => tracing::debug!(pod = %sandbox.pod, %error, "a container's folders aren't made ahead"),
+            }
+        }
+    }
+
+    /// `prepared`: its folders are there, and a cgroup with these limits.
+    async fn start(
+        &self,
+        sandbox: &Sandbox,
+        input: StartInput<'_>,
+        id: &str,
+        prepared: Option<Limits>,
+    ) -> Result<Started, Cause> {
         let mut clock = Clock::start();
         let (pod, container, attempt, volumes) = (input.pod, input.container, input.attempt, input.volumes);
         let (recipe, group) = self.recipe(sandbox, input, id)?;
         clock.step("recipe");
-        self.make_container_dirs(pod, container, attempt)?;
+        if prepared.is_none() {
+            self.make_container_dirs(pod, container, attempt)?;
+        }
         make_sub_paths(&recipe, volumes)?;
         self.note_process(pod, container, attempt, &recipe.process)?;
         clock.step("folders");
-        group.create(&self.container_limits(container))?;
+        let limits = self.container_limits(container);
+        if prepared.as_ref() != Some(&limits) {
+            group.create(&limits)?;
+        }
         clock.step("cgroup");
         let reply = sandbox.holder.start(recipe).await?;
         clock.step("holder");

@@ -75,6 +75,7 @@ impl Runtime {
 
     /// The holder ends its containers itself, so that their last output is in the log; whoever is left then is killed.
     async fn end_processes(&self, uid: &PodUid, sandbox: Option<&Sandbox>, errors: &mut Vec<Cause>) {
+        self.prepared.forget(uid);
         let holder = match sandbox {
             Some(sandbox) => Some(sandbox.holder.clone()),
             None => Holder::connect(&self.settings.holder_socket(uid)).await.ok().map(|(holder, _)| holder),

@@ -2,6 +2,7 @@
 //! Many calls share one socket and none waits for another; a holder that hangs costs its own callers a timeout and nobody else.
 
 mod error;
+mod spare;
 mod spawn;
 mod wire;
 
@@ -10,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
 
 pub use error::{CallError, sentence};
+pub use spare::{Spare, Spares};
 pub use spawn::Program;
 
 /// Answers that need no disk come in microseconds; this is for a machine that swaps.
@@ -113,7 +115,8 @@ impl Drop for AbortOnDrop {
 #[derive(Debug)]
 struct Shared {
     socket: AsyncFd<OwnedFd>,
-    pid: Pid,
+    /// Once its sandbox is made it stays what it is.
+    pid: AtomicI32,
     next_call: AtomicU64,
     waiting: Mutex<Waiting>,
     events: broadcast::Sender<Event>,
@@ -124,6 +127,8 @@ struct Shared {
 #[derive(Debug)]
 struct Waiting {
     calls: Option<HashMap<u64, oneshot::Sender<Answer>>>,
+    /// Hears which process the holder is, once it says so.
+    settled: Option<oneshot::Sender<Pid>>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
 }
 
@@ -152,22 +157,21 @@ impl Holder {
         // Sent one after the other without waiting for an answer: the holder takes requests in their order.
         let made = self.ask(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await?;
         let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
-        let wires = if recipe.net {
-            Some((self.ask(Request::NetNamespace, Vec::new()).await?, self.ask(ROUTE_SOCKET, Vec::new()).await?))
-        } else {
-            None
-        };
-        let Reply::Sandbox { pid, pause_pid, steps, .. } = made.answer().await?.reply else {
-            return Err(CallError::Unexpected("sandbox"));
-        };
+        let wires = if recipe.net { Some(self.ask_for_wires().await?) } else { None };
+        let reply = made.answer().await?.sandbox()?;
         subscribed.answer().await?;
         let wires = match wires {
-            Some((netns, netlink)) => {
-                Some(Wires { netns: netns.answer().await?.descriptor()?, netlink: netlink.answer().await?.descriptor()? })
-            }
+            Some(asked) => Some(asked.answer().await?),
             None => None,
         };
-        Ok(SandboxReply { pid, pause_pid, steps, wires })
+        Ok(SandboxReply { wires, ..reply })
+    }
+
+    async fn ask_for_wires(&self) -> Result<AskedForWires<'_>, CallError> {
+        Ok(AskedForWires {
+            netns: self.ask(Request::NetNamespace, Vec::new()).await?,
+            netlink: self.ask(ROUTE_SOCKET, Vec::new()).await?,
+        })
     }
 
     /// Connects to a holder that another life of the agent started.
@@ -186,18 +190,27 @@ impl Holder {
     fn over(socket: OwnedFd, pid: Pid, parent: Parent) -> Result<Self, CallError> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let (tell_gone, gone) = watch::channel(false);
-        tokio::spawn(wait_for_death(registered(pidfd, Interest::READABLE)?, parent, tell_gone));
-        let waiting = Mutex::new(Waiting { calls: Some(HashMap::new()), execs: HashMap::new() });
+        let (settled, successor) = oneshot::channel();
+        // Of a holder that another agent began, nothing is to come.
+        let settled = Some(settled).filter(|_| parent == Parent::Us);
+        tokio::spawn(wait_for_death(registered(pidfd, Interest::READABLE)?, (pid, parent), successor, tell_gone));
+        let waiting = Mutex::new(Waiting { calls: Some(HashMap::new()), settled, execs: HashMap::new() });
         let socket = registered(socket, Interest::READABLE | Interest::WRITABLE)?;
-        let shared =
-            Arc::new(Shared { socket, pid, next_call: AtomicU64::new(1), waiting, events: broadcast::channel(EVENTS).0, gone });
+        let shared = Arc::new(Shared {
+            socket,
+            pid: AtomicI32::new(pid.as_raw_nonzero().get()),
+            next_call: AtomicU64::new(1),
+            waiting,
+            events: broadcast::channel(EVENTS).0,
+            gone,
+        });
         let reader = Arc::new(AbortOnDrop(tokio::spawn(read_all(shared.clone()))));
         Ok(Self { shared, _reader: reader })
     }
 
     /// The holder's process.
     pub fn pid(&self) -> i32 {
-        self.shared.pid.as_raw_nonzero().get()
+        self.shared.pid()
     }
 
     /// What happens from now on. On `Lagged`, read [`Holder::state`].
@@ -319,7 +332,8 @@ impl Holder {
 
     /// SIGKILL to the holder itself, by pidfd: for one that doesn't answer.
     pub fn kill(&self) {
-        if let Ok(pidfd) = rustix::process::pidfd_open(self.shared.pid, PidfdFlags::empty())
+        if let Some(pid) = Pid::from_raw(self.shared.pid())
+            && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             && !*self.shared.gone.borrow()
         {
             // An error means that it has died by itself.
@@ -383,7 +397,7 @@ impl Asked<'_> {
     }
 
     fn pid(&self) -> i32 {
-        self.forget.shared.pid.as_raw_nonzero().get()
+        self.forget.shared.pid()
     }
 }
 
@@ -394,7 +408,27 @@ struct Answered {
     exit: Option<oneshot::Receiver<Exit>>,
 }
 
+/// The two requests whose answers are [`Wires`].
+struct AskedForWires<'a> {
+    netns: Asked<'a>,
+    netlink: Asked<'a>,
+}
+
+impl AskedForWires<'_> {
+    async fn answer(self) -> Result<Wires, CallError> {
+        Ok(Wires { netns: self.netns.answer().await?.descriptor()?, netlink: self.netlink.answer().await?.descriptor()? })
+    }
+}
+
 impl Answered {
+    /// Without the wires, which come by themselves.
+    fn sandbox(self) -> Result<SandboxReply, CallError> {
+        match self.reply {
+            Reply::Sandbox { pid, pause_pid, steps, .. } => Ok(SandboxReply { pid, pause_pid, steps, wires: None }),
+            _ => Err(CallError::Unexpected(self.request)),
+        }
+    }
+
     fn descriptor(mut self) -> Result<OwnedFd, CallError> {
         self.fds.pop().ok_or(CallError::Unexpected(self.request))
     }
@@ -415,6 +449,19 @@ impl Drop for ForgetOnDrop<'_> {
 }
 
 impl Shared {
+    fn pid(&self) -> i32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// The holder with a sandbox may be another process than the one that was started, in its pod's control group.
+    fn settle(&self, pid: i32) {
+        self.pid.store(pid, Ordering::Relaxed);
+        if let (Some(settled), Some(pid)) = (self.waiting().settled.take(), Pid::from_raw(pid)) {
+            // An error means that the waiting task ended, as it does when the holder is dead.
+            let _ = settled.send(pid);
+        }
+    }
+
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -425,7 +472,7 @@ impl Shared {
                 calls.insert(id, tell);
                 Ok(())
             }
-            None => Err(CallError::Gone(self.pid.as_raw_nonzero().get())),
+            None => Err(CallError::Gone(self.pid())),
         }
     }
 
@@ -434,7 +481,7 @@ impl Shared {
         let packet = wire::Packet::new(body, spilled.as_ref(), fds);
         let sent = self.socket.async_io(Interest::WRITABLE, |socket| packet.send(socket.as_fd())).await;
         sent.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => CallError::Gone(self.pid.as_raw_nonzero().get()),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => CallError::Gone(self.pid()),
             _ => CallError::Io(error),
         })
     }
@@ -443,6 +490,9 @@ impl Shared {
     fn deliver(&self, message: Message, fds: Vec<OwnedFd>) {
         match message {
             Message::Reply { id, result } => {
+                if let Ok(Reply::Sandbox { pid, .. }) = &result {
+                    self.settle(*pid);
+                }
                 let mut waiting = self.waiting();
                 let Some(tell) = waiting.calls.as_mut().and_then(|calls| calls.remove(&id)) else { return };
                 // Registered before the next packet is read: the exit can't come too early to be heard.
@@ -484,17 +534,18 @@ async fn read_all(shared: Arc<Shared>) {
         match received.await {
             Ok(Some((Ok(message), fds))) => shared.deliver(message, fds),
             Ok(Some((Err(error), _))) => {
-                tracing::warn!(holder = shared.pid.as_raw_nonzero(), "a message that isn't one: {error}");
+                tracing::warn!(holder = shared.pid(), "a message that isn't one: {error}");
             }
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!(holder = shared.pid.as_raw_nonzero(), "reading from a holder: {error}");
+                tracing::warn!(holder = shared.pid(), "reading from a holder: {error}");
                 break;
             }
         }
     }
     let mut waiting = shared.waiting();
     waiting.calls = None;
+    waiting.settled = None;
     waiting.execs.clear();
 }
 
@@ -507,13 +558,31 @@ enum Parent {
     Another,
 }
 
-async fn wait_for_death(pidfd: AsyncFd<OwnedFd>, parent: Parent, tell: watch::Sender<bool>) {
+async fn wait_for_death(
+    pidfd: AsyncFd<OwnedFd>,
+    (pid, parent): (Pid, Parent),
+    successor: oneshot::Receiver<Pid>,
+    tell: watch::Sender<bool>,
+) {
+    ended(pidfd, parent).await;
+    // Perhaps it only made way for the process that has the sandbox. If it didn't, the end of the conversation says so.
+    if let Ok(next) = successor.await
+        && next != pid
+        && let Ok(pidfd) = rustix::process::pidfd_open(next, PidfdFlags::NONBLOCK)
+        && let Ok(pidfd) = registered(pidfd, Interest::READABLE)
+    {
+        ended(pidfd, parent).await;
+    }
+    let _ = tell.send(true);
+}
+
+/// Waits for a process's end, and reaps it if it is ours.
+async fn ended(pidfd: AsyncFd<OwnedFd>, parent: Parent) {
     // A pidfd stays readable once the process has ended. An error of epoll itself: nothing to wait by, so it's told as an end.
     let _ = pidfd.readable().await;
     if parent == Parent::Us {
         let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
-    let _ = tell.send(true);
 }
 
 /// An address has room for 107 bytes: a longer path is gone by way of its folder's descriptor.
@@ -535,6 +604,7 @@ fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
 
 fn name(request: &Request) -> &'static str {
     match request {
+        Request::Prepare => "prepare",
         Request::Sandbox(_) => "sandbox",
         Request::Subscribe => "subscribe",
         Request::State => "state",
@@ -555,7 +625,7 @@ fn name(request: &Request) -> &'static str {
 
 fn patience(request: &Request) -> Duration {
     match request {
-        Request::Start(_) | Request::Exec { .. } | Request::Sandbox(_) => START,
+        Request::Start(_) | Request::Exec { .. } | Request::Prepare | Request::Sandbox(_) => START,
         _ => SOON,
     }
 }

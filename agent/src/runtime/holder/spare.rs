@@ -1,0 +1,113 @@
+//! A holder for the next pod, made while nothing starts: a process and namespaces are a sixth of a start.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use podholder::protocol::{Request, SandboxRecipe};
+use tokio::sync::Notify;
+
+use super::spawn::Program;
+use super::{AbortOnDrop, CallError, Holder, SandboxReply, Wires};
+
+/// So long no pod has begun before a spare one is made: starts come first.
+const QUIET: Duration = Duration::from_millis(300);
+/// Room in the process list for the name of the pod that is to come (`NAMESPACE/NAME`, 63 and 253 bytes at most, is cut).
+const TITLE_ROOM: usize = 120;
+
+/// A holder with NET, IPC and UTS namespaces and without a pod. It ends by itself when its agent ends.
+#[derive(Debug)]
+pub struct Spare {
+    holder: Holder,
+    wires: Wires,
+}
+
+impl Spare {
+    /// Makes one.
+    pub async fn make(program: &Program) -> Result<Self, CallError> {
+        let (pid, socket) = program.spawn(&format!("{:TITLE_ROOM$}", "podholder (spare)"))?;
+        let holder = Holder::over(socket, pid, super::Parent::Us)?;
+        match holder.prepare().await {
+            Ok(wires) => Ok(Self { holder, wires }),
+            Err(error) => {
+                holder.kill();
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a pod with this recipe can have it.
+    pub fn suits(recipe: &SandboxRecipe) -> bool {
+        recipe.net && recipe.ipc && recipe.hostname.is_some() && recipe.user.is_none()
+    }
+
+    /// Becomes a pod's. On an error it is gone.
+    pub async fn become_pods(self, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
+        match self.holder.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await.and_then(super::Answered::sandbox) {
+            Ok(reply) => Ok((self.holder, SandboxReply { wires: Some(self.wires), ..reply })),
+            Err(error) => {
+                self.holder.kill();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Holder {
+    async fn prepare(&self) -> Result<Wires, CallError> {
+        let prepared = self.ask(Request::Prepare, Vec::new()).await?;
+        let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
+        let wires = self.ask_for_wires().await?;
+        prepared.answer().await?;
+        subscribed.answer().await?;
+        wires.answer().await
+    }
+}
+
+/// Keeps one spare holder.
+#[derive(Debug)]
+pub struct Spares {
+    shared: Arc<Shared>,
+    _keeper: AbortOnDrop,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    spare: Mutex<Option<Spare>>,
+    taken: Notify,
+}
+
+impl Spares {
+    /// Begins to. Must be called within a tokio runtime.
+    pub fn keep(program: Arc<Program>) -> Self {
+        let shared = Arc::new(Shared::default());
+        shared.taken.notify_one();
+        let keeper = tokio::spawn(keep(shared.clone(), program));
+        Self { shared, _keeper: AbortOnDrop(keeper) }
+    }
+
+    /// The spare one, if there is one; another will be made when things are quiet. Call it for every start, also for one that can't
+    /// have it, so that it is known when things aren't.
+    pub fn take(&self, recipe: &SandboxRecipe) -> Option<Spare> {
+        self.shared.taken.notify_one();
+        if !Spare::suits(recipe) {
+            return None;
+        }
+        let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spare.filter(|spare| !spare.holder.is_gone())
+    }
+}
+
+async fn keep(shared: Arc<Shared>, program: Arc<Program>) {
+    loop {
+        shared.taken.notified().await;
+        while tokio::time::timeout(QUIET, shared.taken.notified()).await.is_ok() {}
+        if shared.spare.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|spare| !spare.holder.is_gone()) {
+            continue;
+        }
+        match Spare::make(&program).await {
+            Ok(spare) => *shared.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare),
+            // The next pod's start will say what the matter is, if it still is.
+            Err(error) => tracing::debug!(%error, "no spare holder could be made"),
+        }
+    }
+}
