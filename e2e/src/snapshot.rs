@@ -61,7 +61,8 @@ fn processes(inside: &Isolated) -> Vec<String> {
         let mut words = line.split_whitespace();
         let (pid, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let arguments = words.collect::<Vec<_>>().join(" ");
-        let is_agent = name == "nodeagent" && arguments.contains("--manifests");
+        // With the holder that it keeps for the next pod.
+        let is_agent = name == "nodeagent" && arguments.contains("--manifests") || arguments.starts_with("podholder (spare)");
         let is_ours = ours.contains(&name) && !in_a_pod(inside, pid);
         if pid != "1" && !is_agent && !is_ours {
             found.push(format!("{name} {arguments}"));

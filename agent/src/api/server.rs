@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,8 @@ pub struct Shared {
     pub address: Option<SocketAddr>,
     /// Of the TLS port.
     pub certificates: PathBuf,
+    /// Told of each connection's end.
+    pub used: Arc<Notify>,
 }
 
 /// Why the API can't be served.
@@ -113,8 +115,13 @@ impl Server {
         let oldest = node.store().pods().version;
         let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
         let (spool, certificates) = (options.spool.clone(), options.certificates.clone());
-        let shared = Arc::new(Shared { node, oldest, spool, address, certificates });
+        let shared = Arc::new(Shared { node, oldest, spool, address, certificates, used: Arc::default() });
         Ok(Self { shared, unix, socket: options.socket.clone(), tcp })
+    }
+
+    /// Told of each connection's end.
+    pub fn used(&self) -> Arc<Notify> {
+        self.shared.used.clone()
     }
 
     /// The TLS port's address.
@@ -209,6 +216,7 @@ async fn connection(
     caller: Caller,
     place: Place,
 ) {
+    let used = shared.used.clone();
     let service = service_fn(move |request| {
         let (shared, place) = (shared.clone(), place.clone());
         async move {
@@ -228,4 +236,5 @@ async fn connection(
     if let Err(error) = served.await {
         tracing::debug!("a connection of the API ended: {error}");
     }
+    used.notify_one();
 }

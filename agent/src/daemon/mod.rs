@@ -143,13 +143,13 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ended = CancellationToken::new();
     let access = cluster.as_deref().map(|cluster| kubelet::of_cluster(&settings, &node.host_ips, cluster)).transpose()?;
     kubelet::serve(&settings, handle.clone(), &node.host_ips, access, ended.clone()).await?;
+    tokio::spawn(memory::tidy(node.store.pods().changes, server.used()));
     let serving = tokio::spawn(server.serve(ended.clone()));
     if let Some((controller, inbox)) = services {
         tokio::spawn(controller.run(inbox));
     }
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(mind_firewalls(node.clone()));
-    tokio::spawn(memory::tidy(node.store.pods().changes));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
