@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use base64::Engine;
 use serde_json::{Value, json};
 use tokio_rustls::rustls::server::ResolvesServerCert;
 use tokio_util::sync::CancellationToken;
@@ -28,23 +27,22 @@ pub struct Cluster {
 /// What this cluster gives. Its CA is written where the kubelet API can follow it.
 pub fn of_cluster(settings: &Settings, addresses: &[IpAddr], cluster: &cluster::Cluster) -> Result<Cluster, DaemonError> {
     let client_ca = settings.paths.certificates().join("cluster-ca.crt");
-    let pem: String = cluster.authorities().iter().map(|der| pem(der)).collect();
+    let pem: String = cluster.authorities().iter().map(|der| cluster::pem(&der.as_slice().into())).collect();
     let write = || {
         std::fs::create_dir_all(settings.paths.certificates())?;
         std::fs::write(&client_ca, pem)
     };
     write().map_err(|source| DaemonError::ClusterAuthority { path: client_ca.clone(), source })?;
-    Ok(Cluster {
-        policy: Policy::Reviews(Arc::new(cluster.client())),
-        serving: Arc::new(Serving::self_signed(&settings.node_name, addresses)?),
-        client_ca,
-    })
+    let mut serving = Serving::self_signed(&settings.node_name, addresses)?;
+    if settings.cluster.as_ref().is_some_and(|cluster| cluster.server_tls_bootstrap) {
+        serving = serving.until(&server_pair(settings).current());
+    }
+    Ok(Cluster { policy: Policy::Reviews(Arc::new(cluster.client())), serving: follow(serving), client_ca })
 }
 
-fn pem(der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+/// The kubelet API's certificate that the cluster signs.
+pub fn server_pair(settings: &Settings) -> cluster::Pair {
+    cluster::Pair::new(&settings.paths.certificates(), "kubelet-server")
 }
 
 /// Begins to serve, where there is somebody to serve: with a cluster, or with a CA of clients. Tells whether it does.

@@ -72,6 +72,8 @@ pub struct Node {
     pub admission: Arc<Admission>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
+    /// Whether the files have told all their pods.
+    pub files_told: tokio::sync::watch::Sender<bool>,
     /// Marks of pods that were told to stay ended; on tmpfs.
     pub stopped_dir: PathBuf,
 }
