@@ -1,4 +1,5 @@
 //! A node whose API server answers wrongly: what is said, and that nothing is lost by it.
+#![allow(clippy::expect_used)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

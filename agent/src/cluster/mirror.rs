@@ -153,9 +153,10 @@ impl Task<'_> {
         }
         let (namespace, name) = key(&pod);
         let key = (namespace, format!("{name}-{}", self.node_name));
-        match gone {
-            true => self.wanted.remove(&key),
-            false => self.wanted.insert(key.clone(), pod),
+        if gone {
+            self.wanted.remove(&key)
+        } else {
+            self.wanted.insert(key.clone(), pod)
         };
         self.due.insert(key, Instant::now());
     }

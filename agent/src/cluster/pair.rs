@@ -69,8 +69,9 @@ impl Pair {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let ours =
-                name.to_str().and_then(|n| n.strip_prefix(&format!("{}-2", self.name))).is_some_and(|n| n.ends_with(".pem"));
+            let dated = format!("{}-2", self.name);
+            let pem = Path::new(&name).extension().is_some_and(|extension| extension == "pem");
+            let ours = pem && name.to_str().is_some_and(|name| name.starts_with(&dated));
             if ours && !kept.contains(&name.as_os_str()) {
                 let _ = fs::remove_file(entry.path());
             }

@@ -20,8 +20,8 @@ pub struct Cluster {
     pub policy: Policy,
     /// The certificate that it has signed, if the settings name none.
     pub serving: Arc<dyn ResolvesServerCert>,
-    /// The CA of clients, if the settings name none.
-    pub client_ca: std::path::PathBuf,
+    /// The CA of clients, if the settings name none, and the kubeconfig has one.
+    pub client_ca: Option<std::path::PathBuf>,
 }
 
 /// What this cluster gives. Its CA is written where the kubelet API can follow it.
@@ -37,7 +37,12 @@ pub fn of_cluster(settings: &Settings, addresses: &[IpAddr], cluster: &cluster::
     if settings.cluster.as_ref().is_some_and(|cluster| cluster.server_tls_bootstrap) {
         serving = serving.until(&server_pair(settings).current());
     }
-    Ok(Cluster { policy: Policy::Reviews(Arc::new(cluster.client())), serving: follow(serving), client_ca })
+    let known = !cluster.authorities().is_empty();
+    Ok(Cluster {
+        policy: Policy::Reviews(Arc::new(cluster.client())),
+        serving: follow(serving),
+        client_ca: known.then_some(client_ca),
+    })
 }
 
 /// The kubelet API's certificate that the cluster signs.
@@ -54,10 +59,17 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<bool, DaemonError> {
     let (policy, signed, given_ca) = match cluster {
-        Some(Cluster { policy, serving, client_ca }) => (policy, Some(serving), Some(client_ca)),
+        Some(Cluster { policy, serving, client_ca }) => (policy, Some(serving), client_ca),
         None => (Policy::Certificates, None, None),
     };
-    let Some(client_ca) = settings.kubelet.client_ca.clone().or(given_ca) else { return Ok(false) };
+    let Some(client_ca) = settings.kubelet.client_ca.clone().or(given_ca) else {
+        if settings.cluster.is_some() {
+            tracing::warn!(
+                "the kubeconfig names no CA: kubectl logs and exec reach this node only with authentication.x509.clientCAFile, the CA of the API server's own certificate as a client"
+            );
+        }
+        return Ok(false);
+    };
     let serving: Arc<dyn ResolvesServerCert> = match (&settings.kubelet.certificate, signed) {
         (Some((certificate, key)), _) => follow(Serving::open(certificate, key)?),
         (None, Some(signed)) => signed,

@@ -317,15 +317,13 @@ impl Writer {
 
     fn write_object(&mut self, bytes: &[u8]) -> io::Result<String> {
         let folder = self.folder.join("objects");
-        let there = match &mut self.objects {
-            Some(there) => there,
-            None => {
-                durable::private_folder(&folder)?;
-                cut_short(&folder).iter().for_each(|path| drop(std::fs::remove_file(path)));
-                let stems = files(&folder).into_iter().filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
-                self.objects.insert(stems.collect())
-            }
-        };
+        if self.objects.is_none() {
+            durable::private_folder(&folder)?;
+            cut_short(&folder).iter().for_each(|path| drop(std::fs::remove_file(path)));
+        }
+        let there = self.objects.get_or_insert_with(|| {
+            files(&folder).into_iter().filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+        });
         let name = Digest::of(bytes).hex().to_owned();
         if !there.contains(&name) {
             durable::write(&folder.join(format!("{name}.json")), bytes)?;

@@ -209,11 +209,10 @@ impl Keeper {
 
 /// Whether the API server said so itself.
 fn is_answer(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => matches!(error, kube::Error::Api(_)),
-        WatchError(_) => true,
-        _ => false,
+        WatchError(_) | NoResourceVersion => true,
     }
 }
 
