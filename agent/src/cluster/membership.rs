@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -33,6 +33,7 @@ const INSTANCE: &str = "nodeagent.dev/instance";
 /// Registers the node, then keeps it; never returns.
 pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
     let registered = claim(cluster, node, object).await;
+    tell_reboot(node, &registered, &object());
     cluster.registered(&registered);
     cluster.stand(Standing::Member);
     tracing::info!(node = cluster.node_name, "registered with the API server");
@@ -44,7 +45,7 @@ pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
         if let Err(failure) = told.renew(cluster).await {
             tracing::warn!(node = cluster.node_name, %failure, "the node's lease could not be renewed");
         }
-        match told.tell(cluster, &object()).await {
+        match told.tell(cluster, node, &object()).await {
             Ok(()) => {}
             Err(failure) if failure.code == 404 => {
                 // Somebody deleted the node: it comes back, as a kubelet's does when it restarts.
@@ -184,7 +185,7 @@ struct Told {
 }
 
 impl Told {
-    async fn tell(&mut self, cluster: &Cluster, node: &Node) -> Result<(), Failure> {
+    async fn tell(&mut self, cluster: &Cluster, agent: &Agent, node: &Node) -> Result<(), Failure> {
         let Some(mut status) = node.status.clone() else { return Ok(()) };
         date(&mut status, self.status.as_ref());
         let status = &status;
@@ -195,6 +196,9 @@ impl Told {
         let nodes: Api<Node> = Api::all(cluster.client());
         let patch = Patch::Strategic(patch(status));
         answer(nodes.patch_status(&cluster.node_name, &PatchParams::default(), &patch)).await?;
+        for reason in turns(self.status.as_ref(), status) {
+            agent.recorder.node(Level::Normal, reason, &format!("Node {} status is now: {reason}", cluster.node_name));
+        }
         self.status = Some(status.clone());
         self.at = Instant::now();
         Ok(())
@@ -252,6 +256,35 @@ fn date(status: &mut NodeStatus, told: Option<&NodeStatus>) {
     }
 }
 
+/// The kubelet's events of the conditions that are another than before, or that are told first.
+fn turns(told: Option<&NodeStatus>, now: &NodeStatus) -> Vec<&'static str> {
+    let before = |type_: &str| Some(told?.conditions.iter().flatten().find(|c| c.type_ == type_)?.status.as_str());
+    let turned = now.conditions.iter().flatten().filter(|c| before(&c.type_) != Some(&c.status));
+    let reason = |condition: &NodeCondition| match (condition.type_.as_str(), condition.status.as_str()) {
+        ("Ready", "True") => Some("NodeReady"),
+        ("Ready", _) => Some("NodeNotReady"),
+        ("MemoryPressure", "False") => Some("NodeHasSufficientMemory"),
+        ("MemoryPressure", _) => Some("NodeHasInsufficientMemory"),
+        ("DiskPressure", "False") => Some("NodeHasNoDiskPressure"),
+        ("DiskPressure", _) => Some("NodeHasDiskPressure"),
+        ("PIDPressure", "False") => Some("NodeHasSufficientPID"),
+        ("PIDPressure", _) => Some("NodeHasInsufficientPID"),
+        _ => None,
+    };
+    turned.filter_map(reason).collect()
+}
+
+/// What the API server still has of the boot before.
+fn tell_reboot(agent: &Agent, registered: &Node, now: &Node) {
+    let boot = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.boot_id.clone()).filter(|id| !id.is_empty());
+    if let (Some(before), Some(id)) = (boot(registered), boot(now))
+        && before != id
+    {
+        let message = format!("Node {} has been rebooted, boot id: {id}", agent.name);
+        agent.recorder.node(Level::Warning, "Rebooted", &message);
+    }
+}
+
 /// Whether nothing but the heartbeats differs.
 fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
     let still = |status: &NodeStatus| {
@@ -287,11 +320,13 @@ mod tests {
         let mut now = status("True", two, two);
         date(&mut now, Some(&told));
         assert_eq!(now, status("True", two, one));
-        assert!(same(&told, &now));
+        assert!(same(&told, &now) && turns(Some(&told), &now).is_empty());
+        assert_eq!(turns(None, &now), ["NodeReady"]);
         let mut now = status("False", three, one);
         date(&mut now, Some(&told));
         assert_eq!(now, status("False", three, three));
         assert!(!same(&told, &now));
+        assert_eq!(turns(Some(&told), &now), ["NodeNotReady"]);
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Life {
     /// ask together. As client-go has it.
     pub fn renew_at(self, random: f64) -> Timestamp {
         let whole = self.until.duration_since(self.from).as_secs_f64();
-        let part = jiff::SignedDuration::try_from_secs_f64(whole * (0.7 + 0.2 * random)).unwrap_or_default();
+        let part = jiff::SignedDuration::try_from_secs_f64((whole * (0.7 + 0.2 * random)).round()).unwrap_or_default();
         self.from.checked_add(part).unwrap_or(self.until)
     }
 }

@@ -91,19 +91,19 @@ pub fn node(facts: &Facts, allocatable: Allocatable, pressures: &[Pressure]) -> 
             node_info: Some(info()),
             declared_features: Some(DECLARED.map(str::to_owned).into()),
             features: Some(k8s::NodeFeatures { supplemental_groups_policy: Some(true) }),
-            runtime_handlers: Some(vec![k8s::NodeRuntimeHandler {
-                name: Some(String::new()),
-                features: Some(k8s::NodeRuntimeHandlerFeatures {
-                    recursive_read_only_mounts: Some(true),
-                    user_namespaces: Some(true),
-                }),
-            }]),
+            // The default, and by name.
+            runtime_handlers: Some(["", "nodeagent", "runc"].map(handler).into()),
             daemon_endpoints: facts
                 .kubelet_port
                 .map(|port| k8s::NodeDaemonEndpoints { kubelet_endpoint: Some(k8s::DaemonEndpoint { port: port.into() }) }),
             ..k8s::NodeStatus::default()
         }),
     }
+}
+
+fn handler(name: &str) -> k8s::NodeRuntimeHandler {
+    let features = k8s::NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(true) };
+    k8s::NodeRuntimeHandler { name: Some(name.into()), features: Some(features) }
 }
 
 fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondition> {

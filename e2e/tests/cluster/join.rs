@@ -98,3 +98,40 @@ fn a_name_that_a_living_node_has_is_not_taken() {
     plane.until("pod", "theirs", "runs", runs);
     node.pod("ours").is_ready();
 }
+
+fn says(node: &NodeBox, words: &str) {
+    eventually(&format!("the agent says {words:?}"), || {
+        let output = node.agent_output();
+        if output.contains(words) { Ok(()) } else { Err(output) }
+    });
+}
+
+#[test]
+fn a_kubeconfig_of_another_cluster_or_node_is_told_and_mended_in_place() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    let kubeconfig = plane.folder().join("node.kubeconfig");
+    // Of a node of another name: the API server lets it register nobody but itself.
+    let other = std::fs::read_to_string(plane.node_kubeconfig("other")).unwrap();
+    // Of another cluster: its CA never signed this API server's certificate.
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let foreign = node.folder().join("foreign-ca.pem");
+    let key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(&foreign, params.self_signed(&key).unwrap().pem()).unwrap();
+    let begin = other.find("certificate-authority-data:").unwrap();
+    let end = begin + other[begin..].find('}').unwrap();
+    let elsewhere = format!("{}certificate-authority: {}{}", &other[..begin], foreign.display(), &other[end..]);
+    std::fs::write(&kubeconfig, elsewhere).unwrap();
+    node.apply("ours.yaml", &pod("ours"));
+    started(&node, &plane);
+    node.pod("ours").is_ready();
+    says(&node, "UnknownIssuer");
+    std::fs::write(&kubeconfig, other).unwrap();
+    says(&node, "is not allowed to");
+    assert!(plane.get("node", "node").is_none());
+    // The right one is written over it: no restart is needed.
+    plane.node_kubeconfig("node");
+    plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then_some(()));
+    node.pod("ours").is_ready();
+}

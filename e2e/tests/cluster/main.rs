@@ -4,6 +4,7 @@
 mod away;
 mod join;
 mod mirror;
+mod resources;
 
 use e2e::{ControlPlane, NodeBox, eventually};
 use serde_json::Value;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -17,8 +18,8 @@ use super::{uid, wanted};
 use crate::durable;
 use crate::image::Digest;
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, references};
-use crate::pod::Node;
 use crate::pod::objects::Objects;
+use crate::pod::{Node, claims};
 
 /// Changes of a moment are written together: a pod's objects come one by one.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -88,6 +89,8 @@ enum ObjectFile {
     Secret(Arc<Secret>),
     PersistentVolumeClaim(Arc<PersistentVolumeClaim>),
     Service(Arc<Service>),
+    PersistentVolume(Arc<PersistentVolume>),
+    RuntimeClass(Arc<RuntimeClass>),
 }
 
 impl ObjectFile {
@@ -98,6 +101,8 @@ impl ObjectFile {
             Body::Secret(object) => Some(Self::Secret(object.clone())),
             Body::PersistentVolumeClaim(object) => Some(Self::PersistentVolumeClaim(object.clone())),
             Body::Service(object) => Some(Self::Service(object.clone())),
+            Body::PersistentVolume(object) => Some(Self::PersistentVolume(object.clone())),
+            Body::RuntimeClass(object) => Some(Self::RuntimeClass(object.clone())),
             Body::NetworkPolicy(_) | Body::Namespace(_) => None,
         }
     }
@@ -108,6 +113,8 @@ impl ObjectFile {
             Self::Secret(object) => Body::Secret(object),
             Self::PersistentVolumeClaim(object) => Body::PersistentVolumeClaim(object),
             Self::Service(object) => Body::Service(object),
+            Self::PersistentVolume(object) => Body::PersistentVolume(object),
+            Self::RuntimeClass(object) => Body::RuntimeClass(object),
         }
     }
 }
@@ -204,7 +211,9 @@ impl Kept {
     fn encoded(&self, objects: &Objects) -> io::Result<Vec<Vec<u8>>> {
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
         let services = objects.services_of(namespace).into_iter().chain(objects.get(&kubernetes()));
-        let there = self.needs.iter().filter_map(|key| objects.get(key)).chain(services);
+        let named: Vec<ValidObject> = self.needs.iter().filter_map(|key| objects.get(key)).collect();
+        let volumes = named.iter().filter_map(claims::volume_of).filter_map(|volume| objects.get(&volume));
+        let there = named.iter().cloned().chain(volumes).chain(services);
         there
             .filter_map(|object| ObjectFile::of(object.body()))
             .map(|file| serde_json::to_vec(&file).map_err(io::Error::from))

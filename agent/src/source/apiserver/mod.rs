@@ -66,7 +66,7 @@ pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sen
         }
         let told = tokio::select! {
             _ = standing.changed() => Ok(()),
-            () = &mut first_answer, if stands == Standing::Asking && !source.recalled.is_empty() => source.begin_recalled().await,
+            () = &mut first_answer, if stands != Standing::Taken && !source.recalled.is_empty() => source.begin_recalled().await,
             Some(uid) = source.fetches.next(), if !source.fetches.is_empty() => source.fetched(&uid).await,
             event = stream.next(), if stands == Standing::Member => match event {
                 Some(Ok(event)) => {

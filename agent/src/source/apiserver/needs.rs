@@ -9,7 +9,10 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount, ServiceAccountTokenProjection};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount, ServiceAccountTokenProjection,
+};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -102,6 +105,8 @@ impl Needs {
             (Some(token), _) => tokio::spawn(keeper.token(pod.clone(), token)),
             (None, ObjectKind::ConfigMap) => tokio::spawn(keeper.object::<ConfigMap>(Body::ConfigMap)),
             (None, ObjectKind::Secret) => tokio::spawn(keeper.object::<Secret>(Body::Secret)),
+            (None, ObjectKind::PersistentVolumeClaim) => tokio::spawn(keeper.claim()),
+            (None, ObjectKind::RuntimeClass) => tokio::spawn(keeper.runtime_class()),
             (None, _) => return None,
         };
         Some(Kept { _task: AbortOnDropHandle::new(task), answered })
@@ -168,6 +173,73 @@ impl Keeper {
                     self.complain(failures, &whole(&error));
                 }
             }
+        }
+    }
+
+    /// Until the claim has its volume, of which nothing that matters here changes any more. A node may get both, and watch neither.
+    async fn claim(self) {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client(), &self.key.namespace);
+        let mut failures = 0_u32;
+        let mut waits = Eager::default();
+        loop {
+            match self.bound(&claims).await {
+                Ok(there) => {
+                    self.told.send_replace(true);
+                    if there {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    failures = failures.saturating_add(u32::from(failure.code != 0));
+                    self.complain(failures, &failure.to_string());
+                }
+            }
+            tokio::time::sleep(waits.next().unwrap_or(Eager::MOST)).await;
+        }
+    }
+
+    /// Whether the claim is bound; then its volume is known too.
+    async fn bound(&self, claims: &Api<PersistentVolumeClaim>) -> Result<bool, Failure> {
+        let Some(mut claim) = answer(claims.get_opt(&self.key.name)).await? else {
+            self.remove();
+            return Ok(false);
+        };
+        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
+        let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+        if let (Some(name), true) = (&name, bound) {
+            let volumes: Api<PersistentVolume> = Api::all(self.cluster.client());
+            let mut volume = answer(volumes.get(name)).await?;
+            volume.metadata.managed_fields = None;
+            self.node.objects.cluster.put(ValidObject::trusted(Body::PersistentVolume(Arc::new(volume)), Origin::Api));
+        }
+        claim.metadata.managed_fields = None;
+        self.put(ValidObject::trusted(Body::PersistentVolumeClaim(Arc::new(claim)), Origin::Api));
+        Ok(bound)
+    }
+
+    /// Until it is there: a RuntimeClass's handler can't be changed.
+    async fn runtime_class(self) {
+        let classes: Api<RuntimeClass> = Api::all(self.cluster.client());
+        let mut failures = 0_u32;
+        let mut waits = Eager::default();
+        loop {
+            match answer(classes.get_opt(&self.key.name)).await {
+                Ok(Some(mut class)) => {
+                    class.metadata.managed_fields = None;
+                    self.put(ValidObject::trusted(Body::RuntimeClass(Arc::new(class)), Origin::Api));
+                    self.told.send_replace(true);
+                    return;
+                }
+                Ok(None) => {
+                    self.remove();
+                    self.told.send_replace(true);
+                }
+                Err(failure) => {
+                    failures = failures.saturating_add(u32::from(failure.code != 0));
+                    self.complain(failures, &failure.to_string());
+                }
+            }
+            tokio::time::sleep(waits.next().unwrap_or(Eager::MOST)).await;
         }
     }
 
