@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -60,8 +60,7 @@ pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
 }
 
 /// The ranges of a node that is new to the cluster, which gives them within moments. A Node without a status is enough for that.
-pub(super) async fn pod_cidrs(cluster: &Cluster, labels: BTreeMap<String, String>, taints: Vec<Taint>) -> Vec<String> {
-    let spec = NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() };
+pub(super) async fn pod_cidrs(cluster: &Cluster, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
     let metadata = ObjectMeta { name: Some(cluster.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() };
     let node = Node { metadata, spec: Some(spec), status: None };
     let Ok(Claim::Ours(registered)) = register(cluster, &node, &mut None).await else { return Vec::new() };

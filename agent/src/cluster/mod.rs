@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -147,9 +147,9 @@ impl Cluster {
 
     /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's; empty: it was one before and has none, or the
     /// API server can't be asked. May take for ever.
-    pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, taints: Vec<Taint>) -> Vec<String> {
+    pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
         match self.identity.try_establish(&self.transport).await {
-            Ok(()) => membership::pod_cidrs(self, labels, taints).await,
+            Ok(()) => membership::pod_cidrs(self, labels, spec).await,
             Err(_) => Vec::new(),
         }
     }

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::NodeSpec;
+
 use crate::cluster::Cluster;
 use crate::config::{Cidr, Ranges, Settings, Wiring};
 use crate::durable;
@@ -29,8 +31,9 @@ pub async fn of_cluster(settings: &mut Settings, cluster: &Cluster) {
         return;
     }
     let labels = crate::machine::object::labels(&settings.node_name, &settings.node_labels);
-    let taints = settings.cluster.iter().flat_map(|cluster| cluster.taints.clone()).collect();
-    let Ok(given) = tokio::time::timeout(GIVEN_WITHIN, cluster.pod_cidrs(labels.labels, taints)).await else {
+    let (taints, provider_id) = settings.cluster.as_ref().map(|c| (c.taints.clone(), c.provider_id.clone())).unwrap_or_default();
+    let spec = NodeSpec { taints: (!taints.is_empty()).then_some(taints), provider_id, ..NodeSpec::default() };
+    let Ok(given) = tokio::time::timeout(GIVEN_WITHIN, cluster.pod_cidrs(labels.labels, spec)).await else {
         tracing::warn!(
             "the cluster gave this node no range for its pods within {} s: they get the default",
             GIVEN_WITHIN.as_secs()
