@@ -227,8 +227,12 @@ async fn another_life_of_the_agent_goes_on_with_the_pod() {
     assert!(next.container_stats(&sandbox, &started.id).cpu_nanos > 0);
     assert!(next.pod_stats(&sandbox).pids >= 3);
 
-    let mut events = sandbox.holder.events();
+    // It ends before anybody minds the pod.
     sandbox.holder.signal(&started.id, 15).await.unwrap();
+    while sandbox.holder.state().await.unwrap().containers[0].exit.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let mut events = sandbox.holder.all_events();
     assert_eq!(runtime_support::exit_of(&mut events, &started.id).await.code, 5);
     next.remove_container(&sandbox, "app", 0, &started.id).await.unwrap();
     next.remove_pod(&uid, Some(&sandbox)).await.unwrap();

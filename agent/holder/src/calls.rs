@@ -12,6 +12,7 @@ use rustix::stdio;
 
 use crate::child::Spawn;
 use crate::clock;
+use crate::connection::Connection;
 use crate::container::{self, Pod};
 use crate::exec;
 use crate::fault::{OrFault, kernel, refused};
@@ -47,7 +48,7 @@ impl Holder {
     fn answer(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
             Request::Prepare => self.prepare(),
-            Request::Sandbox(recipe) => self.make_sandbox(*recipe),
+            Request::Sandbox(recipe) => self.make_sandbox(asker, *recipe),
             Request::Subscribe => {
                 if let Some(connection) = self.connections.get_mut(&asker.connection) {
                     connection.subscribed = true;
@@ -151,12 +152,16 @@ impl Holder {
         Ok(done())
     }
 
-    fn make_sandbox(&mut self, recipe: SandboxRecipe) -> Answer {
+    fn make_sandbox(&mut self, asker: Asker, recipe: SandboxRecipe) -> Answer {
         if self.sandbox.is_some() {
             return Err(refused(Stage::Protocol, "", "the sandbox is made already"));
         }
         let (mut sandbox, steps) = Sandbox::make(recipe, self.prepared)?;
         self.watch_own_children().or_fault(Stage::Fork, "")?;
+        if !self.connections.get(&asker.connection).is_some_and(Connection::is_open) {
+            // The next agent has looked for what this one left, perhaps before there was anything to find.
+            return Err(refused(Stage::Protocol, "", "the agent that wanted it is gone"));
+        }
         self.listen(&sandbox.recipe.socket)?;
         self.note = std::mem::take(&mut sandbox.recipe.note);
         let pause_pid = sandbox.pause.as_ref().map(|p| p.pid);

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use podholder::protocol::Message;
 use podholder::wire::{self, Packet};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::poll::{Interest, Poll, Token};
 
@@ -62,6 +63,13 @@ impl Connection {
         }
         let interest = if self.waiting.is_empty() { Interest::IN } else { Interest::IN | Interest::OUT };
         poll.modify(&self.socket, self.key, interest);
+    }
+
+    /// The other side is there.
+    pub fn is_open(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
+        let told = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        told.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// The other side is gone, or too far behind.

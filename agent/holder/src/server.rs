@@ -171,7 +171,7 @@ impl Holder {
         let fault = |e: rustix::io::Errno| crate::fault::kernel(Stage::Listen, path.display(), e);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(fault)?;
-        let _ = std::fs::remove_file(path);
+        // A socket that is there already is that of a holder which came after this one: an agent clears away what it finds, first.
         // The socket's mode comes from the umask: at no moment may another user connect.
         let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let bound = bind(&socket, path);

@@ -199,7 +199,7 @@ impl Worker {
         let ips = note.ips;
         worker.start_time = note.start_time.unwrap_or(since);
         worker.observed.conditions = note.conditions;
-        worker.events = Some(sandbox.holder.events());
+        worker.events = Some(sandbox.holder.all_events());
         worker.observed.sandbox = SandboxState::Ready { generation, ips, since };
         worker.sandbox = Some(sandbox);
         worker.measure(Duration::ZERO);
@@ -555,7 +555,7 @@ impl Worker {
     }
 
     fn take_state(&mut self, (sandbox, state): (Sandbox, HolderState)) {
-        self.events = Some(sandbox.holder.events());
+        self.events = Some(sandbox.holder.all_events());
         self.sandbox = Some(sandbox);
         for container in &state.containers {
             if let Some(exit) = container.exit {
@@ -804,7 +804,7 @@ impl Worker {
         match result {
             Ok((sandbox, ips)) => {
                 let since = Timestamp::now();
-                self.events = Some(sandbox.holder.events());
+                self.events = Some(sandbox.holder.all_events());
                 self.observed.sandbox = SandboxState::Ready { generation: generation(since), ips, since };
                 self.sandbox = Some(sandbox);
                 self.removal_delay = Duration::ZERO;

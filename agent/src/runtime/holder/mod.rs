@@ -120,6 +120,8 @@ struct Shared {
     next_call: AtomicU64,
     waiting: Mutex<Waiting>,
     events: broadcast::Sender<Event>,
+    /// What nobody has heard yet: see [`Holder::all_events`].
+    unheard: Mutex<Option<broadcast::Receiver<Event>>>,
     gone: watch::Receiver<bool>,
 }
 
@@ -196,12 +198,14 @@ impl Holder {
         tokio::spawn(wait_for_death(registered(pidfd, Interest::READABLE)?, (pid, parent), successor, tell_gone));
         let waiting = Mutex::new(Waiting { calls: Some(HashMap::new()), settled, execs: HashMap::new() });
         let socket = registered(socket, Interest::READABLE | Interest::WRITABLE)?;
+        let (events, unheard) = broadcast::channel(EVENTS);
         let shared = Arc::new(Shared {
             socket,
             pid: AtomicI32::new(pid.as_raw_nonzero().get()),
             next_call: AtomicU64::new(1),
             waiting,
-            events: broadcast::channel(EVENTS).0,
+            events,
+            unheard: Mutex::new(Some(unheard)),
             gone,
         });
         let reader = Arc::new(AbortOnDrop(tokio::spawn(read_all(shared.clone()))));
@@ -211,6 +215,13 @@ impl Holder {
     /// The holder's process.
     pub fn pid(&self) -> i32 {
         self.shared.pid()
+    }
+
+    /// What has happened since the connection was made, for the first who asks: between an agent's finding a holder and somebody's
+    /// minding its pod, containers may end. For others, as [`Holder::events`].
+    pub fn all_events(&self) -> broadcast::Receiver<Event> {
+        let unheard = self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        unheard.unwrap_or_else(|| self.events())
     }
 
     /// What happens from now on. On `Lagged`, read [`Holder::state`].
@@ -629,6 +640,3 @@ fn patience(request: &Request) -> Duration {
         _ => SOON,
     }
 }
-
-#[cfg(test)]
-mod tests;
