@@ -201,16 +201,63 @@ fn what_cannot_be_read_is_told_and_nothing_waits_for_it() {
     let folder = node.manifests();
     symlink("nowhere.yaml", folder.join("dangling.yaml")).unwrap();
     symlink("loop.yaml", folder.join("loop.yaml")).unwrap();
+    // Opens, and can't be read: as on a disk that is broken.
+    symlink("/proc/self/mem", folder.join("broken.yaml")).unwrap();
     run(node.command("mkfifo").arg(folder.join("pipe.yaml"))).ok();
+    let _listener = std::os::unix::net::UnixListener::bind(folder.join("socket.yaml")).unwrap();
+    symlink("/dev/zero", folder.join("device.yaml")).unwrap();
+    // A folder may have any name.
+    fs::create_dir(folder.join("folder.yaml")).unwrap();
+    fs::write(folder.join("folder.yaml/inner.yaml"), version("inner", "one")).unwrap();
     node.put(&pod("good").runs("main", "sleep")).is_ready();
-    for file in ["dangling.yaml", "loop.yaml"] {
-        node.tells(&["InvalidManifest", file]);
+    node.pod("inner").is_ready();
+    for (file, why) in [
+        ("dangling.yaml", "No such file"),
+        ("loop.yaml", "symbolic links"),
+        ("broken.yaml", "Input/output error"),
+        ("pipe.yaml", "neither a folder nor a file"),
+        ("socket.yaml", "neither a folder nor a file"),
+        ("device.yaml", "neither a folder nor a file"),
+    ] {
+        node.tells(&["InvalidManifest", file, why]);
     }
+    // A pipe that makes way for a file is one no more.
+    node.apply("pipe.yaml", &version("after-the-pipe", "one"));
+    node.pod("after-the-pipe").is_ready();
     // The link's target appears.
     fs::write(node.folder().join("late.yaml"), version("late", "one")).unwrap();
     fs::remove_file(folder.join("dangling.yaml")).unwrap();
     symlink(node.folder().join("late.yaml"), folder.join("dangling.yaml")).unwrap();
     node.pod("late").is_ready();
+}
+
+/// root reads all, but not without the capabilities that say so: as on a network's disk that knows no root.
+#[test]
+fn what_may_not_be_read_is_told_and_taken_when_it_may() {
+    let node = NodeBox::builder().without_agent().start();
+    let chown = |path: &std::path::Path, id| std::os::unix::fs::chown(path, Some(id), Some(id)).unwrap();
+    let (file, shut) = (node.manifests().join("others.yaml"), node.manifests().join("shut"));
+    node.apply("others.yaml", &version("others", "one"));
+    node.apply("shut/inner.yaml", &version("inner", "one"));
+    for (path, mode) in [(&file, 0o600), (&shut, 0o700)] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        chown(path, 65534);
+    }
+    let agent = node.agent_command();
+    let mut words: Vec<_> = agent.get_args().collect();
+    let program = words.iter().position(|word| word.to_string_lossy().ends_with("/nodeagent")).unwrap();
+    let rest = words.split_off(program);
+    let mut command = std::process::Command::new(agent.get_program());
+    command.args(&words).args(["setpriv", "--bounding-set=-dac_override,-dac_read_search"]).args(rest);
+    node.start_agent_with(command, "");
+    node.put(&pod("good").runs("main", "sleep")).is_ready();
+    for path in ["others.yaml", "shut"] {
+        node.tells(&["InvalidManifest", path, "Permission denied"]);
+    }
+    chown(&file, 0);
+    chown(&shut, 0);
+    node.pod("others").is_ready();
+    node.pod("inner").is_ready();
 }
 
 #[test]

@@ -344,6 +344,9 @@ pub struct SandboxRecipe {
     /// One PID namespace for all containers, with a pause process as PID 1.
     #[serde(default)]
     pub share_pid: bool,
+    /// One of its containers will have CAP_SYS_PTRACE.
+    #[serde(default)]
+    pub may_trace: bool,
     /// cgroup directories that the holder (and pause) joins.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,

@@ -32,6 +32,7 @@ const APPLETS: &[&str] = &[
 ];
 
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+pub const SYS_PTRACE: u64 = 1 << 19;
 pub const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
 /// A pod and the connection to its holder. Dropping it kills everything.

@@ -2,6 +2,7 @@
 
 use podholder::protocol::{IdMap, IdMaps, SandboxRecipe};
 
+use super::capabilities;
 use crate::model::ValidPod;
 use crate::runtime::error::ConfigError;
 use crate::runtime::settings::Settings;
@@ -41,11 +42,22 @@ pub fn sandbox(
         domainname: None,
         user: ids,
         share_pid: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
+        may_trace: may_trace(pod, settings),
         cgroups: Vec::new(),
         sysctls: sysctls(pod, settings)?,
         shm_size: 0,
         title: format!("podholder {pod}"),
         note,
+    })
+}
+
+/// Whether one of its containers gets CAP_SYS_PTRACE. One that asks for what can't be is refused when it is started.
+fn may_trace(pod: &ValidPod, settings: &Settings) -> bool {
+    let spec = pod.spec();
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.any(|container| {
+        let sets = capabilities::of(container.security_context.as_ref(), settings.capabilities);
+        sets.is_ok_and(|sets| capabilities::has(sets.bounding, "SYS_PTRACE"))
     })
 }
 
