@@ -84,6 +84,28 @@ const ROWS: &[Row] = &[
         ask: STATUS,
         wants: &["CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb"],
     },
+    // Their execs come into the PID namespace another way.
+    Row {
+        name: "may-trace",
+        spec: &[],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}, seccompProfile: {type: RuntimeDefault}}",
+        ask: STATUS,
+        wants: &["CapEff:\t00000000a80c25fb", "CapBnd:\t00000000a80c25fb", "NoNewPrivs:\t0", "Seccomp:\t2"],
+    },
+    Row {
+        name: "may-trace-not-escalate",
+        spec: &["shareProcessNamespace: true"],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}, allowPrivilegeEscalation: false, seccompProfile: {type: RuntimeDefault}}",
+        ask: STATUS,
+        wants: &["CapEff:\t00000000a80c25fb", "NoNewPrivs:\t1", "Seccomp:\t2"],
+    },
+    Row {
+        name: "may-trace-and-share",
+        spec: &["shareProcessNamespace: true"],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}}",
+        ask: "read /proc/1/comm",
+        wants: &["podholder"],
+    },
     // --- escalation, seccomp ---
     Row { name: "may-escalate", spec: &[], container: "", ask: STATUS, wants: &["NoNewPrivs:\t0"] },
     Row {

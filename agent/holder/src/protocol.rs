@@ -648,6 +648,9 @@ pub struct Device {
 pub struct LogFile {
     /// Its folder is there. Rotated files get `.YYYYMMDD-HHMMSS` appended, as the kubelet's.
     pub path: PathBuf,
+    /// A folder above it, from which on no link is followed: what is in it may be others' to write. Empty: its own folder is it.
+    #[serde(default)]
+    pub within: PathBuf,
     /// Rotate at this many bytes; 0: never.
     pub max_size: u64,
     /// Files kept, the current one counted; at least 2.

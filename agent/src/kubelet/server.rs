@@ -288,3 +288,22 @@ fn refused(refusal: &Refusal) -> Response {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_places_and_gives_them_back() {
+        let guests = Guests::default();
+        let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let mut all: Vec<Guest> = (0..PER_ADDRESS).map(|_| guests.enter(one).unwrap()).collect();
+        assert!(guests.enter(one).is_none());
+        drop(guests.enter(other).unwrap());
+        all.pop();
+        let again = guests.enter(one).unwrap();
+        assert!(guests.enter(one).is_none());
+        drop((all, again));
+        assert!(guests.0.lock().unwrap().is_empty(), "nothing is remembered of who left");
+    }
+}

@@ -14,6 +14,10 @@ use crate::model::ValidPod;
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 
+/// Where they are in a container, and below the pod's own folder.
+pub const FILES: [(&str, &str); 3] =
+    [("/etc/hosts", "etc-hosts"), ("/etc/hostname", "hostname"), ("/etc/resolv.conf", "resolv.conf")];
+
 /// Writes all three. Again with other addresses, when they are known later.
 pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<(), Cause> {
     let dir = settings.pod_lib(pod.uid());
@@ -25,9 +29,8 @@ pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<
         hosts_of_pod(pod, settings, pod_ips)
     };
     let name = if host_network { host_name() } else { hostname(pod) };
-    put(&dir.join("etc-hosts"), &hosts)?;
-    put(&dir.join("hostname"), &format!("{name}\n"))?;
-    put(&dir.join("resolv.conf"), &resolver_of(pod, settings).render())
+    let texts = [hosts, format!("{name}\n"), resolver_of(pod, settings).render()];
+    FILES.iter().zip(texts).try_for_each(|((_, name), text)| put(&dir.join(name), &text))
 }
 
 /// In place, not by rename: containers have the file bind-mounted and must see what it says now.

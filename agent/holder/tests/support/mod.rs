@@ -283,7 +283,7 @@ impl Pod {
                 .map(PathBuf::from)
                 .collect(),
             read_only_paths: ["/proc/sys", "/proc/bus", "/proc/sysrq-trigger"].iter().map(PathBuf::from).collect(),
-            log: Some(LogFile { path: base.join("0.log"), max_size: 0, max_files: 5 }),
+            log: Some(LogFile { path: base.join("0.log"), max_size: 0, max_files: 5, ..LogFile::default() }),
             ..Recipe::default()
         }
     }
