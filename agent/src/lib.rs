@@ -17,4 +17,5 @@ pub mod pod;
 pub mod runtime;
 pub mod service;
 pub mod source;
+pub mod tls;
 pub mod workload;

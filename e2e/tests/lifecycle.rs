@@ -276,7 +276,8 @@ fn a_full_disk_stops_what_needs_room_and_nothing_else() {
     let without_eviction = format!("{QUICK}evictionHard: {{}}\n");
     let node = NodeBox::builder().with_registry().disk(144).config(&without_eviction).start();
     let counting = node.put(&pod("counting").runs("main", "count --every 5ms"));
-    let config = |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: app}}\ndata: {{size: {data}, more: {data}}}\n");
+    let config =
+        |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: app}}\ndata: {{size: {data}, more: {data}}}\n");
     node.apply("app.yaml", &config("small"));
     let volumes = "volumes: [{name: app, configMap: {name: app}}, {name: scratch, emptyDir: {}}]";
     let mounts = "volumeMounts: [{name: app, mountPath: /app}, {name: scratch, mountPath: /scratch}]";

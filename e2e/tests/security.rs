@@ -435,6 +435,13 @@ fn what_cannot_be_says_why() {
         let manifest = if row.spec.is_empty() { pod(row.name) } else { pod(row.name).spec(row.spec) };
         node.put(&manifest.runs_with("main", "sleep", row.container));
     }
+    let long = pod("long-fqdn").spec("hostname: a-name-that-is-long-enough").spec("subdomain: and-a-domain-that-is-long-too");
+    let long = node.put(&long.spec("setHostnameAsFQDN: true").runs("main", "sleep"));
+    long.tells(&[
+        "FailedCreatePodSandBox",
+        "failed to construct FQDN",
+        "is too long (64 characters is the max, 82 characters requested)",
+    ]);
     for row in REFUSALS {
         node.pod(row.name).until("says why", |pod| {
             let status = &pod["status"];

@@ -182,9 +182,9 @@ impl Holder {
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
         let target = sandbox.pid_target(recipe.pid, target.as_ref().map(AsFd::as_fd))?;
-        let when = match target {
+        let when = match (target, sandbox.birth(recipe.pid)) {
             // Its procfs has to be made from outside.
-            Some(_) if container::makes_procfs_of_others() => sandbox.birth(recipe.pid),
+            (Some(_), When::Last) if container::makes_procfs_of_others() => When::Last,
             _ => When::First,
         };
         let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };

@@ -28,8 +28,7 @@ pub fn init(process: &Process, in_user_ns: bool, when: When, parts: Parts) -> Re
         When::Last => Birth::prepare(container.as_fd())?,
     };
     let user = if in_user_ns { ns::USER } else { 0 };
-    sys::setns(container.as_fd(), ns::MNT | ns::CGROUP | user)
-        .or_fault(Stage::Namespace, "mnt, cgroup, user")?;
+    sys::setns(container.as_fd(), ns::MNT | ns::CGROUP | user).or_fault(Stage::Namespace, "mnt, cgroup, user")?;
     if in_user_ns {
         sys::set_ids(0, 0, &[]).or_fault(Stage::Namespace, "user")?;
         credentials::stay_private().or_fault(Stage::Namespace, "user")?;

@@ -82,9 +82,7 @@ impl Sandbox {
         match (pid, of, &self.pause) {
             (_, Some(pidfd), _) => Ok(Some(pidfd)),
             (PidNamespace::Pod, None, Some(pause)) => Ok(Some(pause.pidfd.as_fd())),
-            (PidNamespace::Pod, None, None) => {
-                Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own"))
-            }
+            (PidNamespace::Pod, None, None) => Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own")),
             (PidNamespace::Own | PidNamespace::Host, None, _) => Ok(None),
         }
     }

@@ -46,7 +46,8 @@ pub enum Outcome {
 
 /// Whether this is a child of the holder's, and has that number.
 fn is_own(pidfd: &OwnedFd, pid: i32) -> bool {
-    let child = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok();
+    let child =
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
     child && info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|number| number.trim() == pid.to_string()))
 }

@@ -146,10 +146,11 @@ fn who_may_trace_sees_nothing_of_the_host_when_a_container_is_born_beside_it() {
         let watcher = watcher(&mut pod, namespace);
         for round in 0..30 {
             let mut recipe = pod.shell("app", "echo $$; ls /proc/sys > /dev/null; readlink /proc/self; cat /proc/1/comm");
-            match share_pid {
-                true => recipe.pid = PidNamespace::Pod,
+            if share_pid {
+                recipe.pid = PidNamespace::Pod;
+            } else {
                 // As a debug container is.
-                false => recipe.beside = Some(watcher.id.clone()),
+                recipe.beside = Some(watcher.id.clone());
             }
             recipe.process.tty = round % 2 == 1;
             let ran = pod.run(&recipe);

@@ -1,15 +1,15 @@
 //! Certificates of the loopback port: our own CA, kept 0600, and what it signed. `kubeconfig` writes a client's.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{Timestamp, tz::TimeZone};
+use netplug::whole::{self, Outlives};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
     date_time_ymd,
@@ -19,8 +19,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
+
+use crate::tls::provider;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
 const YEARS: i32 = 10;
@@ -109,7 +111,7 @@ pub fn acceptor(folder: &Path) -> Result<TlsAcceptor, TlsError> {
     let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).map_err(|error| wrong(folder, &error))?;
     roots.add(root).map_err(|error| wrong(folder, &error))?;
 
-    let provider = Arc::new(crypto::ring::default_provider());
+    let provider = provider();
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     // Whoever has none is let in as far as a 401 that says so; a wrong one ends the handshake.
     let clients = clients.allow_unauthenticated().build().map_err(|error| wrong(folder, &error))?;
@@ -143,14 +145,9 @@ pub fn kubeconfig(folder: &Path, server: &str) -> Result<Value, TlsError> {
     }))
 }
 
-/// Writes a file that only root reads, whole or not at all.
+/// Writes a file that only root reads.
 pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)
+    whole::write(path, text.as_bytes(), 0o600, Outlives::Power)
 }
 
 fn authority_params() -> CertificateParams {

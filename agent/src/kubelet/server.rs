@@ -27,13 +27,14 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Policy, Refusal};
-use super::authority::{AnyClient, AuthorityError, ClientAuthority, provider};
+use super::authority::{AnyClient, AuthorityError, ClientAuthority};
 use super::metrics::Requests;
 use super::route;
 use super::stats::Rates;
 use crate::api::call::Place;
 use crate::api::{Response, reply};
 use crate::pod::node::Node;
+use crate::tls::provider;
 
 /// Connections of those who have a certificate of the client CA.
 const KNOWN: usize = 512;

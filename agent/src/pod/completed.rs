@@ -2,10 +2,11 @@
 //! pod's folder in /var/lib, which survives what /run doesn't.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use netplug::whole::{self, Outlives};
 use serde::{Deserialize, Serialize};
 
 use super::observed::{Attempt, Failure};
@@ -37,7 +38,7 @@ struct Record {
     failure: Option<Failure>,
 }
 
-/// Durable: written, synced, renamed. Writing the same again costs a read.
+/// Durable. Writing the same again costs a read.
 pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
     let folder = runtime.settings().pod_lib(completed.pod.uid());
     let record = Record {
@@ -52,11 +53,7 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(&folder)?;
-    let new = folder.join("completed.json.new");
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, &path)
+    whole::write(&path, &bytes, 0o600, Outlives::Power)
 }
 
 /// Nothing, when the pod never completed or the record can't be read: then it runs.

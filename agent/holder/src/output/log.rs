@@ -157,7 +157,8 @@ impl Log {
 fn open_folder(log: &LogFile) -> io::Result<OwnedFd> {
     let folder = log.path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Some(below) = folder.strip_prefix(&log.within).ok().filter(|below| !below.as_os_str().is_empty() && log.within != Path::new(""))
+    let Some(below) =
+        folder.strip_prefix(&log.within).ok().filter(|below| !below.as_os_str().is_empty() && log.within != Path::new(""))
     else {
         return Ok(openat(CWD, folder, flags, Mode::empty())?);
     };
@@ -167,7 +168,8 @@ fn open_folder(log: &LogFile) -> io::Result<OwnedFd> {
 
 fn open(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     // Never waits, as it would for the reader of a FIFO that somebody put there.
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(openat(folder, name, flags, Mode::from_raw_mode(0o640))?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
