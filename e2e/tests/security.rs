@@ -454,6 +454,20 @@ fn what_cannot_be_says_why() {
     }
 }
 
+/// As with a kubelet: the options do nothing, and the pod runs.
+#[test]
+fn labels_on_a_kernel_without_selinux_are_a_warning() {
+    assert!(!std::path::Path::new("/sys/fs/selinux/enforce").exists(), "this test is for a kernel without SELinux");
+    let node = NodeBox::start();
+    let of_pod = node.put(&pod("of-pod").spec("securityContext: {seLinuxOptions: {level: 's0:c1,c2'}}").runs("main", "sleep"));
+    let of_container = "securityContext: {seLinuxOptions: {type: container_t}}";
+    let of_container = node.put(&pod("of-container").runs_with("main", "sleep", of_container));
+    for labelled in [of_pod, of_container] {
+        labelled.is_ready();
+        labelled.tells(&["SELinuxDisabled", "this machine's kernel has no SELinux"]);
+    }
+}
+
 #[test]
 fn a_profile_of_the_node_keeps_system_calls_out() {
     let node = NodeBox::builder().without_agent().start();

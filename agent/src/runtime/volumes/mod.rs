@@ -266,7 +266,9 @@ mod tests {
             threads.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let made = volume.join(now.load(Ordering::Relaxed).to_string());
-                    if fs::rename(&made, volume.join("taken")).is_ok() {
+                    // The link that is there already is its own.
+                    if fs::symlink_metadata(&made).is_ok_and(|meta| meta.is_dir()) {
+                        fs::rename(&made, volume.join("taken")).unwrap();
                         symlink(&host, &made).unwrap();
                         fs::remove_dir(volume.join("taken")).unwrap();
                     }
