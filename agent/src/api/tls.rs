@@ -1,15 +1,13 @@
 //! Certificates of the loopback port: our own CA, kept 0600, and what it signed. `kubeconfig` writes a client's.
 
-use std::fs;
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{Timestamp, tz::TimeZone};
-use netplug::whole::{self, Outlives};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
     date_time_ymd,
@@ -22,6 +20,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
+use crate::durable;
 use crate::tls::provider;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
@@ -77,8 +76,8 @@ impl<'a> Authority<'a> {
         let made = |path: &Path, source| TlsError::File { path: path.to_owned(), source };
         fs::create_dir_all(folder).map_err(|source| made(folder, source))?;
         // The certificate comes last: with it both are there.
-        write_private(key_path, &key.serialize_pem()).map_err(|source| made(key_path, source))?;
-        write_private(pem_path, &pem).map_err(|source| made(pem_path, source))?;
+        durable::write(key_path, key.serialize_pem().as_bytes()).map_err(|source| made(key_path, source))?;
+        durable::write(pem_path, pem.as_bytes()).map_err(|source| made(pem_path, source))?;
         Ok(Self { folder, pem, key })
     }
 
@@ -143,11 +142,6 @@ pub fn kubeconfig(folder: &Path, server: &str) -> Result<Value, TlsError> {
         "users": [{ "name": name, "user": user }],
         "contexts": [{ "name": name, "context": { "cluster": name, "user": name } }],
     }))
-}
-
-/// Writes a file that only root reads.
-pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    whole::write(path, text.as_bytes(), 0o600, Outlives::Power)
 }
 
 fn authority_params() -> CertificateParams {

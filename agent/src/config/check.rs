@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::file::{Declared, Source};
 use super::{
     Api, Backoff, Cidr, Cni, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Ranges, Settings, Userns,
-    kubelet, pods,
+    cluster, kubelet, pods,
 };
 use crate::model::Path;
 use crate::model::quantity::Quantity;
@@ -21,10 +21,11 @@ const IFNAME_LIMIT: usize = 15;
 pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> Result<Settings, Vec<ConfigError>> {
     let mut checker = Checker { source, errors: Vec::new() };
     let c = &mut checker;
+    let paths = paths(c, flags, declared);
     let settings = Settings {
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
-        kubeconfig: flags.kubeconfig.clone().or_else(|| c.path("kubeconfig", declared.kubeconfig.as_ref())),
-        paths: paths(c, flags, declared),
+        cluster: cluster::cluster(c, flags, declared, &paths),
+        paths,
         node_name: node_name(c, flags, declared),
         node_labels: node_labels(c, declared),
         cgroup_parent: c.text(
@@ -188,7 +189,10 @@ fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
         if flags.mtu.is_some() { c.flag("--mtu", message) } else { c.file("mtu", message) }
     }
     let pod_cidrs = cidrs(c, flags, declared);
-    let service_cidrs = service_cidrs(c, declared, &pod_cidrs);
+    let in_cluster = [&flags.kubeconfig, &flags.bootstrap_kubeconfig, &declared.kubeconfig, &declared.bootstrap_kubeconfig];
+    // A cluster has its own.
+    let services = declared.services.unwrap_or(in_cluster.iter().all(|file| file.is_none()));
+    let service_cidrs = if services { service_cidrs(c, declared, &pod_cidrs) } else { Vec::new() };
     Network {
         dns: declared.dns.unwrap_or(declared.cluster_dns.is_empty()) && !service_cidrs.is_empty(),
         service_cidrs,
@@ -251,9 +255,6 @@ fn cidrs(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Vec<Cidr> {
 /// Of the families that pods have. A default gives way to the pods' range.
 fn service_cidrs(c: &mut Checker<'_>, declared: &Declared, pods: &[Cidr]) -> Vec<Cidr> {
     const DEFAULTS: [&str; 4] = ["10.96.0.0/16", "172.30.0.0/16", "fd00:10:96::/112", "fd00:10:97::/112"];
-    if declared.services == Some(false) {
-        return Vec::new();
-    }
     let overlaps = |a: &Cidr| pods.iter().any(|b| a.overlaps(b));
     let mut ranges: Vec<Cidr> = Vec::new();
     let is_new = |cidr: &Cidr, ranges: &[Cidr]| !ranges.iter().any(|have| have.address.is_ipv4() == cidr.address.is_ipv4());
@@ -282,7 +283,8 @@ fn service_cidrs(c: &mut Checker<'_>, declared: &Declared, pods: &[Cidr]) -> Vec
     ranges
 }
 
-fn parse_cidr(text: &str) -> Result<Cidr, String> {
+/// A range that pods, or Services, can have.
+pub(super) fn parse_cidr(text: &str) -> Result<Cidr, String> {
     let syntax = || "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned();
     let (address, prefix) = text.split_once('/').ok_or_else(syntax)?;
     let address: IpAddr = address.parse().map_err(|_| syntax())?;

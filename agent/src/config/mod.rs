@@ -1,6 +1,7 @@
 //! Declared settings (command line over configuration file over defaults) to validated [`Settings`]. Every problem of either is told
 //! at once; of the file with line and column. Knows `model` for its YAML and `eviction`'s pure settings, and nobody else.
 
+mod cluster;
 mod file;
 mod flags;
 mod kubelet;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use crate::eviction;
 use crate::model::FileError;
 
+pub use cluster::Cluster;
 pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, UsernsSection};
 pub use flags::{Flags, LogFormat, LogLevel, Wiring};
 pub use kubelet::Kubelet;
@@ -29,8 +31,8 @@ pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
 pub struct Settings {
     /// Folders and files of manifests; `-` is standard input.
     pub manifests: Vec<PathBuf>,
-    /// The way to the API server of the cluster that this node is of, if it is of one.
-    pub kubeconfig: Option<PathBuf>,
+    /// The cluster that this node is of, if it is of one.
+    pub cluster: Option<Cluster>,
     /// Where everything lies on this machine.
     pub paths: Paths,
     /// The node's name: a DNS subdomain. The host's name unless set.
@@ -134,6 +136,15 @@ impl Cidr {
     /// Whether an address is in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.subnet().zip(other.subnet()).is_some_and(|(one, other)| one.overlaps(&other))
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+
+    /// The error says what would be right.
+    fn from_str(text: &str) -> Result<Self, String> {
+        check::parse_cidr(text)
     }
 }
 

@@ -6,10 +6,10 @@ use std::io;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use netplug::whole::{self, Outlives};
 use serde::{Deserialize, Serialize};
 
 use super::observed::{Attempt, Failure};
+use crate::durable;
 use crate::model::{Origin, PodUid, ValidPod};
 use crate::runtime::Runtime;
 
@@ -38,7 +38,7 @@ struct Record {
     failure: Option<Failure>,
 }
 
-/// Durable. Writing the same again costs a read.
+/// Durable: written, synced, renamed. Writing the same again costs a read.
 pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
     let folder = runtime.settings().pod_lib(completed.pod.uid());
     let record = Record {
@@ -53,7 +53,7 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(&folder)?;
-    whole::write(&path, &bytes, 0o600, Outlives::Power)
+    durable::write(&path, &bytes)
 }
 
 /// Nothing, when the pod never completed or the record can't be read: then it runs.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use netplug::whole::{self, Outlives};
+use crate::durable;
 
 /// All that is kept.
 pub fn read_all(folder: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
@@ -33,5 +33,5 @@ pub fn write(folder: &Path, uid: &str, bytes: Option<&[u8]>) -> io::Result<()> {
         };
     };
     fs::create_dir_all(folder)?;
-    whole::write(&path, bytes, 0o600, Outlives::Power)
+    durable::write(&path, bytes)
 }
