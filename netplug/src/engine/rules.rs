@@ -19,6 +19,7 @@ use crate::{
     service::{self, Service, Unit, Units},
     settings::Protocol,
     trace::{self, Flow, Step},
+    whole::{self, Outlives},
 };
 
 /// All services and network policies of a node, resolved to addresses.
@@ -142,9 +143,8 @@ impl Engine {
             return;
         }
         let path = self.settings.state_dir.join(FILE);
-        let new = path.with_extension("new");
         let text = serde_json::to_vec(&**self.standing.rules()).map_err(io::Error::from);
-        if let Err(error) = text.and_then(|text| fs::write(&new, text)).and_then(|()| fs::rename(&new, &path)) {
+        if let Err(error) = text.and_then(|text| whole::write(&path, &text, 0o644, Outlives::Process)) {
             tracing::warn!(file = %path.display(), %error, "the rules could not be kept");
         }
     }
