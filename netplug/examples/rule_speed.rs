@@ -8,6 +8,7 @@
 use std::{
     error::Error,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for count in counts {
         let mut rules = Rules {
             service_ranges: vec!["10.96.0.0/16".parse()?],
-            services: (0..count).map(service).collect(),
+            services: (0..count).map(|number| Arc::new(service(number))).collect(),
             policies: Vec::new(),
         };
         let begun = Instant::now();
@@ -47,7 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let first = begun.elapsed();
         let mut times = Vec::new();
         for round in 0..SAMPLE {
-            let changed = &mut rules.services[round * 7 % count as usize];
+            let changed = Arc::make_mut(&mut rules.services[round * 7 % count as usize]);
             let endpoint = SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80);
             if changed.endpoints.len() > ENDPOINTS as usize {
                 changed.endpoints.truncate(ENDPOINTS as usize);

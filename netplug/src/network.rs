@@ -198,7 +198,7 @@ impl Network {
     }
 
     /// The rules that are in force.
-    pub async fn rules(&self) -> Result<Arc<Rules>, Error> {
+    pub async fn rules(&self) -> Result<Rules, Error> {
         self.run(|engine| engine.rules()).await
     }
 

@@ -69,7 +69,7 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
     for again in ["", " again"] {
         // But for the bridge's number, all is as it was.
         let picture = || {
-            let addresses = lab.node.command("ip", "-br -4 address show dev pods0").unwrap_or_default();
+            let addresses = lab.node.command("ip", "-o -4 address show dev pods0").unwrap_or_default();
             (addresses, lab.node.nft("list ruleset"))
         };
         let before = picture();
@@ -124,6 +124,28 @@ fn its_own_doings_are_no_harm() {
     }
     std::thread::sleep(Duration::from_millis(100));
     wait(network.attached()).unwrap();
+    assert_eq!(handle(), before);
+}
+
+/// A link that dies is down and out of the bridge first, and its pod may be released later than that is told.
+#[test]
+fn the_end_of_a_pods_namespace_is_no_harm() {
+    let lab = Lab::new();
+    let network = lab.open(lab.dual_stack());
+    let mut severed = wait(network.severed()).unwrap();
+    let handle = || lab.node.nft("-a list tables");
+    let before = handle();
+    for round in 0..5 {
+        let pods: Vec<Pod> = (0..3).map(|n| Pod::new(&format!("pod{round}-{n}"))).collect();
+        for pod in &pods {
+            pod.attach(&network).unwrap();
+        }
+        drop(pods);
+        for _ in 0..3 {
+            wait(severed.recv()).unwrap();
+        }
+        wait(network.retain(&[])).unwrap();
+    }
     assert_eq!(handle(), before);
 }
 

@@ -8,6 +8,7 @@ mod host_port;
 mod picture;
 mod pod;
 mod ports;
+mod record;
 pub(crate) mod rules;
 mod shape;
 mod watch;
@@ -61,8 +62,6 @@ pub(crate) struct Engine {
     isolated: bool,
     /// Services and policies.
     standing: rules::Standing,
-    /// Whether the next process wouldn't know them.
-    unsaved: bool,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -133,8 +132,7 @@ impl Engine {
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
             isolated: false,
-            standing: rules::Standing::default(),
-            unsaved: false,
+            standing: rules::Standing::new(record::Record::new(&settings.state_dir)),
             watch: None,
             complete: false,
             port_ids,
@@ -292,14 +290,6 @@ impl Engine {
 
     fn destroy_table(&mut self) -> Result<(), Error> {
         self.table.destroy(&mut self.wire, &self.nft).doing(|| format!("remove the nftables table inet {}", self.settings.table))
-    }
-
-    /// The whole table from what is known.
-    fn render(&mut self) -> Result<(), Error> {
-        self.complete()?;
-        self.table
-            .render(&mut self.wire, &self.nft, self.leases.values(), self.standing.fragments())
-            .doing(|| format!("set up the nftables table inet {}", self.settings.table))
     }
 
     /// Makes or renews the lease, on disk before anything else, so that a crash can't give the address twice.

@@ -19,7 +19,7 @@ use rustix::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Engine;
+use super::{Engine, bridge};
 use crate::{
     bandwidth::ifb_of,
     error::{Doing, Error},
@@ -60,6 +60,10 @@ pub(crate) struct Watch {
     due: Option<Instant>,
     patience: Duration,
     repaired: Option<Instant>,
+    /// The bridge or the table is to be put back.
+    hurt: bool,
+    /// Links of pods that are down or out of the bridge, by their index.
+    astray: HashMap<u32, String>,
     /// Who wants to know of pods that lost their link.
     listeners: Vec<UnboundedSender<String>>,
     /// Other people's chains that stand in the way, for who wants to know.
@@ -101,6 +105,8 @@ impl Watch {
             due: None,
             patience: PATIENCE,
             repaired: None,
+            hurt: false,
+            astray: HashMap::new(),
             listeners: Vec::new(),
             firewalls: None,
             chains_changed: false,
@@ -133,7 +139,6 @@ impl Watch {
         let due = self.due.is_some_and(|due| due <= Instant::now());
         if due {
             self.due = None;
-            self.repaired = Some(Instant::now());
         }
         due
     }
@@ -207,12 +212,16 @@ impl Engine {
     pub(crate) fn notice(&mut self) {
         // Taken out for the time, so that it can be read beside the rest.
         let Some(mut watch) = self.watch.take() else { return };
-        let hurt = self.read_links(&mut watch) | self.read_tables(&mut watch);
-        if hurt && !self.closed {
+        self.read_links(&mut watch);
+        self.read_tables(&mut watch);
+        if (watch.hurt || !watch.astray.is_empty()) && !self.closed {
             watch.plan_repair();
         }
         self.tell_of_firewalls(&mut watch);
-        if watch.is_due() && !self.closed {
+        if watch.is_due() && !self.closed && self.is_confirmed(&mut watch) {
+            watch.repaired = Some(Instant::now());
+            watch.hurt = false;
+            watch.astray.clear();
             match self.repair() {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
@@ -221,6 +230,7 @@ impl Engine {
                 ),
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
+                    watch.hurt = true;
                     watch.plan_repair();
                 }
             }
@@ -228,12 +238,21 @@ impl Engine {
         self.watch = Some(watch);
     }
 
-    /// Whether the bridge or a pod's port was hurt.
-    fn read_links(&self, watch: &mut Watch) -> bool {
+    /// Whether there still is something to repair. The link of a namespace that ends is seen down and out of the bridge before it is
+    /// seen gone; the kernel does all of that under one lock, which the question waits for.
+    fn is_confirmed(&mut self, watch: &mut Watch) -> bool {
+        if !watch.hurt && bridge::find(&mut self.wire, &self.route, &self.settings.bridge).is_ok() {
+            self.read_links(watch);
+        }
+        watch.hurt || !watch.astray.is_empty()
+    }
+
+    /// What was done to the bridge and to pods' links.
+    fn read_links(&self, watch: &mut Watch) {
         let (bridge, me) = (self.bridge.index, self.port_ids.0);
         let mut hurt = false;
         let mut seen: HashMap<u32, Seen> = HashMap::new();
-        let mut gone: HashSet<String> = HashSet::new();
+        let mut gone: HashMap<u32, String> = HashMap::new();
         let lost = drain(&watch.route, &mut watch.buffer, |message| {
             let index = u32_at(message, 20);
             match kind(message) {
@@ -242,26 +261,32 @@ impl Engine {
                 RTM_DELLINK => {
                     hurt |= index == bridge;
                     seen.remove(&index);
-                    gone.insert(port(message, bridge).name);
+                    gone.insert(index, port(message, bridge).name);
                 }
                 RTM_NEWLINK if index == bridge => hurt |= u32_at(message, 24) & IFF_UP == 0,
                 RTM_NEWLINK => drop(seen.insert(index, port(message, bridge))),
                 _ => {}
             }
         });
+        watch.astray.retain(|index, _| !gone.contains_key(index));
         // A pod that was wired anew has a link of that name again.
-        gone.retain(|name| !seen.values().any(|port| port.name == *name));
+        let gone: HashSet<String> = gone.into_values().filter(|name| !seen.values().any(|port| port.name == *name)).collect();
         let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
         severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
         let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
         hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(&ifb));
-        let astray: Vec<Seen> = seen.into_values().filter(|port| !port.in_order).collect();
-        let of_a_pod = |name: &str| self.leases.values().any(|lease| lease.host_if == name);
-        hurt || lost || astray.iter().any(|port| of_a_pod(&port.name))
+        for (index, port) in seen {
+            if port.in_order { drop(watch.astray.remove(&index)) } else { drop(watch.astray.insert(index, port.name)) }
+        }
+        if !watch.astray.is_empty() {
+            let of_pods: HashSet<&str> = self.leases.values().map(|lease| lease.host_if.as_str()).collect();
+            watch.astray.retain(|_, name| of_pods.contains(name.as_str()));
+        }
+        watch.hurt |= hurt || lost;
     }
 
-    /// Whether something was taken out of our table.
-    fn read_tables(&self, watch: &mut Watch) -> bool {
+    /// What was taken out of our table, and whether chains came or went.
+    fn read_tables(&self, watch: &mut Watch) {
         let (mut hurt, mut chains) = (false, false);
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
@@ -272,7 +297,7 @@ impl Engine {
             }
         });
         watch.chains_changed |= chains || lost;
-        hurt || lost
+        watch.hurt |= hurt || lost;
     }
 }
 
