@@ -306,6 +306,37 @@ fn fixed_addresses() {
     assert_eq!(show(&Pod::new("d")), ips(&["10.88.0.3", "fd00:88::3"]), "refusals cost no address");
 }
 
+/// A machine that somebody put on the bridge has addresses of the pods' range.
+#[test]
+fn addresses_in_use_elsewhere() {
+    let lab = Lab::new();
+    let ranges = vec![range("10.88.0.0/29"), range("fd00:88::/64")];
+    let network = lab.open(Settings { ranges, probe: Some(Duration::from_millis(500)), ..lab.routed() });
+    let stranger = lab::Netns::new();
+    lab.node.connect("stranger", "192.0.3.1/24", &stranger, "eth0", "10.88.0.2/29");
+    lab.node.ip("link set stranger master pods0");
+    stranger.ip("address add fd00:88::2/64 dev eth0 nodad");
+    stranger.ip("link set eth0 address 02:00:00:00:00:01");
+    let ips = |pod: &Pod| pod.attach(&network).map(|found| found.ips).map_err(|error| error.to_string());
+    let expected: Vec<IpAddr> = vec!["10.88.0.3".parse().unwrap(), "fd00:88::3".parse().unwrap()];
+    let pod = Pod::new("pod");
+    assert_eq!(ips(&pod), Ok(expected.clone()));
+    assert_eq!(ips(&pod), Ok(expected), "its own is its own");
+    let fixed = Pod { fixed: vec!["10.88.0.2".parse().unwrap()], ..Pod::new("fixed") };
+    let error = ips(&fixed).unwrap_err();
+    assert!(error.contains("default/fixed: address 10.88.0.2 is in use on the bridge by 02:00:00:00:00:01"), "{error}");
+    let _server = pod.netns.serve(Tcp, "[::]:80", "pod");
+    assert_eq!(lab.node.ask(Tcp, "10.88.0.3:80"), Ok("pod ::ffff:10.88.0.1".into()), "the question is forgotten");
+
+    // All that are left are somebody's: an error, not an endless search.
+    for ip in 4..=6 {
+        stranger.ip(&format!("address add 10.88.0.{ip}/29 dev eth0"));
+    }
+    let error = ips(&Pod::new("last")).unwrap_err();
+    assert!(error.contains("is in use on the bridge by 02:00:00:00:00:01"), "{error}");
+    assert_eq!(wait(network.attached()).unwrap().len(), 1);
+}
+
 #[test]
 fn a_uid_is_no_path() {
     let lab = Lab::new();

@@ -305,13 +305,16 @@ fn wiring(network: &Network, belongs: Belongs) -> Wiring {
 fn network(settings: &Settings) -> netplug::Settings {
     netplug::Settings {
         bridge: settings.network.bridge.clone(),
-        ranges: services::ranges(settings).collect(),
+        ranges: settings.network.pod_ranges.clone(),
         table: settings.network.nft_table.clone(),
         mtu: settings.network.mtu,
         state_dir: settings.paths.net(),
+        reuse_after: settings.network.reuse_after,
+        probe: settings.network.probe,
+        masquerade: settings.network.masquerade,
+        masquerade_except: settings.network.masquerade_except.clone(),
         // By the host, where Services and policies see every packet.
         isolation: netplug::Isolation::Routed,
-        ..netplug::Settings::default()
     }
 }
 
@@ -373,7 +376,7 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
     let facts = machine::object::Facts {
         labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
-        pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
+        pod_cidrs: settings.network.first_subnets().map(|subnet| subnet.to_string()).collect(),
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
@@ -524,7 +527,11 @@ mod tests {
         let bridge = "nodeagent0".to_owned();
         let network = Network {
             bridge,
-            pod_cidrs: Vec::new(),
+            pod_ranges: Vec::new(),
+            reuse_after: std::time::Duration::ZERO,
+            probe: None,
+            masquerade: true,
+            masquerade_except: Vec::new(),
             service_cidrs: Vec::new(),
             dns: false,
             nft_table: String::new(),

@@ -62,8 +62,7 @@ pub(crate) struct Watch {
     repaired: Option<Instant>,
     /// The bridge or the table is to be put back.
     hurt: bool,
-    /// Links of pods that are down or out of the bridge, by their index.
-    astray: HashMap<u32, String>,
+    astray: Astray,
     /// Who wants to know of pods that lost their link.
     listeners: Vec<UnboundedSender<String>>,
     /// Other people's chains that stand in the way, for who wants to know.
@@ -87,6 +86,54 @@ struct Seen {
     in_order: bool,
 }
 
+/// What messages told of links, read to the last.
+#[derive(Default)]
+struct News {
+    /// By index.
+    seen: HashMap<u32, Seen>,
+    gone: HashMap<u32, String>,
+    /// Whether the bridge is gone, down, or less an address.
+    hurt: bool,
+}
+
+impl News {
+    fn hear(&mut self, message: &[u8], bridge: u32, me: u32) {
+        let index = u32_at(message, 20);
+        match kind(message) {
+            RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
+            _ if message.get(16) == Some(&AF_BRIDGE) => {}
+            RTM_DELLINK => {
+                self.hurt |= index == bridge;
+                self.seen.remove(&index);
+                self.gone.insert(index, port(message, bridge).name);
+            }
+            RTM_NEWLINK if index == bridge => self.hurt |= u32_at(message, 24) & IFF_UP == 0,
+            RTM_NEWLINK => drop(self.seen.insert(index, port(message, bridge))),
+            _ => {}
+        }
+    }
+
+    /// The names that no link has any more: a pod that was wired anew has a link of its name again.
+    fn lost_names(&self) -> HashSet<&str> {
+        let names = self.gone.values().map(String::as_str);
+        names.filter(|name| !self.seen.values().any(|port| port.name == *name)).collect()
+    }
+}
+
+/// Links that are down or out of the bridge, by index, and their names: a pod's may have to be put back.
+#[derive(Debug, Default)]
+struct Astray(HashMap<u32, String>);
+
+impl Astray {
+    fn update(&mut self, news: News, is_pods: impl Fn(&str) -> bool) {
+        self.0.retain(|index, _| !news.gone.contains_key(index));
+        for (index, port) in news.seen {
+            if port.in_order { drop(self.0.remove(&index)) } else { drop(self.0.insert(index, port.name)) }
+        }
+        self.0.retain(|_, name| is_pods(name));
+    }
+}
+
 impl Watch {
     pub(crate) fn new() -> Result<Watch, Error> {
         let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a netlink socket that watches links".into())?;
@@ -106,7 +153,7 @@ impl Watch {
             patience: PATIENCE,
             repaired: None,
             hurt: false,
-            astray: HashMap::new(),
+            astray: Astray::default(),
             listeners: Vec::new(),
             firewalls: None,
             chains_changed: false,
@@ -214,14 +261,14 @@ impl Engine {
         let Some(mut watch) = self.watch.take() else { return };
         self.read_links(&mut watch);
         self.read_tables(&mut watch);
-        if (watch.hurt || !watch.astray.is_empty()) && !self.closed {
+        if (watch.hurt || !watch.astray.0.is_empty()) && !self.closed {
             watch.plan_repair();
         }
         self.tell_of_firewalls(&mut watch);
         if watch.is_due() && !self.closed && self.is_confirmed(&mut watch) {
             watch.repaired = Some(Instant::now());
             watch.hurt = false;
-            watch.astray.clear();
+            watch.astray = Astray::default();
             match self.repair() {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
@@ -244,45 +291,25 @@ impl Engine {
         if !watch.hurt && bridge::find(&mut self.wire, &self.route, &self.settings.bridge).is_ok() {
             self.read_links(watch);
         }
-        watch.hurt || !watch.astray.is_empty()
+        watch.hurt || !watch.astray.0.is_empty()
     }
 
     /// What was done to the bridge and to pods' links.
     fn read_links(&self, watch: &mut Watch) {
         let (bridge, me) = (self.bridge.index, self.port_ids.0);
-        let mut hurt = false;
-        let mut seen: HashMap<u32, Seen> = HashMap::new();
-        let mut gone: HashMap<u32, String> = HashMap::new();
-        let lost = drain(&watch.route, &mut watch.buffer, |message| {
-            let index = u32_at(message, 20);
-            match kind(message) {
-                RTM_DELADDR => hurt |= index == bridge && sender(message) != me,
-                _ if message.get(16) == Some(&AF_BRIDGE) => {}
-                RTM_DELLINK => {
-                    hurt |= index == bridge;
-                    seen.remove(&index);
-                    gone.insert(index, port(message, bridge).name);
-                }
-                RTM_NEWLINK if index == bridge => hurt |= u32_at(message, 24) & IFF_UP == 0,
-                RTM_NEWLINK => drop(seen.insert(index, port(message, bridge))),
-                _ => {}
-            }
-        });
-        watch.astray.retain(|index, _| !gone.contains_key(index));
-        // A pod that was wired anew has a link of that name again.
-        let gone: HashSet<String> = gone.into_values().filter(|name| !seen.values().any(|port| port.name == *name)).collect();
-        let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
+        let mut news = News::default();
+        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, bridge, me));
+        watch.hurt |= news.hurt || lost;
+        if news.seen.is_empty() && news.gone.is_empty() {
+            return;
+        }
+        let gone = news.lost_names();
+        let severed = self.leases.values().filter(|lease| gone.contains(lease.host_if.as_str()));
         severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
         let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
-        hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(&ifb));
-        for (index, port) in seen {
-            if port.in_order { drop(watch.astray.remove(&index)) } else { drop(watch.astray.insert(index, port.name)) }
-        }
-        if !watch.astray.is_empty() {
-            let of_pods: HashSet<&str> = self.leases.values().map(|lease| lease.host_if.as_str()).collect();
-            watch.astray.retain(|_, name| of_pods.contains(name.as_str()));
-        }
-        watch.hurt |= hurt || lost;
+        watch.hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(ifb.as_str()));
+        let of_pods: HashSet<&str> = self.leases.values().map(|lease| lease.host_if.as_str()).collect();
+        watch.astray.update(news, |name| of_pods.contains(name));
     }
 
     /// What was taken out of our table, and whether chains came or went.
@@ -311,4 +338,98 @@ fn port(message: &[u8], bridge: u32) -> Seen {
         }
     }
     Seen { name, in_order: master == Some(bridge) && u32_at(message, 24) & IFF_UP != 0 }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    const BRIDGE: u32 = 7;
+    const POD: u32 = 9;
+
+    /// `up`, `down`, `out` (of the bridge) or `gone`, of the pod's link; `bridge …` of the bridge itself.
+    fn message(what: &str) -> Vec<u8> {
+        let (index, state) = what.strip_prefix("bridge ").map_or((POD, what), |state| (BRIDGE, state));
+        let kind = if state == "gone" { RTM_DELLINK } else { RTM_NEWLINK };
+        let flags = if state == "down" { 0 } else { IFF_UP };
+        let mut message = vec![0; 4];
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend([0; 4]);
+        message.extend(index.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 4]);
+        let mut attribute = |kind: u16, value: &[u8]| {
+            message.extend((4 + value.len() as u16).to_ne_bytes());
+            message.extend(kind.to_ne_bytes());
+            message.extend(value);
+        };
+        attribute(IFLA_IFNAME, b"vethpod\0");
+        if state != "out" {
+            attribute(IFLA_MASTER, &BRIDGE.to_ne_bytes());
+        }
+        message
+    }
+
+    /// Each word is read by itself: what was told in between has been acted upon.
+    #[rstest]
+    #[case::somebody_takes_it_down("up, down", true, false)]
+    #[case::and_up_again("up, down, up", false, false)]
+    #[case::somebody_takes_it_out("out", true, false)]
+    #[case::it_dies_at_once("down+out+gone", false, false)]
+    #[case::it_dies_and_that_is_told_bit_by_bit("down, out, gone", false, false)]
+    #[case::it_dies_and_comes_again("down, gone, up", false, false)]
+    #[case::the_bridge_goes("bridge gone", false, true)]
+    #[case::the_bridge_is_taken_down("bridge down", false, true)]
+    #[case::the_bridge_changes("bridge up", false, false)]
+    fn what_is_to_be_put_back(#[case] told: &str, #[case] astray: bool, #[case] hurt: bool) {
+        let (mut known, mut harm) = (Astray::default(), false);
+        for read in told.split(", ") {
+            let mut news = News::default();
+            read.split('+').for_each(|what| news.hear(&message(what), BRIDGE, 1));
+            harm |= news.hurt;
+            known.update(news, |name| name == "vethpod");
+        }
+        assert_eq!((!known.0.is_empty(), harm), (astray, hurt));
+        known.update(News::default(), |_| false);
+        assert!(known.0.is_empty(), "a pod that was released has nothing to put back");
+    }
+
+    /// More news than the socket has room for: what is lost among it is put back all the same.
+    #[test]
+    fn news_that_were_lost_are_made_up_for() {
+        let work = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let state = tempfile::tempdir().unwrap();
+            let settings = Settings { bridge: "pods0".into(), state_dir: state.path().into(), ..Settings::default() };
+            let mut engine = Engine::open(settings).unwrap();
+            let ip = |args: &str| {
+                let output = std::process::Command::new("ip").args(args.split(' ')).output().expect("install iproute2");
+                assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+                String::from_utf8(output.stdout).unwrap()
+            };
+            engine.notice();
+            rustix::net::sockopt::set_socket_recv_buffer_size(&engine.watch.as_ref().unwrap().route, 0).unwrap();
+            ip("link add noise type bridge");
+            for number in 0..50 {
+                ip(&format!("link set noise alias a{number}"));
+            }
+            ip("address flush dev pods0");
+            engine.notice();
+            assert!(engine.watch.as_ref().unwrap().hurt, "the loss is noticed");
+            for _ in 0..1000 {
+                engine.notice();
+                if ip("-o -4 address show dev pods0").contains("10.88.0.1/16") {
+                    return;
+                }
+                std::thread::sleep(PATIENCE);
+            }
+            panic!("the address isn't back");
+        };
+        std::thread::spawn(work).join().unwrap();
+    }
 }
