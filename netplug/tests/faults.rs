@@ -70,6 +70,7 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
         // But for the bridge's number, all is as it was.
         let picture = || {
             let addresses = lab.node.command("ip", "-o -4 address show dev pods0").unwrap_or_default();
+            let addresses = addresses.split_once(' ').map(|(_, rest)| rest.to_owned());
             (addresses, lab.node.nft("list ruleset"))
         };
         let before = picture();

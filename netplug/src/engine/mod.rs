@@ -348,9 +348,9 @@ impl Engine {
                 (Some(patience), None) => self.first_taken(&ips, patience)?,
             };
             let Some((stranger, mac)) = taken else { return Ok(ips) };
-            for ip in ips {
-                if ip == stranger { drop(self.pools.release(ip, self.clock.now())) } else { self.pools.undo(ip) }
-            }
+            // The stranger's rests, so that another one comes first.
+            self.pools.release(stranger, self.clock.now());
+            ips.into_iter().filter(|ip| *ip != stranger).for_each(|ip| self.pools.undo(ip));
             if known.is_some() || fixed.contains(&stranger) {
                 return Err(refuse(Refusal::InUse(stranger, mac)));
             }

@@ -28,7 +28,7 @@ impl Engine {
     pub(super) fn holder_of(&mut self, ip: IpAddr, patience: Duration) -> Result<Option<Mac>, Error> {
         let action = || format!("ask on bridge {} who has {ip}", self.settings.bridge);
         let bridge = self.bridge.index;
-        let mut news = netlink::socket(NETLINK_ROUTE).doing(action)?;
+        let news = netlink::socket(NETLINK_ROUTE).doing(action)?;
         news.add_membership(RTNLGRP_NEIGH).doing(action)?;
         // What was known before may be of a pod that is gone.
         let requests = vec![links::forget_neighbour(bridge, ip), links::ask_for_neighbour(bridge, ip)];
