@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use e2e::{NodeBox, pod};
+use e2e::{NodeBox, eventually, pod};
 
 /// Room for four pods, then for one.
 const SMALL: &str = "apiVersion: nodeagent.dev/v1
@@ -48,4 +48,34 @@ fn a_fixed_address_must_be_one_that_pods_get() {
     assert_eq!(node.pod("fine").ip(), "10.85.0.5");
     fixed("excluded", "10.85.0.3").tells(&["FailedCreatePodSandBox", "10.85.0.3 is the gateway's or excluded"]);
     fixed("elsewhere", "10.99.0.3").tells(&["FailedCreatePodSandBox", "10.99.0.3 is in none of the network's ranges"]);
+}
+
+/// A VPN has taken the range. The agent runs, pods wait and say why, and all goes on by itself when the VPN is gone.
+#[test]
+fn a_range_that_the_host_routes_elsewhere_is_waited_for() {
+    let node = NodeBox::builder().without_agent().start();
+    node.inside("ip", &["link", "add", "vpn0", "type", "bridge"]).ok();
+    node.inside("ip", &["address", "add", "10.85.128.1/17", "dev", "vpn0"]).ok();
+    node.inside("ip", &["link", "set", "vpn0", "up"]).ok();
+    node.start_agent();
+    let words = "overlaps the host's route to 10.85.128.0/17 by vpn0: choose another subnet";
+    let web = node.put(&pod("web").runs("main", "serve --port 8080"));
+    web.tells(&["FailedCreatePodSandBox", "network is not ready: network settings: ", words]);
+    node.put(&pod("host").spec("hostNetwork: true").runs("main", "sleep")).becomes("Running");
+    let ready = node.condition("Ready");
+    assert!(ready.contains("False"), "{ready}");
+    let gone = node.put(&pod("gone").runs("main", "sleep"));
+    gone.tells(&["FailedCreatePodSandBox"]);
+    node.remove("gone.yaml");
+    gone.is_gone();
+
+    node.inside("ip", &["link", "delete", "vpn0"]).ok();
+    web.is_ready();
+    node.curl(&format!("http://{}:8080/", web.ip())).ok();
+    eventually("the node is ready", || {
+        let ready = node.condition("Ready");
+        if ready.contains("True") { Ok(()) } else { Err(ready) }
+    });
+    let answer = web.container("main").exec(&["/demo", "get", "http://web:8080/hostname"]);
+    assert_eq!(answer.all().trim(), "web", "the resolver is there too");
 }

@@ -87,11 +87,13 @@ impl fmt::Display for Refusal {
             Refusal::Taken(ip) => write!(f, "address {ip} is another pod's: choose another one, or end that pod"),
             Refusal::Barred(ip) => write!(f, "address {ip} is the gateway's or excluded from its range: choose another one"),
             Refusal::Elsewhere(ip) => write!(f, "address {ip} is in none of the network's ranges"),
-            Refusal::InUse(ip, [a, b, c, d, e, f_]) => write!(
-                f,
-                "address {ip} is in use on the bridge by {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f_:02x}, which is no pod: exclude it \
-                 from its range, or end that"
-            ),
+            Refusal::InUse(ip, mac) => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                write!(
+                    f,
+                    "address {ip} is in use on the bridge by {mac}, which is no pod: exclude it from its range, or end that"
+                )
+            }
             Refusal::Twice(ip) => write!(f, "address {ip} would be the second of its family: a pod has one of each"),
         }
     }

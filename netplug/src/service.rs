@@ -326,7 +326,8 @@ mod tests {
         let (both, second) = (Arc::new(both), Arc::new(service("b", "10.96.0.1", &["10.88.0.3:80"])));
         let mut balance = balance(&[second, both.clone()]);
         let units = |balance: &Balance| {
-            let units = balance.units.iter().map(|(((name, _), family), unit)| (name.clone(), *family, unit.service.endpoints.len()));
+            let units =
+                balance.units.iter().map(|(((name, _), family), unit)| (name.clone(), *family, unit.service.endpoints.len()));
             units.collect::<Vec<_>>()
         };
         assert_eq!(units(&balance), [("a".into(), Family::V4, 1), ("a".into(), Family::V6, 1)]);

@@ -207,7 +207,9 @@ impl Range {
             return Some((RangeField::Subnet, format!("{subnet} is not for hosts; take one of 10.0.0.0/8")));
         }
         if let IpAddr::V6(base) = subnet.base()
-            && (base.is_multicast() || base.is_unicast_link_local() || base.segments()[..7] == Ipv6Addr::LOCALHOST.segments()[..7])
+            && (base.is_multicast()
+                || base.is_unicast_link_local()
+                || base.segments()[..7] == Ipv6Addr::LOCALHOST.segments()[..7])
         {
             return Some((RangeField::Subnet, format!("{subnet} is not for hosts; take one of fd00::/8")));
         }

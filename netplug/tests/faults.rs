@@ -6,7 +6,7 @@ mod lab;
 use std::{fs, net::IpAddr, time::Duration};
 
 use lab::{Lab, NODE, OUTSIDE, Pod, range, wait};
-use netplug::{Protocol::Tcp, Range, Remove, Settings};
+use netplug::{Network, Protocol::Tcp, Range, Remove, Settings};
 use rstest::rstest;
 
 #[test]
@@ -414,6 +414,74 @@ fn a_route_of_the_host_is_in_the_way() {
     let error = lab.try_open(lab.settings()).unwrap_err().to_string();
     let complaint = "ranges[0].subnet: 10.88.0.0/24 overlaps the host's route to 10.88.0.0/16 by up0";
     assert!(error.contains(complaint), "{error}");
+}
+
+/// The host is in the way: what needs the network is refused with the reason, what ends is taken back, and the end of it is noticed.
+#[rstest]
+#[case::a_route(
+    "ip route add 10.88.0.0/16 via 192.0.2.2",
+    "ip route delete 10.88.0.0/16",
+    "overlaps the host's route to 10.88.0.0/16 by up0"
+)]
+#[case::a_vpn("ip link add vpn0 type bridge", "ip link delete vpn0", "overlaps the host's route to 10.88.0.128/25 by vpn0")]
+#[case::a_bridge(
+    "ip link add pods0 type bridge",
+    "ip link delete pods0",
+    "bridge pods0: exists with address none; the settings say 10.88.0.1/24"
+)]
+#[case::no_bridge("ip link add pods0 type veth peer name x", "ip link delete pods0", "bridge pods0: is a Veth, not a bridge")]
+fn a_network_waits_until_the_host_is_mended(#[case] harm: &str, #[case] mend: &str, #[case] complaint: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let [stays, goes] = ["stays", "goes"].map(Pod::new);
+    let first = stays.attach(&network).unwrap();
+    goes.attach(&network).unwrap();
+    drop(network);
+    lab.node.ip("link delete pods0");
+    let command = |words: &str| {
+        let (program, args) = words.split_once(' ').unwrap();
+        lab.node.command(program, args).unwrap()
+    };
+    command(harm);
+    if harm.contains("vpn0") {
+        command("ip address add 10.88.0.129/25 dev vpn0");
+        command("ip link set vpn0 up");
+    }
+    let before = lab.node.ip("-o link show");
+    let settings = lab.settings();
+    let network = lab.node.run(move || wait(Network::open_or_wait(settings))).unwrap();
+    let trouble = network.trouble();
+    let told = trouble.borrow().clone().unwrap();
+    assert!(told.to_lowercase().contains(&complaint.to_lowercase()), "{told}");
+    let refused = Pod::new("new").attach(&network).unwrap_err().to_string();
+    assert_eq!(refused, format!("the pod network is not up yet: {told}"));
+    wait(network.release_when_netns_dies("goes")).unwrap();
+    wait(network.release_when_netns_dies("unknown")).unwrap();
+    // Something else happens.
+    command("ip link add other type bridge");
+    command("ip link delete other");
+    assert_eq!(lab.node.ip("-o link show").lines().count(), before.lines().count(), "nothing was made");
+
+    command(mend);
+    wait(network.up());
+    assert_eq!(trouble.borrow().clone(), None);
+    let leases: Vec<String> = wait(network.attached()).unwrap().into_iter().map(|lease| lease.uid).collect();
+    assert_eq!(leases, ["stays"]);
+    let (again, _server) = stays.up(&network);
+    assert_eq!(again.ips, first.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", first.ips[0])), Ok("stays ::ffff:10.88.0.1".into()));
+}
+
+#[test]
+fn a_network_that_waits_can_be_left() {
+    let lab = Lab::new();
+    lab.node.ip("route add 10.88.0.0/16 via 192.0.2.2");
+    let before = lab.node.picture();
+    let settings = lab.settings();
+    let network = lab.node.run(move || wait(Network::open_or_wait(settings))).unwrap();
+    wait(network.retain(&["none"])).unwrap();
+    wait(network.close(Remove::All)).unwrap();
+    assert_eq!(lab.node.picture(), before);
 }
 
 #[rstest]

@@ -47,7 +47,8 @@ pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -
         nft_table: c.text("nftTable", "--nft-table", flags.nft_table.as_ref(), declared.nft_table.as_ref(), "nodeagent", table),
         mtu,
         wiring: flags.network.or(declared.network),
-        ranges: if [&flags.pod_cidrs, &declared.pod_cidrs].iter().all(|cidrs| cidrs.is_empty()) && declared.pod_ranges.is_empty() {
+        ranges: if [&flags.pod_cidrs, &declared.pod_cidrs].iter().all(|cidrs| cidrs.is_empty()) && declared.pod_ranges.is_empty()
+        {
             Ranges::Default
         } else {
             Ranges::Chosen
@@ -61,7 +62,10 @@ fn probe(c: &mut Checker<'_>, declared: &Declared) -> Option<Duration> {
     const LONGEST: Duration = Duration::from_secs(3);
     let patience = c.duration("addressProbe", declared.address_probe.as_ref(), Duration::ZERO);
     if patience > LONGEST {
-        c.file("addressProbe", format!("Invalid value: {patience:?}: must not be longer than {LONGEST:?}: each new pod waits so long"));
+        c.file(
+            "addressProbe",
+            format!("Invalid value: {patience:?}: must not be longer than {LONGEST:?}: each new pod waits so long"),
+        );
     }
     (!patience.is_zero()).then_some(patience)
 }

@@ -60,15 +60,33 @@ fn several_ranges_of_a_family_are_fine_and_a_flag_overrules_the_file() {
 #[rstest]
 #[case("podCIDRs: [10.85.0.0/33]", "c.yaml:3:12: podCIDRs[0]: Invalid value: \"10.85.0.0/33\": must be a valid CIDR value")]
 #[case("podCIDRs: [10.85.0.1/24]", "c.yaml:3:12: podCIDRs[0]: Invalid value: \"10.85.0.1/24\": has bits set after the first 24")]
-#[case("podCIDRs: [10.85.0.0/16, 10.85.1.0/24]", "c.yaml:3:26: podCIDRs[1]: Invalid value: \"10.85.1.0/24\": overlaps 10.85.0.0/16")]
+#[case(
+    "podCIDRs: [10.85.0.0/16, 10.85.1.0/24]",
+    "c.yaml:3:26: podCIDRs[1]: Invalid value: \"10.85.1.0/24\": overlaps 10.85.0.0/16"
+)]
 #[case("podRanges: [{subnet: nonsense}]", "c.yaml:3:22: podRanges[0].subnet: Invalid value: \"nonsense\"")]
 #[case("podRanges: [{gateway: 10.85.0.1}]", "podRanges[0].subnet: Invalid value: \"\"")]
-#[case("podRanges: [{subnet: 10.85.0.0/24, gateway: 10.86.0.1}]", "c.yaml:3:45: podRanges[0].gateway: Invalid value: 10.86.0.1 is not in 10.85.0.0/24")]
-#[case("podRanges: [{subnet: 10.85.0.0/24, gateway: here}]", "podRanges[0].gateway: Invalid value: \"here\": must be an IP address")]
+#[case(
+    "podRanges: [{subnet: 10.85.0.0/24, gateway: 10.86.0.1}]",
+    "c.yaml:3:45: podRanges[0].gateway: Invalid value: 10.86.0.1 is not in 10.85.0.0/24"
+)]
+#[case(
+    "podRanges: [{subnet: 10.85.0.0/24, gateway: here}]",
+    "podRanges[0].gateway: Invalid value: \"here\": must be an IP address"
+)]
 #[case("podRanges: [{subnet: 127.0.0.0/24}]", "podRanges[0].subnet: Invalid value: 127.0.0.0/24 is not for hosts")]
-#[case("podRanges: [{subnet: 10.85.0.0/24, exclude: [10.85.0.2, 10.85.0.9-10.85.0.5]}]", "c.yaml:3:57: podRanges[0].exclude[1]: Invalid value: \"10.85.0.9-10.85.0.5\"")]
-#[case("podRanges: [{subnet: 10.85.0.0/24, exclude: [x, 10.86.0.2]}]", "c.yaml:3:49: podRanges[0].exclude[1]: Invalid value: 10.86.0.2 is not in")]
-#[case("podRanges: [{subnet: 10.85.0.0/24, exclude: [10.85.0.0/24]}]", "podRanges[0].exclude[0]: Invalid value: leaves no address of 10.85.0.0/24 for pods")]
+#[case(
+    "podRanges: [{subnet: 10.85.0.0/24, exclude: [10.85.0.2, 10.85.0.9-10.85.0.5]}]",
+    "c.yaml:3:57: podRanges[0].exclude[1]: Invalid value: \"10.85.0.9-10.85.0.5\""
+)]
+#[case(
+    "podRanges: [{subnet: 10.85.0.0/24, exclude: [x, 10.86.0.2]}]",
+    "c.yaml:3:49: podRanges[0].exclude[1]: Invalid value: 10.86.0.2 is not in"
+)]
+#[case(
+    "podRanges: [{subnet: 10.85.0.0/24, exclude: [10.85.0.0/24]}]",
+    "podRanges[0].exclude[0]: Invalid value: leaves no address of 10.85.0.0/24 for pods"
+)]
 #[case("podRanges: [{subnet: 10.85.0.0/24, excluded: []}]", "podRanges[0].excluded")]
 #[case("podRanges: [{subnet: 10.85.0.0/24}]\npodCIDRs: [10.86.0.0/24]", "podCIDRs: Forbidden: podRanges says the same")]
 #[case("addressReuseAfter: soon", "c.yaml:3:20: addressReuseAfter: Invalid value: \"soon\": must be a duration")]

@@ -207,7 +207,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
     let store = Arc::new(Store::default());
     let counters = Arc::new(Counters::default());
     let recorder = Recorder::new(store.clone(), &settings.node_name, counters.clone());
-    let names = services::resolver(settings, network.bridge(), &recorder).await;
+    let names = services::resolver(settings, network.bridge(), &recorder);
     let mut runtime = runtime_settings(settings, &host_ips);
     if names.is_some() {
         runtime.cluster_dns = services::gateways(settings);
@@ -278,7 +278,7 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
     )?;
     let belongs = if settings.kubeconfig.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
     match wiring(&settings.network, belongs) {
-        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins).await?),
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open_or_wait(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
 }
@@ -468,6 +468,7 @@ async fn mind_firewalls(node: Arc<Node>) {
 /// Lets pods whose link somebody deleted have it back.
 async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
     let Some(network) = node.network.bridge() else { return };
+    network.up().await;
     let Ok(mut severed) = network.severed().await else { return };
     while let Some(uid) = severed.recv().await {
         let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));

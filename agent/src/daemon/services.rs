@@ -48,12 +48,12 @@ pub(super) fn gateways(settings: &Settings) -> Vec<IpAddr> {
 }
 
 /// Listens for questions at the bridge. Where it can't, pods ask the host's resolvers as if there were none here, and the node tells why.
-pub(super) async fn resolver(settings: &Settings, network: Option<&netplug::Network>, recorder: &Recorder) -> Option<Resolver> {
+pub(super) fn resolver(settings: &Settings, network: Option<&netplug::Network>, recorder: &Recorder) -> Option<Resolver> {
     if network.is_none() || !settings.network.dns {
         return None;
     }
     let clients = settings.network.pod_ranges.iter().map(|range| range.subnet).collect();
-    match Resolver::start(&gateways(settings), clients, settings.resolv_conf.clone()).await {
+    match Resolver::start(&gateways(settings), clients, settings.resolv_conf.clone()) {
         Ok(resolver) => Some(resolver),
         Err(error) => {
             let message = format!(

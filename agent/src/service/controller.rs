@@ -77,6 +77,8 @@ struct State {
 impl Controller {
     /// Until the store's end.
     pub async fn run(self, mut inbox: Inbox) {
+        // Before, no pod has an address.
+        self.network.up().await;
         let mut pods = self.store.pods().changes;
         let mut services = self.store.workloads::<Service>().changes;
         let mut policies = self.store.workloads::<NetworkPolicy>().changes;

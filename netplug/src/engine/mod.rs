@@ -12,6 +12,7 @@ mod probe;
 mod record;
 pub(crate) mod rules;
 mod shape;
+mod wait;
 mod watch;
 
 use std::{
@@ -29,6 +30,7 @@ use self::bridge::Bridge;
 pub use self::shape::can_limit_bandwidth;
 pub(crate) use self::{
     pod::{Via, Wanted},
+    wait::{Host, Waiting},
     watch::Wake,
 };
 use self::{

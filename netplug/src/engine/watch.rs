@@ -30,9 +30,9 @@ use crate::{
     },
 };
 
-const RTNLGRP_LINK: u32 = 1;
-const RTNLGRP_IPV4_IFADDR: u32 = 5;
-const RTNLGRP_IPV6_IFADDR: u32 = 9;
+pub(super) const RTNLGRP_LINK: u32 = 1;
+pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
+pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const NFNLGRP_NFTABLES: u32 = 7;
 
 const RTM_NEWLINK: u16 = 16;
@@ -192,7 +192,7 @@ impl Watch {
 }
 
 /// The messages that wait in a socket, to the last. Answers whether some were lost.
-fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> bool {
+pub(super) fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> bool {
     let mut lost = false;
     loop {
         let length = match recv(socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {

@@ -185,7 +185,8 @@ fn pod(state: &PodState, rules: &Rules) -> PodView {
         Some(link) if !link.up => "is down",
         Some(_) => "",
     };
-    let serves = |service: &&std::sync::Arc<netplug::Service>| service.endpoints.iter().any(|endpoint| ips.contains(&endpoint.ip()));
+    let serves =
+        |service: &&std::sync::Arc<netplug::Service>| service.endpoints.iter().any(|endpoint| ips.contains(&endpoint.ip()));
     let selects = |policy: &&netplug::Policy| policy.pods.iter().any(|ip| ips.contains(ip));
     PodView {
         uid: uid.clone(),
