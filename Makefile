@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help cluster controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster clusterbench controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy
 
 cluster: packages build controlplane ## The tests on a real control plane, which make test leaves out: it takes minutes to build
 	cargo test -p e2e --features cluster --test cluster
+
+clusterbench: packages controlplane ## A node of a real cluster in figures: pods created, seen, deleted, many at once; memory; requests when idle
+	cargo build --release --workspace
+	target/release/clusterbench
 
 bench: packages images ## Side by side with podman: a table, and target/bench.json; BENCH='start stop' picks parts, quick does fewer rounds
 	@e2e/packages $(BENCH_PACKAGES)

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod durable;
 pub mod eviction;
 pub mod image;
 pub mod kubelet;

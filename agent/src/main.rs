@@ -91,7 +91,7 @@ fn agent(flags: &Flags) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if settings.manifests.is_empty() && settings.kubeconfig.is_none() {
+    if settings.manifests.is_empty() && settings.cluster.is_none() {
         eprintln!(
             "nodeagent: no source of pods: say --manifests DIR or --kubeconfig FILE, or `manifests:` or `kubeconfig:` in the configuration; --help shows more"
         );

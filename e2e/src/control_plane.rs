@@ -19,8 +19,14 @@ impl<'a> ControlPlane<'a> {
     /// Starts one on the host outside of the node, reachable from there.
     #[track_caller]
     pub fn beside(node: &'a NodeBox) -> Self {
+        Self::with(node, &[])
+    }
+
+    /// The same with more words for `e2e/kubernetes up`.
+    #[track_caller]
+    pub fn with(node: &'a NodeBox, words: &[&str]) -> Self {
         let plane = Self { node, folder: node.folder().join("cluster") };
-        plane.script(&["up", "--address", OUTSIDE]).ok();
+        plane.script(&[&["up", "--address", OUTSIDE], words].concat()).ok();
         plane
     }
 

@@ -10,6 +10,7 @@
 // A harness tells its troubles by panicking: that is a test's way to fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+mod api_server;
 mod command;
 mod control_plane;
 mod eventually;
@@ -21,6 +22,7 @@ mod registry;
 mod snapshot;
 mod yaml;
 
+pub use api_server::{ApiServer, Asked, Trouble};
 pub use command::{Output, Running, run};
 pub use control_plane::ControlPlane;
 pub use eventually::{Patience, eventually};

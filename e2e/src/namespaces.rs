@@ -127,6 +127,11 @@ impl Outside {
         self.host.command(program)
     }
 
+    /// The path of its NET namespace.
+    pub fn namespace(&self) -> PathBuf {
+        self.host.namespace("net")
+    }
+
     /// What `curl` gets from there.
     pub fn curl(&self, url: &str) -> crate::Output {
         run(self.command("curl").args(["--silent", "--show-error", "--fail", "--max-time", "10", url]))

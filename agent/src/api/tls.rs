@@ -1,11 +1,9 @@
 //! Certificates of the loopback port: our own CA, kept 0600, and what it signed. `kubeconfig` writes a client's.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,6 +19,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 use tokio_rustls::server::TlsStream;
+
+use crate::durable;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
 const YEARS: i32 = 10;
@@ -75,8 +75,8 @@ impl<'a> Authority<'a> {
         let made = |path: &Path, source| TlsError::File { path: path.to_owned(), source };
         fs::create_dir_all(folder).map_err(|source| made(folder, source))?;
         // The certificate comes last: with it both are there.
-        write_private(key_path, &key.serialize_pem()).map_err(|source| made(key_path, source))?;
-        write_private(pem_path, &pem).map_err(|source| made(pem_path, source))?;
+        durable::write(key_path, key.serialize_pem().as_bytes()).map_err(|source| made(key_path, source))?;
+        durable::write(pem_path, pem.as_bytes()).map_err(|source| made(pem_path, source))?;
         Ok(Self { folder, pem, key })
     }
 
@@ -141,16 +141,6 @@ pub fn kubeconfig(folder: &Path, server: &str) -> Result<Value, TlsError> {
         "users": [{ "name": name, "user": user }],
         "contexts": [{ "name": name, "context": { "cluster": name, "user": name } }],
     }))
-}
-
-/// Writes a file that only root reads, whole or not at all.
-pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)
 }
 
 fn authority_params() -> CertificateParams {

@@ -24,7 +24,7 @@ use clap_complete::Shell;
 
 pub use client::{CliError, Client};
 
-use crate::api::tls::write_private;
+use crate::durable;
 use crate::pod::node::{Check, Verdict};
 
 /// Which agent is meant.
@@ -268,7 +268,7 @@ async fn kubeconfig(client: &Client, args: KubeconfigArgs) -> Result<ExitCode, C
     let text = client::yaml(&config)?;
     match args.output {
         Some(path) => {
-            write_private(&path, &text).map_err(|error| CliError::file(&path, error))?;
+            durable::write(&path, text.as_bytes()).map_err(|error| CliError::file(&path, error))?;
             eprintln!("written to {}: use it with kubectl --kubeconfig {}", path.display(), path.display());
         }
         None => get::show(&text)?,

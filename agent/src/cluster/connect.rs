@@ -32,8 +32,10 @@ const PONG_WITHIN: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The file isn't a kubeconfig, or what it refers to isn't there.
-    #[error("--kubeconfig {}: {source}", .path.display())]
+    #[error("{flag} {}: {source}", .path.display())]
     Kubeconfig {
+        /// How it was named: `--kubeconfig`.
+        flag: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -49,9 +51,9 @@ pub enum ConnectError {
     },
 }
 
-/// Reads a kubeconfig.
-pub(super) async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
-    let wrong = |source| ConnectError::Kubeconfig { path: kubeconfig.into(), source: Box::new(source) };
+/// Reads a kubeconfig, which was named by this flag.
+pub(super) async fn read(kubeconfig: &Path, flag: &'static str) -> Result<Config, ConnectError> {
+    let wrong = |source| ConnectError::Kubeconfig { flag, path: kubeconfig.into(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(wrong)?;
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)
 }
@@ -65,7 +67,7 @@ fn files(kubeconfig: &Path, config: &Config) -> Vec<PathBuf> {
 
 /// Reads the kubeconfig again when it, or the certificate that it names, has changed, for ever: certificates are renewed.
 pub(super) async fn follow(kubeconfig: &Path, transport: &Transport) {
-    let Ok(first) = read(kubeconfig).await else { return };
+    let Ok(first) = read(kubeconfig, "--kubeconfig").await else { return };
     let watched = files(kubeconfig, &first);
     let contents = || watched.iter().map(|file| std::fs::read(file).ok()).collect::<Vec<_>>();
     let changed = Notify::new();
@@ -79,7 +81,7 @@ pub(super) async fn follow(kubeconfig: &Path, transport: &Transport) {
             if std::mem::replace(&mut known, now.clone()) == now {
                 continue;
             }
-            let renewed = match read(kubeconfig).await {
+            let renewed = match read(kubeconfig, "--kubeconfig").await {
                 Ok(config) => transport.renew(&config).map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
             };

@@ -23,6 +23,7 @@ const REFILL: Duration = Duration::from_secs(300);
 pub(super) async fn follow(cluster: &Cluster, node: &Node) {
     let mut changes = node.store.events().changes;
     let mut budgets: HashMap<String, Budget> = HashMap::new();
+    cluster.member().await;
     loop {
         let event = match changes.recv().await {
             Ok(change) => change.object,

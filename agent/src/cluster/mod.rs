@@ -3,20 +3,29 @@
 
 mod connect;
 mod events;
+mod identity;
 mod membership;
+pub(crate) mod mirror;
+mod pair;
 mod report;
+mod signing;
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
 use kube::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 pub use connect::ConnectError;
 use connect::Transport;
+use identity::Identity;
+pub use pair::Pair;
+use signing::Wish;
 
 use crate::model::PodUid;
 use crate::pod::Node;
@@ -31,10 +40,54 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 pub struct Cluster {
     client: Client,
     transport: Transport,
-    kubeconfig: PathBuf,
+    identity: Identity,
+    serving: Option<Serving>,
     authorities: Vec<Vec<u8>>,
     node_name: String,
+    instance: String,
+    standing: watch::Sender<Standing>,
+    node_uid: RwLock<String>,
+    pub(crate) mirrors: mirror::Mirrors,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
+}
+
+/// How the node comes into the cluster.
+#[derive(Debug)]
+pub struct Join {
+    /// Who it is there.
+    pub kubeconfig: PathBuf,
+    /// By what it asks for that, if it isn't known.
+    pub bootstrap: Option<PathBuf>,
+    /// Where certificates go that the cluster signs.
+    pub certificates: PathBuf,
+    /// The certificate of the kubelet API that the cluster is to sign, and the addresses in it.
+    pub serving: Option<Serving>,
+    /// The node's name.
+    pub node_name: String,
+    /// What this agent's node differs by from another one of the same name, for as long as its disk lives.
+    pub instance: String,
+}
+
+/// The kubelet API's certificate.
+#[derive(Debug)]
+pub struct Serving {
+    /// Where it goes.
+    pub pair: Pair,
+    /// Where that port is reached.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the node is to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody knows yet.
+    Asking,
+    /// The API server can't be asked, or says no.
+    Away,
+    /// One of its nodes.
+    Member,
+    /// Another machine is this node, and alive.
+    Taken,
 }
 
 /// Makes the Node object, as of now.
@@ -42,13 +95,16 @@ pub type NodeNow = Box<dyn Fn() -> NodeObject + Send + Sync>;
 
 impl Cluster {
     /// Reads the kubeconfig; speaks to nobody yet.
-    pub async fn connect(kubeconfig: &Path, node_name: &str) -> Result<Self, ConnectError> {
-        let config = connect::read(kubeconfig).await?;
+    pub async fn open(join: Join) -> Result<Self, ConnectError> {
+        let Join { kubeconfig, bootstrap, certificates: folder, serving, node_name, instance } = join;
+        let identity = Identity { kubeconfig, bootstrap, folder, node_name: node_name.clone() };
+        let (config, _) = identity.config().await?;
         let (client, transport) = connect::client(&config)
-            .map_err(|source| ConnectError::Client { path: kubeconfig.into(), source: Box::new(source) })?;
+            .map_err(|source| ConnectError::Client { path: identity.kubeconfig.clone(), source: Box::new(source) })?;
         let authorities = config.root_cert.iter().flatten().cloned().collect();
-        let kubeconfig = kubeconfig.to_owned();
-        Ok(Self { client, transport, kubeconfig, authorities, node_name: node_name.into(), pods: RwLock::default() })
+        let standing = watch::Sender::new(Standing::Asking);
+        let (node_uid, pods, mirrors) = (RwLock::default(), RwLock::default(), mirror::Mirrors::default());
+        Ok(Self { client, transport, identity, serving, authorities, node_name, instance, standing, node_uid, mirrors, pods })
     }
 
     /// The certificates, in DER, that the API server's is one of; they sign its clients' too, where a cluster has one CA. Empty: the
@@ -70,12 +126,77 @@ impl Cluster {
     /// Until the agent ends: the node is registered and its lease renewed, its pods told to the manager and their state to the API server.
     pub async fn run(self: Arc<Self>, node: Arc<Node>, object: NodeNow, manager: mpsc::Sender<source::Event>) {
         tokio::join!(
-            connect::follow(&self.kubeconfig, &self.transport),
-            membership::keep(&self, &object),
+            self.be_known(&node, &object),
             source::apiserver::watch(&self, &node, &manager),
             report::follow(&self, &node),
             events::follow(&self, &node),
+            mirror::follow(&self, &node),
         );
+    }
+
+    /// What needs no more than an identity.
+    async fn be_known(&self, node: &Node, object: &NodeNow) {
+        self.identity.establish(&self.transport).await;
+        tokio::join!(
+            connect::follow(&self.identity.kubeconfig, &self.transport),
+            self.identity.renew(&self.client, &self.transport),
+            self.keep_serving(),
+            membership::keep(self, node, object),
+        );
+    }
+
+    /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's; empty: it was one before and has none, or the
+    /// API server can't be asked. May take for ever.
+    pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
+        match self.identity.try_establish(&self.transport).await {
+            Ok(()) => membership::pod_cidrs(self, labels, spec).await,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn keep_serving(&self) {
+        let Some(Serving { pair, addresses }) = &self.serving else { return };
+        self.member().await;
+        let wish = Wish::server(&self.node_name, addresses);
+        let mut failures = 0;
+        loop {
+            signing::until_due(pair).await;
+            match signing::obtain(self.client(), &wish, pair).await {
+                Ok(()) => {
+                    failures = 0;
+                    tracing::info!(certificate = %pair.current().display(), "the cluster has signed the kubelet API's certificate");
+                }
+                Err(failure) => {
+                    failures += 1;
+                    tracing::warn!(%failure, "the kubelet API's certificate is not signed; it is tried again");
+                    tokio::time::sleep(pause(failures)).await;
+                }
+            }
+        }
+    }
+
+    /// What the node is to the cluster, and what it becomes.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// The Node object's; empty before it is registered.
+    fn node_uid(&self) -> String {
+        self.node_uid.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn registered(&self, node: &NodeObject) {
+        let uid = node.metadata.uid.clone().unwrap_or_default();
+        *self.node_uid.write().unwrap_or_else(PoisonError::into_inner) = uid;
+    }
+
+    fn stand(&self, standing: Standing) {
+        self.standing.send_if_modified(|now| std::mem::replace(now, standing) != standing);
+    }
+
+    /// Waits until the node is one of the cluster's.
+    pub(crate) async fn member(&self) {
+        let _ = self.standing().wait_for(|standing| *standing == Standing::Member).await.map(drop);
     }
 
     /// A pod as the API server has it, if it is one of this node's.
@@ -127,6 +248,13 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.code == 0 { f.write_str(&self.message) } else { write!(f, "{} ({})", self.message, self.code) }
     }
+}
+
+/// A certificate as text.
+pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// An error with its causes.

@@ -31,6 +31,7 @@ pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
         busy: HashSet::new(),
         requests: FuturesUnordered::new(),
     };
+    cluster.member().await;
     let mut changes = report.look(node);
     loop {
         report.send();
@@ -153,7 +154,7 @@ async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Valu
 }
 
 /// Whether the API server knows all of `new`. What others tell of a pod is theirs.
-fn same(told: &PodStatus, new: &PodStatus) -> bool {
+pub(super) fn same(told: &PodStatus, new: &PodStatus) -> bool {
     let ours = |status: &PodStatus| {
         let mut status = status.clone();
         if let Some(conditions) = &mut status.conditions {
@@ -170,7 +171,7 @@ fn same(told: &PodStatus, new: &PodStatus) -> bool {
 }
 
 /// A strategic merge patch from `known` (as the API server told it) and `sent` (as we told it) to `new`.
-fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodStatus>, new: &PodStatus) -> Value {
+pub(super) fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodStatus>, new: &PodStatus) -> Value {
     let mut status = json!(new);
     let old = || known.into_iter().chain(sent);
     if let Some(fields) = status.as_object_mut() {

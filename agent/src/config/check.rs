@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::file::{Declared, Source};
 use super::{
-    Api, Backoff, ConfigError, ContainerLogs, Flags, Images, Log, OnStop, Paths, Settings, Userns, kubelet, network, pods,
+    Api, Backoff, ConfigError, ContainerLogs, Flags, Images, Log, OnStop, Paths, Settings, Userns, cluster, kubelet, network,
+    pods,
 };
 use crate::model::Path;
 use crate::model::quantity::Quantity;
@@ -17,10 +18,11 @@ use crate::model::validate::names;
 pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> Result<Settings, Vec<ConfigError>> {
     let mut checker = Checker { source, errors: Vec::new() };
     let c = &mut checker;
+    let paths = paths(c, flags, declared);
     let settings = Settings {
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
-        kubeconfig: flags.kubeconfig.clone().or_else(|| c.path("kubeconfig", declared.kubeconfig.as_ref())),
-        paths: paths(c, flags, declared),
+        cluster: cluster::cluster(c, flags, declared, &paths),
+        paths,
         node_name: node_name(c, flags, declared),
         node_labels: node_labels(c, declared),
         cgroup_parent: c.text(

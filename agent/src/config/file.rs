@@ -7,6 +7,7 @@ use std::path::{Path as FilePath, PathBuf};
 use serde::Deserialize;
 
 use super::DEFAULT_FILE;
+use super::cluster::TaintSection;
 use super::flags::{LogFormat, LogLevel, Wiring};
 use super::kubelet::{AuthenticationSection, AuthorizationSection};
 use crate::model::decode::decode;
@@ -24,6 +25,7 @@ pub struct Declared {
     pub(super) kind: Option<String>,
     pub(super) manifests: Vec<PathBuf>,
     pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) bootstrap_kubeconfig: Option<PathBuf>,
     pub(super) root: Option<PathBuf>,
     pub(super) node_name: Option<String>,
     /// The kubelet has them as a flag.
@@ -97,6 +99,11 @@ pub struct Declared {
     pub(super) read_only_port: Option<u16>,
     pub(super) authentication: AuthenticationSection,
     pub(super) authorization: AuthorizationSection,
+    #[serde(rename = "serverTLSBootstrap")]
+    pub(super) server_tls_bootstrap: Option<bool>,
+    #[serde(rename = "providerID")]
+    pub(super) provider_id: Option<String>,
+    pub(super) register_with_taints: Vec<TaintSection>,
     pub(super) tls_cert_file: Option<PathBuf>,
     pub(super) tls_private_key_file: Option<PathBuf>,
 }

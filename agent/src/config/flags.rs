@@ -64,6 +64,12 @@ pub struct Flags {
     /// Join the cluster of this kubeconfig: its API server gives pods to this node
     #[arg(long, value_name = "FILE", env = "NODEAGENT_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
+    /// Ask the cluster of this kubeconfig, by its token, for the node's certificate; then write --kubeconfig [default of that: kubeconfig below /var/lib/nodeagent]
+    #[arg(long, value_name = "FILE", env = "NODEAGENT_BOOTSTRAP_KUBECONFIG")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// What the cloud calls this machine, such as aws:///eu-west-1a/i-0123
+    #[arg(long, value_name = "ID")]
+    pub provider_id: Option<String>,
     /// Configuration file [default: /etc/nodeagent/config.yaml, if there is one]
     #[arg(long, value_name = "FILE", env = "NODEAGENT_CONFIG")]
     pub config: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! Declared settings (command line over configuration file over defaults) to validated [`Settings`]. Every problem of either is told
 //! at once; of the file with line and column. Knows `model` for its YAML and `eviction`'s pure settings, and nobody else.
 
+mod cluster;
 mod file;
 mod flags;
 mod kubelet;
@@ -16,9 +17,11 @@ use std::time::Duration;
 use crate::eviction;
 use crate::model::FileError;
 
+pub use cluster::Cluster;
 pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, RangeSection, UsernsSection};
 pub use flags::{Flags, LogFormat, LogLevel, Wiring};
 pub use kubelet::Kubelet;
+pub use network::plain_range;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
 
@@ -30,8 +33,8 @@ pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
 pub struct Settings {
     /// Folders and files of manifests; `-` is standard input.
     pub manifests: Vec<PathBuf>,
-    /// The way to the API server of the cluster that this node is of, if it is of one.
-    pub kubeconfig: Option<PathBuf>,
+    /// The cluster that this node is of, if it is of one.
+    pub cluster: Option<Cluster>,
     /// Where everything lies on this machine.
     pub paths: Paths,
     /// The node's name: a DNS subdomain. The host's name unless set.

@@ -34,7 +34,10 @@ pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -
         if flags.mtu.is_some() { c.flag("--mtu", message) } else { c.file("mtu", message) }
     }
     let pod_ranges = pod_ranges(c, flags, declared);
-    let service_cidrs = service_cidrs(c, declared, &pod_ranges);
+    let in_cluster = [&flags.kubeconfig, &flags.bootstrap_kubeconfig, &declared.kubeconfig, &declared.bootstrap_kubeconfig];
+    // A cluster has its own.
+    let services = declared.services.unwrap_or(in_cluster.iter().all(|file| file.is_none()));
+    let service_cidrs = if services { service_cidrs(c, declared, &pod_ranges) } else { Vec::new() };
     Network {
         dns: declared.dns.unwrap_or(declared.cluster_dns.is_empty()) && !service_cidrs.is_empty(),
         service_cidrs,
@@ -112,14 +115,19 @@ fn pod_ranges(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Vec<Ra
     ranges.filter_map(|(index, range)| pod_range(c, &all.index(index), range)).collect()
 }
 
+/// A subnet that pods can have, with nothing special about it. The error says what would be right.
+pub fn plain_range(subnet: &str) -> Result<Range, String> {
+    Ok(Range { subnet: parse_cidr(subnet)?, gateway: None, exclude: Vec::new() })
+}
+
 /// Ranges without anything special. `tell` gets the number of a wrong one.
 fn subnets(texts: &[String], tell: &mut dyn FnMut(usize, String)) -> Vec<Range> {
     let mut ranges: Vec<Range> = Vec::new();
     for (index, text) in texts.iter().enumerate() {
-        match parse_cidr(text) {
-            Ok(subnet) => match ranges.iter().find(|other| other.subnet.overlaps(&subnet)) {
+        match plain_range(text) {
+            Ok(range) => match ranges.iter().find(|other| other.subnet.overlaps(&range.subnet)) {
                 Some(other) => tell(index, format!("Invalid value: {text:?}: overlaps {}", other.subnet)),
-                None => ranges.push(Range { subnet, gateway: None, exclude: Vec::new() }),
+                None => ranges.push(range),
             },
             Err(wrong) => tell(index, format!("Invalid value: {text:?}: {wrong}")),
         }
@@ -129,7 +137,7 @@ fn subnets(texts: &[String], tell: &mut dyn FnMut(usize, String)) -> Vec<Range> 
 
 /// One range; None: its subnet is wrong, which is told elsewhere.
 fn pod_range(c: &mut Checker<'_>, at: &Path<'_>, declared: &RangeSection) -> Option<Range> {
-    let mut range = Range { subnet: parse_cidr(&declared.subnet).ok()?, gateway: None, exclude: Vec::new() };
+    let mut range = plain_range(&declared.subnet).ok()?;
     let mut spans = Vec::new();
     if let Some(text) = &declared.gateway {
         match text.parse() {
@@ -161,9 +169,6 @@ fn pod_range(c: &mut Checker<'_>, at: &Path<'_>, declared: &RangeSection) -> Opt
 /// Of the families that pods have. A default gives way to the pods' range.
 fn service_cidrs(c: &mut Checker<'_>, declared: &Declared, pods: &[Range]) -> Vec<Cidr> {
     const DEFAULTS: [&str; 4] = ["10.96.0.0/16", "172.30.0.0/16", "fd00:10:96::/112", "fd00:10:97::/112"];
-    if declared.services == Some(false) {
-        return Vec::new();
-    }
     let overlaps = |a: &Cidr| pods.iter().any(|range| a.overlaps(&range.subnet));
     let mut ranges: Vec<Cidr> = Vec::new();
     let is_new = |cidr: &Cidr, ranges: &[Cidr]| !ranges.iter().any(|have| have.is_v4() == cidr.is_v4());

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use base64::Engine;
 use serde_json::{Value, json};
 use tokio_rustls::rustls::server::ResolvesServerCert;
 use tokio_util::sync::CancellationToken;
@@ -21,30 +20,34 @@ pub struct Cluster {
     pub policy: Policy,
     /// The certificate that it has signed, if the settings name none.
     pub serving: Arc<dyn ResolvesServerCert>,
-    /// The CA of clients, if the settings name none.
-    pub client_ca: std::path::PathBuf,
+    /// The CA of clients, if the settings name none, and the kubeconfig has one.
+    pub client_ca: Option<std::path::PathBuf>,
 }
 
 /// What this cluster gives. Its CA is written where the kubelet API can follow it.
 pub fn of_cluster(settings: &Settings, addresses: &[IpAddr], cluster: &cluster::Cluster) -> Result<Cluster, DaemonError> {
     let client_ca = settings.paths.certificates().join("cluster-ca.crt");
-    let pem: String = cluster.authorities().iter().map(|der| pem(der)).collect();
+    let pem: String = cluster.authorities().iter().map(|der| cluster::pem(&der.as_slice().into())).collect();
     let write = || {
         std::fs::create_dir_all(settings.paths.certificates())?;
         std::fs::write(&client_ca, pem)
     };
     write().map_err(|source| DaemonError::ClusterAuthority { path: client_ca.clone(), source })?;
+    let mut serving = Serving::self_signed(&settings.node_name, addresses)?;
+    if settings.cluster.as_ref().is_some_and(|cluster| cluster.server_tls_bootstrap) {
+        serving = serving.until(&server_pair(settings).current());
+    }
+    let known = !cluster.authorities().is_empty();
     Ok(Cluster {
         policy: Policy::Reviews(Arc::new(cluster.client())),
-        serving: Arc::new(Serving::self_signed(&settings.node_name, addresses)?),
-        client_ca,
+        serving: follow(serving),
+        client_ca: known.then_some(client_ca),
     })
 }
 
-fn pem(der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+/// The kubelet API's certificate that the cluster signs.
+pub fn server_pair(settings: &Settings) -> cluster::Pair {
+    cluster::Pair::new(&settings.paths.certificates(), "kubelet-server")
 }
 
 /// Begins to serve, where there is somebody to serve: with a cluster, or with a CA of clients. Tells whether it does.
@@ -56,10 +59,17 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<bool, DaemonError> {
     let (policy, signed, given_ca) = match cluster {
-        Some(Cluster { policy, serving, client_ca }) => (policy, Some(serving), Some(client_ca)),
+        Some(Cluster { policy, serving, client_ca }) => (policy, Some(serving), client_ca),
         None => (Policy::Certificates, None, None),
     };
-    let Some(client_ca) = settings.kubelet.client_ca.clone().or(given_ca) else { return Ok(false) };
+    let Some(client_ca) = settings.kubelet.client_ca.clone().or(given_ca) else {
+        if settings.cluster.is_some() {
+            tracing::warn!(
+                "the kubeconfig names no CA: kubectl logs and exec reach this node only with authentication.x509.clientCAFile, the CA of the API server's own certificate as a client"
+            );
+        }
+        return Ok(false);
+    };
     let serving: Arc<dyn ResolvesServerCert> = match (&settings.kubelet.certificate, signed) {
         (Some((certificate, key)), _) => follow(Serving::open(certificate, key)?),
         (None, Some(signed)) => signed,

@@ -1,8 +1,10 @@
 //! The agent as it runs: every part made once, in the order in which each needs the next, wired, and ended. Decides nothing itself.
 
+mod instance;
 mod kubelet;
 mod lock;
 mod memory;
+mod ranges;
 mod service;
 mod services;
 
@@ -19,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{Admission, Room};
 use crate::api::{self, Server};
 use crate::cluster::{self, Cluster};
-use crate::config::{Network, OnStop, Ranges, Settings, Wiring};
+use crate::config::{self, Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
@@ -83,6 +85,14 @@ pub enum DaemonError {
     /// The cluster that the node is to be of.
     #[error(transparent)]
     Cluster(#[from] cluster::ConnectError),
+    /// What tells this node from another of its name.
+    #[error("keep {}: {source}", .path.display())]
+    Instance {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// The cluster's CA, for the kubelet API.
     #[error("keep the cluster's CA in {}: {source}", .path.display())]
     ClusterAuthority {
@@ -114,7 +124,7 @@ fn advice(checks: &[Check]) -> String {
 }
 
 /// Runs the agent until it is told to stop.
-pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let lib = settings.paths.lib();
     let lacking: Vec<Check> = machine::check::all(&lib).into_iter().filter(|c| c.verdict == Verdict::Bad).collect();
     if !lacking.is_empty() {
@@ -124,10 +134,13 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut stop = Stop::listen()?;
     let keys = keys(&settings)?;
 
-    let cluster = match &settings.kubeconfig {
-        Some(kubeconfig) => Some(Arc::new(Cluster::connect(kubeconfig, &settings.node_name).await?)),
+    let cluster = match &settings.cluster {
+        Some(cluster) => Some(Arc::new(Cluster::open(join(&settings, cluster)?).await?)),
         None => None,
     };
+    if let Some(cluster) = &cluster {
+        ranges::of_cluster(&mut settings, cluster).await;
+    }
 
     let (node, services) = node(&settings).await?;
     let node = Arc::new(node);
@@ -189,6 +202,22 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// How the node comes into its cluster.
+fn join(settings: &Settings, cluster: &config::Cluster) -> Result<cluster::Join, DaemonError> {
+    let serving = cluster.server_tls_bootstrap.then(|| cluster::Serving {
+        pair: kubelet::server_pair(settings),
+        addresses: machine::addresses(&settings.network.bridge),
+    });
+    Ok(cluster::Join {
+        kubeconfig: cluster.kubeconfig.clone(),
+        bootstrap: cluster.bootstrap.clone(),
+        certificates: settings.paths.certificates(),
+        serving,
+        node_name: settings.node_name.clone(),
+        instance: instance::of(&settings.paths.lib())?,
+    })
+}
+
 /// After the last pod: bridge, table and cgroups go too. What can't, the next start finds and uses.
 async fn leave_as_found(node: &Node) {
     if let Err(error) = node.network.close().await {
@@ -241,6 +270,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
         },
         admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels)),
         live: std::sync::RwLock::default(),
+        files_told: tokio::sync::watch::Sender::new(false),
         stopped_dir: settings.paths.run().join("stopped"),
     };
     Ok((node, parts))
@@ -276,7 +306,7 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
         },
         &settings.paths.run(),
     )?;
-    let belongs = if settings.kubeconfig.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
+    let belongs = if settings.cluster.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
     match wiring(&settings.network, belongs) {
         Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open_or_wait(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
@@ -380,16 +410,20 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
-        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.kubeconfig.is_some())
+        provider_id: settings.cluster.as_ref().and_then(|cluster| cluster.provider_id.clone()),
+        taints: settings.cluster.iter().flat_map(|cluster| cluster.taints.clone()).collect(),
+        kubelet_port: (settings.kubelet.client_ca.is_some() || settings.cluster.is_some())
             .then(|| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
-    let networked = node.clone();
+    let agent = node.clone();
     move || {
         let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
-        if let Some(problem) = networked.network.problem() {
+        if let Some(problem) = agent.network.problem() {
             machine::object::not_ready(&mut object, &problem);
         }
+        let names = |image: &image::Image| image.repo_digests.iter().chain(image.names.iter()).cloned().collect();
+        machine::object::show_images(&mut object, agent.images.list().iter().map(|image| (names(image), image.size)));
         object
     }
 }

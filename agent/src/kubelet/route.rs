@@ -94,7 +94,13 @@ fn target(call: &Call, names: &[&str]) -> Result<Target, ApiError> {
         [namespace, name, uid, _] => (namespace, name, Some(uid)),
         _ => return Err(ApiError::no_such_path()),
     };
-    let target = Target::find(&call.node, namespace, name).map_err(|_| not_there(namespace, name))?;
+    let find = |name: &str| Target::find(&call.node, namespace, name);
+    // The API server knows a file's pod by its mirror's name.
+    let mirrored = || {
+        let node = call.node.node().metadata.name?;
+        find(name.strip_suffix(&node)?.strip_suffix('-')?).ok()
+    };
+    let target = find(name).ok().or_else(mirrored).ok_or_else(|| not_there(namespace, name))?;
     // A pod of that name that came after the one that is meant.
     if uid.is_some_and(|uid| uid != target.uid.as_str()) { Err(not_there(namespace, name)) } else { Ok(target) }
 }

@@ -56,11 +56,19 @@ impl Serving {
         Ok(Self { files: None, current: RwLock::new(Arc::new(certified)) })
     }
 
+    /// Until there is one in this file, its key below it.
+    #[must_use]
+    pub fn until(mut self, pair: &Path) -> Self {
+        self.files = Some((pair.to_owned(), pair.to_owned()));
+        self
+    }
+
     /// Reads the files again when they change, for ever; a pair that doesn't fit (one file is written before the other) waits.
     pub async fn follow(self: Arc<Self>) {
         let Some((certificate, key)) = &self.files else { return };
         let reload = || match read(certificate, key) {
             Ok(fresh) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
+            Err(_) if !certificate.exists() => {}
             Err(error) => tracing::warn!(%error, "the port's certificate stays as it was"),
         };
         if let Err(error) = on_change(certificate, reload).await {

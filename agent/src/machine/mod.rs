@@ -1,12 +1,12 @@
 //! The machine that the agent runs on: what it is, and whether it can run pods. Knows the kernel's files and no other module.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 pub mod check;
 pub mod object;
 
 /// The addresses of the node that pods and users may know: not loopback, not link-local, and of no link in `not` (the pods' bridge).
-/// IPv4 first.
+/// IPv4 first, and of each family the one first by which the machine goes out.
 pub fn addresses(not: &str) -> Vec<IpAddr> {
     let Ok(links) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let mut found: Vec<IpAddr> = Vec::new();
@@ -25,11 +25,23 @@ pub fn addresses(not: &str) -> Vec<IpAddr> {
             found.push(ip);
         }
     }
-    found.sort_by_key(IpAddr::is_ipv6);
+    let ways_out =
+        [way_out(([0, 0, 0, 0], 0).into(), ([203, 0, 113, 1], 9).into()), way_out(([0; 16], 0).into(), (TEST_NET_V6, 9).into())];
+    found.sort_by_key(|ip| (ip.is_ipv6(), !ways_out.contains(&Some(*ip))));
     if found.is_empty() {
         found.push(IpAddr::from([127, 0, 0, 1]));
     }
     found
+}
+
+/// An address of the documentation's: it is nobody's, and not asked.
+const TEST_NET_V6: [u8; 16] = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// The address that the kernel would send from. A UDP socket that is connected sends nothing.
+fn way_out(from: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(from).ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }
 
 /// The first line of a file, trimmed; empty when it can't be read.

@@ -65,6 +65,7 @@ pub fn object(body: Body, defaults: &Defaults) -> Body {
             namespace.status = None;
             Body::Namespace(object)
         }
+        defaulted @ (Body::PersistentVolume(_) | Body::RuntimeClass(_)) => defaulted,
     }
 }
 

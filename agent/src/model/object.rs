@@ -1,10 +1,12 @@
-//! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service, NetworkPolicy, Namespace. Knows no I/O.
+//! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service, NetworkPolicy, Namespace; and those that only an
+//! API server has: PersistentVolume, RuntimeClass. Knows no I/O.
 
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Origin;
@@ -24,10 +26,14 @@ pub enum ObjectKind {
     NetworkPolicy,
     /// v1 Namespace: nothing needs one, but policies select by its labels.
     Namespace,
+    /// v1 PersistentVolume, of an API server alone.
+    PersistentVolume,
+    /// node.k8s.io/v1 RuntimeClass, of an API server alone.
+    RuntimeClass,
 }
 
 impl ObjectKind {
-    /// All kinds.
+    /// All kinds that files give.
     pub const ALL: [Self; 6] =
         [Self::ConfigMap, Self::Secret, Self::PersistentVolumeClaim, Self::Service, Self::NetworkPolicy, Self::Namespace];
 
@@ -40,12 +46,23 @@ impl ObjectKind {
             Self::Service => "Service",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Namespace => "Namespace",
+            Self::PersistentVolume => "PersistentVolume",
+            Self::RuntimeClass => "RuntimeClass",
         }
     }
 
     /// The version in which manifests write it.
     pub fn api_version(self) -> &'static str {
-        if self == Self::NetworkPolicy { "networking.k8s.io/v1" } else { "v1" }
+        match self {
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::RuntimeClass => "node.k8s.io/v1",
+            _ => "v1",
+        }
+    }
+
+    /// Whether objects of this kind are in no namespace.
+    pub fn is_of_cluster(self) -> bool {
+        matches!(self, Self::Namespace | Self::PersistentVolume | Self::RuntimeClass)
     }
 
     /// From a manifest's `kind`.
@@ -59,7 +76,7 @@ impl ObjectKind {
 pub struct ObjectRef {
     /// Its kind.
     pub kind: ObjectKind,
-    /// metadata.namespace; empty for a Namespace, which is in none.
+    /// metadata.namespace; empty for what is in none, such as a Namespace.
     pub namespace: String,
     /// metadata.name.
     pub name: String,
@@ -94,6 +111,10 @@ pub enum Body {
     NetworkPolicy(Arc<NetworkPolicy>),
     /// v1 Namespace.
     Namespace(Arc<Namespace>),
+    /// v1 PersistentVolume.
+    PersistentVolume(Arc<PersistentVolume>),
+    /// node.k8s.io/v1 RuntimeClass.
+    RuntimeClass(Arc<RuntimeClass>),
 }
 
 impl Body {
@@ -106,6 +127,8 @@ impl Body {
             Self::Service(_) => ObjectKind::Service,
             Self::NetworkPolicy(_) => ObjectKind::NetworkPolicy,
             Self::Namespace(_) => ObjectKind::Namespace,
+            Self::PersistentVolume(_) => ObjectKind::PersistentVolume,
+            Self::RuntimeClass(_) => ObjectKind::RuntimeClass,
         }
     }
 
@@ -118,6 +141,8 @@ impl Body {
             Self::Service(o) => &o.metadata,
             Self::NetworkPolicy(o) => &o.metadata,
             Self::Namespace(o) => &o.metadata,
+            Self::PersistentVolume(o) => &o.metadata,
+            Self::RuntimeClass(o) => &o.metadata,
         }
     }
 }
@@ -145,7 +170,7 @@ impl ValidObject {
     /// Only validation calls this.
     pub(crate) fn trusted(body: Body, origin: Origin) -> Self {
         let metadata = body.metadata();
-        let nowhere = if body.kind() == ObjectKind::Namespace { "" } else { "default" };
+        let nowhere = if body.kind().is_of_cluster() { "" } else { "default" };
         let namespace = metadata.namespace.as_deref().unwrap_or(nowhere);
         let key = ObjectRef::new(body.kind(), namespace, metadata.name.as_deref().unwrap_or_default());
         Self { key, body, origin }

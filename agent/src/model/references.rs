@@ -20,8 +20,15 @@ pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
     }
     if *pod.origin() == Origin::Api {
         found.refs.extend(tokens(pod).map(|token| token_secret(pod, token)));
+        found.refs.extend(runtime_class(pod));
     }
     found.refs
+}
+
+/// The RuntimeClass that a pod names.
+pub fn runtime_class(pod: &ValidPod) -> Option<ObjectRef> {
+    let name = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty())?;
+    Some(ObjectRef::new(ObjectKind::RuntimeClass, "", name))
 }
 
 /// The service account tokens that a pod's volumes want.

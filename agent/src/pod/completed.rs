@@ -2,13 +2,14 @@
 //! pod's folder in /var/lib, which survives what /run doesn't.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
 use super::observed::{Attempt, Failure};
+use crate::durable;
 use crate::model::{Origin, PodUid, ValidPod};
 use crate::runtime::Runtime;
 
@@ -52,11 +53,7 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(&folder)?;
-    let new = folder.join("completed.json.new");
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, &path)
+    durable::write(&path, &bytes)
 }
 
 /// Nothing, when the pod never completed or the record can't be read: then it runs.

@@ -190,6 +190,7 @@ impl Manager {
             }
             source::Event::InitDone => {
                 self.told(Whose::Files);
+                self.node.files_told.send_replace(true);
                 self.node.services.all_told();
             }
             source::Event::Listed => self.told(Whose::Cluster),

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 use crate::image::Images;
-use crate::model::{PodUid, ValidPod};
+use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
 use crate::runtime::{Runtime, Sandbox, Wires};
 use crate::service::Services;
 
 pub mod backoff;
+pub mod claims;
 pub mod completed;
 pub mod counters;
 pub mod handle;
@@ -41,6 +42,9 @@ pub mod trace;
 pub mod usage;
 pub mod volumes;
 pub mod worker;
+
+/// Handlers of RuntimeClasses: all of them are this agent's own runtime.
+pub const HANDLERS: [&str; 2] = ["nodeagent", "runc"];
 
 /// What all workers of a node share.
 pub struct Node {
@@ -72,6 +76,8 @@ pub struct Node {
     pub admission: Arc<Admission>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
+    /// Whether the files have told all their pods.
+    pub files_told: tokio::sync::watch::Sender<bool>,
     /// Marks of pods that were told to stay ended; on tmpfs.
     pub stopped_dir: PathBuf,
 }
@@ -84,6 +90,7 @@ impl Node {
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<(Sandbox, Vec<IpAddr>), String> {
+        self.check_handler(pod)?;
         if let Some(problem) = self.network.problem().filter(|_| pod.spec().host_network != Some(true)) {
             return Err(format!("network is not ready: {problem}"));
         }
@@ -96,6 +103,18 @@ impl Node {
         match self.wire(pod, (&sandbox, wires), start_time, trace).await {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
+        }
+    }
+
+    /// Whether a pod's RuntimeClass is of a runtime that is here: there is one, under its own name and as the default.
+    fn check_handler(&self, pod: &ValidPod) -> Result<(), String> {
+        let Some(key) = references::runtime_class(pod).filter(|_| *pod.origin() == Origin::Api) else { return Ok(()) };
+        match self.objects.cluster.get(&key).as_ref().map(ValidObject::body) {
+            Some(Body::RuntimeClass(class)) if HANDLERS.contains(&class.handler.as_str()) => Ok(()),
+            Some(Body::RuntimeClass(class)) => {
+                Err(format!("failed to get sandbox runtime: no runtime for \"{}\" is configured", class.handler))
+            }
+            _ => Err(format!("RuntimeClass.node.k8s.io \"{}\" not found", key.name)),
         }
     }
 
@@ -144,7 +163,8 @@ impl Node {
         };
         errors.extend(removed.err().map(|e| e.to_string()));
         if all && errors.is_empty() {
-            errors.extend(self.runtime.detach_volumes(pod).await.err().map(|e| e.to_string()));
+            let resolved = self.resolve_claims(pod).map_or_else(|_| pod.clone(), |resolved| resolved.pod);
+            errors.extend(self.runtime.detach_volumes(&resolved).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
         }
         errors.extend(self.network.release(pod.uid()).await.err());

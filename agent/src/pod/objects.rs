@@ -84,6 +84,14 @@ impl Objects {
         found
     }
 
+    /// The Services of a namespace, ordered by name.
+    pub fn services_of(&self, namespace: &str) -> Vec<ValidObject> {
+        let here = |object: &&ValidObject| object.key().kind == ObjectKind::Service && object.key().namespace == namespace;
+        let mut found: Vec<_> = self.read().objects.values().filter(here).cloned().collect();
+        found.sort_by(|a, b| a.key().cmp(b.key()));
+        found
+    }
+
     /// Sets what a watch is about. The same keys again cost nothing.
     pub fn watch(&self, watch: &mut Watch, keys: BTreeSet<ObjectRef>) {
         if watch.keys == keys {
@@ -150,8 +158,7 @@ impl env::Objects for Objects {
     }
 
     fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
-        let of_kind = self.of_kind(ObjectKind::Service);
-        let here = of_kind.iter().filter(|object| object.key().namespace == namespace);
+        let here = self.services_of(namespace).into_iter();
         here.filter_map(|object| if let Body::Service(service) = object.body() { Some(service.clone()) } else { None }).collect()
     }
 }

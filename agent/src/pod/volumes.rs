@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Node;
+use super::claims::Resolved;
 use crate::model::ValidPod;
 use crate::runtime;
 use crate::runtime::volumes::{Input, Volumes};
@@ -35,12 +36,18 @@ impl Node {
             return Ok(Volumes::new());
         }
         let turn = turn.take().await;
-        let images = self.attach_volumes(pod).await?;
-        let (node, pod, pod_ips) = (self.clone(), pod.clone(), pod_ips.to_vec());
+        let Resolved { pod, read_only } = self.resolve_claims(pod)?;
+        let images = self.attach_volumes(&pod).await?;
+        let (node, pod_ips) = (self.clone(), pod_ips.to_vec());
         let place = pod.to_string();
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            node.runtime.prepare_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: node.objects.of(&pod), images: &images })
+            let input = Input { pod: &pod, pod_ips: &pod_ips, objects: node.objects.of(&pod), images: &images };
+            let mut volumes = node.runtime.prepare_volumes(input)?;
+            for name in read_only {
+                volumes.entry(name).and_modify(|volume| volume.read_only = true);
+            }
+            Ok(volumes)
         });
         made.await.unwrap_or_else(|error| Err(runtime::Error::pod(place, format!("making its volumes: {error}"))))
     }

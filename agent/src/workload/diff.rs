@@ -115,6 +115,8 @@ fn body(body: &Body) -> Value {
         Body::Service(o) => declared(o.as_ref()),
         Body::NetworkPolicy(o) => declared(o.as_ref()),
         Body::Namespace(o) => declared(o.as_ref()),
+        Body::PersistentVolume(o) => declared(o.as_ref()),
+        Body::RuntimeClass(o) => declared(o.as_ref()),
     }
 }
 

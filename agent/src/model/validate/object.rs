@@ -31,6 +31,8 @@ pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
             let name = namespace.metadata.name.as_deref().unwrap_or_default();
             report.each_invalid(&Path::ROOT.child("metadata").child("name"), name, names::dns_label(name));
         }
+        // An API server has checked them.
+        Body::PersistentVolume(_) | Body::RuntimeClass(_) => {}
     }
     report.finish()
 }

@@ -30,6 +30,8 @@ impl Store {
             Body::Service(service) => self.put_aged(key, Service::clone(service)),
             Body::NetworkPolicy(policy) => self.put_aged(key, NetworkPolicy::clone(policy)),
             Body::Namespace(namespace) => self.put_aged(key, Namespace::clone(namespace)),
+            // The API server itself shows them.
+            Body::PersistentVolume(_) | Body::RuntimeClass(_) => {}
         }
     }
 
@@ -43,6 +45,7 @@ impl Store {
             ObjectKind::Service => self.remove_kept::<Service>(&key),
             ObjectKind::NetworkPolicy => self.remove_kept::<NetworkPolicy>(&key),
             ObjectKind::Namespace => self.remove_kept::<Namespace>(&key),
+            ObjectKind::PersistentVolume | ObjectKind::RuntimeClass => {}
         }
     }
 

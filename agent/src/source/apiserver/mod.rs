@@ -1,15 +1,20 @@
 //! The pods that the API server has for this node, by one watch; what they refer to is [`needs`]'. Tells the pod manager the same events as
-//! the folders do. A pod begins once what it refers to was asked for; pods don't wait for each other.
+//! the folders do. A pod begins once what it refers to was asked for; pods don't wait for each other. What was known before the agent's start
+//! is [`checkpoint`]'s.
 
+mod checkpoint;
 mod needs;
+mod services;
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::utils::Backoff;
@@ -17,33 +22,53 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 
 use super::Event;
-use crate::cluster::{Cluster, whole};
+use crate::cluster::mirror::MIRROR;
+use crate::cluster::{Cluster, Standing, whole};
 use crate::model::{Origin, PodUid, ValidPod};
 use crate::pod::{Node, completed};
-use needs::Needs;
+use checkpoint::{Checkpoint, Checkpoints};
+use needs::{Needs, PATIENCE};
+use services::Services;
 
-/// A pod that the API server asks this node to show, and which a file of this node made.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+/// How long the API server may think about its first answer, while pods that it asked for before a reboot wait: it may have given them to
+/// others since. A server that can't be reached is known at once, as a rule.
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 /// Watches until the manager hangs up.
 pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sender<Event>) {
     let pods: Api<Pod> = Api::all(cluster.client());
     let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", cluster.node_name())).any_semantic();
     let mut stream = watcher(pods, mine).backoff(Eager::default()).boxed();
+    let (checkpoints, found) = Checkpoints::open(node.clone()).await;
     let mut source = Source {
         cluster,
         node,
         manager,
         listed: Listing::Told,
-        needs: Needs::new(cluster.clone(), node.clone()),
+        needs: Needs::new(cluster.clone(), node.clone(), checkpoints.clone()),
+        services: Services::follow(cluster.clone(), node.clone(), checkpoints.clone()),
+        checkpoints,
         fetches: FuturesUnordered::new(),
         waiting: HashMap::new(),
+        recalled: HashMap::new(),
+        begun: HashSet::new(),
     };
+    if source.recall(found).await.is_err() {
+        return;
+    }
+    let mut first_answer = pin!(tokio::time::sleep(FIRST_ANSWER_WITHIN));
+    let mut standing = cluster.standing();
     let mut silent = false;
     loop {
+        let stands = *standing.borrow_and_update();
+        if stands == Standing::Away && source.begin_recalled().await.is_err() {
+            return;
+        }
         let told = tokio::select! {
+            _ = standing.changed() => Ok(()),
+            () = &mut first_answer, if stands != Standing::Taken && !source.recalled.is_empty() => source.begin_recalled().await,
             Some(uid) = source.fetches.next(), if !source.fetches.is_empty() => source.fetched(&uid).await,
-            event = stream.next() => match event {
+            event = stream.next(), if stands == Standing::Member => match event {
                 Some(Ok(event)) => {
                     silent = false;
                     source.event(event).await
@@ -55,7 +80,7 @@ pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sen
                             "the API server's pods can't be watched; pods run on as they are, and it is tried again"
                         );
                     }
-                    Ok(())
+                    source.begin_recalled().await
                 }
                 None => return,
             },
@@ -76,6 +101,12 @@ struct Source<'a> {
     fetches: FuturesUnordered<BoxFuture<'static, PodUid>>,
     /// Pods that wait for that, as they shall begin.
     waiting: HashMap<PodUid, ValidPod>,
+    services: Services,
+    checkpoints: Checkpoints,
+    /// Pods of before a reboot, which the API server hasn't been asked about yet.
+    recalled: HashMap<PodUid, ValidPod>,
+    /// Pods that the manager was told of.
+    begun: HashSet<PodUid>,
 }
 
 /// How far a list has come.
@@ -92,6 +123,47 @@ enum Listing {
 type Told = Result<(), mpsc::error::SendError<Event>>;
 
 impl Source<'_> {
+    /// Takes up what was known before. What runs goes on at once, under this agent; what a reboot ended waits a moment for the API server.
+    async fn recall(&mut self, found: Vec<Checkpoint>) -> Told {
+        let mut pods = Vec::new();
+        for Checkpoint { pod, objects } in found {
+            let Some(uid) = uid(&pod) else { continue };
+            let known = Arc::new(pod);
+            self.cluster.learn(&uid, Some(known.clone()));
+            self.checkpoints.keep(&known);
+            objects.into_iter().for_each(|object| self.node.objects.cluster.put(object));
+            pods.push((uid, known));
+        }
+        for (uid, known) in pods {
+            let pod = wanted(&known);
+            if let Some(deadline) = &known.metadata.deletion_timestamp {
+                let left = deadline.0.duration_since(Timestamp::now()).as_secs().max(0);
+                self.manager.send(Event::End { pod, grace: Some(left) }).await?;
+                continue;
+            }
+            drop(self.needs.want(&pod));
+            if self.node.runtime.settings().holder_socket(&uid).exists() {
+                self.begin(pod).await?;
+            } else {
+                self.recalled.insert(uid, pod);
+            }
+        }
+        Ok(())
+    }
+
+    /// The API server can't be asked: its pods of before the reboot begin as they were.
+    async fn begin_recalled(&mut self) -> Told {
+        for (_, pod) in std::mem::take(&mut self.recalled) {
+            self.begin(pod).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, pod: ValidPod) -> Told {
+        self.begun.insert(pod.uid().clone());
+        self.manager.send(Event::Apply(pod)).await
+    }
+
     async fn event(&mut self, event: watcher::Event<Pod>) -> Told {
         match event {
             watcher::Event::Init => self.listed = Listing::Begun(HashSet::new()),
@@ -103,6 +175,7 @@ impl Source<'_> {
             }
             watcher::Event::InitDone => {
                 if let Listing::Begun(listed) = std::mem::replace(&mut self.listed, Listing::Known) {
+                    self.cluster.mirrors.listed(&listed);
                     for uid in self.cluster.known().into_iter().filter(|uid| !listed.contains(uid)) {
                         self.gone(&uid).await?;
                     }
@@ -110,6 +183,7 @@ impl Source<'_> {
                 self.tell_listed().await?;
             }
             watcher::Event::Apply(pod) => self.apply(pod).await?,
+            watcher::Event::Delete(pod) if is_mirror(&pod) => self.cluster.mirrors.forget(&pod),
             watcher::Event::Delete(pod) => {
                 if let Some(uid) = uid(&pod) {
                     self.gone(&uid).await?;
@@ -122,32 +196,43 @@ impl Source<'_> {
     async fn apply(&mut self, mut pod: Pod) -> Told {
         pod.metadata.managed_fields = None;
         let Some(uid) = uid(&pod) else { return Ok(()) };
-        if pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
+        if is_mirror(&pod) {
+            self.cluster.mirrors.learn(pod);
             return Ok(());
         }
         let known = Arc::new(pod);
         let before = self.cluster.learn(&uid, Some(known.clone()));
         let pod = wanted(&known);
+        self.recalled.remove(&uid);
         if known.metadata.deletion_timestamp.is_some() {
             self.waiting.remove(&uid);
+            self.checkpoints.keep(&known);
             return self.manager.send(Event::End { pod, grace: known.metadata.deletion_grace_period_seconds }).await;
         }
         let phase = known.status.as_ref().and_then(|status| status.phase.as_deref());
-        if before.is_none() && matches!(phase, Some("Succeeded" | "Failed")) {
-            // What is left here of one that is over is kept until it is deleted; it is never begun again.
-            return match completed::read(&self.node.runtime, &uid) {
-                Some(_) => self.manager.send(Event::Apply(pod)).await,
-                None => Ok(()),
-            };
+        let over = matches!(phase, Some("Succeeded" | "Failed")) && !self.begun.contains(&uid);
+        if over && completed::read(&self.node.runtime, &uid).is_none() {
+            // It is never begun again. Nothing of it is here.
+            self.checkpoints.forget(&uid);
+            self.needs.release(&uid);
+            return Ok(());
+        }
+        self.checkpoints.keep(&known);
+        if over {
+            // What is left of it is kept until it is deleted.
+            return self.begin(pod).await;
         }
         let asked = self.needs.want(&pod);
         if before.is_some() && !self.waiting.contains_key(&uid) {
-            // It runs: what it refers to anew comes when it comes.
-            return self.manager.send(Event::Apply(pod)).await;
+            // What it refers to is known, or comes when it comes.
+            return self.begin(pod).await;
         }
         self.waiting.insert(uid.clone(), pod);
+        let mut services = self.services.listed();
         self.fetches.push(Box::pin(async move {
-            asked.await;
+            let listed = async { drop(services.wait_for(|listed| *listed).await.map(drop)) };
+            let all = futures::future::join(asked, listed);
+            let _ = tokio::time::timeout(PATIENCE, all).await;
             uid
         }));
         Ok(())
@@ -155,7 +240,7 @@ impl Source<'_> {
 
     async fn fetched(&mut self, uid: &PodUid) -> Told {
         if let Some(pod) = self.waiting.remove(uid) {
-            self.manager.send(Event::Apply(pod)).await?;
+            self.begin(pod).await?;
         }
         self.tell_listed().await
     }
@@ -171,6 +256,9 @@ impl Source<'_> {
     async fn gone(&mut self, uid: &PodUid) -> Told {
         self.cluster.learn(uid, None);
         self.waiting.remove(uid);
+        self.recalled.remove(uid);
+        self.begun.remove(uid);
+        self.checkpoints.forget(uid);
         self.needs.release(uid);
         self.manager.send(Event::Delete(uid.clone())).await
     }
@@ -201,6 +289,11 @@ impl Backoff for Eager {
     fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Of a pod of this node's own files.
+fn is_mirror(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MIRROR))
 }
 
 /// A UID that is safe as a path's component; the API server gives no other.

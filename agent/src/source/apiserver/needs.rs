@@ -9,7 +9,10 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount, ServiceAccountTokenProjection};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount, ServiceAccountTokenProjection,
+};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -19,13 +22,14 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Eager;
+use super::checkpoint::Checkpoints;
 use crate::cluster::{Cluster, Failure, answer, whole};
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
 use crate::pod::Node;
 use crate::runtime::volumes::payload::TOKEN;
 
 /// How long a pod's beginning waits for the first answer about what it refers to; then it begins, and says what it lacks.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A token is renewed after this part of its life at the latest, as the kubelet does.
 const RENEW_AT_LATEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -35,6 +39,7 @@ pub(super) struct Needs {
     node: Arc<Node>,
     of: HashMap<PodUid, BTreeSet<ObjectRef>>,
     kept: HashMap<ObjectRef, Kept>,
+    checkpoints: Checkpoints,
 }
 
 struct Kept {
@@ -45,8 +50,8 @@ struct Kept {
 }
 
 impl Needs {
-    pub(super) fn new(cluster: Arc<Cluster>, node: Arc<Node>) -> Self {
-        Self { cluster, node, of: HashMap::new(), kept: HashMap::new() }
+    pub(super) fn new(cluster: Arc<Cluster>, node: Arc<Node>, checkpoints: Checkpoints) -> Self {
+        Self { cluster, node, of: HashMap::new(), kept: HashMap::new(), checkpoints }
     }
 
     /// Begins to keep all that the pod refers to. What is returned ends when there was an answer about each.
@@ -66,12 +71,9 @@ impl Needs {
             self.forget_unneeded();
         }
         async move {
-            let all = async {
-                for answered in &mut answers {
-                    let _ = answered.wait_for(|is| *is).await.map(drop);
-                }
-            };
-            let _ = tokio::time::timeout(PATIENCE, all).await;
+            for answered in &mut answers {
+                let _ = answered.wait_for(|is| *is).await.map(drop);
+            }
         }
     }
 
@@ -96,12 +98,15 @@ impl Needs {
 
     fn keep(&self, pod: &ValidPod, key: &ObjectRef) -> Option<Kept> {
         let (told, answered) = watch::channel(false);
-        let keeper = Keeper { cluster: self.cluster.clone(), node: self.node.clone(), key: key.clone(), told };
+        let (cluster, node, checkpoints) = (self.cluster.clone(), self.node.clone(), self.checkpoints.clone());
+        let keeper = Keeper { cluster, node, checkpoints, key: key.clone(), told };
         let token = references::tokens(pod).find(|token| references::token_secret(pod, token) == *key).cloned();
         let task = match (token, key.kind) {
             (Some(token), _) => tokio::spawn(keeper.token(pod.clone(), token)),
             (None, ObjectKind::ConfigMap) => tokio::spawn(keeper.object::<ConfigMap>(Body::ConfigMap)),
             (None, ObjectKind::Secret) => tokio::spawn(keeper.object::<Secret>(Body::Secret)),
+            (None, ObjectKind::PersistentVolumeClaim) => tokio::spawn(keeper.claim()),
+            (None, ObjectKind::RuntimeClass) => tokio::spawn(keeper.runtime_class()),
             (None, _) => return None,
         };
         Some(Kept { _task: AbortOnDropHandle::new(task), answered })
@@ -112,11 +117,23 @@ impl Needs {
 struct Keeper {
     cluster: Arc<Cluster>,
     node: Arc<Node>,
+    checkpoints: Checkpoints,
     key: ObjectRef,
     told: watch::Sender<bool>,
 }
 
 impl Keeper {
+    fn put(&self, object: ValidObject) {
+        self.node.objects.cluster.put(object);
+        self.checkpoints.changed(&self.key);
+    }
+
+    fn remove(&self) {
+        if self.node.objects.cluster.remove(&self.key).is_some() {
+            self.checkpoints.changed(&self.key);
+        }
+    }
+
     /// For ever.
     async fn object<T>(self, body: fn(Arc<T>) -> Body)
     where
@@ -129,7 +146,6 @@ impl Keeper {
             + 'static,
         T::DynamicType: Default,
     {
-        let objects = &self.node.objects.cluster;
         let api: Api<T> = Api::namespaced(self.cluster.client(), &self.key.namespace);
         let one = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name)).any_semantic();
         let mut stream = watcher(api, one).backoff(Eager::default()).boxed();
@@ -140,21 +156,90 @@ impl Keeper {
                 Ok(watcher::Event::Apply(mut object) | watcher::Event::InitApply(mut object)) => {
                     (there, failures) = (true, 0);
                     object.meta_mut().managed_fields = None;
-                    objects.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
+                    self.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
                 }
-                Ok(watcher::Event::Delete(_)) => drop(objects.remove(&self.key)),
+                Ok(watcher::Event::Delete(_)) => self.remove(),
                 Ok(watcher::Event::InitDone) => {
                     failures = 0;
                     if !there {
-                        objects.remove(&self.key);
+                        self.remove();
                     }
                     self.told.send_replace(true);
                 }
+                // That it can't be reached is told once, by who watches pods.
+                Err(error) if !is_answer(&error) => {}
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     self.complain(failures, &whole(&error));
                 }
             }
+        }
+    }
+
+    /// Until the claim has its volume, of which nothing that matters here changes any more. A node may get both, and watch neither.
+    async fn claim(self) {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client(), &self.key.namespace);
+        let mut failures = 0_u32;
+        let mut waits = Eager::default();
+        loop {
+            match self.bound(&claims).await {
+                Ok(there) => {
+                    self.told.send_replace(true);
+                    if there {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    failures = failures.saturating_add(u32::from(failure.code != 0));
+                    self.complain(failures, &failure.to_string());
+                }
+            }
+            tokio::time::sleep(waits.next().unwrap_or(Eager::MOST)).await;
+        }
+    }
+
+    /// Whether the claim is bound; then its volume is known too.
+    async fn bound(&self, claims: &Api<PersistentVolumeClaim>) -> Result<bool, Failure> {
+        let Some(mut claim) = answer(claims.get_opt(&self.key.name)).await? else {
+            self.remove();
+            return Ok(false);
+        };
+        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
+        let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+        if let (Some(name), true) = (&name, bound) {
+            let volumes: Api<PersistentVolume> = Api::all(self.cluster.client());
+            let mut volume = answer(volumes.get(name)).await?;
+            volume.metadata.managed_fields = None;
+            self.node.objects.cluster.put(ValidObject::trusted(Body::PersistentVolume(Arc::new(volume)), Origin::Api));
+        }
+        claim.metadata.managed_fields = None;
+        self.put(ValidObject::trusted(Body::PersistentVolumeClaim(Arc::new(claim)), Origin::Api));
+        Ok(bound)
+    }
+
+    /// Until it is there: a RuntimeClass's handler can't be changed.
+    async fn runtime_class(self) {
+        let classes: Api<RuntimeClass> = Api::all(self.cluster.client());
+        let mut failures = 0_u32;
+        let mut waits = Eager::default();
+        loop {
+            match answer(classes.get_opt(&self.key.name)).await {
+                Ok(Some(mut class)) => {
+                    class.metadata.managed_fields = None;
+                    self.put(ValidObject::trusted(Body::RuntimeClass(Arc::new(class)), Origin::Api));
+                    self.told.send_replace(true);
+                    return;
+                }
+                Ok(None) => {
+                    self.remove();
+                    self.told.send_replace(true);
+                }
+                Err(failure) => {
+                    failures = failures.saturating_add(u32::from(failure.code != 0));
+                    self.complain(failures, &failure.to_string());
+                }
+            }
+            tokio::time::sleep(waits.next().unwrap_or(Eager::MOST)).await;
         }
     }
 
@@ -166,12 +251,12 @@ impl Keeper {
             let wait = match request(&self.cluster, &pod, &token).await {
                 Ok((text, expires)) => {
                     (waits, failures) = (Eager::default(), 0);
-                    self.node.objects.cluster.put(secret(&self.key, text));
+                    self.put(secret(&self.key, text));
                     self.told.send_replace(true);
                     renew_in(Timestamp::now(), expires)
                 }
                 Err(failure) => {
-                    failures = failures.saturating_add(1);
+                    failures = failures.saturating_add(u32::from(failure.code != 0));
                     self.complain(failures, &failure.to_string());
                     waits.next().unwrap_or(Eager::MOST)
                 }
@@ -191,6 +276,15 @@ impl Keeper {
                 "{what}, which a pod needs, can't be had of the API server; it is tried again"
             );
         }
+    }
+}
+
+/// Whether the API server said so itself.
+fn is_answer(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => matches!(error, kube::Error::Api(_)),
+        WatchError(_) | NoResourceVersion => true,
     }
 }
 

@@ -1,21 +1,48 @@
 //! The node as one of a real cluster's: pods from a real API server, by real controllers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod away;
+mod join;
+mod mirror;
+mod resources;
 
 use e2e::{ControlPlane, NodeBox, eventually};
 use serde_json::Value;
 
 /// A node without an agent so far. The machine that tests run on may have a network add-on's configuration.
 fn node() -> NodeBox {
-    NodeBox::builder().argument("--network").argument("bridge").without_agent().start()
+    NodeBox::builder().config(CONFIGURATION).argument("--network").argument("bridge").without_agent().start()
 }
+
+/// The API server trusts no kubelet API whose certificate the cluster hasn't signed.
+const CONFIGURATION: &str = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nserverTLSBootstrap: true\n";
 
 /// A node that is of the cluster, its agent answering.
 fn joined<'a>(node: &'a NodeBox, plane: &ControlPlane<'_>) -> &'a NodeBox {
-    let kubeconfig = plane.node_kubeconfig("node");
-    let mut command = node.agent_command();
-    command.arg("--kubeconfig").arg(kubeconfig);
-    node.start_agent_with(command, "");
+    plane.node_kubeconfig("node");
+    started(node, plane);
     plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then_some(()));
+    is_served(node, plane);
     node
+}
+
+/// Approves the certificate of the node's kubelet API until that port has it.
+fn is_served(node: &NodeBox, plane: &ControlPlane<'_>) {
+    let pair = node.root().join("var/lib/nodeagent/pki/kubelet-server-current.pem");
+    eventually("the cluster has signed the kubelet API's certificate", || {
+        if pair.exists() {
+            return Ok(());
+        }
+        plane.script(&["approve"]).ok();
+        Err(node.agent_output())
+    });
+}
+
+/// Starts the agent of a node that has been of the cluster, whether the API server is there or not.
+fn started(node: &NodeBox, plane: &ControlPlane<'_>) {
+    let mut command = node.agent_command();
+    command.arg("--kubeconfig").arg(plane.folder().join("node.kubeconfig"));
+    node.start_agent_with(command, "");
 }
 
 fn is_true(object: &Value, condition: &str) -> bool {
@@ -54,6 +81,10 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
         pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
     });
     assert_eq!(node.pod("web").uid(), uid);
+    // Its address is of the range that the cluster gave the node.
+    let range = plane.until("node", "node", "has a range", |node| node["spec"]["podCIDR"].as_str().map(ToOwned::to_owned));
+    let prefix = range.trim_end_matches("0/24");
+    assert!(node.pod("web").ip().starts_with(prefix), "{} is not of {range}", node.pod("web").ip());
     // The service account's token and the cluster's CA are where programs look for them.
     let volume = "/var/run/secrets/kubernetes.io/serviceaccount";
     let read = |file: &str| node.pod("web").container("web").demo(&format!("read {volume}/{file}"));

@@ -1,0 +1,224 @@
+//! `make clusterbench`: a node of a real cluster in figures. Numbers, no pass or fail. Requests go by `kubectl proxy`: its hop is counted
+//! against us.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use e2e::{ApiServer, ControlPlane, NodeBox, Running, eventually};
+use serde_json::{Value, json};
+
+const ROUNDS: usize = 20;
+const MANY: usize = 100;
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn main() {
+    let node = NodeBox::builder()
+        .argument("--network")
+        .argument("bridge")
+        .argument("--pod-cidr")
+        .argument("10.85.0.0/16")
+        .without_agent()
+        .start();
+    let plane = ControlPlane::beside(&node);
+    let kubeconfig = plane.node_kubeconfig("node");
+    let mut command = node.agent_command();
+    command.arg("--kubeconfig").arg(kubeconfig);
+    node.start_agent_with(command, "");
+    let bench = Bench { node: &node, socket: node.folder().join("proxy.sock") };
+    let mut proxy = node.outside().command(e2e::workspace().join("target/e2e/controlplane/kubectl").to_str().unwrap());
+    proxy.arg("--kubeconfig").arg(plane.folder().join("admin.kubeconfig")).arg("proxy").arg("--unix-socket").arg(&bench.socket);
+    let _proxy = Running::start(&mut proxy);
+    eventually("the node is Ready", || {
+        let (_, object) = bench.ask("GET", "/api/v1/nodes/node", &Value::Null)?;
+        let ready = object["status"]["conditions"].to_string().contains("KubeletReady");
+        if ready { Ok(()) } else { Err(object.to_string()) }
+    });
+
+    let (mut run, mut seen, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let (created, watched, removed) = bench.one(&format!("one-{round}"));
+        // The first fills caches.
+        if round > 0 {
+            run.push(created);
+            seen.push(watched);
+            gone.push(removed);
+        }
+    }
+    tell("created → both containers' commands run", "25 ms", &mut run);
+    tell("created → Running seen by a watch", "40 ms", &mut seen);
+    tell("deleted with grace 0 → nothing left", "60 ms", &mut gone);
+    let at_once = bench.many();
+    println!("| {MANY} pods at once, all commands run | 2000 ms | {at_once:.0} ms |");
+    println!("| agent's RSS, {MANY} pods of the API server | 40 MB | {:.1} MB |", resident(node.agent_pid()) as f64 / 1e6);
+    drop(plane);
+    drop(node);
+    println!("| requests in an idle minute, {MANY} pods | 8 | {} |", idle_requests());
+}
+
+fn tell(what: &str, budget: &str, samples: &mut [f64]) {
+    samples.sort_by(f64::total_cmp);
+    let at = |share: f64| samples[((samples.len() - 1) as f64 * share) as usize];
+    println!("| {what} | {budget} | p50 {:.1} ms, p90 {:.1} ms |", at(0.5), at(0.9));
+}
+
+fn pod(name: &str, containers: usize) -> Value {
+    let container = |index: usize| json!({"name": format!("c{index}"), "image": "localhost/nodeagent-demo:latest", "imagePullPolicy": "Never", "args": ["stamp"]});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}")},
+        "spec": {"nodeName": "node", "terminationGracePeriodSeconds": 1, "containers": (0..containers).map(container).collect::<Vec<_>>()}})
+}
+
+struct Bench<'a> {
+    node: &'a NodeBox,
+    socket: PathBuf,
+}
+
+impl Bench<'_> {
+    /// The status and the body of an answer.
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Result<(u16, Value), String> {
+        let failed = |error: std::io::Error| error.to_string();
+        let mut stream = UnixStream::connect(&self.socket).map_err(failed)?;
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .map_err(failed)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(failed)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Ok((code, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    fn create(&self, name: &str, containers: usize) -> String {
+        let mut wish = pod(name, containers);
+        wish["metadata"].as_object_mut().unwrap().remove("uid");
+        let (code, made) = self.ask("POST", PODS, &wish).expect("an answer");
+        assert_eq!(code, 201, "{made}");
+        made["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// One pod of two: milliseconds until its commands ran, until a watch saw it as Running, and until nothing was left of it.
+    fn one(&self, name: &str) -> (f64, f64, f64) {
+        let watching = self.watch(name);
+        let (began, clock) = (now(), Instant::now());
+        let uid = self.create(name, 2);
+        let seen = watching.join().expect("it watched").duration_since(clock);
+        let last = self.stamps(&HashSet::from([uid.clone()]), 2);
+        let began_end = Instant::now();
+        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
+        let (code, answer) = self.ask("DELETE", &format!("{PODS}/{name}"), &options).expect("an answer");
+        assert_eq!(code, 200, "{answer}");
+        let traces = ["run/nodeagent/pods", "var/lib/nodeagent/pods"].map(|folder| self.node.root().join(folder).join(&uid));
+        while traces.iter().any(|trace| trace.exists()) {
+            assert!(began_end.elapsed() < Duration::from_secs(60), "{traces:?} are left: {}", self.node.agent_output());
+            thread::sleep(Duration::from_micros(200));
+        }
+        (last.saturating_sub(began) as f64 / 1e6, seen.as_secs_f64() * 1e3, began_end.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Ends when a watch has shown the pod as Running.
+    fn watch(&self, name: &str) -> thread::JoinHandle<Instant> {
+        let mut stream = UnixStream::connect(&self.socket).expect("the proxy");
+        write!(stream, "GET {PODS}?watch=true&fieldSelector=metadata.name%3D{name} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .expect("it reads");
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("an answer");
+        thread::spawn(move || {
+            loop {
+                let mut line = String::new();
+                assert_ne!(reader.read_line(&mut line).expect("a line"), 0, "the watch ended");
+                if line.contains("\"phase\":\"Running\"") {
+                    return Instant::now();
+                }
+            }
+        })
+    }
+
+    /// The latest time that a container of these pods printed, once so many have.
+    fn stamps(&self, uids: &HashSet<String>, count: usize) -> u128 {
+        eventually("all commands run", || {
+            let folders = entries(&self.node.root().join("var/log/pods"));
+            let theirs = folders
+                .iter()
+                .filter(|path| path.to_str().and_then(|path| path.rsplit('_').next()).is_some_and(|uid| uids.contains(uid)));
+            let stamps: Vec<u128> = theirs.flat_map(|folder| entries(folder)).filter_map(|c| stamp(&c.join("0.log"))).collect();
+            if stamps.len() == count { Ok(*stamps.iter().max().unwrap()) } else { Err(format!("{} of {count}", stamps.len())) }
+        })
+    }
+
+    fn many(&self) -> f64 {
+        let uids = Mutex::new(HashSet::new());
+        let began = now();
+        thread::scope(|scope| {
+            for part in 0..4 {
+                let uids = &uids;
+                scope.spawn(move || {
+                    for number in (part..MANY).step_by(4) {
+                        let uid = self.create(&format!("many-{number}"), 1);
+                        uids.lock().unwrap().insert(uid);
+                    }
+                });
+            }
+        });
+        let last = self.stamps(&uids.into_inner().unwrap(), MANY);
+        last.saturating_sub(began) as f64 / 1e6
+    }
+}
+
+/// What a node with many pods that do nothing asks in a minute, of a server that counts.
+fn idle_requests() -> usize {
+    let node = NodeBox::builder()
+        .argument("--network")
+        .argument("bridge")
+        .argument("--pod-cidr")
+        .argument("10.85.0.0/16")
+        .without_agent()
+        .start();
+    let server = ApiServer::beside(&node);
+    for number in 0..MANY {
+        let name = format!("idle-{number}");
+        server.put(&format!("{PODS}/{name}"), pod(&name, 1));
+    }
+    let mut command = node.agent_command();
+    command.arg("--kubeconfig").arg(server.kubeconfig("{token: t}"));
+    node.start_agent_with(command, "");
+    eventually("all pods are told to run", || {
+        let runs =
+            |number: &usize| server.get(&format!("{PODS}/idle-{number}")).is_some_and(|pod| pod["status"]["phase"] == "Running");
+        let running = (0..MANY).filter(runs).count();
+        if running == MANY { Ok(()) } else { Err(format!("{running} of {MANY}")) }
+    });
+    thread::sleep(Duration::from_secs(10));
+    let before = server.asked().len();
+    thread::sleep(Duration::from_secs(60));
+    server.asked().len() - before
+}
+
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_nanos()
+}
+
+fn stamp(log: &Path) -> Option<u128> {
+    std::fs::read_to_string(log).ok()?.lines().next()?.split(' ').nth(3)?.parse().ok()
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// RSS in bytes.
+fn resident(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) * 1024
+}

@@ -1,0 +1,226 @@
+//! A node whose API server answers wrongly: what is said, and that nothing is lost by it.
+#![allow(clippy::expect_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use e2e::{ApiServer, Asked, NodeBox, Trouble, eventually, pod};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const NODE: &str = "/api/v1/nodes/node";
+
+fn node() -> NodeBox {
+    NodeBox::builder()
+        .argument("--network")
+        .argument("bridge")
+        .argument("--pod-cidr")
+        .argument("10.85.0.0/16")
+        .without_agent()
+        .start()
+}
+
+/// Starts the agent as a node of that cluster.
+fn join(node: &NodeBox, server: &ApiServer) {
+    let mut command = node.agent_command();
+    command.arg("--kubeconfig").arg(server.kubeconfig("{token: t}"));
+    node.start_agent_with(command, "");
+}
+
+fn path(name: &str) -> String {
+    format!("/api/v1/namespaces/default/pods/{name}")
+}
+
+fn a_pod(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}")},
+        "spec": {"nodeName": "node", "restartPolicy": "Always", "terminationGracePeriodSeconds": 1, "enableServiceLinks": false,
+            "containers": [{"name": "main", "image": "localhost/nodeagent-demo:latest", "imagePullPolicy": "Never", "args": ["sleep"]}]}})
+}
+
+/// Waits until the API server was told that the pod runs.
+fn is_told(server: &ApiServer, name: &str) {
+    eventually(&format!("the API server knows that {name} runs"), || match server.get(&path(name)) {
+        Some(pod) if pod["status"]["phase"] == "Running" => Ok(()),
+        pod => Err(format!("{pod:?}")),
+    });
+}
+
+fn says(node: &NodeBox, words: &str) {
+    eventually(&format!("the agent says {words:?}"), || {
+        let output = node.agent_output();
+        if output.contains(words) { Ok(()) } else { Err(output) }
+    });
+}
+
+#[rstest]
+#[case::who_are_you(Trouble::Status(401), "scripted: Unauthorized (401)")]
+#[case::you_may_not(Trouble::Status(403), "scripted: Forbidden (403)")]
+#[case::not_so_fast(Trouble::Status(429), "scripted: TooManyRequests (429)")]
+#[case::out_of_order(Trouble::Status(500), "scripted: InternalError (500)")]
+#[case::behind_a_proxy(Trouble::Status(503), "scripted: InternalError (503)")]
+#[case::half_an_answer(Trouble::Cut("{\"kind\": \"Node\", \"meta"), "could not be registered")]
+#[case::another_kind_of_server(Trouble::Body("<html>welcome</html>"), "could not be registered")]
+#[case::nothing(Trouble::Nothing, "could not be registered")]
+#[case::silence(Trouble::Silence, "could not be registered")]
+fn files_run_whatever_the_api_server_says_and_its_pods_when_it_is_right_again(#[case] trouble: Trouble, #[case] words: &str) {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("theirs"), a_pod("theirs"));
+    server.rule(move |_| Some(trouble.clone()));
+    let ours = node.put(&pod("ours").runs("main", "sleep"));
+    join(&node, &server);
+    ours.is_ready();
+    says(&node, words);
+    assert!(node.pod("theirs").get().is_none());
+    server.behave();
+    is_told(&server, "theirs");
+    assert!(server.get(NODE).is_some());
+    ours.is_ready();
+}
+
+#[rstest]
+#[case::conflict(409)]
+#[case::not_so_fast(429)]
+#[case::out_of_order(500)]
+fn a_state_that_is_refused_is_told_again(#[case] code: u16) {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = refused.clone();
+    let first = move |asked: &Asked| {
+        let concerned = asked.is("PATCH", &path("web")) && count.fetch_add(1, Ordering::Relaxed) < 2;
+        concerned.then_some(Trouble::Status(code))
+    };
+    server.rule(first);
+    server.put(&path("web"), a_pod("web"));
+    join(&node, &server);
+    is_told(&server, "web");
+    assert!(refused.load(Ordering::Relaxed) > 2);
+    says(&node, "it is tried again");
+    assert_eq!(node.pod("web").container("main").restarts(), 0);
+}
+
+#[rstest]
+#[case::cut(Trouble::Cut("{\"type\": \"ADDED\", \"object\": {\"kind\": \"Po"))]
+#[case::garbage(Trouble::Cut("hello\n"))]
+#[case::expired(Trouble::Cut(
+    "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\"status\":\"Failure\",\"message\":\"too old resource version\",\"reason\":\"Expired\",\"code\":410}}\n"
+))]
+#[case::gone(Trouble::Status(410))]
+fn a_watch_that_breaks_is_begun_anew_and_misses_nothing(#[case] trouble: Trouble) {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    for name in ["stays", "goes"] {
+        server.put(&path(name), a_pod(name));
+    }
+    join(&node, &server);
+    for name in ["stays", "goes"] {
+        is_told(&server, name);
+    }
+    let id = node.pod("stays").container("main").id();
+    // What happens while nobody can listen: one pod goes, one comes.
+    let broken = Arc::new(AtomicUsize::new(0));
+    let count = broken.clone();
+    server.rule(move |asked| {
+        let concerned = asked.is("GET", "/api/v1/pods?") && asked.watches() && count.fetch_add(1, Ordering::Relaxed) < 2;
+        concerned.then(|| trouble.clone())
+    });
+    node.kill_agent();
+    server.lose(&path("goes"));
+    server.put(&path("comes"), a_pod("comes"));
+    join(&node, &server);
+    is_told(&server, "comes");
+    node.pod("goes").is_gone();
+    eventually("the watch was broken twice", || {
+        let times = broken.load(Ordering::Relaxed);
+        if times > 2 { Ok(()) } else { Err(times.to_string()) }
+    });
+    server.put(&path("late"), a_pod("late"));
+    is_told(&server, "late");
+    assert_eq!(node.pod("stays").container("main").id(), id);
+}
+
+#[test]
+fn a_newer_api_servers_fields_do_no_harm() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let mut pod = a_pod("new");
+    pod["spec"]["quantumPlacement"] = json!({"superposed": true});
+    pod["spec"]["containers"][0]["aura"] = json!(["blue"]);
+    pod["status"] = json!({"phase": "Pending", "mood": "fine"});
+    server.put(&path("new"), pod);
+    join(&node, &server);
+    is_told(&server, "new");
+    assert_eq!(server.get(&path("new")).expect("it is there")["status"]["mood"], "fine");
+}
+
+#[test]
+fn a_deletion_is_told_until_it_is_heard_and_finalizers_are_left_to_others() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    join(&node, &server);
+    is_told(&server, "web");
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = refused.clone();
+    server.rule(move |asked| {
+        (asked.is("DELETE", &path("web")) && count.fetch_add(1, Ordering::Relaxed) < 2).then_some(Trouble::Status(500))
+    });
+    let mut ending = a_pod("web");
+    ending["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    ending["metadata"]["deletionGracePeriodSeconds"] = json!(1);
+    ending["metadata"]["finalizers"] = json!(["example.com/mine"]);
+    server.put(&path("web"), ending);
+    eventually("the pod is gone from the API server", || match server.get(&path("web")) {
+        None => Ok(()),
+        Some(pod) => Err(pod.to_string()),
+    });
+    node.pod("web").is_gone();
+    let deletion = server.asked().into_iter().rfind(|asked| asked.is("DELETE", &path("web"))).expect("it was asked");
+    assert_eq!(deletion.body["gracePeriodSeconds"], 0);
+    assert_eq!(deletion.body["preconditions"]["uid"], "uid-of-web");
+    assert!(!server.asked().iter().any(|asked| asked.body["metadata"].get("finalizers").is_some() && asked.method == "PATCH"));
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_told_with_its_path() {
+    let node = node();
+    let tells = |file: &str, words: &[&str]| {
+        let mut command = node.agent_command();
+        command.arg("--kubeconfig").arg(node.folder().join(file));
+        let output = e2e::run(&mut command);
+        assert_eq!(output.code, 1, "{output}");
+        assert!(words.iter().all(|word| output.stderr.contains(word)) && output.stderr.contains(file), "{output}");
+    };
+    tells("missing.kubeconfig", &["--kubeconfig", "No such file"]);
+    std::fs::write(node.folder().join("text.kubeconfig"), "hello").expect("the folder can be written");
+    tells("text.kubeconfig", &["--kubeconfig"]);
+    std::fs::write(node.folder().join("none.kubeconfig"), "apiVersion: v1\nkind: Config\n").expect("the folder can be written");
+    tells("none.kubeconfig", &["--kubeconfig", "context"]);
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_told_and_its_replacement_is_taken() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2024, 1, 1), rcgen::date_time_ymd(2025, 1, 1));
+    let (certificate, key_file) = (node.folder().join("client.pem"), node.folder().join("client.key"));
+    std::fs::write(&certificate, params.self_signed(&key).expect("a certificate").pem()).expect("the folder can be written");
+    std::fs::write(&key_file, key.serialize_pem()).expect("the folder can be written");
+    server.rule(|_| Some(Trouble::Status(401)));
+    let mut command = node.agent_command();
+    let user = format!("{{client-certificate: {}, client-key: {}}}", certificate.display(), key_file.display());
+    command.arg("--kubeconfig").arg(server.kubeconfig(&user));
+    node.start_agent_with(command, "");
+    says(&node, "expired");
+    says(&node, "2025-01-01T00:00:00Z");
+    says(&node, "Unauthorized");
+    // Somebody renews it.
+    server.behave();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2024, 1, 1), rcgen::date_time_ymd(2124, 1, 1));
+    std::fs::write(&certificate, params.self_signed(&key).expect("a certificate").pem()).expect("the folder can be written");
+    says(&node, "the way to the API server was read again");
+    eventually("the node is registered", || server.get(NODE).map(drop).ok_or_else(|| node.agent_output()));
+}
