@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-use crate::{NodeBox, OUTSIDE, eventually};
+use crate::{NodeBox, OUTSIDE};
 
 /// A request, as far as it matters.
 #[derive(Debug, Clone)]
@@ -141,13 +141,7 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
-    /// An object is gone; a pod's end is told to those who watch.
-    pub fn remove(&self, path: &str) {
-        self.shared.lock().remove(path);
-        self.shared.changed.notify_all();
-    }
-
-    /// The same, told to nobody.
+    /// An object is gone, which nobody is told.
     pub fn lose(&self, path: &str) {
         self.shared.lock().objects.remove(path);
     }
@@ -160,16 +154,6 @@ impl ApiServer {
     /// All that was asked so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.shared.lock().asked.clone()
-    }
-
-    /// Waits until something like this was asked so many times.
-    #[track_caller]
-    pub fn hears(&self, what: &str, times: usize, is: impl Fn(&Asked) -> bool) {
-        eventually(what, || {
-            let asked = self.asked();
-            let lines = || asked.iter().map(|a| format!("{} {}", a.method, a.path)).collect::<Vec<_>>().join("\n");
-            if asked.iter().filter(|a| is(a)).count() >= times { Ok(()) } else { Err(lines()) }
-        });
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Cluster {
     standing: watch::Sender<Standing>,
     node_uid: RwLock<String>,
     pub(crate) mirrors: mirror::Mirrors,
+    /// How often the API server has listed the node's pods: it is there again.
+    listings: watch::Sender<u64>,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
 }
 
@@ -104,7 +106,21 @@ impl Cluster {
         let authorities = config.root_cert.iter().flatten().cloned().collect();
         let standing = watch::Sender::new(Standing::Asking);
         let (node_uid, pods, mirrors) = (RwLock::default(), RwLock::default(), mirror::Mirrors::default());
-        Ok(Self { client, transport, identity, serving, authorities, node_name, instance, standing, node_uid, mirrors, pods })
+        let listings = watch::Sender::new(0);
+        Ok(Self {
+            client,
+            transport,
+            identity,
+            serving,
+            authorities,
+            node_name,
+            instance,
+            standing,
+            node_uid,
+            mirrors,
+            listings,
+            pods,
+        })
     }
 
     /// The certificates, in DER, that the API server's is one of; they sign its clients' too, where a cluster has one CA. Empty: the
@@ -197,6 +213,17 @@ impl Cluster {
     /// Waits until the node is one of the cluster's.
     pub(crate) async fn member(&self) {
         let _ = self.standing().wait_for(|standing| *standing == Standing::Member).await.map(drop);
+    }
+
+    /// The API server has listed all pods of this node.
+    pub(crate) fn listed(&self) {
+        self.listings.send_modify(|times| *times = times.wrapping_add(1));
+    }
+
+    /// Waits as long as after the nth failure in a row, or until the API server is there again.
+    async fn pause(&self, failures: u32) {
+        let mut listings = self.listings.subscribe();
+        let _ = tokio::time::timeout(pause(failures), listings.changed()).await;
     }
 
     /// A pod as the API server has it, if it is one of this node's.

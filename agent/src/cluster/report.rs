@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Cluster, Failure, answer, pause};
+use super::{Cluster, Failure, answer};
 use crate::model::PodUid;
 use crate::pod::Node;
 use crate::pod::status::is_others;
@@ -133,7 +133,7 @@ impl Report {
 
 async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Value>) -> Done {
     if news.failures > 0 {
-        tokio::time::sleep(pause(news.failures)).await;
+        cluster.pause(news.failures).await;
     }
     let meta = &news.pod.metadata;
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default());

@@ -176,6 +176,7 @@ impl Source<'_> {
             watcher::Event::InitDone => {
                 if let Listing::Begun(listed) = std::mem::replace(&mut self.listed, Listing::Known) {
                     self.cluster.mirrors.listed(&listed);
+                    self.cluster.listed();
                     for uid in self.cluster.known().into_iter().filter(|uid| !listed.contains(uid)) {
                         self.gone(&uid).await?;
                     }

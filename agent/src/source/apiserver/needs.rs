@@ -25,7 +25,7 @@ use super::Eager;
 use super::checkpoint::Checkpoints;
 use crate::cluster::{Cluster, Failure, answer, whole};
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
-use crate::pod::Node;
+use crate::pod::{Node, claims};
 use crate::runtime::volumes::payload::TOKEN;
 
 /// How long a pod's beginning waits for the first answer about what it refers to; then it begins, and says what it lacks.
@@ -89,8 +89,8 @@ impl Needs {
         let objects = &self.node.objects.cluster;
         self.kept.retain(|key, _| {
             let stays = needed.contains(key);
-            if !stays {
-                objects.remove(key);
+            if !stays && let Some(volume) = objects.remove(key).as_ref().and_then(claims::volume_of) {
+                objects.remove(&volume);
             }
             stays
         });
