@@ -1,23 +1,15 @@
-//! Files that only root reads and that no crash leaves half-written. Knows nobody.
+//! Files that only root reads and that no crash leaves half-written.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-/// Writes a file with mode 0600, whole or not at all, also over a loss of power: written, synced, renamed. Beside it `NAME.new` is taken
-/// meanwhile: one writer a file.
+use netplug::whole::{self, Outlives};
+
+/// Writes a file with mode 0600, whole or not at all, also over a loss of power.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    let fresh = Path::new(&fresh);
-    let _ = fs::remove_file(fresh);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(fresh, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    sync_folder(folder.unwrap_or(Path::new(".")))
+    whole::write(path, bytes, 0o600, Outlives::Power)
 }
 
 /// Makes a folder, and those above it, that only root enters.
@@ -32,6 +24,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -43,7 +36,7 @@ mod tests {
         private_folder(&inner).unwrap();
         let path = inner.join("key.pem");
         fs::write(&path, "old").unwrap();
-        fs::write(inner.join("key.pem.new"), "what a crash left").unwrap();
+        fs::write(inner.join(".key.pem.new"), "what a crash left").unwrap();
         write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

@@ -18,4 +18,5 @@ pub mod pod;
 pub mod runtime;
 pub mod service;
 pub mod source;
+pub mod tls;
 pub mod workload;

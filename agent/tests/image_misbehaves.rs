@@ -396,3 +396,29 @@ async fn what_many_ask_for_at_once_is_fetched_once() {
     assert_eq!(registry.count(&layer), 1, "two images, twenty pulls, one layer");
     assert_eq!(registry.count("/manifests/"), 2);
 }
+
+/// A tar file whose header says that its member is this long.
+fn tar_claiming(size: u64) -> Vec<u8> {
+    let mut tar = tar_of(&[("manifest.json", b"[]")]);
+    let header = tar.first_chunk_mut::<512>().unwrap();
+    // In base 256, as GNU has it: octal digits end at 8 GiB.
+    header[124..136].fill(0);
+    header[124] = 0x80;
+    header[128..136].copy_from_slice(&size.to_be_bytes());
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_lies_about_its_sizes_is_refused() {
+    for size in [1 << 20, u64::MAX >> 1, u64::MAX] {
+        let node = Node::new();
+        let path = node.dir.path().join("lies.tar");
+        std::fs::write(&path, tar_claiming(size)).unwrap();
+        let error = node.images.load(&path, &|_| ()).await.unwrap_err();
+        assert!(error.to_string().contains("lies.tar"), "{size}: {error}");
+        keeps_nothing(&node);
+    }
+}

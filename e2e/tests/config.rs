@@ -125,6 +125,33 @@ fn a_pod_waits_for_what_is_missing_and_says_what() {
 }
 
 #[test]
+fn what_is_optional_may_come_later() {
+    let node = NodeBox::start();
+    let sources = "[{configMap: {name: app, optional: true}}, {secret: {name: login, optional: true, items: [{key: password, path: word}]}}]";
+    let volumes = format!(
+        "volumes: [{{name: app, configMap: {{name: app, optional: true}}}}, {{name: login, secret: {{secretName: login, optional: true}}}}, \
+         {{name: all, projected: {{sources: {sources}}}}}]"
+    );
+    let fields = "volumeMounts: [{name: app, mountPath: /app}, {name: login, mountPath: /login}, {name: all, mountPath: /all}]\n\
+                  env: [{name: COLOR, valueFrom: {configMapKeyRef: {name: app, key: color, optional: true}}}]";
+    let web = node.put(&pod("web").spec(&volumes).runs_with("main", "sleep", fields));
+    web.is_ready();
+    let main = web.container("main");
+    for folder in ["/app", "/login", "/all"] {
+        let listed = main.demo(&format!("list {folder}"));
+        assert!(listed.lines().all(|name| name.starts_with("..")), "{listed}");
+    }
+    node.apply("app.yaml", &config_map("{color: blue}"));
+    node.apply("login.yaml", &secret());
+    for (file, text) in [("/app/color", "blue"), ("/login/password", PASSWORD), ("/all/color", "blue"), ("/all/word", PASSWORD)] {
+        let read = || main.exec(&["/demo", "read", file]).stdout;
+        assert_eventually!(read().trim_end() == text, "{file} appears");
+    }
+    assert!(!main.demo("env").contains("COLOR"), "the environment stays as it was");
+    assert_eq!(main.restarts(), 0);
+}
+
+#[test]
 fn a_wrong_object_says_where_and_its_last_good_version_goes_on() {
     let node = NodeBox::start();
     node.apply("app.yaml", &config_map("{color: blue}"));

@@ -109,6 +109,28 @@ fn whoever_has_no_certificate_of_the_ca_is_nobody() {
 }
 
 #[test]
+fn who_is_nobody_keeps_no_place_and_one_address_not_those_of_others() {
+    let lab = Lab::start();
+    let heads = |client| lab.curl(client, "/healthz", &["--include"]).ok().to_lowercase();
+    assert!(heads(None).contains("connection: close"), "nobody's connection ends with the answer");
+    assert!(!heads(Some("admin")).contains("connection: close"));
+    // A hundred connections of another address that say nothing: so many as it may have stay, the others are closed.
+    let script = "use IO::Socket::INET; $| = 1; my @all = map { IO::Socket::INET->new(LocalAddr => '127.0.0.2', PeerAddr => \
+                  '127.0.0.1:10250') or die $! } 1..100; my $closed = 0; for my $one (@all[64..99]) { $closed++ if !sysread($one, my $x, 1) } \
+                  print \"$closed closed\\n\"; sleep 1000";
+    let silent = e2e::Running::start(lab.node.command("perl").args(["-e", script]));
+    silent.says("36 closed");
+    assert_eq!(lab.get("/healthz"), "ok");
+    let refused = lab.curl(None, "/healthz", &["--interface", "127.0.0.2"]);
+    assert_ne!(refused.code, 0, "{refused}");
+    drop(silent);
+    eventually("its places come back", || {
+        let answer = lab.curl(None, "/healthz", &["--interface", "127.0.0.2"]).result()?;
+        if answer.ends_with("401") { Ok(()) } else { Err(answer) }
+    });
+}
+
+#[test]
 fn a_renewed_ca_counts_without_a_restart() {
     let lab = Lab::start();
     let fresh = Ca::new();

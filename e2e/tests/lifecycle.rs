@@ -276,19 +276,36 @@ fn a_full_disk_stops_what_needs_room_and_nothing_else() {
     let without_eviction = format!("{QUICK}evictionHard: {{}}\n");
     let node = NodeBox::builder().with_registry().disk(144).config(&without_eviction).start();
     let counting = node.put(&pod("counting").runs("main", "count --every 5ms"));
+    let config =
+        |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: app}}\ndata: {{size: {data}, more: {data}}}\n");
+    node.apply("app.yaml", &config("small"));
+    let volumes = "volumes: [{name: app, configMap: {name: app}}, {name: scratch, emptyDir: {}}]";
+    let mounts = "volumeMounts: [{name: app, mountPath: /app}, {name: scratch, mountPath: /scratch}]";
+    let writes = node.put(&pod("writes").spec(volumes).runs_with("main", "sleep", mounts));
     counting.is_ready();
+    writes.is_ready();
     let id = counting.container("main").id();
     node.inside("sh", &["-c", &format!("cat /dev/zero > {}/fill", node.root().display())]).fails();
     let late = node.put(&pod("late").runs("main", "sleep"));
     late.tells(&["Failed", "No space left"]);
     counting.container("main").is_running();
     assert_eq!(counting.container("main").demo("echo still here"), "still here");
+    // A volume says so to who writes; one of files goes on as it was, whole.
+    let refused = writes.container("main").exec(&["/demo", "write", "/scratch/x", &"x".repeat(20_000)]).fails();
+    assert!(refused.contains("No space left"), "{refused}");
+    let large = "x".repeat(100_000);
+    node.apply("app.yaml", &config(&large));
+    writes.tells(&["FailedMount", "\"app\"", "No space left"]);
+    assert_eq!(writes.container("main").demo("read /app/size"), "small");
     node.kill_agent();
     node.start_agent();
     counting.container("main").is_running();
 
     node.inside("rm", &[&format!("{}/fill", node.root().display())]).ok();
     late.is_ready();
+    assert_eventually!(writes.container("main").demo("read /app/more") == large, "the volume follows when there is room");
+    assert_eq!(writes.container("main").demo("read /app/size"), large);
+    writes.container("main").demo("write /scratch/x y");
     let lines = counting.container("main").logs(&[]).lines().count();
     assert_eventually!(counting.container("main").logs(&[]).lines().count() > lines, "the log goes on");
 

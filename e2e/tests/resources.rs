@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use e2e::{NodeBox, Pod, eventually, pod};
+use rstest::rstest;
 use serde_json::Value;
 
 const HEAD: &str = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n";
@@ -194,6 +195,24 @@ fn who_writes_more_than_its_limit_is_evicted() {
     let status = wordy.get().unwrap()["status"].clone();
     assert_eq!(status["reason"], "Evicted", "{status}");
     assert_eq!(status["message"], "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ");
+}
+
+/// What a container may write to without its being a volume or its root.
+#[rstest]
+#[case::hosts("etc-hosts")]
+#[case::resolver("resolv.conf")]
+#[case::last_words("containers/main/0/termination-log")]
+fn files_that_the_node_lends_count_too(#[case] file: &str) {
+    let node = NodeBox::start();
+    let wordy =
+        node.put(&pod("wordy").runs_with("main", "sleep", "resources: {limits: {ephemeral-storage: 1Mi}}").runs("calm", "sleep"));
+    wordy.is_ready();
+    let file = node.root().join("var/lib/nodeagent/pods").join(wordy.uid()).join(file);
+    assert!(file.is_file(), "{}", file.display());
+    std::fs::write(file, vec![b'#'; 2 << 20]).unwrap();
+    wordy.becomes("Failed");
+    let status = wordy.get().unwrap()["status"].clone();
+    assert_eq!(status["message"], "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ");
 }
 
 // --- at the door ---

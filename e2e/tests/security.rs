@@ -84,6 +84,28 @@ const ROWS: &[Row] = &[
         ask: STATUS,
         wants: &["CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb"],
     },
+    // Their execs come into the PID namespace another way.
+    Row {
+        name: "may-trace",
+        spec: &[],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}, seccompProfile: {type: RuntimeDefault}}",
+        ask: STATUS,
+        wants: &["CapEff:\t00000000a80c25fb", "CapBnd:\t00000000a80c25fb", "NoNewPrivs:\t0", "Seccomp:\t2"],
+    },
+    Row {
+        name: "may-trace-not-escalate",
+        spec: &["shareProcessNamespace: true"],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}, allowPrivilegeEscalation: false, seccompProfile: {type: RuntimeDefault}}",
+        ask: STATUS,
+        wants: &["CapEff:\t00000000a80c25fb", "NoNewPrivs:\t1", "Seccomp:\t2"],
+    },
+    Row {
+        name: "may-trace-and-share",
+        spec: &["shareProcessNamespace: true"],
+        container: "securityContext: {capabilities: {add: [SYS_PTRACE]}}",
+        ask: "read /proc/1/comm",
+        wants: &["podholder"],
+    },
     // --- escalation, seccomp ---
     Row { name: "may-escalate", spec: &[], container: "", ask: STATUS, wants: &["NoNewPrivs:\t0"] },
     Row {
@@ -413,6 +435,13 @@ fn what_cannot_be_says_why() {
         let manifest = if row.spec.is_empty() { pod(row.name) } else { pod(row.name).spec(row.spec) };
         node.put(&manifest.runs_with("main", "sleep", row.container));
     }
+    let long = pod("long-fqdn").spec("hostname: a-name-that-is-long-enough").spec("subdomain: and-a-domain-that-is-long-too");
+    let long = node.put(&long.spec("setHostnameAsFQDN: true").runs("main", "sleep"));
+    long.tells(&[
+        "FailedCreatePodSandBox",
+        "failed to construct FQDN",
+        "is too long (64 characters is the max, 82 characters requested)",
+    ]);
     for row in REFUSALS {
         node.pod(row.name).until("says why", |pod| {
             let status = &pod["status"];
@@ -422,6 +451,20 @@ fn what_cannot_be_says_why() {
             };
             if says(status) || says(waiting) { Ok(()) } else { Err(format!("{status:#}")) }
         });
+    }
+}
+
+/// As with a kubelet: the options do nothing, and the pod runs.
+#[test]
+fn labels_on_a_kernel_without_selinux_are_a_warning() {
+    assert!(!std::path::Path::new("/sys/fs/selinux/enforce").exists(), "this test is for a kernel without SELinux");
+    let node = NodeBox::start();
+    let of_pod = node.put(&pod("of-pod").spec("securityContext: {seLinuxOptions: {level: 's0:c1,c2'}}").runs("main", "sleep"));
+    let of_container = "securityContext: {seLinuxOptions: {type: container_t}}";
+    let of_container = node.put(&pod("of-container").runs_with("main", "sleep", of_container));
+    for labelled in [of_pod, of_container] {
+        labelled.is_ready();
+        labelled.tells(&["SELinuxDisabled", "this machine's kernel has no SELinux"]);
     }
 }
 

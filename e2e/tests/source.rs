@@ -201,16 +201,57 @@ fn what_cannot_be_read_is_told_and_nothing_waits_for_it() {
     let folder = node.manifests();
     symlink("nowhere.yaml", folder.join("dangling.yaml")).unwrap();
     symlink("loop.yaml", folder.join("loop.yaml")).unwrap();
+    // Opens, and can't be read: as on a disk that is broken.
+    symlink("/proc/self/mem", folder.join("broken.yaml")).unwrap();
+    // May be written, not read, whoever asks.
+    symlink("/proc/sys/vm/compact_memory", folder.join("denied.yaml")).unwrap();
     run(node.command("mkfifo").arg(folder.join("pipe.yaml"))).ok();
+    let _listener = std::os::unix::net::UnixListener::bind(folder.join("socket.yaml")).unwrap();
+    symlink("/dev/zero", folder.join("device.yaml")).unwrap();
+    // A folder may have any name.
+    fs::create_dir(folder.join("folder.yaml")).unwrap();
+    fs::write(folder.join("folder.yaml/inner.yaml"), version("inner", "one")).unwrap();
     node.put(&pod("good").runs("main", "sleep")).is_ready();
-    for file in ["dangling.yaml", "loop.yaml"] {
-        node.tells(&["InvalidManifest", file]);
+    node.pod("inner").is_ready();
+    for (file, why) in [
+        ("dangling.yaml", "No such file"),
+        ("loop.yaml", "symbolic links"),
+        ("broken.yaml", "Input/output error"),
+        ("denied.yaml", "Permission denied"),
+        ("pipe.yaml", "neither a folder nor a file"),
+        ("socket.yaml", "neither a folder nor a file"),
+        ("device.yaml", "neither a folder nor a file"),
+    ] {
+        node.tells(&["InvalidManifest", file, why]);
     }
+    // A pipe that makes way for a file is one no more.
+    node.apply("pipe.yaml", &version("after-the-pipe", "one"));
+    node.pod("after-the-pipe").is_ready();
     // The link's target appears.
     fs::write(node.folder().join("late.yaml"), version("late", "one")).unwrap();
     fs::remove_file(folder.join("dangling.yaml")).unwrap();
     symlink(node.folder().join("late.yaml"), folder.join("dangling.yaml")).unwrap();
     node.pod("late").is_ready();
+}
+
+/// root reads all, but not without the capabilities that say so: as on a network's disk that knows no root.
+#[test]
+fn what_may_not_be_read_is_told_by_its_name() {
+    let node = NodeBox::builder().without_agent().start();
+    node.apply("others.yaml", &version("others", "one"));
+    node.apply("shut/inner.yaml", &version("inner", "one"));
+    let (file, shut) = (node.manifests().join("others.yaml"), node.manifests().join("shut"));
+    for (path, mode) in [(&file, 0o600), (&shut, 0o700)] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    let agent = e2e::binary("nodeagent");
+    for path in [&file, &shut] {
+        let (agent, path) = (agent.to_str().unwrap(), path.to_str().unwrap());
+        node.inside(agent, &["validate", path]).ok();
+        let told = node.inside("setpriv", &["--bounding-set=-dac_override,-dac_read_search", agent, "validate", path]).fails();
+        assert!(told.contains(path) && told.contains("Permission denied"), "{told}");
+    }
 }
 
 #[test]

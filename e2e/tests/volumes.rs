@@ -237,6 +237,22 @@ fn a_claims_data_goes_when_it_asks_for_that_and_nobody_uses_it() {
     assert_eventually!(!folder.exists(), "nobody uses it");
 }
 
+#[rstest]
+#[case("nfs: {server: 192.0.2.7, path: /export}", "this node has no mount.nfs: install it (Debian: nfs-common)")]
+#[case(
+    "iscsi: {targetPortal: 192.0.2.7, iqn: 'iqn.2001-04.com.example:disk', lun: 0}",
+    "this node has no iscsiadm: install it (Debian: open-iscsi)"
+)]
+fn without_the_nodes_client_it_is_said_what_to_install(#[case] volume: &str, #[case] words: &str) {
+    let node = NodeBox::builder().environment("PATH=/nowhere".into()).start();
+    let web = node.put(&with_volume("web", volume, ""));
+    web.tells(&["FailedMount", words]);
+    // It holds up no other, and nothing of it is left.
+    node.put(&pod("good").runs("main", "sleep")).is_ready();
+    node.remove("web.yaml");
+    web.is_gone();
+}
+
 #[test]
 fn nfs_is_mounted_by_the_nodes_own_client() {
     use std::os::unix::fs::PermissionsExt;

@@ -11,7 +11,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{bandwidth::Bandwidth, error::Error, links::mac_of, settings::Port};
+use crate::{
+    bandwidth::Bandwidth,
+    error::Error,
+    links::mac_of,
+    settings::Port,
+    whole::{self, Outlives},
+};
 
 /// What one pod holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,10 +104,8 @@ impl LeaseDir {
 
     pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
         let path = self.path(&lease.uid);
-        let new = path.with_extension("new");
         let body = serde_json::to_vec(lease).map_err(|error| state("write the lease", &path)(error.into()))?;
-        fs::write(&new, body).map_err(state("write the lease", &new))?;
-        fs::rename(&new, &path).map_err(state("write the lease", &path))
+        whole::write(&path, &body, 0o644, Outlives::Process).map_err(state("write the lease", &path))
     }
 
     /// The lease ends; its addresses rest from now on. The time is the file's ctime: that of the rename.

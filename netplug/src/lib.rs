@@ -43,6 +43,7 @@ mod policy;
 mod service;
 mod settings;
 mod trace;
+pub mod whole;
 
 pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};

@@ -109,6 +109,7 @@ fn writer(pod: &mut Pod, disk: &Path, number: usize) -> Recipe {
     let mut recipe = pod.recipe("writer", &["cat"]);
     recipe.process.argv.extend(std::iter::repeat_n("/text".to_owned(), REPEATS));
     recipe.mounts.push(bind(&disk.join("text"), "/text"));
-    recipe.log = Some(LogFile { path: disk.join(format!("{number}.log")), max_size: 10 << 20, max_files: 2 });
+    recipe.log =
+        Some(LogFile { path: disk.join(format!("{number}.log")), max_size: 10 << 20, max_files: 2, ..LogFile::default() });
     recipe
 }

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio;
 
+use crate::birth::{self, When};
 use crate::child::Spawn;
 use crate::clock;
 use crate::container::{self, Pod};
@@ -170,6 +171,9 @@ impl Holder {
     }
 
     fn start(&mut self, asker: Asker, recipe: &Recipe) -> Result<(), Fault> {
+        if let Some(sandbox) = &mut self.sandbox {
+            sandbox.recipe.may_trace |= birth::may_trace(recipe.process.capabilities.bounding);
+        }
         let sandbox = self.sandbox()?;
         if self.containers.values().any(|c| c.state.id == recipe.id && !c.forgotten) {
             return Err(Fault { errno: libc::EEXIST, ..refused(Stage::Protocol, &recipe.id, "it was started already") });
@@ -177,8 +181,15 @@ impl Holder {
         let target = recipe.beside.as_deref().map(|id| self.running(id)).transpose()?;
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
+        let target = sandbox.pid_target(recipe.pid, target.as_ref().map(AsFd::as_fd))?;
+        let when = match (target, sandbox.birth(recipe.pid)) {
+            // Its procfs has to be made from outside.
+            (Some(_), When::Last) if container::makes_procfs_of_others() => When::Last,
+            _ => When::First,
+        };
         let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
-        let keep = sandbox.namespaces();
+        let mut keep = sandbox.namespaces();
+        keep.extend(target.filter(|_| when == When::Last));
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),
             cgroups: &recipe.cgroups,
@@ -186,8 +197,7 @@ impl Holder {
             stdio: [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()],
             keep: &keep,
         };
-        let target = target.as_ref().map(AsFd::as_fd);
-        let child = sandbox.spawn_in_pid(recipe.pid, target, &spawn, |parts| container::init(recipe, &pod, parts))?;
+        let child = sandbox.spawn_in_pid(target, when, &spawn, |parts| container::init(recipe, &pod, parts))?;
         let number = self.number();
         let state = ContainerState {
             id: recipe.id.clone(),
@@ -226,8 +236,9 @@ impl Holder {
         };
         let keep = [target.as_fd()];
         let spawn = Spawn { flags: 0, cgroups, beside, stdio, keep: &keep };
-        let body = |parts| exec::init(process, in_user_ns, parts);
-        let child = self.sandbox()?.spawn_in_pid(pid_namespace, Some(target.as_fd()), &spawn, body)?;
+        let when = self.sandbox()?.birth(pid_namespace);
+        let body = |parts| exec::init(process, in_user_ns, when, parts);
+        let child = self.sandbox()?.spawn_in_pid(Some(target.as_fd()), when, &spawn, body)?;
         let number = self.number();
         let live = Live::new(child, asker, Task::Exec(number), &mut self.poll).or_fault(Stage::Fork, "")?;
         self.execs.insert(number, Exec { connection: asker.connection, live });

@@ -1,6 +1,7 @@
 //! The pod's holder: one process a pod, one thread, one loop. Started by the agent; see ARCHITECTURE.md, "The holder".
 #![forbid(unsafe_code)]
 
+mod birth;
 mod calls;
 mod child;
 mod clock;

@@ -344,6 +344,9 @@ pub struct SandboxRecipe {
     /// One PID namespace for all containers, with a pause process as PID 1.
     #[serde(default)]
     pub share_pid: bool,
+    /// One of its containers will have CAP_SYS_PTRACE.
+    #[serde(default)]
+    pub may_trace: bool,
     /// cgroup directories that the holder (and pause) joins.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -645,6 +648,9 @@ pub struct Device {
 pub struct LogFile {
     /// Its folder is there. Rotated files get `.YYYYMMDD-HHMMSS` appended, as the kubelet's.
     pub path: PathBuf,
+    /// A folder above it, from which on no link is followed: what is in it may be others' to write. Empty: its own folder is it.
+    #[serde(default)]
+    pub within: PathBuf,
     /// Rotate at this many bytes; 0: never.
     pub max_size: u64,
     /// Files kept, the current one counted; at least 2.

@@ -11,6 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::stdio;
 
+use crate::birth::When;
 use crate::child::{self, Child, Parts, Report, Spawn, Status};
 use crate::clock::{self, Steps};
 use crate::container::credentials;
@@ -76,22 +77,32 @@ impl Sandbox {
         [Some(self.shm.as_fd()), self.user.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect()
     }
 
-    /// Forks a child into a PID namespace: the pod's, or with `of` (a pidfd) that of a running process.
+    /// Whose PID namespace a child joins: the pod's, or with `of` (a pidfd) that of a running process; none if it joins none.
+    pub fn pid_target<'a>(&'a self, pid: PidNamespace, of: Option<BorrowedFd<'a>>) -> Result<Option<BorrowedFd<'a>>, Fault> {
+        match (pid, of, &self.pause) {
+            (_, Some(pidfd), _) => Ok(Some(pidfd)),
+            (PidNamespace::Pod, None, Some(pause)) => Ok(Some(pause.pidfd.as_fd())),
+            (PidNamespace::Pod, None, None) => Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own")),
+            (PidNamespace::Own | PidNamespace::Host, None, _) => Ok(None),
+        }
+    }
+
+    /// When a child that joins a PID namespace is to be born there. In a USER namespace nobody has a right over what the holder makes,
+    /// and whoever may trace in the host's PID namespace has the host anyway.
+    pub fn birth(&self, pid: PidNamespace) -> When {
+        let safe = self.recipe.user.is_some() || pid == PidNamespace::Host || !self.recipe.may_trace;
+        if safe { When::First } else { When::Last }
+    }
+
+    /// Forks a child into the PID namespace of `target`, or where it will go there itself.
     pub fn spawn_in_pid(
         &self,
-        pid: PidNamespace,
-        of: Option<BorrowedFd<'_>>,
+        target: Option<BorrowedFd<'_>>,
+        when: When,
         spawn: &Spawn<'_>,
         body: impl FnOnce(Parts) -> Result<Infallible, Fault>,
     ) -> Result<Child, Fault> {
-        let target = match (pid, of, &self.pause) {
-            (_, Some(pidfd), _) => pidfd,
-            (PidNamespace::Pod, None, Some(pause)) => pause.pidfd.as_fd(),
-            (PidNamespace::Pod, None, None) => {
-                return Err(refused(Stage::Namespace, "pid", "the pod has no PID namespace of its own"));
-            }
-            (PidNamespace::Own | PidNamespace::Host, None, _) => return child::spawn(spawn, body),
-        };
+        let Some(target) = target.filter(|_| when == When::First) else { return child::spawn(spawn, body) };
         // Where children are born is changed and changed back; this process itself never moves.
         sys::setns(target, ns::PID).or_fault(Stage::Namespace, "pid")?;
         let child = child::spawn(spawn, body);

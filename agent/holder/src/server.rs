@@ -243,6 +243,11 @@ impl Holder {
         for pidfd in moved {
             self.reap_later(pidfd);
         }
+        self.conclude(task, outcome);
+    }
+
+    /// Answers who asked for a start, once it is decided.
+    fn conclude(&mut self, task: Task, outcome: Option<Outcome>) {
         match (outcome, task) {
             (None, _) => {}
             (Some(Outcome::Failed { asker, fault }), _) => {
@@ -270,6 +275,14 @@ impl Holder {
         }
     }
 
+    fn decide(&mut self, task: Task) -> Option<Outcome> {
+        let live = match task {
+            Task::Container(number) => self.containers.get_mut(&number).and_then(|c| c.live.as_mut()),
+            Task::Exec(number) => self.execs.get_mut(&number).map(|e| &mut e.live),
+        };
+        live?.decide(&mut self.poll)
+    }
+
     /// A start that failed leaves nothing.
     fn discard(&mut self, task: Task) {
         let live = match task {
@@ -287,9 +300,19 @@ impl Holder {
     }
 
     fn exited(&mut self, task: Task) {
-        if self.live(task).is_some_and(|l| l.is_starting()) {
+        let Some(live) = self.live(task) else { return };
+        if live.is_starting() {
+            let ended = live.pid;
             // What it said before it ended decides whether it ever ran.
             self.progress(task);
+            let Some(live) = self.live(task).filter(|live| live.pid == ended) else {
+                // It made way for another, whose own end will be heard of. Or it came to nothing.
+                return;
+            };
+            if live.is_starting() {
+                let outcome = self.decide(task);
+                self.conclude(task, outcome);
+            }
         }
         let Some(exit) = self.live(task).and_then(|l| l.reap()) else { return };
         match task {

@@ -69,10 +69,7 @@ fn check(result: i64) -> io::Result<i64> {
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    // One link for `.`, one for `..`, one a thread.
-    if rustix::fs::stat("/proc/self/task")?.st_nlink > 3 {
-        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
-    }
+    OneThread::check()?;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: flags | CLONE_PIDFD,
@@ -88,6 +85,44 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     // SAFETY: `args` is a clone_args of the size given, without CLONE_VM and with no stack, so the child runs on a copy of this
     // one, as after fork; this is the only thread, so no lock is held by one that the child lacks.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        return Ok(Fork::Child);
+    }
+    // SAFETY: the kernel has just put a new descriptor there, and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Fork::Parent { pid: pid as i32, pidfd })
+}
+
+/// Says that the process has one thread. Whoever has it makes no more of them.
+#[derive(Debug)]
+pub struct OneThread(());
+
+impl OneThread {
+    /// Needs a /proc in which this process is.
+    ///
+    /// # Errors
+    /// `EDEADLK` when there are more threads than the caller's: the child of such a process could wait for ever for a lock that
+    /// another thread held.
+    pub fn check() -> io::Result<Self> {
+        // One link for `.`, one for `..`, one a thread.
+        if rustix::fs::stat("/proc/self/task")?.st_nlink > 3 {
+            return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+        }
+        Ok(Self(()))
+    }
+}
+
+/// fork(2), but the child is a sibling of this process, and it comes with a pidfd. By clone(2), which seccomp filters allow that make
+/// clone3(2) look as if it weren't there.
+///
+/// # Errors
+/// The kernel's, or the seccomp filter's.
+pub fn clone_sibling(_: &OneThread) -> io::Result<Fork> {
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    // SAFETY: without CLONE_VM and with no stack, the child runs on a copy of this one, as after fork; this is the only thread, as the
+    // argument says. On all of our architectures the third argument is where the kernel puts the pidfd, which lives until then.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, ptr::from_mut(&mut pidfd), 0, 0) })?;
     if pid == 0 {
         return Ok(Fork::Child);
     }

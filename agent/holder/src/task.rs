@@ -1,7 +1,7 @@
 //! A child that an agent asked for: how far its start is, and how it ended.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use podholder::protocol::{Exit, Fault, Stage, Step};
 use podholder::wire;
@@ -32,6 +32,7 @@ struct Start {
     status: OwnedFd,
     status_key: u64,
     steps: Option<Vec<Step>>,
+    moved: bool,
     pty: Option<Pty>,
 }
 
@@ -41,6 +42,18 @@ pub enum Outcome {
     Running { asker: Asker, steps: Vec<Step>, pty: Option<Pty> },
     /// It came to nothing.
     Failed { asker: Asker, fault: Fault },
+}
+
+/// Whether this is a child of the holder's, and has that number.
+fn is_own(pidfd: &OwnedFd, pid: i32) -> bool {
+    let child =
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok();
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+    child && info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|number| number.trim() == pid.to_string()))
+}
+
+fn killed() -> Fault {
+    refused(Stage::Fork, "", "the process was killed before it could execute its command")
 }
 
 /// A live child.
@@ -55,7 +68,7 @@ impl Live {
     pub fn new(child: Child, asker: Asker, task: Task, poll: &mut Poll) -> io::Result<Self> {
         let exit_key = poll.add(&child.pidfd, Interest::IN, Token::Exit(task))?;
         let status_key = poll.add(&child.status, Interest::IN, Token::Status(task))?;
-        let start = Some(Start { asker, status: child.status, status_key, steps: None, pty: None });
+        let start = Some(Start { asker, status: child.status, status_key, steps: None, moved: false, pty: None });
         Ok(Self { pid: child.pid, pidfd: child.pidfd, exit_key, start })
     }
 
@@ -76,24 +89,36 @@ impl Live {
             let report = packet.as_ref().and_then(|p| p.decode::<Report>().ok());
             let mut fds = packet.into_iter().flat_map(|p| p.fds);
             match (report, fds.next(), fds.next()) {
-                (Some(Report::Moved(pid)), Some(pidfd), None) => {
+                // Once, and to a child of the holder's: by then another may speak in its name, who traces it.
+                (Some(Report::Moved(pid)), Some(pidfd), None) if !start.moved && is_own(&pidfd, pid) => {
+                    start.moved = true;
                     poll.remove(&self.pidfd, self.exit_key);
                     self.exit_key = poll.add(&pidfd, Interest::IN, Token::Exit(task)).unwrap_or_default();
                     self.pid = pid;
                     moved(poll, std::mem::replace(&mut self.pidfd, pidfd));
                 }
-                (Some(Report::Terminal), Some(master), Some(slave)) => start.pty = Some(Pty { master, slave }),
+                (Some(Report::Terminal), Some(master), Some(slave)) if !start.moved => start.pty = Some(Pty { master, slave }),
                 (Some(Report::Ready(steps)), ..) => start.steps = Some(steps),
+                (Some(Report::Moved(_) | Report::Terminal), ..) => {}
                 (Some(Report::Failed(fault)), ..) => return self.decided(poll, |_| Err(fault)),
                 // End of file: exec closed the socket, or death did.
                 _ => {
                     return self.decided(poll, |start| match start.steps.take() {
                         Some(steps) => Ok((steps, start.pty.take())),
-                        None => Err(refused(Stage::Fork, "", "the process was killed before it could execute its command")),
+                        None => Err(killed()),
                     });
                 }
             }
         }
+    }
+
+    /// Decides a start whose process has ended while another still has an end of the conversation: the one that it came from, which
+    /// isn't quite gone; or one that it went on in and didn't come to tell of, and which is nothing without that.
+    pub fn decide(&mut self, poll: &mut Poll) -> Option<Outcome> {
+        self.decided(poll, |start| match start.steps.take() {
+            Some(steps) if start.moved => Ok((steps, start.pty.take())),
+            _ => Err(killed()),
+        })
     }
 
     fn decided(

@@ -94,6 +94,76 @@ fn pause_has_nothing_to_gain_for_who_traces_it() {
     }
 }
 
+/// Looks at all that is born beside it, as closely as CAP_SYS_PTRACE lets it, and says what it sees of the host.
+fn watcher(pod: &mut Pod, namespace: PidNamespace) -> Recipe {
+    let allowed = DEFAULT_CAPABILITIES | SYS_PTRACE;
+    let script = format!(
+        r#"$| = 1; my ($last, %told) = ($$); sub once {{ print "$_[0]\n" unless $told{{$_[0]}}++ }}
+        while (1) {{ for my $n ($last - 1 .. $last + 3) {{
+            next if $n == $$ or $n < 2;
+            if (-e "/proc/$n/root{marker}") {{ once("the host's root") }}
+            open(my $f, "<", "/proc/$n/status") or next;
+            my $text = join "", <$f>;
+            once("the holder's rights") if $text =~ /CapPrm:\s*(\w+)/ && (hex($1) & ~{allowed});
+            $last = $n if $n > $last; }}
+            once("watching") }}"#,
+        marker = pod.dir.path().join("holder.sock").display()
+    );
+    let mut recipe = perl(pod, namespace, &script);
+    recipe.process.capabilities.bounding = allowed;
+    recipe.process.capabilities.effective = allowed;
+    pod.start(&recipe).unwrap();
+    eventually("it watches", || log_of(&recipe).contains("watching"));
+    recipe
+}
+
+#[test]
+fn who_may_trace_sees_nothing_of_the_host_when_an_exec_is_born_beside_it() {
+    for namespace in [PidNamespace::Own, PidNamespace::Pod] {
+        let mut pod = Pod::with(|r| r.share_pid = namespace == PidNamespace::Pod);
+        let watcher = watcher(&mut pod, namespace);
+        for no_new_privs in [true, false] {
+            for _ in 0..150 {
+                let argv = ["/bin/sh", "-c", "echo $$"].map(String::from).to_vec();
+                let (code, out, _) = pod.exec(&watcher, Process { argv, no_new_privs, ..watcher.process.clone() }).unwrap();
+                assert!(code == 0 && out.trim().parse::<i32>().unwrap() > 1, "{code} {out}");
+            }
+        }
+        assert_eq!(text(&log_of(&watcher), "stdout"), "watching\n", "{namespace:?}");
+        eventually("nothing is left of the execs", || children(pod.pid).len() <= 2);
+    }
+}
+
+#[test]
+fn who_may_trace_sees_nothing_of_the_host_when_a_container_is_born_beside_it() {
+    // Only with this can a procfs be mounted from outside of its PID namespace: see SECURITY.md.
+    let version = rustix::system::uname();
+    let version: Vec<u32> = version.release().to_str().unwrap().split(['.', '-']).flat_map(str::parse).take(2).collect();
+    assert!(version >= vec![6, 18], "this test is for Linux 6.18 and later");
+    for (share_pid, may_trace) in [(true, true), (true, false), (false, false)] {
+        let mut pod = Pod::with(|r| (r.share_pid, r.may_trace) = (share_pid, may_trace));
+        let namespace = if share_pid { PidNamespace::Pod } else { PidNamespace::Own };
+        let watcher = watcher(&mut pod, namespace);
+        for round in 0..30 {
+            let mut recipe = pod.shell("app", "echo $$; ls /proc/sys > /dev/null; readlink /proc/self; cat /proc/1/comm");
+            if share_pid {
+                recipe.pid = PidNamespace::Pod;
+            } else {
+                // As a debug container is.
+                recipe.beside = Some(watcher.id.clone());
+            }
+            recipe.process.tty = round % 2 == 1;
+            let ran = pod.run(&recipe);
+            assert_eq!(ran.exit.code, 0, "{ran:?}");
+            // The procfs is of the namespace that it's in.
+            let lines: Vec<&str> = ran.stdout.lines().map(str::trim).collect();
+            assert!(lines[0].parse::<i32>().unwrap() > 1 && lines[1].parse::<i32>().is_ok(), "{ran:?}");
+            assert_eq!(lines[2], if share_pid { "podholder" } else { "perl" });
+        }
+        assert_eq!(text(&log_of(&watcher), "stdout"), "watching\n", "{share_pid} {may_trace}");
+    }
+}
+
 #[test]
 fn an_image_whose_proc_is_a_link_is_refused() {
     let mut pod = Pod::new();

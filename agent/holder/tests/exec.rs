@@ -8,10 +8,16 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use support::*;
 
-fn sleeper(pod: &mut Pod) -> Recipe {
-    let recipe = pod.recipe("app", &["sleep", "1000"]);
-    pod.start(&recipe).unwrap();
-    recipe
+/// Containers whose execs come into their PID namespace first, and last: then the exec is the same to who asks for it.
+fn each_sleeper(mut test: impl FnMut(&mut Pod, Recipe)) {
+    for more in [0, SYS_PTRACE] {
+        let mut pod = Pod::new();
+        let mut recipe = pod.recipe("app", &["sleep", "1000"]);
+        recipe.process.capabilities.bounding |= more;
+        recipe.process.capabilities.effective |= more;
+        pod.start(&recipe).unwrap();
+        test(&mut pod, recipe);
+    }
 }
 
 fn process(recipe: &Recipe, script: &str) -> Process {
@@ -20,40 +26,47 @@ fn process(recipe: &Recipe, script: &str) -> Process {
 
 #[test]
 fn exec_joins_all_namespaces_and_its_end_is_told() {
-    let mut pod = Pod::new();
-    let recipe = sleeper(&mut pod);
+    each_sleeper(|pod, recipe| joins_all(pod, &recipe));
+}
+
+fn joins_all(pod: &mut Pod, recipe: &Recipe) {
     let script = "for n in mnt pid net ipc uts cgroup user; do [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] || echo $n; done; \
                   echo done; echo err >&2; id -u; exit 5";
-    let mut web = process(&recipe, script);
+    let mut web = process(recipe, script);
     // To look at PID 1's namespaces.
     web.capabilities = Capabilities { bounding: ALL_CAPABILITIES, effective: ALL_CAPABILITIES, inheritable: 0, ambient: 0 };
-    assert_eq!(pod.exec(&recipe, web).unwrap(), (5, "done\n0\n".into(), "err\n".into()));
-    let mut web = process(&recipe, "id -un; echo $HOME; pwd");
+    assert_eq!(pod.exec(recipe, web).unwrap(), (5, "done\n0\n".into(), "err\n".into()));
+    let mut web = process(recipe, "id -un; echo $HOME; pwd");
     web.user.spec = "web".into();
     web.cwd = "/tmp".into();
-    assert_eq!(pod.exec(&recipe, web).unwrap(), (0, "web\n/var/www\n/tmp\n".into(), String::new()));
+    assert_eq!(pod.exec(recipe, web).unwrap(), (0, "web\n/var/www\n/tmp\n".into(), String::new()));
 }
 
 #[test]
 fn exec_of_nothing_and_in_nothing() {
-    let mut pod = Pod::new();
-    let recipe = sleeper(&mut pod);
+    each_sleeper(|pod, recipe| of_nothing(pod, &recipe));
+}
+
+fn of_nothing(pod: &mut Pod, recipe: &Recipe) {
     let missing = Process { argv: vec!["missing".into()], ..recipe.process.clone() };
-    let fault = pod.exec(&recipe, missing).unwrap_err();
+    let fault = pod.exec(recipe, missing).unwrap_err();
     assert_eq!((fault.stage, fault.errno), (Stage::Exec, libc::ENOENT));
     let denied = Process { argv: vec!["/etc/passwd".into()], ..recipe.process.clone() };
-    assert_eq!(pod.exec(&recipe, denied).unwrap_err().errno, libc::EACCES);
+    assert_eq!(pod.exec(recipe, denied).unwrap_err().errno, libc::EACCES);
     pod.signal(&recipe.id, libc::SIGKILL);
     pod.exit_of(&recipe.id);
-    let fault = pod.exec(&recipe, process(&recipe, "true")).unwrap_err();
+    let fault = pod.exec(recipe, process(recipe, "true")).unwrap_err();
     assert_eq!((fault.stage, fault.errno), (Stage::Protocol, libc::ESRCH));
 }
 
 #[test]
 fn exec_with_a_terminal() {
-    let mut pod = Pod::new();
-    let recipe = sleeper(&mut pod);
-    let mut shell = process(&recipe, "tty; stty size; read x; echo got $x; exit 4");
+    each_sleeper(|pod, recipe| with_a_terminal(pod, &recipe));
+}
+
+fn with_a_terminal(pod: &mut Pod, recipe: &Recipe) {
+    // By way of /dev/tty, which only the leader of the terminal's session has.
+    let mut shell = process(recipe, "tty; stty size < /dev/tty; read x; echo got $x; exit 4");
     shell.tty = true;
     shell.tty_size = Some((33, 101));
     let request = Request::Exec { container: recipe.id.clone(), process: Box::new(shell), cgroups: Vec::new() };
@@ -71,13 +84,15 @@ fn exec_with_a_terminal() {
 
 #[test]
 fn an_exec_and_what_it_started_can_be_killed() {
-    let mut pod = Pod::new();
-    let recipe = sleeper(&mut pod);
+    each_sleeper(|pod, recipe| can_be_killed(pod, &recipe));
+}
+
+fn can_be_killed(pod: &mut Pod, recipe: &Recipe) {
     let (out, writer) = pipe();
     let null = std::fs::File::open("/dev/null").unwrap();
     let request = Request::Exec {
         container: recipe.id.clone(),
-        process: Box::new(process(&recipe, "sleep 1000 & echo started; wait")),
+        process: Box::new(process(recipe, "sleep 1000 & echo started; wait")),
         cgroups: Vec::new(),
     };
     let reply = pod.connection().call(request, &[null.as_fd(), writer.as_fd(), writer.as_fd()]).unwrap();

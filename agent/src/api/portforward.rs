@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::call::{Call, Target};
@@ -79,34 +80,61 @@ pub async fn forward_all<S>(io: S, node: Arc<dyn Node>, uid: PodUid)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (mut streams, connection) = spdy::serve(io, STUCK);
-    let pairing = async move {
-        let mut forwarded = JoinSet::new();
-        let mut halves: HashMap<String, Half> = HashMap::new();
-        while let Some(stream) = streams.recv().await {
-            while forwarded.try_join_next().is_some() {}
-            halves.retain(|_, half| half.since.elapsed() < PAIRING);
-            let request = stream.header("requestid").unwrap_or_default().to_owned();
-            let half = halves.entry(request.clone()).or_insert_with(Half::new);
-            match stream.header(streams::TYPE) {
-                Some("data") => half.data = Some(stream),
-                Some("error") => half.error = Some(stream),
-                _ => {}
-            }
-            if half.is_whole()
-                && let Some(Half { data: Some(data), error: Some(error), .. }) = halves.remove(&request)
-            {
-                let (node, uid) = (node.clone(), uid.clone());
-                forwarded.spawn(async move { forward(data, error, &node, &uid).await });
-            }
-        }
-    };
+    let (streams, connection) = spdy::serve(io, STUCK);
+    let pairing = pair(streams, move |data, error| {
+        let (node, uid) = (node.clone(), uid.clone());
+        async move { forward(data, error, &node, &uid).await }
+    });
     // The client's end ends all that is forwarded.
     tokio::select! {
         () = pairing => {}
         ended = connection => if let Err(error) = ended {
             tracing::debug!("a connection of port-forward ended: {error}");
         },
+    }
+}
+
+/// Brings the two streams of each connection together. One whose other doesn't follow is given up when its time is over, whether
+/// more streams come or not.
+async fn pair<F>(mut streams: mpsc::Receiver<Stream>, forward: impl Fn(Stream, Stream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut forwarded = JoinSet::new();
+    let mut halves: HashMap<String, Half> = HashMap::new();
+    loop {
+        let due = halves.values().map(|half| half.since + PAIRING).min();
+        let stream = tokio::select! {
+            stream = streams.recv() => stream,
+            () = until(due) => {
+                for (_, half) in halves.extract_if(|_, half| half.since.elapsed() >= PAIRING) {
+                    forwarded.spawn(half.give_up());
+                }
+                continue;
+            }
+        };
+        let Some(stream) = stream else { return };
+        while forwarded.try_join_next().is_some() {}
+        let request = stream.header("requestid").unwrap_or_default().to_owned();
+        let half = halves.entry(request.clone()).or_insert_with(Half::new);
+        match stream.header(streams::TYPE) {
+            Some("data") => half.data = Some(stream),
+            Some("error") => half.error = Some(stream),
+            _ => {}
+        }
+        if half.is_whole()
+            && let Some(Half { data: Some(data), error: Some(error), .. }) = halves.remove(&request)
+        {
+            forwarded.spawn(forward(data, error));
+        }
+    }
+}
+
+/// Until that moment; for ever if there is none.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -122,6 +150,17 @@ impl Half {
     }
     fn is_whole(&self) -> bool {
         self.data.is_some() && self.error.is_some()
+    }
+    /// Says so, and ends what there is.
+    async fn give_up(self) {
+        if let Some(error) = self.error {
+            let (_, error) = error.split();
+            let _ = error.send(b"the connection's stream for data did not follow").await;
+            let _ = error.finish().await;
+        }
+        if let Some(data) = self.data {
+            let _ = data.split().1.finish().await;
+        }
     }
 }
 
@@ -228,5 +267,39 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin + Send>(socket: Socket<S>, node
     tokio::select! {
         () = upload => {}
         () = download => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spdy::tests::Client;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_that_stays_alone_is_given_up_though_nothing_more_comes() {
+        let (mut client, streams, _connection) = Client::connect(STUCK);
+        let (told, mut pairs) = mpsc::unbounded_channel();
+        let pairing = pair(streams, move |data, error| {
+            let request = data.header("requestid").unwrap_or_default().to_owned();
+            let _ = told.send((request, data, error));
+            std::future::ready(())
+        });
+        let talk = async {
+            for (id, kind, request) in [(1, "error", "alone"), (3, "error", "whole"), (5, "data", "whole"), (7, "", "nothing")] {
+                client.open_with(id, &[("streamtype", kind), ("requestid", request)]).await;
+            }
+            let (request, ..) = pairs.recv().await.unwrap();
+            assert_eq!(request, "whole");
+            // The clock goes on by itself while everybody waits.
+            let mut said = Vec::new();
+            while !String::from_utf8_lossy(&said).contains("did not follow") {
+                said = client.next().await.2;
+            }
+            assert!(pairs.try_recv().is_err());
+        };
+        tokio::select! {
+            () = pairing => panic!("the client is there"),
+            () = talk => {}
+        }
     }
 }

@@ -17,10 +17,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
 use crate::durable;
+use crate::tls::provider;
 
 /// The CA's life in years; what it signs lives no longer, as nothing renews a kubeconfig.
 const YEARS: i32 = 10;
@@ -109,7 +110,7 @@ pub fn acceptor(folder: &Path) -> Result<TlsAcceptor, TlsError> {
     let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).map_err(|error| wrong(folder, &error))?;
     roots.add(root).map_err(|error| wrong(folder, &error))?;
 
-    let provider = Arc::new(crypto::ring::default_provider());
+    let provider = provider();
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     // Whoever has none is let in as far as a 401 that says so; a wrong one ends the handshake.
     let clients = clients.allow_unauthenticated().build().map_err(|error| wrong(folder, &error))?;

@@ -5,22 +5,21 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use super::error::{Error, Result};
+use crate::tls::{Credulous, provider};
 
 /// Client settings for `host`: `*.crt` in a directory of its name are roots, `X.cert` with `X.key` is who we are.
 pub(super) fn client_config(host: &str, insecure: bool, certs_dirs: &[PathBuf]) -> Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = provider();
     let fail = |why: rustls::Error| Error::Network { registry: host.to_owned(), why: format!("TLS: {why}") };
     let dirs: Vec<PathBuf> = certs_dirs.iter().map(|dir| dir.join(host)).filter(|dir| dir.is_dir()).collect();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(fail)?;
     let builder = if insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAll(provider)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Credulous::new(&provider)))
     } else {
         builder.with_root_certificates(roots(&dirs)?)
     };
@@ -69,43 +68,4 @@ fn files(dirs: &[PathBuf], extension: &str) -> Result<Vec<PathBuf>> {
 
 fn fault(path: &Path, why: impl ToString) -> Error {
     Error::Settings { path: path.to_owned(), why: why.to_string() }
-}
-
-/// For registries that the administrator called insecure.
-#[derive(Debug)]
-struct TrustAll(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for TrustAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

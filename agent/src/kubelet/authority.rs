@@ -7,9 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
-};
+use tokio_rustls::rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -17,6 +15,7 @@ use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifie
 use tokio_rustls::rustls::{self, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 
 use crate::api::descriptor::Descriptor;
+use crate::tls::provider;
 
 /// A file of certificates that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,11 +94,6 @@ fn verifier(pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, String> {
         return Err("no certificate is in it".into());
     }
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(|e| e.to_string())
-}
-
-/// The one implementation of cryptography.
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
 }
 
 /// Calls back after each change of a file, also when it is replaced, or a link on the way to it is (a mounted ConfigMap).

@@ -27,13 +27,14 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Policy, Refusal};
-use super::authority::{AnyClient, AuthorityError, ClientAuthority, provider};
+use super::authority::{AnyClient, AuthorityError, ClientAuthority};
 use super::metrics::Requests;
 use super::route;
 use super::stats::Rates;
 use crate::api::call::Place;
 use crate::api::{Response, reply};
 use crate::pod::node::Node;
+use crate::tls::provider;
 
 /// Connections of those who have a certificate of the client CA.
 const KNOWN: usize = 512;
@@ -287,4 +288,23 @@ fn refused(refusal: &Refusal) -> Response {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_places_and_gives_them_back() {
+        let guests = Guests::default();
+        let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let mut all: Vec<Guest> = (0..PER_ADDRESS).map(|_| guests.enter(one).unwrap()).collect();
+        assert!(guests.enter(one).is_none());
+        drop(guests.enter(other).unwrap());
+        all.pop();
+        let again = guests.enter(one).unwrap();
+        assert!(guests.enter(one).is_none());
+        drop((all, again));
+        assert!(guests.0.lock().unwrap().is_empty(), "nothing is remembered of who left");
+    }
 }

@@ -11,7 +11,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use super::authority::{on_change, provider};
+use super::authority::on_change;
+use crate::tls::provider;
 
 /// A certificate or key that can't be used.
 #[derive(Debug, thiserror::Error)]

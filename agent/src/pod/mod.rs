@@ -146,7 +146,9 @@ impl Node {
             wired.ips
         };
         let begun = Instant::now();
-        self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())?;
+        for omitted in self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())? {
+            self.recorder.pod(pod, None, recorder::Level::Warning, "DNSConfigForming", &omitted);
+        }
         let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time), conditions: Vec::new() };
         sandbox.holder.note(serde_json::to_value(&note).unwrap_or_default()).await.map_err(|e| e.to_string())?;
         trace.step("files, note", None, begun);

@@ -138,7 +138,7 @@ fn of_pod(node: &Node, pod: &ValidPod, live: &Live, signal: Signal) -> PodUsage 
     let settings = node.runtime.settings();
     let disk = signal.condition() == Condition::Disk;
     let totals = Totals::of_pod(pod.spec());
-    let volumes = if disk { usage::of_volumes(pod, settings) } else { usage::Used::default() };
+    let volumes = if disk { usage::of_pod(pod, settings) } else { usage::Used::default() };
     PodUsage {
         uid: pod.uid().clone(),
         priority: pod.spec().priority.unwrap_or(0),

@@ -105,6 +105,7 @@ enum Outcome {
     Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
+    RefreshAgain,
 }
 
 /// See the module's page.
@@ -137,6 +138,8 @@ pub struct Worker {
     wiring: Option<watch::Receiver<u64>>,
     /// Who works on its volumes.
     volumes: Turn,
+    /// Volumes that a disk had no room for are tried again later.
+    refreshes_again: bool,
     /// Its containers' probes.
     probes: health::Probes,
     /// Hooks that run.
@@ -167,6 +170,7 @@ impl Worker {
             deferred: None,
             wiring: None,
             volumes: Turn::default(),
+            refreshes_again: false,
             probes: health::Probes::default(),
             hooks: hooks::Hooks::default(),
         }
@@ -447,7 +451,14 @@ impl Worker {
         self.outcomes.push(Box::pin(async move { Outcome::Refreshed(refreshed.await) }));
     }
 
-    fn refreshed(&self, errors: Vec<runtime::Error>) {
+    fn refreshed(&mut self, errors: Vec<runtime::Error>) {
+        if errors.iter().any(runtime::Error::may_pass) && !self.refreshes_again {
+            self.refreshes_again = true;
+            self.outcomes.push(Box::pin(async {
+                tokio::time::sleep(REFRESH_AGAIN).await;
+                Outcome::RefreshAgain
+            }));
+        }
         for error in errors {
             // What is gone stays as it was in the volumes that have it.
             tracing::info!(pod = %self.pod, "{}", error.message());
@@ -761,6 +772,10 @@ impl Worker {
             Outcome::Measured { over: Some(message), .. } => self.evict(message, EVICTION_GRACE, false),
             Outcome::Measured { over: None, took } => self.measure(took * 100),
             Outcome::Refreshed(errors) => self.refreshed(errors),
+            Outcome::RefreshAgain => {
+                self.refreshes_again = false;
+                self.refresh_volumes();
+            }
             Outcome::Rewired(Ok(())) => {}
             Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),
@@ -1020,6 +1035,8 @@ fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
 }
 
 /// Between two measurements of a pod's volumes.
+/// Between two tries at volumes that a disk had no room for.
+const REFRESH_AGAIN: Duration = Duration::from_secs(5);
 const MEASURE_AT_LEAST: Duration = Duration::from_secs(1);
 const MEASURE_AT_MOST: Duration = Duration::from_secs(60);
 /// What an evicted container has from SIGTERM to SIGKILL, as the kubelet's hard evictions.

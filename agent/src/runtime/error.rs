@@ -135,6 +135,14 @@ impl Error {
         Self { hidden: Box::new(hidden), ..self }
     }
 
+    /// Whether a disk, or what serves one, said no: nobody tells when that is over, so it is worth another try.
+    pub fn may_pass(&self) -> bool {
+        match &self.cause {
+            Cause::Volume { cause, .. } => matches!(**cause, Cause::File { .. }),
+            cause => matches!(cause, Cause::File { .. }),
+        }
+    }
+
     /// The reason of the container's waiting or terminated state, as the kubelet has it.
     pub fn reason(&self) -> &'static str {
         match (&self.cause, self.fault().map(|f| f.stage)) {

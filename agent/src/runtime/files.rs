@@ -13,9 +13,16 @@ use crate::model::ValidPod;
 /// Name servers that the resolvers of C libraries look at.
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+/// Bytes of the line of searches, and of one of them: longer ones make C libraries abort. All of these are the kubelet's.
+const MAX_SEARCH_LINE: usize = 2048;
+const MAX_SEARCH: usize = 253;
 
-/// Writes all three. Again with other addresses, when they are known later.
-pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<(), Cause> {
+/// Where they are in a container, and below the pod's own folder.
+pub const FILES: [(&str, &str); 3] =
+    [("/etc/hosts", "etc-hosts"), ("/etc/hostname", "hostname"), ("/etc/resolv.conf", "resolv.conf")];
+
+/// Writes all three. Again with other addresses, when they are known later. Says what was left out, in the kubelet's words.
+pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<Vec<String>, Cause> {
     let dir = settings.pod_lib(pod.uid());
     let host_network = pod.spec().host_network == Some(true);
     let hosts = if host_network {
@@ -25,9 +32,10 @@ pub fn write(pod: &ValidPod, settings: &Settings, pod_ips: &[IpAddr]) -> Result<
         hosts_of_pod(pod, settings, pod_ips)
     };
     let name = if host_network { host_name() } else { hostname(pod) };
-    put(&dir.join("etc-hosts"), &hosts)?;
-    put(&dir.join("hostname"), &format!("{name}\n"))?;
-    put(&dir.join("resolv.conf"), &resolver_of(pod, settings).render())
+    let (resolver, omitted) = resolver(pod, settings, &host_resolver(settings, host_network));
+    let texts = [hosts, format!("{name}\n"), resolver.render()];
+    FILES.iter().zip(texts).try_for_each(|((_, name), text)| put(&dir.join(name), &text))?;
+    Ok(omitted)
 }
 
 /// In place, not by rename: containers have the file bind-mounted and must see what it says now.
@@ -83,7 +91,7 @@ pub struct Resolver {
 
 /// How a pod resolves names.
 pub fn resolver_of(pod: &ValidPod, settings: &Settings) -> Resolver {
-    resolver(pod, settings, &host_resolver(settings, pod.spec().host_network == Some(true)))
+    resolver(pod, settings, &host_resolver(settings, pod.spec().host_network == Some(true))).0
 }
 
 impl Resolver {
@@ -118,6 +126,31 @@ impl Resolver {
         text
     }
 
+    /// Leaves out what C libraries would not take, and says so.
+    fn fit(&mut self) -> Vec<String> {
+        let mut omitted = Vec::new();
+        if self.nameservers.len() > MAX_NAMESERVERS {
+            self.nameservers.truncate(MAX_NAMESERVERS);
+            omitted.push(format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                self.nameservers.join(" ")
+            ));
+        }
+        let before = self.searches.len();
+        self.searches.truncate(MAX_SEARCHES);
+        self.searches.retain(|search| search.len() <= MAX_SEARCH);
+        while self.searches.join(" ").len() > MAX_SEARCH_LINE {
+            self.searches.pop();
+        }
+        if self.searches.len() < before {
+            omitted.push(format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                self.searches.join(" ")
+            ));
+        }
+        omitted
+    }
+
     /// A server on the host's loopback is out of reach of a pod with a network of its own.
     fn reachable(&self) -> bool {
         let local = |server: &String| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -137,7 +170,7 @@ fn host_resolver(settings: &Settings, host_network: bool) -> Resolver {
 }
 
 /// dnsPolicy and dnsConfig: <https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>.
-fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> Resolver {
+fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> (Resolver, Vec<String>) {
     let spec = pod.spec();
     let cluster = !settings.cluster_dns.is_empty();
     let mut resolver = match spec.dns_policy.as_deref() {
@@ -155,9 +188,8 @@ fn resolver(pod: &ValidPod, settings: &Settings, host: &Resolver) -> Resolver {
             resolver.options.push(option.value.as_ref().map_or(name.clone(), |value| format!("{name}:{value}")));
         }
     }
-    resolver.nameservers.truncate(MAX_NAMESERVERS);
-    resolver.searches.truncate(MAX_SEARCHES);
-    resolver
+    let omitted = resolver.fit();
+    (resolver, omitted)
 }
 
 fn cluster_first(pod: &ValidPod, settings: &Settings, host: &Resolver) -> Resolver {
@@ -206,7 +238,25 @@ mod tests {
     #[case("dnsPolicy: Default, dnsConfig: {options: [{name: ndots, value: '2'}]}", &[],
         "search lan\nnameserver 9.9.9.9\noptions edns0 ndots:2\n")]
     fn resolvers(#[case] spec: &str, #[case] dns: &[&str], #[case] expected: &str) {
-        assert_eq!(resolver(&pod(spec), &settings(dns), &Resolver::parse(HOST)).render(), expected);
+        let (resolver, omitted) = resolver(&pod(spec), &settings(dns), &Resolver::parse(HOST));
+        assert_eq!((resolver.render().as_str(), omitted), (expected, Vec::new()));
+    }
+
+    #[rstest]
+    #[case::servers("nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4\n".into(), 3, 0,
+        &["Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 1.1.1.1 1.1.1.2 1.1.1.3"])]
+    #[case::searches(format!("search{}\n", " a.b".repeat(33)), 0, 32, &["the applied search line is: a.b a.b"])]
+    #[case::line(format!("search{}\n", format!(" {}", "x".repeat(200)).repeat(12)), 0, 10, &["Search Line limits were exceeded"])]
+    #[case::one(format!("search a {} b\n", "x".repeat(254)), 0, 2, &["the applied search line is: a b"])]
+    fn what_c_libraries_would_not_take_is_left_out_and_told(
+        #[case] host: String,
+        #[case] servers: usize,
+        #[case] searches: usize,
+        #[case] told: &[&str],
+    ) {
+        let (resolver, omitted) = resolver(&pod("dnsPolicy: Default"), &settings(&[]), &Resolver::parse(&host));
+        assert_eq!((resolver.nameservers.len(), resolver.searches.len(), omitted.len()), (servers, searches, told.len()));
+        assert!(omitted.iter().zip(told).all(|(said, words)| said.contains(words)), "{omitted:?}");
     }
 
     #[test]

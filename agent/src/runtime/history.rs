@@ -100,3 +100,30 @@ fn tail(path: &Path, limit: u64) -> Option<String> {
     file.take(limit).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, FileType, makedev, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_an_error_and_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "x").unwrap();
+        open_regular(&path("file")).unwrap();
+        symlink("file", path("link")).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        mknodat(CWD, path("pipe"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        mknodat(CWD, path("zero"), FileType::CharacterDevice, 0o600.into(), makedev(1, 5)).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for name in ["link", "folder", "pipe", "zero", "socket", "nothing"] {
+            assert!(open_regular(&path(name)).is_err(), "{name}");
+            assert_eq!(tail(&path(name), 100), None, "{name}");
+        }
+        assert_eq!(tail(&path("file"), 100).as_deref(), Some("x"));
+    }
+}

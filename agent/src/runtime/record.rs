@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
+use netplug::whole::{self, Outlives};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Cause, ConfigError, file};
@@ -28,9 +29,7 @@ pub fn write(path: &Path, pod: &ValidPod) -> Result<(), Cause> {
     };
     let record = Record { pod: pod.object().as_ref(), file: origin, line, api: *pod.origin() == Origin::Api };
     let text = serde_json::to_vec(&record).map_err(|e| file("write", path)(e.into()))?;
-    let new = path.with_extension("new");
-    fs::write(&new, text).map_err(file("write", &new))?;
-    fs::rename(&new, path).map_err(file("write", path))
+    whole::write(path, &text, 0o600, Outlives::Process).map_err(file("write", path))
 }
 
 pub fn read(path: &Path) -> Result<ValidPod, Cause> {

@@ -194,8 +194,8 @@ impl Runtime {
         volumes::usage::over_limit(pod, &self.settings)
     }
 
-    /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers.
-    pub fn write_files(&self, pod: &ValidPod, pod_ips: &[IpAddr]) -> Result<(), Error> {
+    /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf for the pod's containers. Says what of the last is left out.
+    pub fn write_files(&self, pod: &ValidPod, pod_ips: &[IpAddr]) -> Result<Vec<String>, Error> {
         files::write(pod, &self.settings, pod_ips).map_err(|cause| Place::pod(pod).error(cause))
     }
 

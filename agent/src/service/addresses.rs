@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use netplug::Cidr;
+use netplug::whole::{self, Outlives};
 use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectRef;
@@ -207,10 +208,9 @@ impl Addresses {
     }
 
     fn keep(&self) {
-        let new = self.file.with_extension("new");
         let text = serde_json::to_vec(&self.given).unwrap_or_default();
         let made = self.file.parent().map_or(Ok(()), fs::create_dir_all);
-        if let Err(error) = made.and_then(|()| fs::write(&new, text)).and_then(|()| fs::rename(&new, &self.file)) {
+        if let Err(error) = made.and_then(|()| whole::write(&self.file, &text, 0o644, Outlives::Process)) {
             tracing::warn!(file = %self.file.display(), %error, "Services' addresses could not be kept for the next start");
         }
     }

@@ -157,7 +157,8 @@ impl Scan {
             if !(root && self.files.values().any(known)) {
                 self.files.insert(path.to_path_buf(), identity);
             }
-        } else if root {
+        } else if !meta.is_file() && (root || is_manifest(name)) {
+            // A pipe, a socket, a device: reading it could wait for ever.
             return Err(io::Error::other("it is neither a folder nor a file"));
         }
         Ok(())

@@ -1,8 +1,10 @@
 //! What must be known over a restart: one file a tree, below the agent's durable folder. Each is whole or not there.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::durable;
 
 /// All that is kept.
 pub fn read_all(folder: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
@@ -21,7 +23,7 @@ pub fn read_all(folder: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     Ok(found)
 }
 
-/// Durable when this returns: written, synced, renamed; or removed.
+/// Durable when this returns; or removed.
 pub fn write(folder: &Path, uid: &str, bytes: Option<&[u8]>) -> io::Result<()> {
     let path = folder.join(format!("{uid}.json"));
     let Some(bytes) = bytes else {
@@ -31,9 +33,5 @@ pub fn write(folder: &Path, uid: &str, bytes: Option<&[u8]>) -> io::Result<()> {
         };
     };
     fs::create_dir_all(folder)?;
-    let new = path.with_extension("new");
-    let mut file = fs::File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&new, &path)
+    durable::write(&path, bytes)
 }

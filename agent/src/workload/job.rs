@@ -88,15 +88,7 @@ impl Look<'_> {
             return self.suspend();
         }
         self.resume();
-        let mut indexed = (self.spec.completion_mode.as_deref() == Some("Indexed")).then(|| Indexed::of(self.spec, &self.status));
-        self.count(indexed.as_mut());
-        if let Some(indexed) = &indexed {
-            self.status.succeeded = positive(i32::try_from(indexed.completed.len()).unwrap_or(i32::MAX));
-            self.status.completed_indexes = Some(indexed.completed.to_string()).filter(|text| !text.is_empty());
-            if self.spec.backoff_limit_per_index.is_some() {
-                self.status.failed_indexes = Some(indexed.failed.to_string());
-            }
-        }
+        let indexed = self.count_ends();
         if self.condition("FailureTarget").is_none() && self.condition("SuccessCriteriaMet").is_none() {
             if let Some(end) = self.failure(indexed.as_ref()) {
                 self.steps.warn(end.reason, end.message.clone());
@@ -131,7 +123,7 @@ impl Look<'_> {
             self.steps.delete.push(pod.uid());
             self.steps.counted.push(pod.uid());
         }
-        self.count(None);
+        self.count_ends();
         if self.condition("Suspended").is_none_or(|c| c.status != "True") {
             self.steps.say("Suspended", "Job suspended");
             self.set_condition("Suspended", "True", "JobSuspended", "Job suspended");
@@ -148,7 +140,20 @@ impl Look<'_> {
         self.status.start_time.get_or_insert(Time(self.now));
     }
 
-    /// Takes the ends that no status has yet.
+    /// Takes the ends that no status has yet, and says how far the indexes are, if it has any.
+    fn count_ends(&mut self) -> Option<Indexed> {
+        let mut indexed = (self.spec.completion_mode.as_deref() == Some("Indexed")).then(|| Indexed::of(self.spec, &self.status));
+        self.count(indexed.as_mut());
+        if let Some(indexed) = &indexed {
+            self.status.succeeded = positive(i32::try_from(indexed.completed.len()).unwrap_or(i32::MAX));
+            self.status.completed_indexes = Some(indexed.completed.to_string()).filter(|text| !text.is_empty());
+            if self.spec.backoff_limit_per_index.is_some() {
+                self.status.failed_indexes = Some(indexed.failed.to_string());
+            }
+        }
+        indexed
+    }
+
     fn count(&mut self, mut indexed: Option<&mut Indexed>) {
         let new = self.pods.iter().filter(|p| !p.counted && !self.steps.counted.contains(&p.uid()));
         let mut ended: Vec<&Owned> = new.filter(|p| p.succeeded() || self.counts_as_failed(p)).collect();
@@ -164,13 +169,14 @@ impl Look<'_> {
                 self.history.last_failure = None;
                 continue;
             }
-            if let Some(Verdict::Ignore) = policy::verdict(self.spec, pod).map(|(verdict, _)| verdict) {
-                continue;
-            }
-            self.status.failed = Some(self.status.failed.unwrap_or(0) + 1);
+            // The next pod waits for it, whether it counts or not.
             self.history.failures += 1;
             self.history.last_failure =
                 Some(pod.finished_at().unwrap_or(self.now).max(self.history.last_failure.unwrap_or(Timestamp::MIN)));
+            if policy::ignores(self.spec, pod) {
+                continue;
+            }
+            self.status.failed = Some(self.status.failed.unwrap_or(0) + 1);
             if let Some(indexed) = &mut indexed {
                 indexed.fail(pod, self.spec);
             }

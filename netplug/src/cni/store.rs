@@ -11,7 +11,11 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use super::answer::Complaint;
-use crate::{Range, ipam::Refusal};
+use crate::{
+    Range,
+    ipam::Refusal,
+    whole::{self, Outlives},
+};
 
 /// The reservations of one network, locked until it is dropped.
 #[derive(Debug)]
@@ -55,9 +59,8 @@ impl Store {
     /// To be said before anything is reserved.
     pub(crate) fn intend(&self, owner: &Owner<'_>) -> Result<(), Complaint> {
         // Whole or not at all: a name that is cut off would be another's.
-        let new = self.intent.with_extension("new");
-        fs::write(&new, owner.line()).map_err(|error| io("write", &new, &error))?;
-        fs::rename(&new, &self.intent).map_err(|error| io("rename", &new, &error))
+        let line = owner.line();
+        whole::write(&self.intent, line.as_ref(), 0o644, Outlives::Process).map_err(|error| io("write", &self.intent, &error))
     }
 
     /// The lease is written, or the reservation given back.

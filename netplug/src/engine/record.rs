@@ -14,7 +14,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::rules::Rules;
-use crate::{cidr::Cidr, policy::Policy, service::Service, settings::Protocol};
+use crate::{
+    cidr::Cidr,
+    policy::Policy,
+    service::Service,
+    settings::Protocol,
+    whole::{self, Outlives},
+};
 
 /// The file may be twice as long as what counts in it, and this much more.
 const SLACK: u64 = 64 * 1024;
@@ -127,11 +133,8 @@ impl Record {
         append(&mut text, &Line::Ranges(Cow::Borrowed(&rules.service_ranges)));
         append(&mut text, &Line::Policies(Cow::Borrowed(&rules.policies)));
         rules.services.iter().for_each(|service| append(&mut text, &Line::Service(Cow::Borrowed(service))));
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        fs::rename(&new, &self.path)?;
-        self.file = Some(file);
+        whole::write(&self.path, &text, 0o644, Outlives::Process)?;
+        self.file = Some(File::options().append(true).open(&self.path)?);
         self.length = text.len() as u64;
         self.whole = self.length;
         Ok(())

@@ -18,15 +18,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use podholder::protocol::{Fault, IdMaps, Process, Recipe, Stage};
-use podholder::sys::{self, Fork, attr, ns};
+use podholder::sys::{self, attr, ns};
 use rustix::fs::Mode;
 
+use crate::birth::{Birth, go_on};
 use crate::child::{Parts, Report, Status};
 use crate::clock::Steps;
 use crate::fault::OrFault;
 use crate::shm::Kept;
 use paths::Root;
 
+pub use mounts::makes_procfs_of_others;
 pub use rootfs::mapped_root;
 
 /// What a container is given by its pod.
@@ -43,13 +45,15 @@ pub struct Namespaces {
     pub shm: OwnedFd,
     /// The USER namespace.
     pub user: Option<OwnedFd>,
+    /// A process whose PID namespace is joined last.
+    pub pid: Option<OwnedFd>,
 }
 
 impl Namespaces {
-    /// In the order in which the holder gave them: shm, then user.
-    pub fn from_kept(kept: Vec<OwnedFd>) -> Option<Self> {
+    /// In the order in which the holder gave them: shm, then user if the pod has it, then pid.
+    pub fn from_kept(kept: Vec<OwnedFd>, pod: &Pod<'_>) -> Option<Self> {
         let mut kept = kept.into_iter();
-        Some(Self { shm: kept.next()?, user: kept.next() })
+        Some(Self { shm: kept.next()?, user: pod.maps.and_then(|_| kept.next()), pid: kept.next() })
     }
 }
 
@@ -62,7 +66,7 @@ pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
 /// The first process of a container, from fork to exec.
 pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, Fault> {
     let Parts { status, kept } = parts;
-    let Some(namespaces) = Namespaces::from_kept(kept) else {
+    let Some(namespaces) = Namespaces::from_kept(kept, pod) else {
         return Err(crate::fault::refused(Stage::Namespace, "", "a descriptor is missing"));
     };
     let mut steps = Steps::start();
@@ -72,6 +76,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     // Both need rights that the USER namespace doesn't give.
     limits::before_user_namespace(process)?;
     let label = credentials::Label::open(process)?;
+    let birth = namespaces.pid.as_ref().map_or(Ok(Birth::Done), |target| Birth::prepare(target.as_fd()))?;
     let user_ns = namespaces.user.as_ref().map(AsFd::as_fd);
     // Before propagation is cut, so that a mount which asks for it stays in touch with the host's.
     let trees = mounts::open_sources(&recipe.mounts, user_ns, (namespaces.shm.as_fd(), pod.shm))?;
@@ -80,7 +85,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     // After the cgroups are joined: they are the roots that it shows.
     sys::unshare(ns::CGROUP).or_fault(Stage::Namespace, "cgroup")?;
     let root = rootfs::open(&recipe.rootfs, user_ns.is_some())?;
-    mounts::attach(&root, recipe, pod, trees)?;
+    mounts::attach(&root, recipe, (pod, birth.namespace()), trees)?;
     steps.done("mounts");
     devices::make(&root, recipe, user_ns.is_some())?;
     let terminal = process.tty.then(|| terminal::open(&root, process, &status)).transpose()?;
@@ -91,7 +96,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     steps.done("devices and masks");
     rootfs::pivot(&root, &recipe.rootfs)?;
     steps.done("pivot_root");
-    become_process(process, &root, label, terminal, status, steps)
+    become_process(process, &root, label, terminal, (status, birth), steps)
 }
 
 /// `/` is mounted with the holder's rights; then, where the pod has a USER namespace, this process gives them up for those that
@@ -115,13 +120,7 @@ fn rootfs_and_user_namespace(
     // A second copy of the mounts, owned by the USER namespace: in the first one it may mount nothing.
     sys::unshare(ns::MNT).or_fault(Stage::Namespace, "mnt")?;
     if recipe.makes_pid_namespace() {
-        match sys::clone3(ns::PARENT | ns::PID, None).or_fault(Stage::Fork, "")? {
-            Fork::Parent { pid, pidfd } => {
-                status.send(&Report::Moved(pid), &[pidfd.as_fd()]);
-                sys::exit_now(0);
-            }
-            Fork::Child => rustix::process::setsid().or_fault(Stage::Fork, "").map(drop)?,
-        }
+        go_on(sys::clone3(ns::PARENT | ns::PID, None).or_fault(Stage::Fork, "")?, &status)?;
     }
     status.die_with_holder().or_fault(Stage::Namespace, "user")?;
     steps.done("user namespace");
@@ -134,14 +133,14 @@ pub fn become_process(
     root: &Root,
     label: Option<credentials::Label>,
     terminal: Option<terminal::Terminal>,
-    status: Status,
+    (status, birth): (Status, Birth),
     mut steps: Steps,
 ) -> Result<Infallible, Fault> {
     // Its maker's session keyring would be the agent's. Missing in some kernels, and of no use to most programs.
     let _ = sys::new_session_keyring();
     let identity = user::look_up(root, &process.user)?;
     match terminal {
-        Some(terminal) => terminal::take(terminal, identity.uid)?,
+        Some(terminal) => terminal::take(terminal, identity.uid, &birth)?,
         None => terminal::own_stdio(identity.uid),
     }
     let env = command::environment(process, &identity.home);
@@ -167,6 +166,12 @@ pub fn become_process(
     }
     rustix::process::umask(Mode::from_raw_mode(if process.umask == 0 { 0o022 } else { process.umask }));
     let path = command::find(process)?;
+    if birth.namespace().is_some() {
+        birth.complete(&status)?;
+        if process.tty {
+            terminal::control()?;
+        }
+    }
     steps.done("process");
     status.send(&Report::Ready(steps.take()), &[]);
     // With no_new_privs it comes last, so that the filter need not allow what the steps before it do.

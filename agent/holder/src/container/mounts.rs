@@ -7,8 +7,8 @@ use podholder::protocol::{Fault, Mount, PidNamespace, Propagation, Recipe, Sourc
 use podholder::sys::{self, MountAttributes, attr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::paths::{Kind, Root, file_type, open_beneath};
@@ -78,13 +78,23 @@ fn set_attributes(fd: BorrowedFd<'_>, mount: &Mount, recursive: bool, user_ns: O
 }
 
 /// Attaches all of the recipe's mounts.
-pub fn attach(root: &Root, recipe: &Recipe, pod: &Pod<'_>, trees: Vec<Option<Tree>>) -> Result<(), Fault> {
+///
+/// The PID namespace is the container's, where it isn't this process's own.
+pub fn attach(
+    root: &Root,
+    recipe: &Recipe,
+    (pod, pid): (&Pod<'_>, Option<BorrowedFd<'_>>),
+    trees: Vec<Option<Tree>>,
+) -> Result<(), Fault> {
     for (mount, tree) in recipe.mounts.iter().zip(trees) {
         let fd = match (tree, &mount.source) {
             (Some(Tree(fd)), _) => fd,
             (None, Source::Cgroup) => {
                 attach_cgroup(root, mount, &recipe.cgroups)?;
                 continue;
+            }
+            (None, Source::Proc) if let Some(pid) = pid => {
+                made_of("proc", "", Some(pid), mount_attributes(mount), &mount.target)?
             }
             (None, source) => new_filesystem(mount, source, recipe.pid, pod)?,
         };
@@ -151,8 +161,26 @@ fn new_filesystem(mount: &Mount, source: &Source, pid: PidNamespace, pod: &Pod<'
     }
 }
 
+/// Whether this kernel gives the procfs of another PID namespace than the asking process's own: Linux 6.18.
+pub fn makes_procfs_of_others() -> bool {
+    let made = || {
+        let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let own = rustix::fs::openat(CWD, "/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        fsconfig_set_fd(&context, PID_NAMESPACE, own)
+    };
+    made().is_ok()
+}
+
+/// procfs's parameter.
+const PID_NAMESPACE: &str = "pidns";
+
 /// A new file system, not attached yet.
 pub fn filesystem(kind: &str, options: &str, attributes: u64, target: &Path) -> Result<OwnedFd, Fault> {
+    made_of(kind, options, None, attributes, target)
+}
+
+/// The same, of a PID namespace if one is given.
+fn made_of(kind: &str, options: &str, pid: Option<BorrowedFd<'_>>, attributes: u64, target: &Path) -> Result<OwnedFd, Fault> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).or_fault(Stage::Mount, shown(target))?;
     // The kernel's own words are in the context.
     let fault = |e: rustix::io::Errno| {
@@ -168,6 +196,9 @@ pub fn filesystem(kind: &str, options: &str, attributes: u64, target: &Path) -> 
             Some((key, value)) => fsconfig_set_string(&context, key, value).map_err(fault)?,
             None => fsconfig_set_flag(&context, option).map_err(fault)?,
         }
+    }
+    if let Some(pid) = pid {
+        fsconfig_set_fd(&context, PID_NAMESPACE, pid).map_err(fault)?;
     }
     fsconfig_create(&context).map_err(fault)?;
     let attributes = MountAttrFlags::from_bits_retain(attributes as u32);

@@ -11,6 +11,7 @@ use rustix::termios::Winsize;
 
 use super::mounts::attach_tree;
 use super::paths::{Root, file_type};
+use crate::birth::Birth;
 use crate::child::{Report, Status};
 use crate::fault::{OrFault, refused};
 
@@ -55,14 +56,19 @@ pub fn bind_console(root: &Root, terminal: &Terminal) -> Result<(), Fault> {
     attach_tree(root, tree, Path::new("/dev/console"))
 }
 
-/// Makes it standard input and output and the controlling terminal of this session, owned by `uid`.
-pub fn take(terminal: Terminal, uid: u32) -> Result<(), Fault> {
+/// Makes it standard input and output, owned by `uid`, and the controlling terminal of this session, unless another process will lead that.
+pub fn take(terminal: Terminal, uid: u32, birth: &Birth) -> Result<(), Fault> {
     let slave = &terminal.slave;
-    rustix::process::ioctl_tiocsctty(slave).or_fault(Stage::Terminal, "controlling terminal")?;
     rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None).or_fault(Stage::Terminal, "owner")?;
     stdio::dup2_stdin(slave).or_fault(Stage::Terminal, "stdin")?;
     stdio::dup2_stdout(slave).or_fault(Stage::Terminal, "stdout")?;
-    stdio::dup2_stderr(slave).or_fault(Stage::Terminal, "stderr")
+    stdio::dup2_stderr(slave).or_fault(Stage::Terminal, "stderr")?;
+    if birth.namespace().is_none() { control() } else { Ok(()) }
+}
+
+/// Makes standard input, a terminal, the controlling one of this session.
+pub fn control() -> Result<(), Fault> {
+    rustix::process::ioctl_tiocsctty(stdio::stdin()).or_fault(Stage::Terminal, "controlling terminal")
 }
 
 /// Gives the pipes to `uid`, so that /dev/stdout and the like can be opened by it. What isn't a pipe or a socket is left alone; so

@@ -1,24 +1,29 @@
 //! A log file: appended to, rotated by size, and patient with a disk that is full.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use podholder::protocol::LogFile;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, renameat, unlinkat};
+use rustix::io::Errno;
 
 use crate::clock;
 
 /// See the module's page.
 pub struct Log {
     file: File,
-    path: PathBuf,
+    /// Its folder, as it was when the log was opened: whatever is put in its place is another's.
+    folder: OwnedFd,
+    name: OsString,
     size: u64,
     max_size: u64,
     max_files: usize,
     /// Oldest first.
-    rotated: VecDeque<PathBuf>,
+    rotated: VecDeque<OsString>,
     /// Unix time in seconds of the last rotation's name.
     last_stamp: u64,
     /// What the disk refused. Never grows: nothing is read while it isn't empty.
@@ -29,15 +34,17 @@ pub struct Log {
 
 impl Log {
     pub fn open(log: &LogFile) -> io::Result<Self> {
-        let file = open(&log.path)?;
+        let name = log.path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let folder = open_folder(log)?;
+        let file = open(folder.as_fd(), &name)?;
         let size = file.metadata()?.len();
         let max_files = log.max_files.max(2) as usize;
-        let (path, max_size) = (log.path.clone(), log.max_size);
         Ok(Self {
             file,
-            path,
+            folder,
+            name,
             size,
-            max_size,
+            max_size: log.max_size,
             max_files,
             rotated: VecDeque::new(),
             last_stamp: 0,
@@ -120,49 +127,72 @@ impl Log {
     fn rotate(&mut self) -> bool {
         // Two rotations in one second must not have one name: then the later borrows from the future.
         let stamp = (clock::now() / 1_000_000_000).max(self.last_stamp + 1);
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".{}", clock::rotation_stamp(stamp)));
-        let rotated = PathBuf::from(name);
-        match std::fs::rename(&self.path, &rotated) {
+        let mut rotated = self.name.clone();
+        rotated.push(format!(".{}", clock::rotation_stamp(stamp)));
+        match renameat(&self.folder, &self.name, &self.folder, &rotated) {
             // Somebody removed it: what comes is to be seen again.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(Errno::NOENT) => {}
             // The folder is read-only: go on with the file that is open.
             Err(_) => return false,
             Ok(()) => self.rotated.push_back(rotated.clone()),
         }
-        let Ok(file) = open(&self.path) else {
+        let Ok(file) = open(self.folder.as_fd(), &self.name) else {
             if self.rotated.back() == Some(&rotated) {
                 self.rotated.pop_back();
-                let _ = std::fs::rename(&rotated, &self.path);
+                let _ = renameat(&self.folder, &rotated, &self.folder, &self.name);
             }
             return false;
         };
         (self.file, self.size, self.last_stamp) = (file, 0, stamp);
         while self.rotated.len() + 1 > self.max_files {
             if let Some(oldest) = self.rotated.pop_front() {
-                let _ = std::fs::remove_file(oldest);
+                let _ = unlinkat(&self.folder, oldest, AtFlags::empty());
             }
         }
         true
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// The folder of a log. A pod that may write where logs are could put a link in its place.
+fn open_folder(log: &LogFile) -> io::Result<OwnedFd> {
+    let folder = log.path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Some(below) =
+        folder.strip_prefix(&log.within).ok().filter(|below| !below.as_os_str().is_empty() && log.within != Path::new(""))
+    else {
+        return Ok(openat(CWD, folder, flags, Mode::empty())?);
+    };
+    let within = openat(CWD, &log.within, flags, Mode::empty())?;
+    Ok(openat2(within, below, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+}
+
+fn open(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     // Never waits, as it would for the reader of a FIFO that somebody put there.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
+    let flags =
+        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(openat(folder, name, flags, Mode::from_raw_mode(0o640))?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    fn log(path: &Path, max_size: u64, max_files: u32) -> io::Result<Log> {
+        Log::open(&LogFile { path: path.to_owned(), max_size, max_files, ..LogFile::default() })
+    }
 
     #[test]
     fn rotation_keeps_the_newest_files_under_kubelet_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 3 }).unwrap();
+        let mut log = log(&path, 10, 3).unwrap();
         for n in 0..5 {
             log.append(format!("line number {n}\n").as_bytes());
         }
@@ -182,7 +212,7 @@ mod tests {
     fn no_file_is_larger_than_it_may_be_and_no_line_is_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = Log::open(&LogFile { path, max_size: 100, max_files: 1000 }).unwrap();
+        let mut log = log(&path, 100, 1000).unwrap();
         let all: String = (0..500).map(|n| format!("line {n}\n")).collect();
         for chunk in all.as_bytes().chunks(1009) {
             log.append(chunk);
@@ -199,7 +229,7 @@ mod tests {
     fn a_log_that_was_removed_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = Log::open(&LogFile { path: path.clone(), max_size: 10, max_files: 2 }).unwrap();
+        let mut log = log(&path, 10, 2).unwrap();
         log.append(b"before\n");
         std::fs::remove_file(&path).unwrap();
         log.append(b"after it\n");
@@ -208,23 +238,60 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_for_a_log_is_an_error_not_a_wait() {
+    fn what_is_no_file_is_an_error_and_no_wait() {
+        use rustix::fs::{FileType, makedev, mknodat};
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.log");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(Log::open(&LogFile { path, max_size: 0, max_files: 2 }).is_err());
+        let path = |name: &str| dir.path().join(name);
+        for (name, kind, device) in [("pipe", FileType::Fifo, 0), ("device", FileType::CharacterDevice, makedev(1, 3))] {
+            mknodat(CWD, path(name), kind, 0o600.into(), device).unwrap();
+            assert!(log(&path(name), 0, 2).is_err(), "{name}");
+        }
+        // Also with somebody at its other end.
+        let _reader = rustix::fs::open(path("pipe"), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        assert!(log(&path("pipe"), 0, 2).is_err());
+        std::os::unix::fs::symlink("elsewhere", path("link")).unwrap();
+        assert!(log(&path("link"), 0, 2).is_err() && !path("elsewhere").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_folder_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pods, host) = (dir.path().join("pods"), dir.path().join("host"));
+        std::fs::create_dir_all(pods.join("pod/app")).unwrap();
+        std::fs::create_dir(&host).unwrap();
+        // Where the logs are may be a link itself.
+        let within = dir.path().join("logs");
+        std::os::unix::fs::symlink(&pods, &within).unwrap();
+        let log = LogFile { path: within.join("pod/app/0.log"), within: within.clone(), max_size: 10, max_files: 3 };
+        let mut open = Log::open(&log).unwrap();
+        open.append(b"first\n");
+        for linked in ["pod/app", "pod"] {
+            std::fs::rename(pods.join(linked), dir.path().join("taken")).unwrap();
+            std::fs::create_dir_all(host.join("app")).unwrap();
+            std::os::unix::fs::symlink(&host, pods.join(linked)).unwrap();
+            // One that is open writes on, and rotates, where it was.
+            (0..5).for_each(|n| open.append(format!("line {n}\n").as_bytes()));
+            assert_eq!(Log::open(&log).map(drop).unwrap_err().raw_os_error(), Some(libc::ELOOP), "{linked}");
+            assert_eq!(std::fs::read_dir(&host).unwrap().count(), 1, "the folder that this test made");
+            assert_eq!(std::fs::read_dir(host.join("app")).unwrap().count(), 0);
+            std::fs::remove_file(pods.join(linked)).unwrap();
+            std::fs::rename(dir.path().join("taken"), pods.join(linked)).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(pods.join("pod/app")).unwrap().count(), 3);
     }
 
     #[test]
     fn what_the_disk_refuses_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = log(&path, 0, 2).unwrap();
         // Every write to /dev/full is refused with ENOSPC.
-        let mut log = Log::open(&LogFile { path: "/dev/full".into(), max_size: 0, max_files: 2 }).unwrap();
+        let file = std::mem::replace(&mut log.file, File::options().write(true).open("/dev/full").unwrap());
         log.append(b"one\n");
         assert!(log.is_blocked() && !log.retry());
         log.append(b"two\n");
-        let dir = tempfile::tempdir().unwrap();
-        log.file = open(&dir.path().join("log")).unwrap();
+        log.file = file;
         assert!(log.retry());
-        assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "one\ntwo\n");
     }
 }

@@ -32,6 +32,7 @@ const APPLETS: &[&str] = &[
 ];
 
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+pub const SYS_PTRACE: u64 = 1 << 19;
 pub const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
 /// A pod and the connection to its holder. Dropping it kills everything.
@@ -282,7 +283,7 @@ impl Pod {
                 .map(PathBuf::from)
                 .collect(),
             read_only_paths: ["/proc/sys", "/proc/bus", "/proc/sysrq-trigger"].iter().map(PathBuf::from).collect(),
-            log: Some(LogFile { path: base.join("0.log"), max_size: 0, max_files: 5 }),
+            log: Some(LogFile { path: base.join("0.log"), max_size: 0, max_files: 5, ..LogFile::default() }),
             ..Recipe::default()
         }
     }

@@ -10,7 +10,7 @@ pub const HEADER: usize = 8;
 /// The largest payload of a control frame that is taken.
 pub const CONTROL_LIMIT: usize = 64 * 1024;
 /// The largest block of headers, unpacked.
-const HEADERS_LIMIT: usize = 64 * 1024;
+pub const HEADERS_LIMIT: usize = 32 * 1024;
 /// Headers of a stream: kubectl sends four, a browser's worth is twenty.
 const HEADERS: usize = 64;
 /// This is the stream's last frame from here.

@@ -3,7 +3,8 @@
 //!
 //! # Memory
 //! Those clients never send WINDOW_UPDATE and pay no heed to ours, so there are no windows here: a stream holds [`BACKLOG`] pieces
-//! of at most [`PIECE`] bytes until they are taken, then the whole connection waits. [`Patience`] says for how long.
+//! of at most [`PIECE`] bytes until they are taken, then the whole connection waits. [`Patience`] says for how long. All that a
+//! connection can have us keep is [`MEMORY`].
 
 mod dictionary;
 mod frame;
@@ -23,11 +24,14 @@ use frame::{FIN, FrameError, HEADER, Header, Kind, Packer, Reset, Unpacker, cont
 /// Bytes that travel in one piece.
 pub const PIECE: usize = 16 * 1024;
 /// Pieces of a stream that wait to be taken.
-const BACKLOG: usize = 16;
+const BACKLOG: usize = 4;
 /// Frames that wait to be sent.
 const UNSENT: usize = 16;
 /// Streams at a time. A forwarded connection has two.
-const STREAMS: usize = 1024;
+const STREAMS: usize = 512;
+/// Bytes that one connection's streams keep at most, with what they were opened with.
+const MEMORY: usize = STREAMS * (BACKLOG * PIECE + frame::HEADERS_LIMIT);
+const _: () = assert!(MEMORY <= 48 << 20);
 /// New streams that nobody has taken yet.
 const UNTAKEN: usize = 64;
 
@@ -292,4 +296,4 @@ impl<S: AsyncRead> Reader<S> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,13 +5,13 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 /// The other end of a connection: a client in bytes.
-struct Client {
+pub(in crate::api) struct Client {
     io: DuplexStream,
     headers: flate2::Compress,
 }
 
 impl Client {
-    fn connect(patience: Patience) -> (Self, mpsc::Receiver<Stream>, JoinHandle<Result<(), SpdyError>>) {
+    pub(in crate::api) fn connect(patience: Patience) -> (Self, mpsc::Receiver<Stream>, JoinHandle<Result<(), SpdyError>>) {
         let (near, far) = duplex(64 * 1024);
         let (streams, connection) = serve(far, patience);
         let mut headers = flate2::Compress::new(flate2::Compression::default(), true);
@@ -28,8 +28,12 @@ impl Client {
     }
 
     async fn open(&mut self, id: u32, name: &str, value: &str) {
-        let mut plain = 1_u32.to_be_bytes().to_vec();
-        for text in [name, value] {
+        self.open_with(id, &[(name, value)]).await;
+    }
+
+    pub(in crate::api) async fn open_with(&mut self, id: u32, headers: &[(&str, &str)]) {
+        let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
+        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
             plain.extend((text.len() as u32).to_be_bytes());
             plain.extend(text.as_bytes());
         }
@@ -45,7 +49,7 @@ impl Client {
         self.io.write_all(&frame::data(id, flags, bytes)).await.unwrap();
     }
 
-    async fn next(&mut self) -> (Kind, u8, Vec<u8>) {
+    pub(in crate::api) async fn next(&mut self) -> (Kind, u8, Vec<u8>) {
         let mut header = [0; HEADER];
         self.io.read_exact(&mut header).await.unwrap();
         let header = Header::parse(header).unwrap();
@@ -85,6 +89,31 @@ async fn bytes_go_both_ways_and_each_has_its_end() {
     assert_eq!(client.next().await, (Kind::Data(1), 0, b"answer".to_vec()));
     assert_eq!(client.next().await, (Kind::Data(1), FIN, Vec::new()));
     connection.await.unwrap().unwrap();
+}
+
+/// An empty header costs the client nothing on the wire, and us memory for as long as the stream lasts.
+#[rstest]
+#[case::as_many_as_may_be(64, true)]
+#[case::one_more(65, false)]
+#[case::very_many(3000, false)]
+#[tokio::test]
+async fn a_stream_has_few_headers(#[case] count: usize, #[case] fine: bool) {
+    let (mut client, mut streams, connection) = Client::connect(SOON);
+    client.open_with(1, &vec![("", ""); count]).await;
+    if fine {
+        assert_eq!(streams.recv().await.unwrap().headers.len(), count);
+    } else {
+        assert!(streams.recv().await.is_none());
+        connection.await.unwrap().unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn headers_are_not_large() {
+    let (mut client, mut streams, connection) = Client::connect(SOON);
+    client.open_with(1, &[("a", &"b".repeat(frame::HEADERS_LIMIT))]).await;
+    assert!(streams.recv().await.is_none());
+    connection.await.unwrap().unwrap_err();
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::ring::default_provider;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
+
+use crate::tls::{Credulous, provider};
 
 /// TLS over a connection, with these protocols offered.
 pub async fn wrap(stream: TcpStream, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
@@ -34,54 +34,16 @@ fn settings() -> Result<Arc<ClientConfig>, rustls::Error> {
     if let Some(settings) = SETTINGS.get() {
         return Ok(settings.clone());
     }
-    let provider = Arc::new(default_provider());
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let provider = provider();
+    let credulous = Arc::new(Credulous::new(&provider));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous(schemes)))
+        .with_custom_certificate_verifier(credulous)
         .with_no_client_auth();
     // Each probe is a client of its own, as it is for the kubelet.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(SETTINGS.get_or_init(|| Arc::new(config)).clone())
-}
-
-#[derive(Debug)]
-struct Credulous(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Credulous {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
-    }
 }
 
 /// Whether the other side answered the handshake with something that isn't TLS.

@@ -297,7 +297,8 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-/// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the node's all.
+/// A request or limit of a container, in units of the divisor, rounded up. A limit that isn't there is the pod's as a whole, or else the
+/// node's all.
 /// `own`: the container that is meant when the selector names none.
 pub fn resource(pod: &ValidPod, settings: &Settings, own: &str, selector: &ResourceFieldSelector) -> Result<String, ConfigError> {
     let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(own);
@@ -318,8 +319,10 @@ pub fn resource(pod: &ValidPod, settings: &Settings, own: &str, selector: &Resou
         _ => return Err(unknown()),
     };
     let set = |quantity: &Quantity| nano(quantity).filter(|n| *n != 0);
+    // Of what the pod as a whole is given: cpu, memory and huge pages.
+    let whole = pod.spec().resources.as_ref().and_then(|r| r.limits.as_ref()?.get(resource)).filter(|_| node != 0);
     let value = match list {
-        "limits" => limits.and_then(set).unwrap_or(node),
+        "limits" => limits.and_then(set).or(whole.and_then(set)).unwrap_or(node),
         "requests" => requests.and_then(nano).or(limits.and_then(nano)).unwrap_or_default(),
         _ => return Err(unknown()),
     };

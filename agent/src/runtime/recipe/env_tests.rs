@@ -129,6 +129,11 @@ fn a_resource_of_another_container() {
     assert_eq!(value_of(spec.clone(), from("other")).unwrap().unwrap(), "3");
     assert_eq!(value_of(spec.clone(), from("")).unwrap().unwrap(), "4");
     assert_eq!(value_of(spec, from("none")).unwrap_err(), "resourceFieldRef: container none not found");
+    // What the pod as a whole is given comes before what the node has.
+    let spec = json!({"resources": {"limits": {"cpu": "2"}}, "containers": [{"name": "main"}],
+        "initContainers": [{"name": "other", "resources": {"limits": {"cpu": "3"}}}]});
+    assert_eq!(value_of(spec.clone(), from("other")).unwrap().unwrap(), "3");
+    assert_eq!(value_of(spec, from("")).unwrap().unwrap(), "2");
 }
 
 #[rstest]

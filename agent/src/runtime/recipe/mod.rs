@@ -113,6 +113,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<Recipe, ConfigError> {
         beside: input.beside,
         log: Some(LogFile {
             path: input.settings.container_log(input.pod, &input.container.name, input.attempt),
+            within: input.settings.log.clone(),
             max_size: input.settings.log_max_size,
             max_files: input.settings.log_max_files,
         }),

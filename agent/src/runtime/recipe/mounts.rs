@@ -7,6 +7,7 @@ use podholder::protocol::{Device, Mount, Propagation, Source};
 
 use super::{ContainerInput, env};
 use crate::runtime::error::ConfigError;
+use crate::runtime::files;
 
 /// Files under /proc and /sys that tell of, or reach, the host: hidden.
 pub const MASKED: [&str; 13] = [
@@ -94,9 +95,8 @@ fn pod_files(input: &ContainerInput<'_>) -> Vec<Mount> {
     };
     let read_only = input.container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true);
     let pod = input.settings.pod_lib(input.pod.uid());
-    let files = [("/etc/hosts", "etc-hosts"), ("/etc/hostname", "hostname"), ("/etc/resolv.conf", "resolv.conf")];
     let mut mounts: Vec<_> =
-        files.into_iter().map(|(target, file)| Mount { read_only, ..bind(target, pod.join(file)) }).collect();
+        files::FILES.into_iter().map(|(target, file)| Mount { read_only, ..bind(target, pod.join(file)) }).collect();
     let last_words = input.container.termination_message_path.as_deref().filter(|p| !p.is_empty());
     let log = input.settings.termination_log(input.pod.uid(), &input.container.name, input.attempt);
     mounts.push(bind(last_words.unwrap_or("/dev/termination-log"), log));

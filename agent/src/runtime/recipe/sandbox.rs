@@ -2,6 +2,7 @@
 
 use podholder::protocol::{IdMap, IdMaps, SandboxRecipe};
 
+use super::capabilities;
 use crate::model::ValidPod;
 use crate::runtime::error::ConfigError;
 use crate::runtime::settings::Settings;
@@ -37,15 +38,26 @@ pub fn sandbox(
         net: own_network,
         ipc: spec.host_ipc != Some(true),
         // On the host's network a pod has the host's name as well.
-        hostname: own_network.then(|| kernel_hostname(pod, settings)),
+        hostname: own_network.then(|| kernel_hostname(pod, settings)).transpose()?,
         domainname: None,
         user: ids,
         share_pid: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
+        may_trace: may_trace(pod, settings),
         cgroups: Vec::new(),
         sysctls: sysctls(pod, settings)?,
         shm_size: 0,
         title: format!("podholder {pod}"),
         note,
+    })
+}
+
+/// Whether one of its containers gets CAP_SYS_PTRACE. One that asks for what can't be is refused when it is started.
+fn may_trace(pod: &ValidPod, settings: &Settings) -> bool {
+    let spec = pod.spec();
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.any(|container| {
+        let sets = capabilities::of(container.security_context.as_ref(), settings.capabilities);
+        sets.is_ok_and(|sets| capabilities::has(sets.bounding, "SYS_PTRACE"))
     })
 }
 
@@ -69,9 +81,18 @@ pub fn fqdn(pod: &ValidPod, settings: &Settings) -> Option<String> {
     Some(format!("{}.{subdomain}.{}.svc.{}", hostname(pod), pod.namespace(), settings.cluster_domain))
 }
 
-fn kernel_hostname(pod: &ValidPod, settings: &Settings) -> String {
-    let whole = fqdn(pod, settings).filter(|_| pod.spec().set_hostname_as_fqdn == Some(true));
-    whole.unwrap_or_else(|| hostname(pod))
+/// The longest name that the kernel takes.
+const HOSTNAME_LIMIT: usize = 64;
+
+fn kernel_hostname(pod: &ValidPod, settings: &Settings) -> Result<String, ConfigError> {
+    match fqdn(pod, settings).filter(|_| pod.spec().set_hostname_as_fqdn == Some(true)) {
+        Some(whole) if whole.len() > HOSTNAME_LIMIT => Err(ConfigError::new(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {whole} is too long ({HOSTNAME_LIMIT} characters is \
+             the max, {} characters requested)",
+            whole.len()
+        ))),
+        whole => Ok(whole.unwrap_or_else(|| hostname(pod))),
+    }
 }
 
 /// The sysctls of the pod, or the first that it may not set.

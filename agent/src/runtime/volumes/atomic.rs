@@ -28,16 +28,25 @@ pub fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Result<bool
         return Ok(false);
     }
     let version = new_version(dir, gid)?;
-    for (path, file) in payload {
-        write_file(&dir.join(&version), Path::new(path), file, gid)?;
+    if let Err(error) = fill(dir, &version, payload, gid) {
+        // On a full disk each try would leave its part. What is there goes on to be read.
+        let _ = fs::remove_dir_all(dir.join(&version));
+        return Err(error);
     }
-    let new = dir.join(NEW_DATA);
-    remove(&new)?;
-    symlink(&version, &new)?;
-    fs::rename(&new, dir.join(DATA))?;
     link_names(dir, payload)?;
     clean(dir, &version)?;
     Ok(true)
+}
+
+/// Writes a version and makes it the one that is read: on an error it isn't.
+fn fill(dir: &Path, version: &Path, payload: &Payload, gid: Option<u32>) -> io::Result<()> {
+    for (path, file) in payload {
+        write_file(&dir.join(version), Path::new(path), file, gid)?;
+    }
+    let new = dir.join(NEW_DATA);
+    remove(&new)?;
+    symlink(version, &new)?;
+    fs::rename(&new, dir.join(DATA))
 }
 
 /// Whether a version has these files, with these bytes and rights, and no others.
@@ -193,6 +202,21 @@ mod tests {
         assert!(write(at, &payload(&[("a", "2", 0o600), ("c/d", "3", 0o644)]), None).unwrap(), "rights are part of it");
         assert!(write(at, &payload(&[]), None).unwrap());
         assert_eq!(names(at).len(), 2);
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_written_leaves_the_last_one_and_nothing_half_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        write(at, &payload(&[("a", "1", 0o644)]), None).unwrap();
+        let before = names(at);
+        // The second file can't be: a name longer than the kernel takes, as a disk that is full after the first.
+        let long = "b".repeat(300);
+        for _ in 0..3 {
+            assert!(write(at, &payload(&[("a", "2", 0o644), (&long, "2", 0o644)]), None).is_err());
+        }
+        assert_eq!(names(at), before);
+        assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "1");
     }
 
     #[test]

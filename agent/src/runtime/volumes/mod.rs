@@ -239,3 +239,51 @@ pub fn unmount_below(dir: &Path) -> Vec<Cause> {
     });
     failed.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// A container of the volume puts a link in the place of each folder, as soon as it is made: its rights are the volume's, those of
+    /// what the link leads to stay.
+    #[test]
+    fn a_sub_path_gives_no_rights_beyond_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, host) = (dir.path().join("volume"), dir.path().join("host"));
+        for (path, mode) in [(&volume, 0o777), (&host, 0o700)] {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let (now, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let made = volume.join(now.load(Ordering::Relaxed).to_string());
+                    // The link that is there already is its own.
+                    if fs::symlink_metadata(&made).is_ok_and(|meta| meta.is_dir()) {
+                        fs::rename(&made, volume.join("taken")).unwrap();
+                        symlink(&host, &made).unwrap();
+                        fs::remove_dir(volume.join("taken")).unwrap();
+                    }
+                }
+            });
+            for number in 0..3000 {
+                now.store(number, Ordering::Relaxed);
+                // It may fail: the folder isn't what it was.
+                let _ = make_beneath(&volume, Path::new(&number.to_string()));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(mode(&host), 0o700);
+        assert_eq!(fs::read_dir(&host).unwrap().count(), 0);
+        make_beneath(&volume, Path::new("a/b")).unwrap();
+        assert_eq!((mode(&volume.join("a")), mode(&volume.join("a/b"))), (0o777, 0o777));
+    }
+}

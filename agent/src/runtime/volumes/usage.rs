@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::walk::walk;
 use crate::model::ValidPod;
+use crate::runtime::files;
 use crate::runtime::resources::units;
 use crate::runtime::settings::Settings;
 
@@ -60,7 +61,7 @@ pub fn over_limit(pod: &ValidPod, settings: &Settings) -> Option<String> {
         return too_large;
     }
     let containers: Vec<_> = pod.all_containers().map(|c| (c, of_container(pod, &c.name, settings))).collect();
-    let whole = containers.iter().map(|(_, used)| *used).fold(of_volumes(pod, settings), std::ops::Add::add).bytes;
+    let whole = containers.iter().map(|(_, used)| *used).fold(of_pod(pod, settings), std::ops::Add::add).bytes;
     // As the kubelet: those that have a limit give the pod's.
     let total = pod.spec().containers.iter().filter_map(limit).map(|(bytes, _)| bytes).fold(0, u64::saturating_add);
     if total > 0 && whole > total {
@@ -74,8 +75,13 @@ pub fn over_limit(pod: &ValidPod, settings: &Settings) -> Option<String> {
     })
 }
 
-/// What the pod's emptyDirs hold that aren't memory.
-pub fn of_volumes(pod: &ValidPod, settings: &Settings) -> Used {
+/// What a pod has beside its containers: its emptyDirs that aren't memory, and the files in /etc that its containers may all write to.
+pub fn of_pod(pod: &ValidPod, settings: &Settings) -> Used {
+    let files = files::FILES.map(|(_, name)| of_file(&settings.pod_lib(pod.uid()).join(name)));
+    files.into_iter().fold(of_volumes(pod, settings), std::ops::Add::add)
+}
+
+fn of_volumes(pod: &ValidPod, settings: &Settings) -> Used {
     let on_disk = pod
         .spec()
         .volumes
@@ -91,12 +97,24 @@ pub fn of_container(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
     of_layer(pod, name, settings) + of_logs(pod, name, settings)
 }
 
-/// What a container's newest run wrote beside volumes.
+/// What a container's newest run wrote beside volumes: to its root, and as its last words.
 pub fn of_layer(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
     let runs = settings.container_dir(pod.uid(), name, 0);
     let numbers = runs.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
     let newest = numbers.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()).max().unwrap_or(0);
-    used(&settings.container_dir(pod.uid(), name, newest).join("upper")).unwrap_or_default()
+    let upper = used(&settings.container_dir(pod.uid(), name, newest).join("upper")).unwrap_or_default();
+    upper + of_file(&settings.termination_log(pod.uid(), name, newest))
+}
+
+/// One file that a container may write to; nothing if it isn't there.
+fn of_file(path: &Path) -> Used {
+    let stat = rustix::fs::lstat(path).ok();
+    stat.map_or_else(Used::default, |stat| Used { bytes: blocks(&stat), inodes: 1 })
+}
+
+/// What a file takes of the disk, whatever its length says.
+fn blocks(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512)
 }
 
 /// A container's logs.
@@ -114,7 +132,7 @@ pub fn used(path: &Path) -> rustix::io::Result<Used> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory || stat.st_nlink < 2 || linked.insert(stat.st_ino) {
-            total = total + Used { bytes: u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512), inodes: 1 };
+            total = total + Used { bytes: blocks(&stat), inodes: 1 };
         }
         Ok(kind)
     });

@@ -14,6 +14,8 @@ use crate::workload::{Name, NewPod};
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// How often the pods before this one failed at its index.
 pub(super) const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// And how often in a way that the Job's policy ignores.
+const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
 
 /// How far the indexes are.
 pub(super) struct Indexed {
@@ -41,7 +43,7 @@ impl Indexed {
     pub(super) fn fail(&mut self, pod: &Owned, spec: &JobSpec) {
         let (Some(index), Some(limit)) = (index(pod), spec.backoff_limit_per_index) else { return };
         let told = matches!(policy::verdict(spec, pod), Some((Verdict::FailIndex, _)));
-        if told || failures(pod) >= limit {
+        if told || counted(pod, FAILURES) >= limit {
             self.failed.insert(index);
         }
     }
@@ -94,16 +96,15 @@ impl Indexed {
             if busy.contains(&index) {
                 continue;
             }
-            let tried = Self::tried(index, pods);
-            let pause = if spec.backoff_limit_per_index.is_some() { pause_end(tried.0, tried.1) } else { pause };
+            let tries = spec.backoff_limit_per_index.map(|_| Tries::of(index, pods, spec));
+            let pause = tries.as_ref().map_or(pause, |tries| pause_end(tries.failures + tries.ignored, tries.last));
             if let Some(end) = pause.filter(|end| *end > now) {
                 again = Some(again.map_or(end, |other| other.min(end)));
                 continue;
             }
-            let failures = spec.backoff_limit_per_index.map(|_| tried.0);
             new.push(NewPod {
                 name: Name::Starting(format!("{name}-{index}-")),
-                template: template(name, spec, index, failures),
+                template: template(name, spec, index, tries.as_ref()),
             });
         }
         (new, again)
@@ -120,13 +121,28 @@ impl Indexed {
             index = next;
         }
     }
+}
 
-    /// How often an index has failed, and when last: as its last pod says.
-    fn tried(wanted: i32, pods: &[Owned]) -> (u32, Option<Timestamp>) {
+/// How often an index has failed, and when last: as its last pod says.
+#[derive(Debug, Default)]
+struct Tries {
+    failures: u32,
+    ignored: u32,
+    last: Option<Timestamp>,
+}
+
+impl Tries {
+    fn of(wanted: i32, pods: &[Owned], spec: &JobSpec) -> Self {
         let failed =
             pods.iter().filter(|p| index(p) == Some(wanted) && !p.succeeded() && (p.finished() || p.terminating() || p.gone));
-        let Some(last) = failed.max_by_key(|p| p.created()) else { return (0, None) };
-        (u32::try_from(failures(last)).unwrap_or(0) + 1, Some(last.finished_at().unwrap_or_else(|| last.created())))
+        let Some(last) = failed.max_by_key(|p| p.created()) else { return Self::default() };
+        let before = |name| u32::try_from(counted(last, name)).unwrap_or(0);
+        let ignored = u32::from(policy::ignores(spec, last));
+        Self {
+            failures: before(FAILURES) + 1 - ignored,
+            ignored: before(IGNORED) + ignored,
+            last: Some(last.finished_at().unwrap_or_else(|| last.created())),
+        }
     }
 }
 
@@ -134,18 +150,21 @@ fn index(pod: &Owned) -> Option<i32> {
     pod.annotation(INDEX)?.parse().ok()
 }
 
-fn failures(pod: &Owned) -> i32 {
-    pod.annotation(FAILURES).and_then(|text| text.parse().ok()).unwrap_or(0)
+fn counted(pod: &Owned, annotation: &str) -> i32 {
+    pod.annotation(annotation).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn template(name: &str, spec: &JobSpec, index: i32, failures: Option<u32>) -> PodTemplateSpec {
+fn template(name: &str, spec: &JobSpec, index: i32, tries: Option<&Tries>) -> PodTemplateSpec {
     let mut template = spec.template.clone();
     let metadata = template.metadata.get_or_insert_default();
     metadata.labels.get_or_insert_default().insert(INDEX.into(), index.to_string());
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.insert(INDEX.into(), index.to_string());
-    if let Some(failures) = failures {
-        annotations.insert(FAILURES.into(), failures.to_string());
+    if let Some(tries) = tries {
+        annotations.insert(FAILURES.into(), tries.failures.to_string());
+        if tries.ignored > 0 {
+            annotations.insert(IGNORED.into(), tries.ignored.to_string());
+        }
     }
     if let Some(pod) = &mut template.spec {
         pod.hostname.get_or_insert_with(|| format!("{name}-{index}"));

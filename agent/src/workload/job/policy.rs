@@ -29,6 +29,11 @@ pub(super) fn verdict(spec: &JobSpec, pod: &Owned) -> Option<(Verdict, String)> 
     })
 }
 
+/// Whether the pod's failure counts for nothing.
+pub(super) fn ignores(spec: &JobSpec, pod: &Owned) -> bool {
+    matches!(verdict(spec, pod), Some((Verdict::Ignore, _)))
+}
+
 fn fits(rule: &PodFailurePolicyRule, pod: &Owned) -> Option<String> {
     let namespace = pod.pod.metadata.namespace.as_deref().unwrap_or_default();
     let name = pod.name();

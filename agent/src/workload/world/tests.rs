@@ -137,6 +137,11 @@ impl Sim {
         self.world.seen(&Change { version: 0, verb: Verb::Modified, object });
     }
 
+    fn running(&self) -> Vec<String> {
+        let running = |p: &&Pod| p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
+        self.pods.values().filter(running).map(|p| p.metadata.name.clone().unwrap()).collect()
+    }
+
     fn ends(&mut self, name: &str, code: i32) {
         self.becomes(name, if code == 0 { "Succeeded" } else { "Failed" }, false);
         let pod = self.pods.get_mut(name).unwrap();
@@ -393,6 +398,20 @@ fn a_job_is_suspended_and_resumed_without_a_failure() {
 }
 
 #[test]
+fn an_index_that_is_done_as_its_job_is_suspended_is_done() {
+    let spec = "  completions: 2\n  parallelism: 2\n  completionMode: Indexed";
+    let mut sim = Sim::with(&job(spec));
+    let done = sim.names().into_iter().find(|n| n.starts_with("j-1-")).unwrap().to_owned();
+    // Both are news at the same moment, as for an agent that was away.
+    sim.becomes(&done, "Succeeded", false);
+    sim.apply(&job(&format!("{spec}\n  suspend: true")));
+    assert_eq!((&sim.status()["completedIndexes"], &sim.status()["succeeded"]), (&json!("1"), &json!(1)));
+    sim.apply(&job(spec));
+    let again = sim.names().iter().filter(|n| n.starts_with("j-1-")).count();
+    assert_eq!((sim.pods.len(), again), (2, 1), "only the other index runs again");
+}
+
+#[test]
 fn a_job_that_is_edited_beyond_what_may_be_begins_anew() {
     let mut sim = Sim::with(&job("  completions: 1"));
     let first = sim.names()[0].to_owned();
@@ -459,6 +478,42 @@ fn each_index_has_failures_of_its_own() {
         sim.ends(&name, 0);
     }
     assert_eq!(sim.status()["completedIndexes"], "0,2");
+    assert_eq!(sim.condition("Failed").as_deref(), Some("FailedIndexes"));
+}
+
+const IGNORE_42: &str = "  podFailurePolicy: {rules: [{action: Ignore, onExitCodes: {operator: In, values: [42]}}]}";
+
+#[test]
+fn what_is_ignored_counts_for_no_limit_but_the_next_pod_waits() {
+    let mut sim = Sim::with(&job(&format!("  backoffLimit: 0\n{IGNORE_42}")));
+    for wait in [10, 20, 40] {
+        let running = sim.running();
+        assert_eq!(running.len(), 1);
+        sim.ends(&running[0], 42);
+        sim.pass(wait - 1);
+        assert!(sim.running().is_empty(), "the next one waits {wait} s");
+        sim.pass(1);
+    }
+    assert_eq!((sim.condition("Failed"), sim.status()["failed"].clone()), (None, Value::Null));
+}
+
+#[test]
+fn an_index_is_not_given_up_for_what_is_ignored() {
+    let spec = "  completions: 1\n  completionMode: Indexed\n  backoffLimitPerIndex: 1";
+    let mut sim = Sim::with(&job(&format!("{spec}\n{IGNORE_42}")));
+    let note = |sim: &Sim, which: &str| {
+        let pod = &sim.pods[&sim.running()[0]];
+        pod.metadata.annotations.as_ref().unwrap().get(&format!("batch.kubernetes.io/job-index-{which}-count")).cloned()
+    };
+    for (code, failures, ignored) in [(42, "0", Some("1")), (1, "1", Some("1")), (42, "1", Some("2"))] {
+        let name = sim.running()[0].clone();
+        sim.ends(&name, code);
+        sim.pass(600);
+        assert_eq!(note(&sim, "failure").as_deref(), Some(failures));
+        assert_eq!(note(&sim, "ignored-failure").as_deref(), ignored);
+    }
+    let last = sim.running()[0].clone();
+    sim.ends(&last, 1);
     assert_eq!(sim.condition("Failed").as_deref(), Some("FailedIndexes"));
 }
 

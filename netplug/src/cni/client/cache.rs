@@ -3,8 +3,7 @@
 //! doesn't read. An entry is written before the first plugin runs, so that a crash on the way is found.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -17,6 +16,7 @@ use super::{
     error::{self, Error},
     request::{self, Attached},
 };
+use crate::whole::{self, Outlives};
 
 const KIND: &str = "cniCacheV1";
 
@@ -112,17 +112,8 @@ impl Cache {
     pub(super) fn write(&self, entry: &Entry) -> Result<(), Error> {
         fs::create_dir_all(&self.dir).map_err(error::io("create", &self.dir))?;
         let path = self.path(entry);
-        let new = self.dir.join(format!(".{}.new", name(entry)));
-        let body = serde_json::to_vec(entry).map_err(|error| error::io("write", &new)(error.into()))?;
-        let write = || -> io::Result<()> {
-            let mut options = File::options();
-            std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create(true).truncate(true), 0o600);
-            let mut file = options.open(&new)?;
-            file.write_all(&body)?;
-            file.sync_data()?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(error::io("write", &path))
+        let body = serde_json::to_vec(entry).map_err(|error| error::io("write", &path)(error.into()))?;
+        whole::write(&path, &body, 0o600, Outlives::Power).map_err(error::io("write", &path))
     }
 
     pub(super) fn remove(&self, entry: &Entry) -> Result<(), Error> {
