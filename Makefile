@@ -77,6 +77,7 @@ netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in
 	target/release/examples/cni_speed
 	target/release/examples/attach_speed
 	target/release/examples/rule_speed
+	target/release/examples/repair_speed
 	target/release/examples/load
 
 lint: ## Format, clippy, licences

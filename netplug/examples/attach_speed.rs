@@ -6,22 +6,16 @@
 //! Needs root. It works in a network namespace of its own: the machine's network is not touched.
 #![allow(clippy::cast_lossless)]
 
-use std::{
-    error::Error,
-    fs::File,
-    os::fd::{AsFd, OwnedFd},
-    thread,
-    time::{Duration, Instant},
-};
+mod bench;
 
-use netplug::{Attached, Attachment, Isolation, Network, Port, Protocol, Range, Remove, Settings};
+use std::time::{Duration, Instant};
+
+use bench::{Fallible, attach, fill, micros, namespace, percentile, settings};
+use netplug::{Isolation, Network, Remove};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::resource::{UsageWho, getrusage},
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-
-type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How many attachments a figure is taken from.
 const SAMPLE: usize = 50;
@@ -42,16 +36,7 @@ async fn main() -> Fallible<()> {
 
 async fn with(isolation: Isolation, batches: &[usize]) -> Fallible<()> {
     let state = tempfile::tempdir_in("/dev/shm")?;
-    let settings = Settings {
-        bridge: "bench0".into(),
-        ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
-        table: "netplug_bench".into(),
-        state_dir: state.path().join("net"),
-        reuse_after: Duration::ZERO,
-        isolation,
-        ..Settings::default()
-    };
-    let network = Network::open(settings).await?;
+    let network = Network::open(settings(state.path(), isolation)?).await?;
     println!("{:20} {:>8} {:>8} {:>8}", "µs, p50 of attach", "total", "kernel", "release");
     for batch in batches {
         fill(&network, *batch).await?;
@@ -60,17 +45,6 @@ async fn with(isolation: Isolation, batches: &[usize]) -> Fallible<()> {
     let start = Instant::now();
     network.close(Remove::All).await?;
     println!("all removed in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
-    Ok(())
-}
-
-/// Attaches pods until there are so many. Each has a host port.
-async fn fill(network: &Network, pods: usize) -> Fallible<()> {
-    for number in network.attached().await?.len()..pods {
-        let (netns, netlink) = namespace()?;
-        attach(network, &format!("pod{number}"), 1024 + number as u16, &netns, netlink).await?;
-        // The namespace must live on for its link to be there.
-        std::mem::forget(netns);
-    }
     Ok(())
 }
 
@@ -101,11 +75,11 @@ async fn measure(network: &Network, pods: usize) -> Fallible<()> {
         network.release_when_netns_dies(&format!("sample{number}")).await?;
         releasing.push(start.elapsed());
     }
-    let total = micros(p50(&mut attaching));
+    let total = micros(percentile(&mut attaching, 50));
     let kernel = micros(system) / SAMPLE as f64;
-    print!("{:20} {total:>8.0} {kernel:>8.0} {:>8.0}", format!("with {pods} pods"), micros(p50(&mut releasing)));
+    print!("{:20} {total:>8.0} {kernel:>8.0} {:>8.0}", format!("with {pods} pods"), micros(percentile(&mut releasing, 50)));
     for (name, mut taken) in steps {
-        print!("  {name} {:.0}", micros(p50(&mut taken)));
+        print!("  {name} {:.0}", micros(percentile(&mut taken, 50)));
     }
     println!();
     // What the sample leaves in the bridge must not count as pods of the next batch.
@@ -115,35 +89,7 @@ async fn measure(network: &Network, pods: usize) -> Fallible<()> {
     Ok(network.retain(&live).await?)
 }
 
-async fn attach(network: &Network, uid: &str, host_port: u16, netns: &File, netlink: OwnedFd) -> Fallible<Attached> {
-    let port = Port { host_ip: None, host_port, container_port: 80, protocol: Protocol::Tcp };
-    let attachment =
-        Attachment { uid, pod: uid, netns: netns.as_fd(), netlink, ports: vec![port], fixed: Vec::new(), bandwidth: None };
-    Ok(network.attach(attachment).await?)
-}
-
-/// A new network namespace and a netlink socket in it.
-fn namespace() -> Fallible<(File, OwnedFd)> {
-    let made = thread::spawn(|| -> Fallible<(File, OwnedFd)> {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // Protocol 0 is NETLINK_ROUTE.
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        Ok((File::open("/proc/thread-self/ns/net")?, socket))
-    });
-    made.join().map_err(|_| "the namespace's thread panicked")?
-}
-
 fn system_time() -> Fallible<Duration> {
     let time = getrusage(UsageWho::RUSAGE_SELF)?.system_time();
     Ok(Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64))
-}
-
-fn p50(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
 }

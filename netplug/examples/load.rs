@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::{Command, Stdio, id},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -213,7 +213,11 @@ fn services(count: u16, server: &str) -> Fallible<Rules> {
         endpoints: vec![endpoint],
         affinity: None,
     };
-    Ok(Rules { service_ranges: vec!["10.96.0.0/16".parse()?], services: (0..count).map(service).collect(), policies: Vec::new() })
+    Ok(Rules {
+        service_ranges: vec!["10.96.0.0/16".parse()?],
+        services: (0..count).map(|number| Arc::new(service(number))).collect(),
+        policies: Vec::new(),
+    })
 }
 
 const SERVICE: &str = "10.96.0.1";

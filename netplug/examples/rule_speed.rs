@@ -5,13 +5,16 @@
 //!
 //! Needs root. It works in a network namespace of its own: the machine's network is not touched.
 
+mod bench;
+
 use std::{
-    error::Error,
     net::{Ipv4Addr, SocketAddr},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
-use netplug::{Isolation, Network, Protocol, Range, Remove, Rules, Service, Settings};
+use bench::{Fallible, micros, percentile, settings};
+use netplug::{Isolation, Network, Protocol, Remove, Rules, Service};
 use nix::sched::{CloneFlags, unshare};
 
 /// How many changes a figure is taken from.
@@ -20,26 +23,18 @@ const SAMPLE: usize = 100;
 const ENDPOINTS: u32 = 3;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Fallible<()> {
     let mut counts = std::env::args().skip(1).map(|word| word.parse::<u32>()).collect::<Result<Vec<_>, _>>()?;
     if counts.is_empty() {
         counts = vec![10, 1000];
     }
     unshare(CloneFlags::CLONE_NEWNET)?;
     let state = tempfile::tempdir_in("/dev/shm")?;
-    let settings = Settings {
-        bridge: "bench0".into(),
-        ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
-        table: "netplug_bench".into(),
-        state_dir: state.path().join("net"),
-        isolation: Isolation::Routed,
-        ..Settings::default()
-    };
-    let network = Network::open(settings).await?;
+    let network = Network::open(settings(state.path(), Isolation::Routed)?).await?;
     for count in counts {
         let mut rules = Rules {
             service_ranges: vec!["10.96.0.0/16".parse()?],
-            services: (0..count).map(service).collect(),
+            services: (0..count).map(|number| Arc::new(service(number))).collect(),
             policies: Vec::new(),
         };
         let begun = Instant::now();
@@ -47,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let first = begun.elapsed();
         let mut times = Vec::new();
         for round in 0..SAMPLE {
-            let changed = &mut rules.services[round * 7 % count as usize];
+            let changed = Arc::make_mut(&mut rules.services[round * 7 % count as usize]);
             let endpoint = SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80);
             if changed.endpoints.len() > ENDPOINTS as usize {
                 changed.endpoints.truncate(ENDPOINTS as usize);
@@ -59,12 +54,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
             network.enforce(wanted).await?;
             times.push(begun.elapsed());
         }
-        times.sort_unstable();
-        let micros = |time: Duration| time.as_secs_f64() * 1e6;
         println!(
             "{count} services: an endpoint more or less {:.0} µs (p50), {:.0} µs (p90); all of them at once {:.1} ms",
-            micros(times[times.len() / 2]),
-            micros(times[times.len() * 9 / 10]),
+            micros(percentile(&mut times, 50)),
+            micros(percentile(&mut times, 90)),
             first.as_secs_f64() * 1e3
         );
     }

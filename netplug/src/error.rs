@@ -91,6 +91,9 @@ pub enum Error {
     /// Several things went wrong while removing; the rest was removed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
+    /// The host is in the way.
+    #[error("the pod network is not up yet: {0}")]
+    NotUp(String),
     /// The network's thread is gone: [`crate::Network::close`] ended it.
     #[error("the pod network was closed")]
     Closed,
@@ -104,6 +107,11 @@ impl Error {
             1 => Err(errors.remove(0)),
             _ => Err(Error::Several(errors)),
         }
+    }
+
+    /// Whether something of the host is in the way, which its user may change at any time.
+    pub(crate) fn is_of_the_host(&self) -> bool {
+        matches!(self, Error::Overlap { .. } | Error::BridgeTaken { .. })
     }
 
     pub(crate) fn settings(field: impl Into<String>, problem: impl Into<String>) -> Error {

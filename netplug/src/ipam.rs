@@ -68,6 +68,8 @@ pub enum Refusal {
     Elsewhere(IpAddr),
     /// Two fixed addresses of one family.
     Twice(IpAddr),
+    /// Somebody on the bridge who is no pod answers to it.
+    InUse(IpAddr, [u8; 6]),
 }
 
 impl fmt::Display for Refusal {
@@ -85,6 +87,13 @@ impl fmt::Display for Refusal {
             Refusal::Taken(ip) => write!(f, "address {ip} is another pod's: choose another one, or end that pod"),
             Refusal::Barred(ip) => write!(f, "address {ip} is the gateway's or excluded from its range: choose another one"),
             Refusal::Elsewhere(ip) => write!(f, "address {ip} is in none of the network's ranges"),
+            Refusal::InUse(ip, mac) => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                write!(
+                    f,
+                    "address {ip} is in use on the bridge by {mac}, which is no pod: exclude it from its range, or end that"
+                )
+            }
             Refusal::Twice(ip) => write!(f, "address {ip} would be the second of its family: a pod has one of each"),
         }
     }
@@ -333,7 +342,8 @@ impl Pools {
         last
     }
 
-    fn undo(&mut self, ip: IpAddr) {
+    /// See [`Pool::undo`].
+    pub(crate) fn undo(&mut self, ip: IpAddr) {
         if let Some(pool) = self.pool(ip) {
             pool.undo(ip);
         }

@@ -55,5 +55,5 @@ pub use nft::Obstacle;
 pub use picture::{LinkState, Picture, PodState};
 pub use policy::{Allow, Peers, Policy, Ports};
 pub use service::Service;
-pub use settings::{Isolation, Port, Protocol, Range, Settings};
+pub use settings::{Isolation, Port, Protocol, Range, RangeField, Settings};
 pub use trace::{Flow, Step, Verdict};

@@ -13,6 +13,7 @@ use netlink_packet_route::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType, RouteVia},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -361,6 +362,43 @@ impl RouteOptions {
             message.header.scope = scope.into();
         }
     }
+}
+
+/// Has the host ask on a link who has an address, as if it had something to send there (NTF_USE).
+pub(crate) fn ask_for_neighbour(index: u32, ip: IpAddr) -> Request {
+    let mut message = neighbour_entry(index, ip);
+    message.header.flags = NeighbourFlags::Use;
+    Request::new(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Takes what the host knows of an address.
+pub(crate) fn forget_neighbour(index: u32, ip: IpAddr) -> Request {
+    Request::new(RouteNetlinkMessage::DelNeighbour(neighbour_entry(index, ip)), 0)
+}
+
+fn neighbour_entry(index: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip.is_ipv4());
+    message.header.ifindex = index;
+    message.attributes.push(NeighbourAttribute::Destination(match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    }));
+    message
+}
+
+/// An address and who has it.
+pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    let ip = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) => Mac::try_from(mac.as_slice()).ok(),
+        _ => None,
+    })?;
+    Some((ip, mac))
 }
 
 /// A neighbour of an address without subnet.

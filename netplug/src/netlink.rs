@@ -98,10 +98,8 @@ impl Wire {
             let Some(mut rest) = self.buffer.get(..length) else { return Err(Errno::MSGSIZE.into()) };
             while let Some((message, after)) = split(rest) {
                 let seq = u32_at(message, 8);
-                match answer(message) {
-                    Some(_) if flags(message) & NLM_F_DUMP_INTR != 0 => each(seq, Answer::Refused(Errno::INTR.into())),
-                    Some(answer) => each(seq, answer),
-                    None => {}
+                if let Some(answer) = answer(message) {
+                    each(seq, answer);
                 }
                 rest = after;
             }
@@ -141,15 +139,20 @@ impl Wire {
         socket: impl AsFd,
         message: impl Fn() -> RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refused> {
-        let interrupted = Errno::INTR.raw_os_error();
-        for _ in 0..64 {
-            match self.route_one(&socket, Request::dump(message())) {
-                Err(refused) if refused.errno == interrupted => {}
-                outcome => return outcome,
-            }
-        }
-        Err(Errno::INTR.into())
+        until_whole(|| self.route_one(&socket, Request::dump(message())))
     }
+}
+
+/// Lists again when what is listed changed on the way. A host where that never ends is told of.
+pub(crate) fn until_whole<T>(mut list: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused> {
+    let interrupted = Errno::INTR.raw_os_error();
+    for _ in 0..64 {
+        match list() {
+            Err(refused) if refused.errno == interrupted => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Errno::INTR.into())
 }
 
 /// A message and how it is meant.
@@ -206,7 +209,7 @@ fn encode(requests: Vec<Request>, first: u32) -> Vec<u8> {
 }
 
 /// A message that the crate can't read is none that was asked for.
-fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::deserialize(bytes).ok()?.payload {
         NetlinkPayload::InnerMessage(message) => Some(message),
         _ => None,
@@ -225,6 +228,8 @@ pub(crate) fn split(packet: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn answer(message: &[u8]) -> Option<Answer<'_>> {
     match kind(message) {
+        // A part of a list that changed while it was told: something may be missing, or be there twice.
+        _ if flags(message) & NLM_F_DUMP_INTR != 0 => Some(Answer::Refused(Errno::INTR.into())),
         NLMSG_NOOP => None,
         NLMSG_ERROR | NLMSG_DONE => Some(match u32_at(message, HEADER) as i32 {
             0 => Answer::Ack,
@@ -273,4 +278,60 @@ pub(crate) fn sender(message: &[u8]) -> u32 {
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let mut message = (HEADER as u32 + body.len() as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        message
+    }
+
+    /// What a kernel answers, in place of one.
+    fn exchange(answers: &[Vec<u8>]) -> Vec<String> {
+        let (ours, mut kernel) = std::os::unix::net::UnixStream::pair().unwrap();
+        kernel.write_all(&answers.concat()).unwrap();
+        let mut heard = Vec::new();
+        Wire::new().exchange(&ours, b"question", |sequence, answer| heard.push(format!("{sequence} {answer:?}"))).unwrap();
+        let mut asked = [0; 8];
+        kernel.read_exact(&mut asked).unwrap();
+        heard
+    }
+
+    #[test]
+    fn a_list_that_changed_while_it_was_told_is_no_list() {
+        let done = message(NLMSG_DONE, 0, 7, &[0; 4]);
+        assert_eq!(exchange(&[message(16, 0, 7, b"link"), done.clone()]).len(), 2);
+        assert!(exchange(std::slice::from_ref(&done))[0].contains("Ack"));
+        for interrupted in [
+            [message(16, NLM_F_DUMP_INTR, 7, b"link"), done.clone()],
+            [message(16, 0, 7, b"link"), message(NLMSG_DONE, NLM_F_DUMP_INTR, 7, &[0; 4])],
+        ] {
+            let heard = exchange(&interrupted).join(", ");
+            assert!(heard.contains("Refused") && heard.contains(&Errno::INTR.raw_os_error().to_string()), "{heard}");
+        }
+    }
+
+    #[test]
+    fn it_is_asked_for_again_until_it_is_whole() {
+        let mut left = 3;
+        let listed = until_whole(|| {
+            left -= 1;
+            if left > 0 { Err(Errno::INTR.into()) } else { Ok("all") }
+        });
+        assert_eq!((listed.unwrap(), left), ("all", 0));
+        let refused = until_whole(|| Err::<(), _>(Errno::PERM.into())).unwrap_err();
+        assert_eq!(refused.errno, Errno::PERM.raw_os_error(), "another refusal is one");
+        assert!(until_whole(|| Err::<(), _>(Errno::INTR.into())).is_err(), "there is an end to it");
+    }
 }

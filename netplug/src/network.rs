@@ -23,7 +23,7 @@ use tokio::sync::{
 
 use crate::{
     bandwidth::Bandwidth,
-    engine::{Engine, Wake, Wanted, rules::Rules},
+    engine::{Engine, Host, Waiting, Wake, Wanted, rules::Rules},
     error::{Doing, Error},
     lease::Lease,
     links::POD_LINK,
@@ -33,7 +33,7 @@ use crate::{
     trace::{Flow, Step},
 };
 
-type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+type Job = Box<dyn FnOnce(Result<&mut Engine, &Waiting>) + Send>;
 
 /// A pod network that is up, in the network namespace of the thread that called [`Network::open`].
 ///
@@ -50,6 +50,7 @@ pub struct Network {
 struct Desk {
     jobs: mpsc::Sender<Job>,
     bell: OwnedFd,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 /// What a pod asks for.
@@ -103,23 +104,55 @@ impl Network {
     ///
     /// `net.ipv4.ip_forward` (and `net.ipv6.conf.all.forwarding`) is switched on as far as the ranges need it, and left on.
     pub async fn open(settings: Settings) -> Result<Network, Error> {
+        Network::start(settings, Patience::None).await
+    }
+
+    /// As [`Network::open`], but where the host is in the way (a route into a range, as of a VPN; a bridge of that name that is somebody
+    /// else's) it is waited until that is mended: the kernel tells of changes to links, addresses and routes. [`Network::trouble`] says
+    /// what is in the way; what needs the network is refused with [`Error::NotUp`], and pods that end give their addresses back.
+    pub async fn open_or_wait(settings: Settings) -> Result<Network, Error> {
+        Network::start(settings, Patience::UntilMended).await
+    }
+
+    async fn start(settings: Settings, patience: Patience) -> Result<Network, Error> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, opened) = oneshot::channel();
+        let (tell, trouble) = watch::channel(None);
         // Spawned here, not in a pool: a thread begins in the network namespace of the one that spawned it.
         let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
         let (heard, bell) = pipe_with(flags).doing(|| "make the pipe to the network's thread".into())?;
-        let work = move || {
-            let mut engine = match Engine::open(settings) {
-                Ok(engine) => engine,
-                Err(error) => return drop(ready.send(Err(error))),
-            };
-            if ready.send(Ok(())).is_ok() {
-                serve(&mut engine, &queue, &heard);
+        let work = move || match begin(&settings, patience) {
+            Err(error) => drop(ready.send(Err(error))),
+            Ok(begun) => {
+                tell.send_replace(begun.as_ref().err().map(|waiting| waiting.reason.clone()));
+                if ready.send(Ok(())).is_err() {
+                    return;
+                }
+                let engine = match begun {
+                    Ok(engine) => Some(engine),
+                    Err(waiting) => wait(waiting, &settings, (&queue, &heard), &tell),
+                };
+                if let Some(mut engine) = engine {
+                    tell.send_replace(None);
+                    serve(&mut engine, &queue, &heard);
+                }
             }
         };
         thread::Builder::new().name("netplug".into()).spawn(work).doing(|| "start the network's thread".into())?;
         opened.await.map_err(|_| Error::Closed)??;
-        Ok(Network { desk: Arc::new(Desk { jobs, bell }) })
+        Ok(Network { desk: Arc::new(Desk { jobs, bell, trouble }) })
+    }
+
+    /// What of the host is in the way of the network, now and as it changes; None: it is up.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.desk.trouble.clone()
+    }
+
+    /// Returns when the network is up.
+    pub async fn up(&self) {
+        let mut trouble = self.trouble();
+        // An error is the thread's end: then nothing is waited for any more.
+        let _ = trouble.wait_for(Option::is_none).await;
     }
 
     /// Gives a pod its interface, addresses, routes and host ports. For a UID that is attached it answers with the same addresses
@@ -150,7 +183,11 @@ impl Network {
     /// about to end anyway, [`Network::release_when_netns_dies`] is the better choice.
     pub async fn detach(&self, uid: &str) -> Result<(), Error> {
         let uid = uid.to_owned();
-        self.run(move |engine| engine.detach(&uid)).await?
+        self.run_anyway(move |engine| match engine {
+            Ok(engine) => engine.detach(&uid),
+            Err(waiting) => waiting.release(&uid),
+        })
+        .await?
     }
 
     /// Takes ports and address from a pod at once, and leaves the veth to the kernel, which removes it with the namespace, many of
@@ -159,7 +196,11 @@ impl Network {
     /// [`Network::retain`] removes the link.
     pub async fn release_when_netns_dies(&self, uid: &str) -> Result<(), Error> {
         let uid = uid.to_owned();
-        self.run(move |engine| engine.release_when_netns_dies(&uid)).await?
+        self.run_anyway(move |engine| match engine {
+            Ok(engine) => engine.release_when_netns_dies(&uid),
+            Err(waiting) => waiting.release(&uid),
+        })
+        .await?
     }
 
     /// All that pods hold, by UID.
@@ -170,7 +211,11 @@ impl Network {
     /// Frees addresses, ports and links of all pods but these; also links in the bridge that no pod has.
     pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
         let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
-        self.run(move |engine| engine.retain(&live)).await?
+        self.run_anyway(move |engine| match engine {
+            Ok(engine) => engine.retain(&live),
+            Err(waiting) => waiting.retain(&live),
+        })
+        .await?
     }
 
     /// The UIDs of pods whose link somebody deletes, as it happens. The network alone can't mend that, for it keeps no pod's namespace
@@ -198,7 +243,7 @@ impl Network {
     }
 
     /// The rules that are in force.
-    pub async fn rules(&self) -> Result<Arc<Rules>, Error> {
+    pub async fn rules(&self) -> Result<Rules, Error> {
         self.run(|engine| engine.rules()).await
     }
 
@@ -214,10 +259,19 @@ impl Network {
 
     /// Ends the network. Dropping it instead is the same as [`Remove::Nothing`].
     pub async fn close(self, remove: Remove) -> Result<(), Error> {
-        self.run(move |engine| engine.close(remove)).await?
+        // What isn't up needn't be taken down.
+        self.run_anyway(move |engine| engine.map_or(Ok(()), |engine| engine.close(remove))).await?
     }
 
     async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Engine) -> T + Send + 'static) -> Result<T, Error> {
+        self.run_anyway(move |engine| engine.map(job).map_err(|waiting| Error::NotUp(waiting.reason.clone()))).await?
+    }
+
+    /// Also while the network isn't up.
+    async fn run_anyway<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(Result<&mut Engine, &Waiting>) -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let (done, outcome) = oneshot::channel();
         let job: Job = Box::new(move |engine| drop(done.send(job(engine))));
         self.desk.jobs.send(job).map_err(|_| Error::Closed)?;
@@ -227,21 +281,76 @@ impl Network {
     }
 }
 
+/// Whether a host that is in the way is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    None,
+    UntilMended,
+}
+
+/// The network, or why it has to wait.
+fn begin(settings: &Settings, patience: Patience) -> Result<Result<Engine, Waiting>, Error> {
+    if patience == Patience::None {
+        return Engine::open(settings.clone()).map(Ok);
+    }
+    // Before the first try: what changes meanwhile counts.
+    let host = Host::new()?;
+    match Engine::open(settings.clone()) {
+        Ok(engine) => Ok(Ok(engine)),
+        Err(error) if error.is_of_the_host() => {
+            Ok(Err(Waiting { reason: error.to_string(), host, dir: settings.state_dir.clone() }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Answers jobs as far as it can without a network, until there is one; None: nobody wants it any more.
+fn wait(
+    mut waiting: Waiting,
+    settings: &Settings,
+    (queue, heard): (&mpsc::Receiver<Job>, &OwnedFd),
+    tell: &watch::Sender<Option<String>>,
+) -> Option<Engine> {
+    tracing::warn!("the pod network has to wait: {}", waiting.reason);
+    loop {
+        if waiting.host.sleep(heard.as_fd()) == Wake::Bell {
+            hear(queue, heard, |job| job(Err(&waiting)))?;
+            continue;
+        }
+        match Engine::open(settings.clone()) {
+            Ok(engine) => {
+                tracing::info!("the pod network is up");
+                return Some(engine);
+            }
+            Err(error) => {
+                waiting.reason = error.to_string();
+                tell.send_replace(Some(waiting.reason.clone()));
+            }
+        }
+    }
+}
+
+/// Hands on all jobs that there are. None: there won't be any more.
+fn hear(queue: &mpsc::Receiver<Job>, heard: &OwnedFd, mut each: impl FnMut(Job)) -> Option<()> {
+    // Silenced before the queue is read: a job that comes in between rings again.
+    while read(heard, &mut [0; 64]).is_ok_and(|length| length == 64) {}
+    loop {
+        match queue.try_recv() {
+            Ok(job) => each(job),
+            Err(TryRecvError::Empty) => return Some(()),
+            Err(TryRecvError::Disconnected) => return None,
+        }
+    }
+}
+
 /// The thread's life: jobs, one after the other, and between them what the kernel tells.
 fn serve(engine: &mut Engine, queue: &mpsc::Receiver<Job>, heard: &OwnedFd) {
     loop {
-        if engine.sleep(heard.as_fd()) == Wake::Bell {
-            // Silenced before the queue is read: a job that comes in between rings again.
-            while read(heard, &mut [0; 64]).is_ok_and(|length| length == 64) {}
-            loop {
-                match queue.try_recv() {
-                    Ok(job) => job(engine),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return engine.keep_rules(),
-                }
-            }
-        }
+        let last = engine.sleep(heard.as_fd()) == Wake::Bell && hear(queue, heard, |job| job(Ok(engine))).is_none();
         engine.keep_rules();
+        if last {
+            return;
+        }
         engine.notice();
     }
 }

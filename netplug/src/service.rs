@@ -1,10 +1,11 @@
 //! Services as the kernel balances them: from what is wanted to chains and elements. Pure; [`crate::nft`] knows how they are written.
 //!
-//! A port of a Service has a number and, in each family, one chain: it draws an index and looks the endpoint up under (number, index).
-//! So an endpoint that comes or goes is one rule and a few elements, however many services there are.
+//! A port of a Service has, in each family, one chain and sets of its own: it draws a number and looks the endpoint up. So an endpoint
+//! that comes or goes is one rule and a few elements. Were the sets those of all services, the kernel would go through all their
+//! elements whenever a rule that refers to them is made.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -15,16 +16,16 @@ use serde::{Deserialize, Serialize};
 use crate::{
     hash::fnv1a,
     nft::{
-        fragment::Fragment,
+        fragment::{Fragment, Step},
         rule::{Family, Rule, Sticky},
-        set::{self, Value},
+        set::{self, Kind, Value},
         table::named,
     },
     settings::Protocol,
 };
 
 /// One port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     /// `namespace/name:port`, unique together with the protocol.
     pub name: String,
@@ -42,62 +43,185 @@ pub struct Service {
     pub affinity: Option<Duration>,
 }
 
+/// Name and protocol: what tells one port of a Service from all others.
+type Owner = (String, Protocol);
+
+impl Service {
+    fn owner(&self) -> Owner {
+        (self.name.clone(), self.protocol)
+    }
+
+    /// What no two services can have.
+    fn claims(&self) -> impl Iterator<Item = Claim> {
+        let addresses = self.addresses.iter().map(|ip| Claim::Address(*ip, self.protocol, self.port));
+        addresses.chain(self.node_port.map(|port| Claim::NodePort(self.protocol, port)))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Claim {
+    Address(IpAddr, Protocol, u16),
+    NodePort(Protocol, u16),
+}
+
 /// A service's place in the table, in one family.
 #[derive(Debug)]
-pub(crate) struct Unit {
+struct Unit {
+    /// What it was made of.
     service: Service,
     id: u32,
-    pub(crate) fragment: Fragment,
+    fragment: Arc<Fragment>,
 }
 
-impl Unit {
-    /// What it was made of.
-    pub(crate) fn service(&self) -> &Service {
-        &self.service
-    }
+/// All services as they stand in the table. A change costs as much as changes, however many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Balance {
+    services: BTreeMap<Owner, Arc<Service>>,
+    units: BTreeMap<(Owner, Family), Unit>,
+    /// Of several that want the same, the first by name has it.
+    claims: HashMap<Claim, BTreeSet<Owner>>,
+    /// How often an address is an endpoint.
+    endpoints: BTreeMap<IpAddr, u32>,
+    last_id: u32,
 }
 
-/// All units, by name, protocol and family.
-pub(crate) type Units = BTreeMap<(String, Protocol, Family), Arc<Unit>>;
+/// What a change comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    /// Parts of the table, before and after.
+    pub(crate) steps: Vec<Step>,
+    /// Endpoints that are gone, of protocols without connections that break.
+    pub(crate) forsaken: BTreeSet<(Protocol, IpAddr, u16)>,
+}
 
-/// The units of these services. What is as it was before is the very unit of before. Of two services that want the same address
-/// and port, the first has it.
-pub(crate) fn units(before: &Units, services: &[Service]) -> Units {
-    let mut next = before.values().map(|unit| unit.id).max().map_or(1, |id| id.wrapping_add(1));
-    let (mut taken, mut node_ports) = (HashSet::new(), HashSet::new());
-    let mut units = Units::new();
-    for service in services {
-        for family in Family::BOTH {
-            let mut wanted = of_family(service, family);
-            wanted.addresses.retain(|ip| taken.insert((*ip, service.protocol, service.port)));
-            wanted.node_port = wanted.node_port.filter(|port| node_ports.insert((family, service.protocol, *port)));
-            if wanted.addresses.is_empty() && wanted.node_port.is_none() {
-                continue;
+impl Balance {
+    /// Takes these services away and brings those in; one that is changed is among both.
+    pub(crate) fn change(&mut self, gone: &[Arc<Service>], come: &[Arc<Service>]) -> Change {
+        let mut touched = BTreeSet::new();
+        for service in gone {
+            self.services.remove(&service.owner());
+            for claim in service.claims() {
+                self.contest(claim, &mut touched, |owners| owners.remove(&service.owner()));
             }
-            let key = (service.name.clone(), service.protocol, family);
-            let unit = match before.get(&key) {
-                Some(old) if old.service == wanted => old.clone(),
-                old => {
-                    let id = old.map_or(next, |old| old.id);
-                    next = next.max(id.wrapping_add(1));
-                    let fragment = fragment(&wanted, id, family);
-                    Arc::new(Unit { service: wanted, id, fragment })
-                }
-            };
-            units.insert(key, unit);
+            touched.insert(service.owner());
+        }
+        for service in come {
+            self.services.insert(service.owner(), service.clone());
+            for claim in service.claims() {
+                self.contest(claim, &mut touched, |owners| owners.insert(service.owner()));
+            }
+            touched.insert(service.owner());
+        }
+        let (mut change, mut selves) = (Change::default(), Selves::default());
+        for owner in touched {
+            for family in Family::BOTH {
+                self.settle(&owner, family, &mut change, &mut selves);
+            }
+        }
+        change.steps.extend(selves.step(&self.endpoints));
+        change
+    }
+
+    /// All parts of the table.
+    pub(crate) fn fragments(&self) -> impl Iterator<Item = Arc<Fragment>> {
+        let selves = Arc::new(selves(self.endpoints.keys().copied()));
+        self.units.values().map(|unit| unit.fragment.clone()).chain([selves])
+    }
+
+    /// Changes who claims something: whoever else does is touched by it.
+    fn contest(&mut self, claim: Claim, touched: &mut BTreeSet<Owner>, change: impl FnOnce(&mut BTreeSet<Owner>) -> bool) {
+        let owners = self.claims.entry(claim).or_default();
+        change(owners);
+        touched.extend(owners.iter().cloned());
+        if owners.is_empty() {
+            self.claims.remove(&claim);
         }
     }
-    units
+
+    /// What a service has by right, in a family.
+    fn rightful(&self, owner: &Owner, family: Family) -> Option<Service> {
+        let mut service = of_family(self.services.get(owner)?, family);
+        let has = |claim| self.claims.get(&claim).and_then(BTreeSet::first) == Some(owner);
+        let (protocol, port) = (service.protocol, service.port);
+        service.addresses.retain(|ip| has(Claim::Address(*ip, protocol, port)));
+        service.node_port = service.node_port.filter(|port| has(Claim::NodePort(protocol, *port)));
+        (!service.addresses.is_empty() || service.node_port.is_some()).then_some(service)
+    }
+
+    /// Makes a unit what it should be; what is as it was stays the very same.
+    fn settle(&mut self, owner: &Owner, family: Family, change: &mut Change, selves: &mut Selves) {
+        let wanted = self.rightful(owner, family);
+        let key = (owner.clone(), family);
+        let old = self.units.remove(&key);
+        if old.is_none() && wanted.is_none() {
+            return;
+        }
+        if let Some(unit) = &old
+            && wanted.as_ref() == Some(&unit.service)
+        {
+            self.units.extend(old.map(|unit| (key, unit)));
+            return;
+        }
+        let new = wanted.map(|service| {
+            let id = old.as_ref().map_or_else(|| self.fresh_id(), |old| old.id);
+            let fragment = Arc::new(fragment(&service, id, family));
+            Unit { service, id, fragment }
+        });
+        let endpoints = |unit: &Option<Unit>| unit.iter().flat_map(|unit| unit.service.endpoints.clone()).collect::<Vec<_>>();
+        let (before, after) = (endpoints(&old), endpoints(&new));
+        before.iter().for_each(|endpoint| selves.less(&mut self.endpoints, endpoint.ip()));
+        after.iter().for_each(|endpoint| selves.more(&mut self.endpoints, endpoint.ip()));
+        // A TCP connection to an endpoint that is gone breaks by itself.
+        if owner.1 != Protocol::Tcp {
+            let lost = before.iter().filter(|endpoint| !after.contains(endpoint));
+            change.forsaken.extend(lost.map(|endpoint| (owner.1, endpoint.ip(), endpoint.port())));
+        }
+        let fragment = |unit: &Option<Unit>| unit.as_ref().map(|unit| unit.fragment.clone()).unwrap_or_default();
+        change.steps.push((fragment(&old), fragment(&new)));
+        self.units.extend(new.map(|unit| (key, unit)));
+    }
+
+    fn fresh_id(&mut self) -> u32 {
+        self.last_id = self.last_id.wrapping_add(1);
+        self.last_id
+    }
 }
 
-/// Endpoints that may reach themselves by a service: their answers need the host's address.
-pub(crate) fn selves(units: &Units) -> Fragment {
-    let mut selves = Fragment::default();
-    for unit in units.values() {
-        for ip in unit.service.endpoints.iter().map(SocketAddr::ip) {
-            let pair = [set::octets(ip), set::octets(ip)].concat();
-            selves.add(&named("selves_of_services", Family::of(ip)), pair, Value::None);
+/// Endpoints may reach themselves by a service: their answers need the host's address. Which of them a change concerned, and whether
+/// they were known before it.
+#[derive(Default)]
+struct Selves(BTreeMap<IpAddr, bool>);
+
+impl Selves {
+    fn more(&mut self, counts: &mut BTreeMap<IpAddr, u32>, ip: IpAddr) {
+        let count = counts.entry(ip).or_default();
+        self.0.entry(ip).or_insert(*count > 0);
+        *count += 1;
+    }
+
+    fn less(&mut self, counts: &mut BTreeMap<IpAddr, u32>, ip: IpAddr) {
+        self.0.entry(ip).or_insert(true);
+        match counts.get_mut(&ip) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(counts.remove(&ip)),
         }
+    }
+
+    fn step(&self, counts: &BTreeMap<IpAddr, u32>) -> Option<Step> {
+        let of = |was: bool| {
+            let changed = self.0.iter().filter(move |(ip, before)| **before == was && counts.contains_key(*ip) != was);
+            Arc::new(selves(changed.map(|(ip, _)| *ip)))
+        };
+        let (gone, come) = (of(true), of(false));
+        (*gone != *come).then_some((gone, come))
+    }
+}
+
+fn selves(endpoints: impl Iterator<Item = IpAddr>) -> Fragment {
+    let mut selves = Fragment::default();
+    for ip in endpoints {
+        let pair = [set::octets(ip), set::octets(ip)].concat();
+        selves.add(&named("selves_of_services", Family::of(ip)), pair, Value::None);
     }
     selves
 }
@@ -124,21 +248,21 @@ fn fragment(service: &Service, id: u32, family: Family) -> Fragment {
         let key = set::port_key(service.protocol, port);
         fragment.add(&named("ports_of_services", family), key, Value::Goto(chain.clone()));
     }
-    let (backends, alive, memory) = (named("backends", family), named("alive", family), named("memory", family));
-    for (index, endpoint) in (0u32..).zip(&service.endpoints) {
-        let target = set::target(*endpoint);
-        let key = [id.to_ne_bytes(), index.to_ne_bytes()].concat();
-        fragment.add(&backends, key, Value::Data(target.clone()));
-        if service.affinity.is_some() {
-            fragment.add(&alive, [id.to_ne_bytes().to_vec(), target].concat(), Value::None);
-        }
+    let own = |set: &str| format!("{}-{id}", named(set, family));
+    let (backends, alive, memory) = (own("backends"), own("alive"), own("memory"));
+    fragment.sets.insert(backends.clone(), Kind::Backends(family));
+    for (number, endpoint) in (0u32..).zip(&service.endpoints) {
+        fragment.add(&backends, number.to_ne_bytes().to_vec(), Value::Data(set::target(*endpoint)));
     }
     let (count, rule) = (service.endpoints.len() as u32, || Rule::new(service.name.clone()));
     let rules = match service.affinity {
-        None => vec![rule().balance(family, id, count, &backends)],
+        None => vec![rule().balance(family, count, &backends)],
         Some(timeout) => {
+            fragment.sets.insert(alive.clone(), Kind::Alive(family));
+            fragment.sets.insert(memory.clone(), Kind::Memory(family));
+            service.endpoints.iter().for_each(|endpoint| fragment.add(&alive, set::target(*endpoint), Value::None));
             let names = Sticky { backends: &backends, alive: &alive, memory: &memory, timeout };
-            vec![rule().stick(family, id, &names), rule().balance_sticky(family, id, count, &names)]
+            vec![rule().stick(family, &names), rule().balance_sticky(family, count, &names)]
         }
     };
     fragment.chains.insert(chain, rules);
@@ -172,26 +296,108 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_what_changed_is_made_anew_and_keeps_its_number() {
-        let services = [service("a", "10.96.0.1", &["10.88.0.2:80"]), service("b", "10.96.0.2", &["10.88.0.3:80"])];
-        let first = units(&Units::new(), &services);
-        let changed = [services[0].clone(), service("b", "10.96.0.2", &["10.88.0.3:80", "10.88.0.4:80"])];
-        let second = units(&first, &changed);
-        let key = |name: &str| (name.to_owned(), Protocol::Tcp, Family::V4);
-        assert!(Arc::ptr_eq(&first[&key("a")], &second[&key("a")]));
-        assert!(!Arc::ptr_eq(&first[&key("b")], &second[&key("b")]));
-        assert_eq!(first[&key("b")].id, second[&key("b")].id);
-        assert_ne!(second[&key("a")].id, second[&key("b")].id);
+    fn balance(services: &[Arc<Service>]) -> Balance {
+        let mut balance = Balance::default();
+        balance.change(&[], services);
+        balance
     }
 
     #[test]
-    fn the_first_of_two_has_the_address_and_families_are_apart() {
+    fn only_what_changed_is_made_anew_and_keeps_its_number() {
+        let a = Arc::new(service("a", "10.96.0.1", &["10.88.0.2:80"]));
+        let old = Arc::new(service("b", "10.96.0.2", &["10.88.0.3:80"]));
+        let new = Arc::new(service("b", "10.96.0.2", &["10.88.0.3:80", "10.88.0.4:80"]));
+        let mut balance = balance(&[a.clone(), old.clone()]);
+        let ids = |balance: &Balance| balance.units.values().map(|unit| unit.id).collect::<Vec<_>>();
+        let before = ids(&balance);
+        let change = balance.change(&[old], &[new]);
+        assert_eq!(ids(&balance), before);
+        // The service, and the endpoint that may now reach itself.
+        assert_eq!(change.steps.len(), 2);
+        let selves = &change.steps[1];
+        assert!(selves.0.elements.is_empty() && selves.1.elements["selves_of_services4"].len() == 1, "{selves:?}");
+        assert!(balance.change(std::slice::from_ref(&a), std::slice::from_ref(&a)).steps.is_empty(), "the same is no change");
+    }
+
+    #[test]
+    fn the_first_by_name_has_the_address_and_families_are_apart() {
         let mut both = service("a", "10.96.0.1", &["10.88.0.2:80", "[fd00::2]:80"]);
         both.addresses.push("fd96::1".parse().unwrap());
-        let all = units(&Units::new(), &[both, service("b", "10.96.0.1", &["10.88.0.3:80"])]);
-        let families = all.iter().map(|((name, _, family), unit)| (name.as_str(), *family, unit.service.endpoints.len()));
-        assert_eq!(families.collect::<Vec<_>>(), [("a", Family::V4, 1), ("a", Family::V6, 1)]);
+        let (both, second) = (Arc::new(both), Arc::new(service("b", "10.96.0.1", &["10.88.0.3:80"])));
+        let mut balance = balance(&[second, both.clone()]);
+        let units = |balance: &Balance| {
+            let units =
+                balance.units.iter().map(|(((name, _), family), unit)| (name.clone(), *family, unit.service.endpoints.len()));
+            units.collect::<Vec<_>>()
+        };
+        assert_eq!(units(&balance), [("a".into(), Family::V4, 1), ("a".into(), Family::V6, 1)]);
+        balance.change(&[both], &[]);
+        assert_eq!(units(&balance), [("b".into(), Family::V4, 1)], "who waited for it has it");
+        assert_eq!(balance.endpoints.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.88.0.3"]);
+    }
+
+    proptest::proptest! {
+        /// However one gets there, what stands is what would be made of the services at once.
+        #[test]
+        fn step_by_step_is_all_at_once(
+            edits in proptest::collection::vec((0..4u8, 0..3u8, proptest::collection::vec(0..3u8, 0..3), proptest::bool::ANY), 1..12),
+        ) {
+            let mut stepwise = Balance::default();
+            let mut current: BTreeMap<u8, Arc<Service>> = BTreeMap::new();
+            let mut table = Fragments::default();
+            for (number, address, endpoints, remove) in edits {
+                let gone: Vec<_> = current.remove(&number).into_iter().collect();
+                let endpoints: Vec<String> = endpoints.iter().map(|n| format!("10.88.0.{n}:80")).collect();
+                let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+                let wanted = Arc::new(Service {
+                    node_port: (address == 1).then_some(30_000),
+                    ..service(&format!("s{number}"), &format!("10.96.0.{address}"), &endpoints)
+                });
+                let come = if remove { Vec::new() } else { vec![wanted] };
+                current.extend(come.iter().map(|service| (number, service.clone())));
+                table.apply(&stepwise.change(&gone, &come));
+            }
+            let at_once = balance(&current.values().cloned().collect::<Vec<_>>());
+            let shape = |balance: &Balance| {
+                balance.units.iter().map(|(key, unit)| (key.clone(), unit.service.clone())).collect::<Vec<_>>()
+            };
+            proptest::prop_assert_eq!(shape(&stepwise), shape(&at_once));
+            proptest::prop_assert_eq!(&stepwise.endpoints, &at_once.endpoints);
+            let mut whole = Fragments::default();
+            stepwise.fragments().for_each(|part| whole.put(&part));
+            proptest::prop_assert_eq!(table, whole, "the steps lead to what all of it at once would be");
+        }
+    }
+
+    /// A table as the kernel would have it.
+    #[derive(Debug, Default, PartialEq)]
+    struct Fragments {
+        elements: BTreeMap<(String, set::Key), Value>,
+        chains: BTreeMap<String, Vec<Rule>>,
+    }
+
+    impl Fragments {
+        fn apply(&mut self, change: &Change) {
+            for (old, _) in &change.steps {
+                for (set, elements) in &old.elements {
+                    for key in elements.keys() {
+                        assert!(self.elements.remove(&(set.clone(), key.clone())).is_some(), "{set} {key:?} isn't there");
+                    }
+                }
+                old.chains.keys().for_each(|chain| assert!(self.chains.remove(chain).is_some(), "{chain} isn't there"));
+            }
+            change.steps.iter().for_each(|(_, new)| self.put(new));
+        }
+
+        fn put(&mut self, part: &Fragment) {
+            for (set, elements) in &part.elements {
+                for (key, value) in elements {
+                    assert!(self.elements.insert((set.clone(), key.clone()), value.clone()).is_none(), "{set} {key:?} twice");
+                }
+            }
+            let chains = part.chains.iter().map(|(name, rules)| (name.clone(), rules.clone()));
+            chains.for_each(|(name, rules)| assert!(self.chains.insert(name, rules).is_none()));
+        }
     }
 
     #[test]

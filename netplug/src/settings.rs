@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cidr::{Cidr, Span},
     error::{Error, show_port},
+    ipam::Pool,
 };
 
 /// IFNAMSIZ less the NUL.
@@ -42,6 +43,9 @@ pub struct Settings {
     pub masquerade_except: Vec<Cidr>,
     /// How long an address rests between two pods.
     pub reuse_after: Duration,
+    /// How long is waited for somebody on the bridge who has the address already that a pod is to get; none: nobody is asked. Only a
+    /// bridge that other machines are on needs it, and every new pod waits so long, one after the other.
+    pub probe: Option<Duration>,
     /// Whether pods may talk to each other.
     pub isolation: Isolation,
 }
@@ -57,6 +61,7 @@ impl Default for Settings {
             masquerade: true,
             masquerade_except: Vec::new(),
             reuse_after: Duration::from_secs(60),
+            probe: None,
             isolation: Isolation::Off,
         }
     }
@@ -188,6 +193,62 @@ impl Range {
     pub fn gateway(&self) -> IpAddr {
         self.gateway.unwrap_or_else(|| self.subnet.at(1))
     }
+
+    /// What is wrong with it, if something is.
+    pub fn problem(&self) -> Option<(RangeField, String)> {
+        let subnet = self.subnet;
+        let longest = if subnet.is_v4() { 30 } else { 126 };
+        if subnet.prefix() > longest || subnet.prefix() < 8 {
+            return Some((RangeField::Subnet, format!("{subnet} must be between /8 and /{longest}")));
+        }
+        if let IpAddr::V4(base) = subnet.base()
+            && (base.is_loopback() || base.is_multicast() || base.octets()[0] == 0 || base.octets()[0] >= 240)
+        {
+            return Some((RangeField::Subnet, format!("{subnet} is not for hosts; take one of 10.0.0.0/8")));
+        }
+        if let IpAddr::V6(base) = subnet.base()
+            && (base.is_multicast()
+                || base.is_unicast_link_local()
+                || base.segments()[..7] == Ipv6Addr::LOCALHOST.segments()[..7])
+        {
+            return Some((RangeField::Subnet, format!("{subnet} is not for hosts; take one of fd00::/8")));
+        }
+        let gateway = self.gateway();
+        if !subnet.contains(gateway) {
+            return Some((RangeField::Gateway, format!("{gateway} is not in {subnet}")));
+        }
+        if gateway == subnet.base() || (subnet.is_v4() && subnet.offset(gateway) == Some(subnet.last_offset())) {
+            return Some((RangeField::Gateway, format!("{gateway} is the network's or its broadcast address")));
+        }
+        let outside = |span: &Span| !subnet.contains(span.first) || !subnet.contains(span.last);
+        if let Some((number, span)) = self.exclude.iter().enumerate().find(|(_, span)| outside(span)) {
+            return Some((RangeField::Exclude(number), format!("{span} is not in {subnet}")));
+        }
+        let last = self.exclude.len().checked_sub(1)?;
+        let nothing_left = Pool::new(self, Duration::ZERO).capacity() == 0;
+        nothing_left.then(|| (RangeField::Exclude(last), format!("leaves no address of {subnet} for pods")))
+    }
+}
+
+/// A field of a [`Range`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeField {
+    /// `subnet`
+    Subnet,
+    /// `gateway`
+    Gateway,
+    /// One of `exclude`, by its number.
+    Exclude(usize),
+}
+
+impl fmt::Display for RangeField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RangeField::Subnet => f.write_str("subnet"),
+            RangeField::Gateway => f.write_str("gateway"),
+            RangeField::Exclude(number) => write!(f, "exclude[{number}]"),
+        }
+    }
 }
 
 impl Settings {
@@ -198,7 +259,9 @@ impl Settings {
             return Err(Error::settings("ranges", "is empty: pods need an address, e.g. 10.88.0.0/16"));
         }
         for (index, range) in self.ranges.iter().enumerate() {
-            check_range(index, range)?;
+            if let Some((field, problem)) = range.problem() {
+                return Err(Error::settings(format!("ranges[{index}].{field}"), problem));
+            }
             for (other, earlier) in self.ranges[..index].iter().enumerate() {
                 if range.subnet.overlaps(&earlier.subnet) {
                     let problem = format!("{} overlaps ranges[{other}].subnet {}", range.subnet, earlier.subnet);
@@ -245,38 +308,6 @@ fn check_name(field: &str, name: &str, longest: usize) -> Result<(), Error> {
     }
     if !name.bytes().all(allowed) || name.starts_with(['.', '-']) {
         return Err(Error::settings(field, format!("{name:?} may have letters, digits, - _ . and not begin with . or -")));
-    }
-    Ok(())
-}
-
-fn check_range(index: usize, range: &Range) -> Result<(), Error> {
-    let field = |name: &str| format!("ranges[{index}].{name}");
-    let subnet = range.subnet;
-    let longest = if subnet.is_v4() { 30 } else { 126 };
-    if subnet.prefix() > longest || subnet.prefix() < 8 {
-        return Err(Error::settings(field("subnet"), format!("{subnet} must be between /8 and /{longest}")));
-    }
-    if let IpAddr::V4(base) = subnet.base()
-        && (base.is_loopback() || base.is_multicast() || base.octets()[0] == 0 || base.octets()[0] >= 240)
-    {
-        return Err(Error::settings(field("subnet"), format!("{subnet} is not for hosts; take one of 10.0.0.0/8")));
-    }
-    if let IpAddr::V6(base) = subnet.base()
-        && (base.is_multicast() || base.is_unicast_link_local() || base.segments()[..7] == Ipv6Addr::LOCALHOST.segments()[..7])
-    {
-        return Err(Error::settings(field("subnet"), format!("{subnet} is not for hosts; take one of fd00::/8")));
-    }
-    let gateway = range.gateway();
-    if !subnet.contains(gateway) {
-        return Err(Error::settings(field("gateway"), format!("{gateway} is not in {subnet}")));
-    }
-    if gateway == subnet.base() || (subnet.is_v4() && subnet.offset(gateway) == Some(subnet.last_offset())) {
-        return Err(Error::settings(field("gateway"), format!("{gateway} is the network's or its broadcast address")));
-    }
-    for (number, span) in range.exclude.iter().enumerate() {
-        if !subnet.contains(span.first) || !subnet.contains(span.last) {
-            return Err(Error::settings(field(&format!("exclude[{number}]")), format!("{span} is not in {subnet}")));
-        }
     }
     Ok(())
 }

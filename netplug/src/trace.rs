@@ -267,7 +267,7 @@ mod tests {
             egress: None,
         };
         let service_ranges = vec!["10.96.0.0/16".parse().unwrap()];
-        let rules = Rules { service_ranges, services: vec![web], policies: vec![policy] };
+        let rules = Rules { service_ranges, services: vec![std::sync::Arc::new(web)], policies: vec![policy] };
         (settings, vec![lease("client", 2, vec![]), lease("web", 3, vec![port]), lease("db", 4, vec![])], rules)
     }
 

@@ -6,7 +6,7 @@ mod lab;
 use std::{fs, net::IpAddr, time::Duration};
 
 use lab::{Lab, NODE, OUTSIDE, Pod, range, wait};
-use netplug::{Protocol::Tcp, Range, Remove, Settings};
+use netplug::{Network, Protocol::Tcp, Range, Remove, Settings};
 use rstest::rstest;
 
 #[test]
@@ -69,7 +69,8 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
     for again in ["", " again"] {
         // But for the bridge's number, all is as it was.
         let picture = || {
-            let addresses = lab.node.command("ip", "-br -4 address show dev pods0").unwrap_or_default();
+            let addresses = lab.node.command("ip", "-o -4 address show dev pods0").unwrap_or_default();
+            let addresses = addresses.split_once(' ').map(|(_, rest)| rest.to_owned());
             (addresses, lab.node.nft("list ruleset"))
         };
         let before = picture();
@@ -124,6 +125,28 @@ fn its_own_doings_are_no_harm() {
     }
     std::thread::sleep(Duration::from_millis(100));
     wait(network.attached()).unwrap();
+    assert_eq!(handle(), before);
+}
+
+/// A link that dies is down and out of the bridge first, and its pod may be released later than that is told.
+#[test]
+fn the_end_of_a_pods_namespace_is_no_harm() {
+    let lab = Lab::new();
+    let network = lab.open(lab.dual_stack());
+    let mut severed = wait(network.severed()).unwrap();
+    let handle = || lab.node.nft("-a list tables");
+    let before = handle();
+    for round in 0..5 {
+        let pods: Vec<Pod> = (0..3).map(|n| Pod::new(&format!("pod{round}-{n}"))).collect();
+        for pod in &pods {
+            pod.attach(&network).unwrap();
+        }
+        drop(pods);
+        for _ in 0..3 {
+            wait(severed.recv()).unwrap();
+        }
+        wait(network.retain(&[])).unwrap();
+    }
     assert_eq!(handle(), before);
 }
 
@@ -284,6 +307,37 @@ fn fixed_addresses() {
     assert_eq!(show(&Pod::new("d")), ips(&["10.88.0.3", "fd00:88::3"]), "refusals cost no address");
 }
 
+/// A machine that somebody put on the bridge has addresses of the pods' range.
+#[test]
+fn addresses_in_use_elsewhere() {
+    let lab = Lab::new();
+    let ranges = vec![range("10.88.0.0/29"), range("fd00:88::/64")];
+    let network = lab.open(Settings { ranges, probe: Some(Duration::from_millis(500)), ..lab.routed() });
+    let stranger = lab::Netns::new();
+    lab.node.connect("stranger", "192.0.3.1/24", &stranger, "eth0", "10.88.0.2/29");
+    lab.node.ip("link set stranger master pods0");
+    stranger.ip("address add fd00:88::2/64 dev eth0 nodad");
+    stranger.ip("link set eth0 address 02:00:00:00:00:01");
+    let ips = |pod: &Pod| pod.attach(&network).map(|found| found.ips).map_err(|error| error.to_string());
+    let expected: Vec<IpAddr> = vec!["10.88.0.3".parse().unwrap(), "fd00:88::3".parse().unwrap()];
+    let pod = Pod::new("pod");
+    assert_eq!(ips(&pod), Ok(expected.clone()));
+    assert_eq!(ips(&pod), Ok(expected), "its own is its own");
+    let fixed = Pod { fixed: vec!["10.88.0.2".parse().unwrap()], ..Pod::new("fixed") };
+    let error = ips(&fixed).unwrap_err();
+    assert!(error.contains("default/fixed: address 10.88.0.2 is in use on the bridge by 02:00:00:00:00:01"), "{error}");
+    let _server = pod.netns.serve(Tcp, "[::]:80", "pod");
+    assert_eq!(lab.node.ask(Tcp, "10.88.0.3:80"), Ok("pod ::ffff:10.88.0.1".into()), "the question is forgotten");
+
+    // All that are left are somebody's: an error, not an endless search.
+    for ip in 4..=6 {
+        stranger.ip(&format!("address add 10.88.0.{ip}/29 dev eth0"));
+    }
+    let error = ips(&Pod::new("last")).unwrap_err();
+    assert!(error.contains("is in use on the bridge by 02:00:00:00:00:01"), "{error}");
+    assert_eq!(wait(network.attached()).unwrap().len(), 1);
+}
+
 #[test]
 fn a_uid_is_no_path() {
     let lab = Lab::new();
@@ -360,6 +414,74 @@ fn a_route_of_the_host_is_in_the_way() {
     let error = lab.try_open(lab.settings()).unwrap_err().to_string();
     let complaint = "ranges[0].subnet: 10.88.0.0/24 overlaps the host's route to 10.88.0.0/16 by up0";
     assert!(error.contains(complaint), "{error}");
+}
+
+/// The host is in the way: what needs the network is refused with the reason, what ends is taken back, and the end of it is noticed.
+#[rstest]
+#[case::a_route(
+    "ip route add 10.88.0.0/16 via 192.0.2.2",
+    "ip route delete 10.88.0.0/16",
+    "overlaps the host's route to 10.88.0.0/16 by up0"
+)]
+#[case::a_vpn("ip link add vpn0 type bridge", "ip link delete vpn0", "overlaps the host's route to 10.88.0.128/25 by vpn0")]
+#[case::a_bridge(
+    "ip link add pods0 type bridge",
+    "ip link delete pods0",
+    "bridge pods0: exists with address none; the settings say 10.88.0.1/24"
+)]
+#[case::no_bridge("ip link add pods0 type veth peer name x", "ip link delete pods0", "bridge pods0: is a Veth, not a bridge")]
+fn a_network_waits_until_the_host_is_mended(#[case] harm: &str, #[case] mend: &str, #[case] complaint: &str) {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let [stays, goes] = ["stays", "goes"].map(Pod::new);
+    let first = stays.attach(&network).unwrap();
+    goes.attach(&network).unwrap();
+    drop(network);
+    lab.node.ip("link delete pods0");
+    let command = |words: &str| {
+        let (program, args) = words.split_once(' ').unwrap();
+        lab.node.command(program, args).unwrap()
+    };
+    command(harm);
+    if harm.contains("vpn0") {
+        command("ip address add 10.88.0.129/25 dev vpn0");
+        command("ip link set vpn0 up");
+    }
+    let before = lab.node.ip("-o link show");
+    let settings = lab.settings();
+    let network = lab.node.run(move || wait(Network::open_or_wait(settings))).unwrap();
+    let trouble = network.trouble();
+    let told = trouble.borrow().clone().unwrap();
+    assert!(told.to_lowercase().contains(&complaint.to_lowercase()), "{told}");
+    let refused = Pod::new("new").attach(&network).unwrap_err().to_string();
+    assert_eq!(refused, format!("the pod network is not up yet: {told}"));
+    wait(network.release_when_netns_dies("goes")).unwrap();
+    wait(network.release_when_netns_dies("unknown")).unwrap();
+    // Something else happens.
+    command("ip link add other type bridge");
+    command("ip link delete other");
+    assert_eq!(lab.node.ip("-o link show").lines().count(), before.lines().count(), "nothing was made");
+
+    command(mend);
+    wait(network.up());
+    assert_eq!(trouble.borrow().clone(), None);
+    let leases: Vec<String> = wait(network.attached()).unwrap().into_iter().map(|lease| lease.uid).collect();
+    assert_eq!(leases, ["stays"]);
+    let (again, _server) = stays.up(&network);
+    assert_eq!(again.ips, first.ips);
+    assert_eq!(lab.node.ask(Tcp, &format!("{}:80", first.ips[0])), Ok("stays ::ffff:10.88.0.1".into()));
+}
+
+#[test]
+fn a_network_that_waits_can_be_left() {
+    let lab = Lab::new();
+    lab.node.ip("route add 10.88.0.0/16 via 192.0.2.2");
+    let before = lab.node.picture();
+    let settings = lab.settings();
+    let network = lab.node.run(move || wait(Network::open_or_wait(settings))).unwrap();
+    wait(network.retain(&["none"])).unwrap();
+    wait(network.close(Remove::All)).unwrap();
+    assert_eq!(lab.node.picture(), before);
 }
 
 #[rstest]

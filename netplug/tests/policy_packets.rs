@@ -176,7 +176,7 @@ fn what_was_open_before_stays_open_and_a_service_is_no_way_around(#[values("0", 
         affinity: None,
     };
     let policies = vec![Policy { ingress: Some(vec![from(world.ips(&["c"]))]), ..policy(world.ips(&["b"])) }];
-    wait(world.network.enforce(Rules { services: vec![service], policies, ..Rules::default() })).unwrap();
+    wait(world.network.enforce(Rules { services: vec![std::sync::Arc::new(service)], policies, ..Rules::default() })).unwrap();
     before.write_all(b"still").unwrap();
     let mut buffer = [0; 5];
     inside.read_exact(&mut buffer).unwrap();

@@ -6,6 +6,7 @@ mod lab;
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,7 +35,7 @@ fn service(port: u16, endpoints: &[SocketAddr]) -> Service {
 
 fn rules(services: Vec<Service>) -> Rules {
     let service_ranges = vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
-    Rules { service_ranges, services, policies: Vec::new() }
+    Rules { service_ranges, services: services.into_iter().map(Arc::new).collect(), policies: Vec::new() }
 }
 
 fn enforce(network: &Network, services: Vec<Service>) {
@@ -216,7 +217,7 @@ fn services_outlive_the_process_and_a_flushed_table() {
     wait(network.clone().close(Remove::Nothing)).unwrap();
     client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("while no process is there");
     let again = lab.open(lab.routed());
-    assert_eq!(*wait(again.rules()).unwrap(), before);
+    assert_eq!(wait(again.rules()).unwrap(), before);
     client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("by the next process, before it is told");
     wait(again.close(Remove::All)).unwrap();
     assert!(!file.exists());

@@ -2,21 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{Declared, Source};
 use super::{
-    Api, Backoff, Cidr, Cni, ConfigError, ContainerLogs, Flags, Images, Log, Network, OnStop, Paths, Ranges, Settings, Userns,
-    cluster, kubelet, pods,
+    Api, Backoff, ConfigError, ContainerLogs, Flags, Images, Log, OnStop, Paths, Settings, Userns, cluster, kubelet, network,
+    pods,
 };
 use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
-
-/// Interface and table names are this short in the kernel (IFNAMSIZ less its NUL).
-const IFNAME_LIMIT: usize = 15;
 
 pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> Result<Settings, Vec<ConfigError>> {
     let mut checker = Checker { source, errors: Vec::new() };
@@ -36,7 +33,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
             "nodeagent",
             cgroup,
         ),
-        network: network(c, flags, declared),
+        network: network::network(c, flags, declared),
         on_stop: if flags.drain || declared.drain_on_stop == Some(true) { OnStop::Drain } else { OnStop::Keep },
         backoff: backoff(c, declared),
         container_logs: container_logs(c, declared),
@@ -66,20 +63,23 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     /// `field` may have dots: `images.authFile`.
     pub(super) fn file(&mut self, field: &str, message: String) {
-        let error = match *field.split('.').collect::<Vec<_>>() {
-            [section, field] => self.source.error(&Path::ROOT.child(section).child(field), message),
-            [outer, section, field] => self.source.error(&Path::ROOT.child(outer).child(section).child(field), message),
-            _ => self.source.error(&Path::ROOT.child(field), message),
-        };
-        self.errors.push(error.into());
+        match *field.split('.').collect::<Vec<_>>() {
+            [section, field] => self.at(&Path::ROOT.child(section).child(field), message),
+            [outer, section, field] => self.at(&Path::ROOT.child(outer).child(section).child(field), message),
+            _ => self.at(&Path::ROOT.child(field), message),
+        }
     }
 
-    fn flag(&mut self, flag: &'static str, message: String) {
+    pub(super) fn at(&mut self, path: &Path<'_>, message: String) {
+        self.errors.push(self.source.error(path, message).into());
+    }
+
+    pub(super) fn flag(&mut self, flag: &'static str, message: String) {
         self.errors.push(ConfigError::Flag { flag, message });
     }
 
     /// A text of the flag, else of the file, else the default, with a check that tells what is wrong.
-    fn text(
+    pub(super) fn text(
         &mut self,
         field: &str,
         flag: &'static str,
@@ -166,143 +166,6 @@ fn node_name(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> String 
 fn cgroup(name: &str) -> Vec<String> {
     let fine = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control) && part.len() < 200;
     if name.split('/').all(fine) { Vec::new() } else { vec!["must be a name, or names with '/' between them".into()] }
-}
-
-fn interface(name: &str) -> Vec<String> {
-    let fine = (1..=IFNAME_LIMIT).contains(&name.len())
-        && !matches!(name, "." | "..")
-        && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'));
-    if fine { Vec::new() } else { vec![format!("must be 1 to {IFNAME_LIMIT} characters without spaces, '/' and ':'")] }
-}
-
-fn table(name: &str) -> Vec<String> {
-    let fine = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.len() <= 63
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-    if fine { Vec::new() } else { vec!["must begin with a letter and have letters, digits, '_' and '-'".into()] }
-}
-
-fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
-    let mtu = flags.mtu.or(declared.mtu);
-    if let Some(mtu) = mtu.filter(|m| !(576..=65535).contains(m)) {
-        let message = format!("Invalid value: {mtu}: must be between 576 and 65535");
-        if flags.mtu.is_some() { c.flag("--mtu", message) } else { c.file("mtu", message) }
-    }
-    let pod_cidrs = cidrs(c, flags, declared);
-    let in_cluster = [&flags.kubeconfig, &flags.bootstrap_kubeconfig, &declared.kubeconfig, &declared.bootstrap_kubeconfig];
-    // A cluster has its own.
-    let services = declared.services.unwrap_or(in_cluster.iter().all(|file| file.is_none()));
-    let service_cidrs = if services { service_cidrs(c, declared, &pod_cidrs) } else { Vec::new() };
-    Network {
-        dns: declared.dns.unwrap_or(declared.cluster_dns.is_empty()) && !service_cidrs.is_empty(),
-        service_cidrs,
-        bridge: c.text("bridge", "--bridge", flags.bridge.as_ref(), declared.bridge.as_ref(), "nodeagent0", interface),
-        pod_cidrs,
-        nft_table: c.text("nftTable", "--nft-table", flags.nft_table.as_ref(), declared.nft_table.as_ref(), "nodeagent", table),
-        mtu,
-        wiring: flags.network.or(declared.network),
-        ranges: if flags.pod_cidrs.is_empty() && declared.pod_cidrs.is_empty() { Ranges::Default } else { Ranges::Chosen },
-        cni: cni(c, flags, declared),
-    }
-}
-
-fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
-    let section = &declared.cni;
-    for dir in &section.bin_dirs {
-        c.path("cni.binDirs", Some(dir));
-    }
-    let bin_dirs = if section.bin_dirs.is_empty() { vec!["/opt/cni/bin".into()] } else { section.bin_dirs.clone() };
-    let lib = flags.root.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
-        // Whether it can be is told elsewhere.
-        std::path::absolute(root).map_or_else(|_| Paths::default(), Paths::below)
-    });
-    let timeout = c.duration("cni.timeout", section.timeout.as_ref(), Duration::from_secs(60));
-    if timeout.is_zero() {
-        c.file("cni.timeout", "Invalid value: 0: must be longer".into());
-    }
-    Cni {
-        conf_dir: c.path("cni.confDir", section.conf_dir.as_ref()).unwrap_or_else(|| "/etc/cni/net.d".into()),
-        bin_dirs,
-        cache_dir: c.path("cni.cacheDir", section.cache_dir.as_ref()).unwrap_or_else(|| lib.lib().join("cni")),
-        timeout,
-    }
-}
-
-fn cidrs(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Vec<Cidr> {
-    let from_flag = !flags.pod_cidrs.is_empty();
-    let default = vec!["10.85.0.0/16".to_owned()];
-    let texts = match (from_flag, declared.pod_cidrs.is_empty()) {
-        (true, _) => &flags.pod_cidrs,
-        (false, false) => &declared.pod_cidrs,
-        (false, true) => &default,
-    };
-    let mut tell = |message: String| {
-        if from_flag { c.flag("--pod-cidr", message) } else { c.file("podCIDRs", message) }
-    };
-    let mut cidrs: Vec<Cidr> = Vec::new();
-    for text in texts {
-        match parse_cidr(text) {
-            Ok(cidr) if cidrs.iter().any(|c| c.address.is_ipv4() == cidr.address.is_ipv4()) => {
-                tell(format!("Invalid value: {text:?}: there is a range of this family already"));
-            }
-            Ok(cidr) => cidrs.push(cidr),
-            Err(wrong) => tell(format!("Invalid value: {text:?}: {wrong}")),
-        }
-    }
-    cidrs
-}
-
-/// Of the families that pods have. A default gives way to the pods' range.
-fn service_cidrs(c: &mut Checker<'_>, declared: &Declared, pods: &[Cidr]) -> Vec<Cidr> {
-    const DEFAULTS: [&str; 4] = ["10.96.0.0/16", "172.30.0.0/16", "fd00:10:96::/112", "fd00:10:97::/112"];
-    let overlaps = |a: &Cidr| pods.iter().any(|b| a.overlaps(b));
-    let mut ranges: Vec<Cidr> = Vec::new();
-    let is_new = |cidr: &Cidr, ranges: &[Cidr]| !ranges.iter().any(|have| have.address.is_ipv4() == cidr.address.is_ipv4());
-    for text in &declared.service_cidrs {
-        match parse_cidr(text) {
-            Ok(cidr) if !is_new(&cidr, &ranges) => {
-                c.file("serviceCIDRs", format!("Invalid value: {text:?}: there is a range of this family already"));
-            }
-            Ok(cidr) if overlaps(&cidr) => {
-                c.file("serviceCIDRs", format!("Invalid value: {text:?}: overlaps the pods' range: see podCIDRs"));
-            }
-            Ok(cidr) => ranges.push(cidr),
-            Err(wrong) => c.file("serviceCIDRs", format!("Invalid value: {text:?}: {wrong}")),
-        }
-    }
-    if declared.service_cidrs.is_empty() {
-        let families = |cidr: &Cidr| pods.iter().any(|pods| pods.address.is_ipv4() == cidr.address.is_ipv4());
-        for cidr in DEFAULTS.iter().filter_map(|text| parse_cidr(text).ok()).filter(families) {
-            if is_new(&cidr, &ranges) && !overlaps(&cidr) {
-                ranges.push(cidr);
-            }
-        }
-        // In the order of the pods' families: the first is a Service's own.
-        ranges.sort_by_key(|cidr| pods.first().is_some_and(|first| first.address.is_ipv4() != cidr.address.is_ipv4()));
-    }
-    ranges
-}
-
-/// A range that pods, or Services, can have.
-pub(super) fn parse_cidr(text: &str) -> Result<Cidr, String> {
-    let syntax = || "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned();
-    let (address, prefix) = text.split_once('/').ok_or_else(syntax)?;
-    let address: IpAddr = address.parse().map_err(|_| syntax())?;
-    let prefix: u8 = prefix.parse().map_err(|_| syntax())?;
-    let (bits, value) = match address {
-        IpAddr::V4(a) => (32, u128::from(u32::from(a)) << 96),
-        IpAddr::V6(a) => (128, u128::from(a)),
-    };
-    if prefix > bits {
-        return Err(syntax());
-    }
-    if prefix == 0 || bits - prefix < 3 {
-        return Err("the range needs room for pods: a prefix from 1 to 29 (IPv4) or 125 (IPv6)".into());
-    }
-    if value << prefix != 0 {
-        return Err(format!("has bits set after the first {prefix}"));
-    }
-    Ok(Cidr { address, prefix })
 }
 
 fn backoff(c: &mut Checker<'_>, declared: &Declared) -> Backoff {

@@ -34,6 +34,14 @@ pub struct Declared {
     pub(super) bridge: Option<String>,
     #[serde(rename = "podCIDRs")]
     pub(super) pod_cidrs: Vec<String>,
+    /// As podCIDRs, with gateways and exclusions.
+    pub(super) pod_ranges: Vec<RangeSection>,
+    /// A duration.
+    pub(super) address_reuse_after: Option<String>,
+    /// A duration.
+    pub(super) address_probe: Option<String>,
+    pub(super) masquerade: Option<bool>,
+    pub(super) masquerade_except: Vec<String>,
     pub(super) nft_table: Option<String>,
     #[serde(rename = "serviceCIDRs")]
     pub(super) service_cidrs: Vec<String>,
@@ -110,6 +118,16 @@ pub struct BackoffSection {
     pub(super) initial: Option<String>,
     pub(super) max: Option<String>,
     pub(super) reset_after: Option<String>,
+}
+
+/// One of `podRanges`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RangeSection {
+    pub(super) subnet: String,
+    pub(super) gateway: Option<String>,
+    /// Addresses, runs of them (`10.85.0.5-10.85.0.9`), or subnets.
+    pub(super) exclude: Vec<String>,
 }
 
 /// `cni`.

@@ -85,7 +85,7 @@ pub struct Flags {
     /// Bridge that the pods are connected to [default: nodeagent0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
-    /// Range of the pods' addresses; one of IPv4 and one of IPv6 may be given [default: 10.85.0.0/16]
+    /// Range of the pods' addresses; may be given more than once, of IPv4 and of IPv6: a full one gives way to the next [default: 10.85.0.0/16]
     #[arg(long = "pod-cidr", value_name = "CIDR", value_delimiter = ',')]
     pub pod_cidrs: Vec<String>,
     /// nftables table of this agent's own [default: nodeagent]

@@ -5,11 +5,12 @@ mod cluster;
 mod file;
 mod flags;
 mod kubelet;
+mod network;
 mod paths;
 mod pods;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use crate::eviction;
 use crate::model::FileError;
 
 pub use cluster::Cluster;
-pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, UsernsSection};
+pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, RangeSection, UsernsSection};
 pub use flags::{Flags, LogFormat, LogLevel, Wiring};
 pub use kubelet::Kubelet;
+pub use network::plain_range;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
 
@@ -78,22 +80,41 @@ pub struct Settings {
 pub struct Network {
     /// The bridge's name: an interface name of at most 15 bytes.
     pub bridge: String,
-    /// The ranges that pods get their addresses from: one of IPv4, one of IPv6, or both.
-    pub pod_cidrs: Vec<Cidr>,
+    /// The ranges that pods get their addresses from, at least one; a pod gets an address of each family that has one.
+    pub pod_ranges: Vec<netplug::Range>,
+    /// How long an address rests between two pods.
+    pub reuse_after: Duration,
+    /// How long a new pod waits for somebody on the bridge who has its address already; none: nobody is asked.
+    pub probe: Option<Duration>,
+    /// Whether what pods send to the world has the node's address.
+    pub masquerade: bool,
+    /// Where pods' own addresses are seen, beside their ranges.
+    pub masquerade_except: Vec<netplug::Cidr>,
     /// The nftables table of this agent's own.
     pub nft_table: String,
     /// The ranges that Services get their addresses from, one a family at most; none: services are off.
-    pub service_cidrs: Vec<Cidr>,
+    pub service_cidrs: Vec<netplug::Cidr>,
     /// Whether the agent answers its pods' questions for names.
     pub dns: bool,
     /// The MTU of the pods' links; of the way out unless set.
     pub mtu: Option<u32>,
     /// Who wires pods, if it was said.
     pub wiring: Option<Wiring>,
-    /// Whether ranges were asked for; else `pod_cidrs` is the default.
+    /// Whether ranges were asked for; else `pod_ranges` is the default.
     pub ranges: Ranges,
     /// CNI plugins: for all pods, or for further interfaces that a pod asks for.
     pub cni: Cni,
+}
+
+impl Network {
+    /// The first subnet of each family: a Node object has room for no more.
+    pub fn first_subnets(&self) -> impl Iterator<Item = netplug::Cidr> {
+        let subnets = || self.pod_ranges.iter().map(|range| range.subnet);
+        let first = move |v4: bool| subnets().position(|subnet| subnet.is_v4() == v4);
+        let mut numbers: Vec<usize> = [first(true), first(false)].into_iter().flatten().collect();
+        numbers.sort_unstable();
+        numbers.into_iter().filter_map(|number| Some(self.pod_ranges.get(number)?.subnet))
+    }
 }
 
 /// Where the pods' ranges come from.
@@ -116,42 +137,6 @@ pub struct Cni {
     pub cache_dir: PathBuf,
     /// How long one may take.
     pub timeout: Duration,
-}
-
-/// A range of addresses. The address is the range's first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cidr {
-    /// The first address.
-    pub address: IpAddr,
-    /// How many bits all have in common.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// As netplug has it. None: it is no subnet, which no configuration that was checked has.
-    pub fn subnet(&self) -> Option<netplug::Cidr> {
-        netplug::Cidr::new(self.address, self.prefix).ok()
-    }
-
-    /// Whether an address is in both.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.subnet().zip(other.subnet()).is_some_and(|(one, other)| one.overlaps(&other))
-    }
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-
-    /// The error says what would be right.
-    fn from_str(text: &str) -> Result<Self, String> {
-        check::parse_cidr(text)
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
 }
 
 /// What becomes of the pods when the agent is told to stop.
@@ -264,3 +249,6 @@ pub fn load_from(flags: &Flags, name: &std::path::Path, text: &[u8]) -> Result<S
 
 mod check;
 use check::settings;
+
+#[cfg(test)]
+mod network_tests;

@@ -236,7 +236,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
     let store = Arc::new(Store::default());
     let counters = Arc::new(Counters::default());
     let recorder = Recorder::new(store.clone(), &settings.node_name, counters.clone());
-    let names = services::resolver(settings, network.bridge(), &recorder).await;
+    let names = services::resolver(settings, network.bridge(), &recorder);
     let mut runtime = runtime_settings(settings, &host_ips);
     if names.is_some() {
         runtime.cluster_dns = services::gateways(settings);
@@ -309,7 +309,7 @@ async fn pod_network(settings: &Settings) -> Result<PodNetwork, DaemonError> {
     )?;
     let belongs = if settings.cluster.is_some() { Belongs::ToACluster } else { Belongs::ToItself };
     match wiring(&settings.network, belongs) {
-        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open(network(settings)).await?, plugins).await?),
+        Wiring::Bridge => Ok(PodNetwork::bridged(netplug::Network::open_or_wait(network(settings)).await?, plugins).await?),
         Wiring::Cni => Ok(PodNetwork::plugged(plugins)),
     }
 }
@@ -336,13 +336,16 @@ fn wiring(network: &Network, belongs: Belongs) -> Wiring {
 fn network(settings: &Settings) -> netplug::Settings {
     netplug::Settings {
         bridge: settings.network.bridge.clone(),
-        ranges: services::ranges(settings).collect(),
+        ranges: settings.network.pod_ranges.clone(),
         table: settings.network.nft_table.clone(),
         mtu: settings.network.mtu,
         state_dir: settings.paths.net(),
+        reuse_after: settings.network.reuse_after,
+        probe: settings.network.probe,
+        masquerade: settings.network.masquerade,
+        masquerade_except: settings.network.masquerade_except.clone(),
         // By the host, where Services and policies see every packet.
         isolation: netplug::Isolation::Routed,
-        ..netplug::Settings::default()
     }
 }
 
@@ -404,7 +407,7 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
     let facts = machine::object::Facts {
         labels: node.admission.labels().clone(),
         addresses: node.host_ips.clone(),
-        pod_cidrs: settings.network.pod_cidrs.iter().map(ToString::to_string).collect(),
+        pod_cidrs: settings.network.first_subnets().map(|subnet| subnet.to_string()).collect(),
         max_pods: settings.pods.max,
         lib: settings.paths.lib(),
         started: Timestamp::now(),
@@ -500,6 +503,7 @@ async fn mind_firewalls(node: Arc<Node>) {
 /// Lets pods whose link somebody deleted have it back.
 async fn mind_links(node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) {
     let Some(network) = node.network.bridge() else { return };
+    network.up().await;
     let Ok(mut severed) = network.severed().await else { return };
     while let Some(uid) = severed.recv().await {
         let _ = orders.send(Order::Rewire(model::PodUid::new(&uid)));
@@ -559,7 +563,11 @@ mod tests {
         let bridge = "nodeagent0".to_owned();
         let network = Network {
             bridge,
-            pod_cidrs: Vec::new(),
+            pod_ranges: Vec::new(),
+            reuse_after: std::time::Duration::ZERO,
+            probe: None,
+            masquerade: true,
+            masquerade_except: Vec::new(),
             service_cidrs: Vec::new(),
             dns: false,
             nft_table: String::new(),

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::NodeSpec;
+use netplug::Range;
 
 use crate::cluster::Cluster;
-use crate::config::{Cidr, Ranges, Settings, Wiring};
+use crate::config::{self, Ranges, Settings, Wiring};
 use crate::durable;
 
 /// How long a new node waits for its range. A cluster that gives none lets it have the default.
@@ -21,7 +22,7 @@ pub async fn of_cluster(settings: &mut Settings, cluster: &Cluster) {
     }
     let file = settings.paths.lib().join("pod-cidrs");
     if let Some(known) = read(&file) {
-        settings.network.pod_cidrs = known;
+        settings.network.pod_ranges = known;
         return;
     }
     if std::fs::read_dir(settings.paths.pods_run()).is_ok_and(|mut pods| pods.next().is_some()) {
@@ -40,21 +41,21 @@ pub async fn of_cluster(settings: &mut Settings, cluster: &Cluster) {
         );
         return;
     };
-    let cidrs: Vec<Cidr> = given.iter().filter_map(|text| text.parse().ok()).collect();
-    if cidrs.is_empty() {
+    let ranges: Vec<Range> = given.iter().filter_map(|text| config::plain_range(text).ok()).collect();
+    if ranges.is_empty() {
         return;
     }
-    let text = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let text = ranges.iter().map(|range| range.subnet.to_string()).collect::<Vec<_>>().join("\n");
     if let Err(error) = durable::write(&file, text.as_bytes()) {
         tracing::warn!(file = %file.display(), %error, "the cluster's range could not be kept: pods get the default");
         return;
     }
     tracing::info!(ranges = text.replace('\n', ", "), "pods get addresses of the range that the cluster gave this node");
-    settings.network.pod_cidrs = cidrs;
+    settings.network.pod_ranges = ranges;
 }
 
-fn read(file: &Path) -> Option<Vec<Cidr>> {
+fn read(file: &Path) -> Option<Vec<Range>> {
     let text = std::fs::read_to_string(file).ok()?;
-    let cidrs: Vec<Cidr> = text.lines().filter_map(|line| line.parse().ok()).collect();
-    (!cidrs.is_empty()).then_some(cidrs)
+    let ranges: Vec<Range> = text.lines().filter_map(|line| config::plain_range(line).ok()).collect();
+    (!ranges.is_empty()).then_some(ranges)
 }

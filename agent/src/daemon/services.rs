@@ -6,7 +6,7 @@ use std::sync::Arc;
 use netplug::Cidr;
 use netplug::dns::Resolver;
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
 use crate::service::controller::Controller;
@@ -23,7 +23,7 @@ pub(super) fn parts(
     recorder: &Recorder,
     resolver: Option<Resolver>,
 ) -> (Services, Option<Parts>) {
-    let ranges: Vec<Cidr> = settings.network.service_cidrs.iter().filter_map(config::Cidr::subnet).collect();
+    let ranges: Vec<Cidr> = settings.network.service_cidrs.clone();
     let Some(network) = network else { return (Services::foreign(), None) };
     if ranges.is_empty() {
         return (Services::default(), None);
@@ -44,22 +44,16 @@ pub(super) fn parts(
 
 /// The bridge's addresses, where pods ask for names.
 pub(super) fn gateways(settings: &Settings) -> Vec<IpAddr> {
-    ranges(settings).map(|range| range.gateway()).collect()
-}
-
-/// The pods' ranges. A range that the configuration took, netplug takes: both want the first address.
-pub(super) fn ranges(settings: &Settings) -> impl Iterator<Item = netplug::Range> {
-    let subnets = settings.network.pod_cidrs.iter().filter_map(config::Cidr::subnet);
-    subnets.map(|subnet| netplug::Range { subnet, gateway: None, exclude: Vec::new() })
+    settings.network.pod_ranges.iter().map(netplug::Range::gateway).collect()
 }
 
 /// Listens for questions at the bridge. Where it can't, pods ask the host's resolvers as if there were none here, and the node tells why.
-pub(super) async fn resolver(settings: &Settings, network: Option<&netplug::Network>, recorder: &Recorder) -> Option<Resolver> {
+pub(super) fn resolver(settings: &Settings, network: Option<&netplug::Network>, recorder: &Recorder) -> Option<Resolver> {
     if network.is_none() || !settings.network.dns {
         return None;
     }
-    let clients = ranges(settings).map(|range| range.subnet).collect();
-    match Resolver::start(&gateways(settings), clients, settings.resolv_conf.clone()).await {
+    let clients = settings.network.pod_ranges.iter().map(|range| range.subnet).collect();
+    match Resolver::start(&gateways(settings), clients, settings.resolv_conf.clone()) {
         Ok(resolver) => Some(resolver),
         Err(error) => {
             let message = format!(

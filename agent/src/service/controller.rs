@@ -1,5 +1,5 @@
 //! Follows pods and objects in the store, and tells what they come to: netplug, the resolver, the API's EndpointSlices. What did not
-//! change costs nothing: a pod that became ready concerns the Services of its namespace alone.
+//! change costs nothing: a pod that became ready concerns the Services that select it alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ struct Computed {
     service: Arc<Service>,
     endpoints: Vec<Endpoint>,
     slices: Vec<EndpointSlice>,
-    balanced: Vec<netplug::Service>,
+    balanced: Vec<Arc<netplug::Service>>,
 }
 
 #[derive(Default)]
@@ -77,6 +77,8 @@ struct State {
 impl Controller {
     /// Until the store's end.
     pub async fn run(self, mut inbox: Inbox) {
+        // Before, no pod has an address.
+        self.network.up().await;
         let mut pods = self.store.pods().changes;
         let mut services = self.store.workloads::<Service>().changes;
         let mut policies = self.store.workloads::<NetworkPolicy>().changes;
@@ -135,15 +137,16 @@ impl Controller {
         }
     }
 
-    /// Computes the Services anew that changed, or whose namespaces' pods did. Whether there are any.
-    fn compute(&self, state: &mut State, services: Vec<Arc<Service>>, changed: &HashSet<String>) -> bool {
+    /// Computes the Services anew that changed, or that select pods that did. Whether there are any.
+    fn compute(&self, state: &mut State, services: Vec<Arc<Service>>, changed: &Pods) -> bool {
         let mut before = std::mem::take(&mut state.computed);
         let mut any = false;
         for service in services {
             let key = namespaced_name(&service.metadata);
             let namespace = service.metadata.namespace.as_deref().unwrap_or("default");
+            let concerned = || changed.get(namespace).into_iter().flatten().any(|pod| endpoints::selects(&service, pod));
             let old = match before.remove(&key) {
-                Some(old) if Arc::ptr_eq(&old.service, &service) && !changed.contains(namespace) => {
+                Some(old) if Arc::ptr_eq(&old.service, &service) && !concerned() => {
                     state.computed.insert(key, old);
                     continue;
                 }
@@ -154,7 +157,7 @@ impl Controller {
             let external = service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("ExternalName");
             let slices = if external { Vec::new() } else { endpoints::slices(&service, &endpoints, &self.node) };
             self.show(old.as_ref().map_or(&[], |old| &old.slices), &slices);
-            let balanced = endpoints::balanced(&service, &endpoints);
+            let balanced = endpoints::balanced(&service, &endpoints).into_iter().map(Arc::new).collect();
             state.computed.insert(key, Computed { service, endpoints, slices, balanced });
         }
         for gone in before.values() {
@@ -174,10 +177,14 @@ impl Controller {
     }
 
     async fn tell(&self, state: &mut State) {
+        self.enforce(state).await;
         if let Some(resolver) = &self.resolver {
             let services = state.computed.values().map(|computed| (&*computed.service, computed.endpoints.as_slice()));
             resolver.set(zone::zone(&self.domain, services, &state.pods));
         }
+    }
+
+    async fn enforce(&self, state: &mut State) {
         let rules = Rules {
             service_ranges: self.ranges.clone(),
             services: state.computed.values().flat_map(|computed| computed.balanced.iter().cloned()).collect(),
@@ -212,8 +219,8 @@ impl State {
         }
     }
 
-    /// Reads the pods. The namespaces in which one is of other facts than before.
-    fn look(&mut self, store: &Store) -> HashSet<String> {
+    /// Reads the pods. Those that are of other facts than before: as they were, and as they are.
+    fn look(&mut self, store: &Store) -> Pods {
         let mut before = std::mem::take(&mut self.facts);
         let mut now: Pods = Pods::new();
         for pod in store.pods().objects {
@@ -234,8 +241,7 @@ impl State {
             self.facts.insert(uid, (pod, read));
         }
         self.wired.retain(|uid, _| self.facts.contains_key(uid));
-        let names: HashSet<&String> = now.keys().chain(self.pods.keys()).collect();
-        let changed = names.into_iter().filter(|name| now.get(*name) != self.pods.get(*name)).cloned().collect();
+        let changed = different(&self.pods, &now);
         self.pods = now;
         changed
     }
@@ -249,6 +255,21 @@ impl State {
         }
         Arc::new(Facts { ips: wired.ips.clone(), ..Facts::clone(read) })
     }
+}
+
+/// The pods that aren't in both, by namespace.
+fn different(before: &Pods, now: &Pods) -> Pods {
+    let by_uid = |pods: &Pods| -> HashMap<String, Arc<Facts>> {
+        pods.values().flatten().map(|pod| (pod.uid.clone(), pod.clone())).collect()
+    };
+    let (before, now) = (by_uid(before), by_uid(now));
+    let mut changed = Pods::new();
+    for (pods, others) in [(&before, &now), (&now, &before)] {
+        for pod in pods.values().filter(|pod| others.get(&pod.uid) != Some(*pod)) {
+            changed.entry(pod.namespace.clone()).or_default().push(pod.clone());
+        }
+    }
+    changed
 }
 
 fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {

@@ -34,15 +34,21 @@ pub struct Endpoint {
     pub ports: Vec<(String, Protocol, u16)>,
 }
 
+/// Whether a Service's selector matches a pod of its namespace.
+pub fn selects(service: &Service, pod: &Facts) -> bool {
+    let Some(spec) = &service.spec else { return false };
+    let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
+    let selector = selector.filter(|_| spec.type_.as_deref() != Some("ExternalName"));
+    selector.is_some_and(|selector| selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v)))
+}
+
 /// Those of a Service among the pods of its namespace.
 pub fn of(service: &Service, pods: &[Arc<Facts>]) -> Vec<Endpoint> {
     let Some(spec) = &service.spec else { return Vec::new() };
-    let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
-    let Some(selector) = selector.filter(|_| spec.type_.as_deref() != Some("ExternalName")) else { return Vec::new() };
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let anyway = spec.publish_not_ready_addresses == Some(true);
     let mut endpoints = Vec::new();
-    for pod in pods.iter().filter(|pod| pod.reachable() && selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v))) {
+    for pod in pods.iter().filter(|pod| pod.reachable() && selects(service, pod)) {
         let ports: Vec<_> = spec.ports.iter().flatten().filter_map(|port| target(port, pod)).collect();
         for ip in pod.ips.iter().filter(|ip| families.iter().any(|f| (f == "IPv4") == ip.is_ipv4())) {
             endpoints.push(Endpoint {

@@ -14,6 +14,8 @@ const STATE: &str = "/run/netplug";
 /// Where host-local keeps its reservations, and so do we.
 const HOST_LOCAL: &str = "/var/lib/cni/networks";
 const DEFAULT_BRIDGE: &str = "cni0";
+/// An answer on an Ethernet takes a millisecond.
+const PROBE: Duration = Duration::from_millis(200);
 
 /// Versions of the specification, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +79,9 @@ pub(crate) struct Config {
     port_isolation: bool,
     #[serde(default)]
     disable_container_interface: bool,
+    /// Whether is asked if somebody has the address already.
+    #[serde(default, rename = "enabledad")]
+    enable_dad: bool,
     #[serde(default)]
     vlan_trunk: Value,
     /// As the plugin `bandwidth` has them; `runtimeConfig.bandwidth` lies over them.
@@ -224,6 +229,7 @@ impl Config {
             state_dir: self.state_dir(),
             masquerade: self.ip_masq,
             reuse_after: Duration::ZERO,
+            probe: self.enable_dad.then_some(PROBE),
             isolation: if self.port_isolation { crate::Isolation::Pods } else { crate::Isolation::Off },
             ..Settings::default()
         };

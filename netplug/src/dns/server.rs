@@ -3,11 +3,13 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
@@ -23,6 +25,8 @@ use super::{
 use crate::cidr::Cidr;
 
 const PORT: u16 = 53;
+/// Clients that wait to be accepted.
+const BACKLOG: i32 = 1024;
 /// Questions that wait for others' answers, and TCP connections, at once; what is beyond isn't heard.
 const AT_ONCE: usize = 1024;
 /// A TCP client's time between two questions.
@@ -46,9 +50,10 @@ struct Shared {
 }
 
 impl Resolver {
-    /// Listens on port 53 of these addresses, by UDP and TCP, in tokio's threads' network namespace. `clients`: who is answered beside
+    /// Listens on port 53 of these addresses, by UDP and TCP, in the calling thread's network namespace and tokio's
+    /// runtime. The addresses needn't be there yet. `clients`: who is answered beside
     /// the host. `resolv_conf`: where the host's resolvers are read from, whenever one is needed.
-    pub async fn start(addresses: &[IpAddr], clients: Vec<Cidr>, resolv_conf: PathBuf) -> io::Result<Resolver> {
+    pub fn start(addresses: &[IpAddr], clients: Vec<Cidr>, resolv_conf: PathBuf) -> io::Result<Resolver> {
         let shared = Arc::new(Shared {
             zone: RwLock::default(),
             cache: Mutex::default(),
@@ -59,8 +64,7 @@ impl Resolver {
         let mut sockets = Vec::new();
         for ip in addresses {
             let told = |error: io::Error| io::Error::new(error.kind(), format!("listen on {ip} port {PORT}: {error}"));
-            let udp = UdpSocket::bind((*ip, PORT)).await.map_err(told)?;
-            sockets.push((udp, TcpListener::bind((*ip, PORT)).await.map_err(told)?));
+            sockets.push(bind((*ip, PORT).into()).map_err(told)?);
         }
         for (udp, tcp) in sockets {
             tokio::spawn(serve_udp(shared.clone(), Arc::new(udp)));
@@ -73,6 +77,26 @@ impl Resolver {
     pub fn set(&self, zone: Zone) {
         *self.shared.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
     }
+}
+
+/// Both sockets of an address, which needn't be there yet, nor all the time (IP_FREEBIND): the bridge may come later.
+fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let made = |kind| -> io::Result<OwnedFd> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        match address {
+            SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
+            SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,
+        }
+        if kind == SocketType::STREAM {
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+        }
+        net::bind(&socket, &address)?;
+        Ok(socket)
+    };
+    let (udp, tcp) = (made(SocketType::DGRAM)?, made(SocketType::STREAM)?);
+    net::listen(&tcp, BACKLOG)?;
+    Ok((UdpSocket::from_std(udp.into())?, TcpListener::from_std(tcp.into())?))
 }
 
 async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {

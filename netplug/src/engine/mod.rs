@@ -8,8 +8,11 @@ mod host_port;
 mod picture;
 mod pod;
 mod ports;
+mod probe;
+mod record;
 pub(crate) mod rules;
 mod shape;
+mod wait;
 mod watch;
 
 use std::{
@@ -27,6 +30,7 @@ use self::bridge::Bridge;
 pub use self::shape::can_limit_bandwidth;
 pub(crate) use self::{
     pod::{Via, Wanted},
+    wait::{Host, Waiting},
     watch::Wake,
 };
 use self::{
@@ -38,6 +42,7 @@ use crate::{
     error::{Doing, Error},
     ipam::{Pools, Refusal},
     lease::{Lease, LeaseDir},
+    links::Mac,
     netlink::{self, Wire},
     network::{Attached, Remove},
     nft::{Obstacle, Table, others::obstacles},
@@ -61,8 +66,6 @@ pub(crate) struct Engine {
     isolated: bool,
     /// Services and policies.
     standing: rules::Standing,
-    /// Whether the next process wouldn't know them.
-    unsaved: bool,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -133,8 +136,7 @@ impl Engine {
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
             isolated: false,
-            standing: rules::Standing::default(),
-            unsaved: false,
+            standing: rules::Standing::new(record::Record::new(&settings.state_dir)),
             watch: None,
             complete: false,
             port_ids,
@@ -294,17 +296,8 @@ impl Engine {
         self.table.destroy(&mut self.wire, &self.nft).doing(|| format!("remove the nftables table inet {}", self.settings.table))
     }
 
-    /// The whole table from what is known.
-    fn render(&mut self) -> Result<(), Error> {
-        self.complete()?;
-        self.table
-            .render(&mut self.wire, &self.nft, self.leases.values(), self.standing.fragments())
-            .doing(|| format!("set up the nftables table inet {}", self.settings.table))
-    }
-
     /// Makes or renews the lease, on disk before anything else, so that a crash can't give the address twice.
     fn lease(&mut self, wanted: &Wanted, before: Option<&Lease>, inside: &pod::Inside) -> Result<Lease, Error> {
-        let address = |refusal: Refusal| Error::Address { pod: wanted.pod.clone(), refusal };
         let (ips, host_if) = if let Some(lease) = before {
             if let Some(ip) = wanted.fixed.iter().find(|ip| !lease.ips.contains(ip)) {
                 let problem = format!("the address {ip} is asked for, but the pod runs with {}", show(&lease.ips));
@@ -314,7 +307,7 @@ impl Engine {
         } else {
             // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
             let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
-            let ips = self.pools.allocate(&fixed, self.clock.now()).map_err(address)?;
+            let ips = self.addresses(wanted, &fixed)?;
             (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
         };
         let lease = Lease {
@@ -341,6 +334,40 @@ impl Engine {
         }
         index(&mut self.ports, &lease);
         Ok(lease)
+    }
+
+    /// Addresses for a pod that has none yet. Where the settings say so, such as nobody answers to: one that somebody does is set aside.
+    fn addresses(&mut self, wanted: &Wanted, fixed: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+        let refuse = |refusal| Error::Address { pod: wanted.pod.clone(), refusal };
+        let mut strangers: HashMap<IpAddr, Mac> = HashMap::new();
+        loop {
+            let ips = self.pools.allocate(fixed, self.clock.now()).map_err(refuse)?;
+            let known = ips.iter().find_map(|ip| Some((*ip, *strangers.get(ip)?)));
+            let taken = match (self.settings.probe, known) {
+                (None, _) => None,
+                // There is no other one.
+                (Some(_), Some(known)) => Some(known),
+                (Some(patience), None) => self.first_taken(&ips, patience)?,
+            };
+            let Some((stranger, mac)) = taken else { return Ok(ips) };
+            // The stranger's rests, so that another one comes first.
+            self.pools.release(stranger, self.clock.now());
+            ips.into_iter().filter(|ip| *ip != stranger).for_each(|ip| self.pools.undo(ip));
+            if known.is_some() || fixed.contains(&stranger) {
+                return Err(refuse(Refusal::InUse(stranger, mac)));
+            }
+            tracing::warn!(pod = wanted.pod, "{}: the pod gets another one", Refusal::InUse(stranger, mac));
+            strangers.insert(stranger, mac);
+        }
+    }
+
+    fn first_taken(&mut self, ips: &[IpAddr], patience: Duration) -> Result<Option<(IpAddr, Mac)>, Error> {
+        for ip in ips {
+            if let Some(mac) = self.holder_of(*ip, patience)? {
+                return Ok(Some((*ip, mac)));
+            }
+        }
+        Ok(None)
     }
 
     /// The host's links, the pod's inside, its ports.

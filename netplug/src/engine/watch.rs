@@ -19,7 +19,7 @@ use rustix::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Engine;
+use super::{Engine, bridge};
 use crate::{
     bandwidth::ifb_of,
     error::{Doing, Error},
@@ -30,9 +30,9 @@ use crate::{
     },
 };
 
-const RTNLGRP_LINK: u32 = 1;
-const RTNLGRP_IPV4_IFADDR: u32 = 5;
-const RTNLGRP_IPV6_IFADDR: u32 = 9;
+pub(super) const RTNLGRP_LINK: u32 = 1;
+pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
+pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const NFNLGRP_NFTABLES: u32 = 7;
 
 const RTM_NEWLINK: u16 = 16;
@@ -60,6 +60,9 @@ pub(crate) struct Watch {
     due: Option<Instant>,
     patience: Duration,
     repaired: Option<Instant>,
+    /// The bridge or the table is to be put back.
+    hurt: bool,
+    astray: Astray,
     /// Who wants to know of pods that lost their link.
     listeners: Vec<UnboundedSender<String>>,
     /// Other people's chains that stand in the way, for who wants to know.
@@ -83,6 +86,54 @@ struct Seen {
     in_order: bool,
 }
 
+/// What messages told of links, read to the last.
+#[derive(Default)]
+struct News {
+    /// By index.
+    seen: HashMap<u32, Seen>,
+    gone: HashMap<u32, String>,
+    /// Whether the bridge is gone, down, or less an address.
+    hurt: bool,
+}
+
+impl News {
+    fn hear(&mut self, message: &[u8], bridge: u32, me: u32) {
+        let index = u32_at(message, 20);
+        match kind(message) {
+            RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
+            _ if message.get(16) == Some(&AF_BRIDGE) => {}
+            RTM_DELLINK => {
+                self.hurt |= index == bridge;
+                self.seen.remove(&index);
+                self.gone.insert(index, port(message, bridge).name);
+            }
+            RTM_NEWLINK if index == bridge => self.hurt |= u32_at(message, 24) & IFF_UP == 0,
+            RTM_NEWLINK => drop(self.seen.insert(index, port(message, bridge))),
+            _ => {}
+        }
+    }
+
+    /// The names that no link has any more: a pod that was wired anew has a link of its name again.
+    fn lost_names(&self) -> HashSet<&str> {
+        let names = self.gone.values().map(String::as_str);
+        names.filter(|name| !self.seen.values().any(|port| port.name == *name)).collect()
+    }
+}
+
+/// Links that are down or out of the bridge, by index, and their names: a pod's may have to be put back.
+#[derive(Debug, Default)]
+struct Astray(HashMap<u32, String>);
+
+impl Astray {
+    fn update(&mut self, news: News, is_pods: impl Fn(&str) -> bool) {
+        self.0.retain(|index, _| !news.gone.contains_key(index));
+        for (index, port) in news.seen {
+            if port.in_order { drop(self.0.remove(&index)) } else { drop(self.0.insert(index, port.name)) }
+        }
+        self.0.retain(|_, name| is_pods(name));
+    }
+}
+
 impl Watch {
     pub(crate) fn new() -> Result<Watch, Error> {
         let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a netlink socket that watches links".into())?;
@@ -101,6 +152,8 @@ impl Watch {
             due: None,
             patience: PATIENCE,
             repaired: None,
+            hurt: false,
+            astray: Astray::default(),
             listeners: Vec::new(),
             firewalls: None,
             chains_changed: false,
@@ -133,14 +186,13 @@ impl Watch {
         let due = self.due.is_some_and(|due| due <= Instant::now());
         if due {
             self.due = None;
-            self.repaired = Some(Instant::now());
         }
         due
     }
 }
 
 /// The messages that wait in a socket, to the last. Answers whether some were lost.
-fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> bool {
+pub(super) fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> bool {
     let mut lost = false;
     loop {
         let length = match recv(socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
@@ -207,12 +259,16 @@ impl Engine {
     pub(crate) fn notice(&mut self) {
         // Taken out for the time, so that it can be read beside the rest.
         let Some(mut watch) = self.watch.take() else { return };
-        let hurt = self.read_links(&mut watch) | self.read_tables(&mut watch);
-        if hurt && !self.closed {
+        self.read_links(&mut watch);
+        self.read_tables(&mut watch);
+        if (watch.hurt || !watch.astray.0.is_empty()) && !self.closed {
             watch.plan_repair();
         }
         self.tell_of_firewalls(&mut watch);
-        if watch.is_due() && !self.closed {
+        if watch.is_due() && !self.closed && self.is_confirmed(&mut watch) {
+            watch.repaired = Some(Instant::now());
+            watch.hurt = false;
+            watch.astray = Astray::default();
             match self.repair() {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
@@ -221,6 +277,7 @@ impl Engine {
                 ),
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
+                    watch.hurt = true;
                     watch.plan_repair();
                 }
             }
@@ -228,40 +285,35 @@ impl Engine {
         self.watch = Some(watch);
     }
 
-    /// Whether the bridge or a pod's port was hurt.
-    fn read_links(&self, watch: &mut Watch) -> bool {
-        let (bridge, me) = (self.bridge.index, self.port_ids.0);
-        let mut hurt = false;
-        let mut seen: HashMap<u32, Seen> = HashMap::new();
-        let mut gone: HashSet<String> = HashSet::new();
-        let lost = drain(&watch.route, &mut watch.buffer, |message| {
-            let index = u32_at(message, 20);
-            match kind(message) {
-                RTM_DELADDR => hurt |= index == bridge && sender(message) != me,
-                _ if message.get(16) == Some(&AF_BRIDGE) => {}
-                RTM_DELLINK => {
-                    hurt |= index == bridge;
-                    seen.remove(&index);
-                    gone.insert(port(message, bridge).name);
-                }
-                RTM_NEWLINK if index == bridge => hurt |= u32_at(message, 24) & IFF_UP == 0,
-                RTM_NEWLINK => drop(seen.insert(index, port(message, bridge))),
-                _ => {}
-            }
-        });
-        // A pod that was wired anew has a link of that name again.
-        gone.retain(|name| !seen.values().any(|port| port.name == *name));
-        let severed = self.leases.values().filter(|lease| gone.contains(&lease.host_if));
-        severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
-        let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
-        hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(&ifb));
-        let astray: Vec<Seen> = seen.into_values().filter(|port| !port.in_order).collect();
-        let of_a_pod = |name: &str| self.leases.values().any(|lease| lease.host_if == name);
-        hurt || lost || astray.iter().any(|port| of_a_pod(&port.name))
+    /// Whether there still is something to repair. The link of a namespace that ends is seen down and out of the bridge before it is
+    /// seen gone; the kernel does all of that under one lock, which the question waits for.
+    fn is_confirmed(&mut self, watch: &mut Watch) -> bool {
+        if !watch.hurt && bridge::find(&mut self.wire, &self.route, &self.settings.bridge).is_ok() {
+            self.read_links(watch);
+        }
+        watch.hurt || !watch.astray.0.is_empty()
     }
 
-    /// Whether something was taken out of our table.
-    fn read_tables(&self, watch: &mut Watch) -> bool {
+    /// What was done to the bridge and to pods' links.
+    fn read_links(&self, watch: &mut Watch) {
+        let (bridge, me) = (self.bridge.index, self.port_ids.0);
+        let mut news = News::default();
+        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, bridge, me));
+        watch.hurt |= news.hurt || lost;
+        if news.seen.is_empty() && news.gone.is_empty() {
+            return;
+        }
+        let gone = news.lost_names();
+        let severed = self.leases.values().filter(|lease| gone.contains(lease.host_if.as_str()));
+        severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
+        let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
+        watch.hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(ifb.as_str()));
+        let of_pods: HashSet<&str> = self.leases.values().map(|lease| lease.host_if.as_str()).collect();
+        watch.astray.update(news, |name| of_pods.contains(name));
+    }
+
+    /// What was taken out of our table, and whether chains came or went.
+    fn read_tables(&self, watch: &mut Watch) {
         let (mut hurt, mut chains) = (false, false);
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
@@ -272,7 +324,7 @@ impl Engine {
             }
         });
         watch.chains_changed |= chains || lost;
-        hurt || lost
+        watch.hurt |= hurt || lost;
     }
 }
 
@@ -286,4 +338,98 @@ fn port(message: &[u8], bridge: u32) -> Seen {
         }
     }
     Seen { name, in_order: master == Some(bridge) && u32_at(message, 24) & IFF_UP != 0 }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    const BRIDGE: u32 = 7;
+    const POD: u32 = 9;
+
+    /// `up`, `down`, `out` (of the bridge) or `gone`, of the pod's link; `bridge …` of the bridge itself.
+    fn message(what: &str) -> Vec<u8> {
+        let (index, state) = what.strip_prefix("bridge ").map_or((POD, what), |state| (BRIDGE, state));
+        let kind = if state == "gone" { RTM_DELLINK } else { RTM_NEWLINK };
+        let flags = if state == "down" { 0 } else { IFF_UP };
+        let mut message = vec![0; 4];
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend([0; 4]);
+        message.extend(index.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 4]);
+        let mut attribute = |kind: u16, value: &[u8]| {
+            message.extend((4 + value.len() as u16).to_ne_bytes());
+            message.extend(kind.to_ne_bytes());
+            message.extend(value);
+        };
+        attribute(IFLA_IFNAME, b"vethpod\0");
+        if state != "out" {
+            attribute(IFLA_MASTER, &BRIDGE.to_ne_bytes());
+        }
+        message
+    }
+
+    /// Each word is read by itself: what was told in between has been acted upon.
+    #[rstest]
+    #[case::somebody_takes_it_down("up, down", true, false)]
+    #[case::and_up_again("up, down, up", false, false)]
+    #[case::somebody_takes_it_out("out", true, false)]
+    #[case::it_dies_at_once("down+out+gone", false, false)]
+    #[case::it_dies_and_that_is_told_bit_by_bit("down, out, gone", false, false)]
+    #[case::it_dies_and_comes_again("down, gone, up", false, false)]
+    #[case::the_bridge_goes("bridge gone", false, true)]
+    #[case::the_bridge_is_taken_down("bridge down", false, true)]
+    #[case::the_bridge_changes("bridge up", false, false)]
+    fn what_is_to_be_put_back(#[case] told: &str, #[case] astray: bool, #[case] hurt: bool) {
+        let (mut known, mut harm) = (Astray::default(), false);
+        for read in told.split(", ") {
+            let mut news = News::default();
+            read.split('+').for_each(|what| news.hear(&message(what), BRIDGE, 1));
+            harm |= news.hurt;
+            known.update(news, |name| name == "vethpod");
+        }
+        assert_eq!((!known.0.is_empty(), harm), (astray, hurt));
+        known.update(News::default(), |_| false);
+        assert!(known.0.is_empty(), "a pod that was released has nothing to put back");
+    }
+
+    /// More news than the socket has room for: what is lost among it is put back all the same.
+    #[test]
+    fn news_that_were_lost_are_made_up_for() {
+        let work = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let state = tempfile::tempdir().unwrap();
+            let settings = Settings { bridge: "pods0".into(), state_dir: state.path().into(), ..Settings::default() };
+            let mut engine = Engine::open(settings).unwrap();
+            let ip = |args: &str| {
+                let output = std::process::Command::new("ip").args(args.split(' ')).output().expect("install iproute2");
+                assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+                String::from_utf8(output.stdout).unwrap()
+            };
+            engine.notice();
+            rustix::net::sockopt::set_socket_recv_buffer_size(&engine.watch.as_ref().unwrap().route, 0).unwrap();
+            ip("link add noise type bridge");
+            for number in 0..50 {
+                ip(&format!("link set noise alias a{number}"));
+            }
+            ip("address flush dev pods0");
+            engine.notice();
+            assert!(engine.watch.as_ref().unwrap().hurt, "the loss is noticed");
+            for _ in 0..1000 {
+                engine.notice();
+                if ip("-o -4 address show dev pods0").contains("10.88.0.1/16") {
+                    return;
+                }
+                std::thread::sleep(PATIENCE);
+            }
+            panic!("the address isn't back");
+        };
+        std::thread::spawn(work).join().unwrap();
+    }
 }

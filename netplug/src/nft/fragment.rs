@@ -1,7 +1,7 @@
 //! A part of the table that changes by itself: sets, chains and elements that it brings along, or has in the table's own sets. The
 //! difference of two is one atomic batch, of nothing but what differs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     rule::Rule,
@@ -35,10 +35,10 @@ impl Fragment {
 }
 
 /// A fragment before and after.
-pub(crate) type Step<'a> = (&'a Fragment, &'a Fragment);
+pub(crate) type Step = (Arc<Fragment>, Arc<Fragment>);
 
 /// What leads from the fragments before to those after. What is referred to is made before, and removed after, what refers to it.
-pub(crate) fn change<'a>(batch: &'a mut Batch, table: &'a str, steps: &[Step<'_>]) {
+pub(crate) fn change<'a>(batch: &'a mut Batch, table: &'a str, steps: &[Step]) {
     let phases: [fn(&mut Writer<'a>, &Fragment, &Fragment); 8] = [
         Writer::new_sets,
         Writer::new_chains,

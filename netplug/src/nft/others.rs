@@ -8,7 +8,7 @@ use netlink_sys::Socket;
 use super::wire::{Attrs, Op, dump};
 use crate::{
     error::Refused,
-    netlink::{Answer, Wire, attributes},
+    netlink::{Answer, Wire, attributes, until_whole},
 };
 
 const CHAIN_TABLE: u16 = 1;
@@ -45,6 +45,10 @@ impl fmt::Display for Obstacle {
 
 /// All that stand in the way.
 pub(crate) fn obstacles(wire: &mut Wire, socket: &Socket, own: &str, bridge: &str) -> Result<Vec<Obstacle>, Refused> {
+    until_whole(|| list(wire, socket, own, bridge))
+}
+
+fn list(wire: &mut Wire, socket: &Socket, own: &str, bridge: &str) -> Result<Vec<Obstacle>, Refused> {
     let mut found = Vec::new();
     let mut refused = None;
     wire.exchange(socket, &dump(Op::GetChain, &Attrs::default()), |_, answer| match answer {

@@ -49,8 +49,7 @@ const REDIRECTS: [(u8, u8); 2] = [(1, 5), (58, 137)];
 const fn at(n: u32) -> u32 {
     8 + n
 }
-/// Where a service's rules have the chosen endpoint, behind its number: a key of `alive` from here on.
-const ALIVE: u32 = at(5);
+/// Where a sticky service's rules have the chosen endpoint, behind the client's address.
 const CHOSEN: u32 = at(6);
 
 /// IPv4 or IPv6, as rules tell them apart.
@@ -126,11 +125,11 @@ impl Verdict<'_> {
 /// The sets of session affinity.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sticky<'a> {
-    /// ID . number → endpoint.
+    /// Number → endpoint.
     pub(crate) backends: &'a str,
-    /// ID . endpoint.
+    /// The endpoints.
     pub(crate) alive: &'a str,
-    /// ID . client → endpoint, for a time.
+    /// Client → endpoint, for a time.
     pub(crate) memory: &'a str,
     pub(crate) timeout: Duration,
 }
@@ -313,28 +312,20 @@ impl Rule {
             .lookup(set, Is::In)
     }
 
-    /// `dnat ip to ID . numgen random mod COUNT map @backends`
-    pub(crate) fn balance(self, family: Family, id: u32, count: u32, backends: &str) -> Rule {
-        self.choose(id, count, backends, at(0)).dnat_to(family, at(0))
+    /// `dnat ip to numgen random mod COUNT map @backends`
+    pub(crate) fn balance(self, family: Family, count: u32, backends: &str) -> Rule {
+        self.choose(count, backends, at(0)).dnat_to(family, at(0))
     }
 
     /// As [`Rule::balance`], and remembers the choice for the client.
-    pub(crate) fn balance_sticky(self, family: Family, id: u32, count: u32, names: &Sticky<'_>) -> Rule {
-        let (offset, length) = (family.source_offset(), family.address_len());
-        let rule = self.choose(id, count, names.backends, CHOSEN);
-        rule.payload(BASE_NETWORK, offset, length, at(1)).remember(names).dnat_to(family, CHOSEN)
+    pub(crate) fn balance_sticky(self, family: Family, count: u32, names: &Sticky<'_>) -> Rule {
+        self.choose(count, names.backends, CHOSEN).client(family).remember(names).dnat_to(family, CHOSEN)
     }
 
     /// To the client's endpoint of the last time, while that is one; renews the memory.
-    pub(crate) fn stick(self, family: Family, id: u32, names: &Sticky<'_>) -> Rule {
-        let (offset, length) = (family.source_offset(), family.address_len());
-        self.immediate(at(0), &id.to_ne_bytes())
-            .payload(BASE_NETWORK, offset, length, at(1))
-            .map_from(names.memory, at(0), CHOSEN)
-            .immediate(ALIVE, &id.to_ne_bytes())
-            .lookup_from(names.alive, ALIVE)
-            .remember(names)
-            .dnat_to(family, CHOSEN)
+    pub(crate) fn stick(self, family: Family, names: &Sticky<'_>) -> Rule {
+        let rule = self.client(family).map_from(names.memory, at(0), CHOSEN).lookup_from(names.alive, CHOSEN);
+        rule.remember(names).dnat_to(family, CHOSEN)
     }
 
     /// `reject with icmpx port-unreachable`
@@ -344,14 +335,19 @@ impl Rule {
         })
     }
 
-    fn choose(self, id: u32, count: u32, backends: &str, to: u32) -> Rule {
-        let rule = self.immediate(at(0), &id.to_ne_bytes()).expression("numgen", |data| {
-            data.u32(1, at(1)).u32(2, count).u32(3, RANDOM).u32(4, 0);
+    fn choose(self, count: u32, backends: &str, to: u32) -> Rule {
+        let rule = self.expression("numgen", |data| {
+            data.u32(1, at(0)).u32(2, count).u32(3, RANDOM).u32(4, 0);
         });
         rule.map_from(backends, at(0), to)
     }
 
-    /// `update @memory { ID . ip saddr timeout … : ip . port }`
+    /// `ip saddr`
+    fn client(self, family: Family) -> Rule {
+        self.payload(BASE_NETWORK, family.source_offset(), family.address_len(), at(0))
+    }
+
+    /// `update @memory { ip saddr timeout … : ip . port }`
     fn remember(self, names: &Sticky<'_>) -> Rule {
         let milliseconds = u64::try_from(names.timeout.as_millis()).unwrap_or(u64::MAX);
         self.expression("dynset", |data| {
@@ -365,12 +361,6 @@ impl Rule {
         self.payload(BASE_NETWORK, family.destination_offset(), family.address_len(), at(0))
             .meta(META_L4PROTO, at(words))
             .payload(BASE_TRANSPORT, 2, 2, at(words + 1))
-    }
-
-    fn immediate(self, register: u32, value: &[u8]) -> Rule {
-        self.expression("immediate", |data| {
-            data.u32(1, register).data(2, value);
-        })
     }
 
     fn dnat_to(self, family: Family, register: u32) -> Rule {

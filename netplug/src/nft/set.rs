@@ -15,13 +15,13 @@ const EVAL: u32 = 0x20;
 const ELEMENT_INTERVAL_END: u32 = 1;
 /// NFT_DATA_VERDICT.
 const VERDICT: u32 = 0xffff_ff00;
-/// Clients that affinity remembers at once; those beyond are balanced anew each time.
+/// Clients that a service's affinity remembers at once; those beyond are balanced anew each time.
 const MEMORY: u32 = 65_536;
 
 /// nft's own numbers of data types; a concatenation shifts by six bits.
 const PROTOCOL: (u32, u32) = (12, 4);
 const PORT: (u32, u32) = (13, 4);
-/// Numbers of services and endpoints: shown as marks are.
+/// Numbers of endpoints: shown as marks are.
 const NUMBER: (u32, u32) = (19, 4);
 
 fn address(family: Family) -> (u32, u32) {
@@ -49,11 +49,11 @@ pub(crate) enum Kind {
     Ports(Family),
     /// address . protocol . port → address . port
     PortsAt(Family),
-    /// number . number → address . port
+    /// number → address . port
     Backends(Family),
-    /// number . address . port
+    /// address . port
     Alive(Family),
-    /// number . address → address . port, for a time
+    /// address → address . port, for a time
     Memory(Family),
 }
 
@@ -61,7 +61,7 @@ impl Kind {
     /// NFTA_SET_*, but for table, name and number.
     pub(crate) fn write(self, set: &mut Attrs) {
         let (flags, key, data) = self.parts();
-        let is_concatenation = key.len() > 1;
+        let is_address = key.len() == 1 && key != [NUMBER];
         set.u32(3, flags).u32(4, concatenated(&key)).u32(5, key.iter().map(|(_, length)| length).sum());
         match data {
             None => {}
@@ -77,7 +77,7 @@ impl Kind {
                 description.u32(1, MEMORY);
             });
         }
-        if !is_concatenation {
+        if is_address {
             set.bytes(13, &BIG_ENDIAN_KEYS);
         }
     }
@@ -94,9 +94,9 @@ impl Kind {
             Kind::PortVerdicts => (MAP, vec![PROTOCOL, PORT], Some(Data::Verdict)),
             Kind::Ports(f) => (MAP, vec![PROTOCOL, PORT], target(f)),
             Kind::PortsAt(f) => (MAP, vec![address(f), PROTOCOL, PORT], target(f)),
-            Kind::Backends(f) => (MAP, vec![NUMBER, NUMBER], target(f)),
-            Kind::Alive(f) => (0, vec![NUMBER, address(f), PORT], None),
-            Kind::Memory(f) => (MAP | TIMEOUT | EVAL, vec![NUMBER, address(f)], target(f)),
+            Kind::Backends(f) => (MAP, vec![NUMBER], target(f)),
+            Kind::Alive(f) => (0, vec![address(f), PORT], None),
+            Kind::Memory(f) => (MAP | TIMEOUT | EVAL, vec![address(f)], target(f)),
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! `nft list table inet NAME` shows it, with a comment on each rule.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use netlink_sys::Socket;
 
@@ -81,15 +81,12 @@ impl Table {
         wire: &mut Wire,
         socket: &Socket,
         leases: impl Iterator<Item = &'a Lease>,
-        fragments: impl Iterator<Item = &'a Fragment>,
+        fragments: impl Iterator<Item = Arc<Fragment>>,
     ) -> Result<(), Refused> {
-        let (base, nothing) = (self.base(), Fragment::default());
+        let nothing = Arc::new(Fragment::default());
         let mut ports = Fragment::default();
         leases.for_each(|lease| add_ports(&mut ports, lease));
-        let mut parts: Vec<&Fragment> = vec![&base, &ports];
-        for fragment in fragments {
-            parts.push(fragment);
-        }
+        let parts: Vec<Arc<Fragment>> = [Arc::new(self.base()), Arc::new(ports)].into_iter().chain(fragments).collect();
         let mut batch = Batch::new(16 + parts.iter().map(|part| part.size()).sum::<usize>());
         // Added first, so that there is one to delete.
         batch.add(Op::NewTable, NLM_F_CREATE, &self.attrs());
@@ -100,13 +97,13 @@ impl Table {
         for (name, kind, hook, priority) in CHAINS {
             self.add_base_chain(&mut batch, name, kind, hook, priority);
         }
-        let steps: Vec<Step<'_>> = parts.iter().map(|part| (&nothing, *part)).collect();
+        let steps: Vec<Step> = parts.into_iter().map(|part| (nothing.clone(), part)).collect();
         fragment::change(&mut batch, &self.name, &steps);
         commit(wire, socket, batch)
     }
 
     /// Replaces parts of the table.
-    pub(crate) fn change(&self, wire: &mut Wire, socket: &Socket, steps: &[Step<'_>]) -> Result<(), Refused> {
+    pub(crate) fn change(&self, wire: &mut Wire, socket: &Socket, steps: &[Step]) -> Result<(), Refused> {
         let room = steps.iter().map(|(old, new)| old.size() + new.size()).sum();
         let mut batch = Batch::new(room);
         fragment::change(&mut batch, &self.name, steps);
@@ -115,12 +112,12 @@ impl Table {
 
     /// Opens a pod's ports.
     pub(crate) fn add(&self, wire: &mut Wire, socket: &Socket, lease: &Lease) -> Result<(), Refused> {
-        self.change(wire, socket, &[(&Fragment::default(), &ports_of(lease))])
+        self.change(wire, socket, &[(Arc::default(), Arc::new(ports_of(lease)))])
     }
 
     /// Closes a pod's ports.
     pub(crate) fn remove(&self, wire: &mut Wire, socket: &Socket, lease: &Lease) -> Result<(), Refused> {
-        self.change(wire, socket, &[(&ports_of(lease), &Fragment::default())])
+        self.change(wire, socket, &[(Arc::new(ports_of(lease)), Arc::default())])
     }
 
     /// Removes the table, if there is one.
@@ -172,9 +169,6 @@ impl Table {
                 ("selves_of_services", Kind::Pairs(family)),
                 ("services", Kind::ServiceVerdicts(family)),
                 ("ports_of_services", Kind::PortVerdicts),
-                ("backends", Kind::Backends(family)),
-                ("alive", Kind::Alive(family)),
-                ("memory", Kind::Memory(family)),
                 ("egress_of", Kind::AddressVerdicts(family)),
                 ("ingress_of", Kind::AddressVerdicts(family)),
             ];

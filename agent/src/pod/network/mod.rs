@@ -37,6 +37,8 @@ enum Primary {
         network: netplug::Network,
         /// Other people's chains that may drop what pods send and get.
         firewalls: watch::Receiver<Vec<netplug::Obstacle>>,
+        /// What of the host is in its way.
+        trouble: watch::Receiver<Option<String>>,
     },
     Plugins,
 }
@@ -44,8 +46,16 @@ enum Primary {
 impl PodNetwork {
     /// Pods are wired by our own bridge, their further interfaces by plugins.
     pub async fn bridged(network: netplug::Network, plugins: Plugins) -> Result<Self, netplug::Error> {
-        let firewalls = network.firewalls().await?;
-        Ok(Self { primary: Primary::Bridge { network, firewalls }, plugins })
+        let trouble = network.trouble();
+        let firewalls = match network.firewalls().await {
+            Err(netplug::Error::NotUp(_)) => {
+                let (tell, firewalls) = watch::channel(Vec::new());
+                tokio::spawn(come_up(network.clone(), plugins.clone(), tell));
+                firewalls
+            }
+            found => found?,
+        };
+        Ok(Self { primary: Primary::Bridge { network, firewalls, trouble }, plugins })
     }
 
     /// Pods are wired by plugins alone.
@@ -129,18 +139,23 @@ impl PodNetwork {
     /// Why no pod can be wired now, for the node's condition.
     pub fn problem(&self) -> Option<String> {
         match &self.primary {
-            Primary::Bridge { .. } => None,
+            Primary::Bridge { trouble, .. } => trouble.borrow().clone(),
             Primary::Plugins => self.plugins.problem(),
         }
     }
 
-    /// Changes when a pod that could not be wired should be tried again at once. None for a pod that plugins have nothing to do with.
+    /// Changes when a pod that could not be wired should be tried again at once. None for a pod that
+    /// waits for nobody else.
     pub fn changes(&self, pod: &ValidPod) -> Option<watch::Receiver<u64>> {
-        let plugged = match &self.primary {
-            Primary::Bridge { .. } => Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty()),
-            Primary::Plugins => pod.spec().host_network != Some(true),
+        let own = pod.spec().host_network != Some(true);
+        let (plugged, waits) = match &self.primary {
+            Primary::Bridge { trouble, .. } => {
+                let more = Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty());
+                (more, own && trouble.borrow().is_some())
+            }
+            Primary::Plugins => (own, false),
         };
-        plugged.then(|| self.plugins.changes())
+        if plugged { Some(self.plugins.changes()) } else { waits.then(|| self.plugins.nudges()) }
     }
 
     /// Takes back what a pod has. To be called when its last process has ended; a pod that has nothing has nothing to lose.
@@ -180,6 +195,19 @@ impl PodNetwork {
         match &self.primary {
             Primary::Bridge { network, .. } => network.clone().close(netplug::Remove::All).await.map_err(|e| e.to_string()),
             Primary::Plugins => self.plugins.retain(Vec::new(), true).await,
+        }
+    }
+}
+
+/// When the host isn't in the way of the bridge any more, pods are tried again, and other firewalls told of.
+async fn come_up(network: netplug::Network, plugins: Plugins, tell: watch::Sender<Vec<netplug::Obstacle>>) {
+    network.up().await;
+    plugins.nudge();
+    let Ok(mut firewalls) = network.firewalls().await else { return };
+    loop {
+        tell.send_replace(firewalls.borrow_and_update().clone());
+        if firewalls.changed().await.is_err() {
+            return;
         }
     }
 }

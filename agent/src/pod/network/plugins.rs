@@ -192,6 +192,16 @@ impl Plugins {
         self.shared.changes.subscribe()
     }
 
+    /// As [`Plugins::changes`], for who waits for a nudge alone.
+    pub fn nudges(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Something else became better that pods wait for.
+    pub fn nudge(&self) {
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
     /// Begins to follow the folders, once. Ends with the last of these handles.
     pub fn mind(&self) {
         if self.shared.minded.swap(true, Ordering::Relaxed) {

@@ -166,7 +166,7 @@ pub(super) fn of_bridge(picture: Picture, rules: &Rules, obstacles: Vec<String>)
         table: Some(TableView { name: picture.table, stands: picture.table_stands }),
         pods: picture.pods.iter().map(|state| pod(state, rules)).collect(),
         strangers: picture.strangers.iter().map(link).collect(),
-        services: rules.services.iter().map(service).collect(),
+        services: rules.services.iter().map(|known| service(known)).collect(),
         policies: rules.policies.iter().map(policy).collect(),
         obstacles,
     }
@@ -185,7 +185,8 @@ fn pod(state: &PodState, rules: &Rules) -> PodView {
         Some(link) if !link.up => "is down",
         Some(_) => "",
     };
-    let serves = |service: &&netplug::Service| service.endpoints.iter().any(|endpoint| ips.contains(&endpoint.ip()));
+    let serves =
+        |service: &&std::sync::Arc<netplug::Service>| service.endpoints.iter().any(|endpoint| ips.contains(&endpoint.ip()));
     let selects = |policy: &&netplug::Policy| policy.pods.iter().any(|ip| ips.contains(ip));
     PodView {
         uid: uid.clone(),

@@ -32,7 +32,7 @@ use serde_json::{Map, Value};
 
 use self::{
     cache::Cache,
-    request::{Verb, environment, input},
+    request::{Request, Verb, environment, input},
 };
 pub use self::{
     cache::Entry,
@@ -129,7 +129,7 @@ impl Client {
     fn add_each(&self, list: &Conflist, version: Version, entry: &mut Entry) -> Result<Attached, Error> {
         let mut attached = Attached::default();
         for index in 0..list.plugins.len() {
-            let answer = self.call(list, index, version, Verb::Add, Some(entry), &Map::new())?;
+            let answer = self.call(&Request::new(list, index, version, Verb::Add).of(entry))?;
             let result = request::result(&answer.output, version)
                 .and_then(|value| Ok((request::attached(&value, &entry.if_name)?, value)))
                 .map_err(|(problem, failure)| {
@@ -161,7 +161,7 @@ impl Client {
         };
         let mut errors = Vec::new();
         for index in (0..list.plugins.len()).rev() {
-            match self.call(&list, index, version, Verb::Del, Some(entry), &Map::new()) {
+            match self.call(&Request::new(&list, index, version, Verb::Del).of(entry)) {
                 Ok(_) => {}
                 Err(error) => errors.push(error),
             }
@@ -179,7 +179,7 @@ impl Client {
                 continue;
             }
             for index in 0..list.plugins.len() {
-                self.call(&list, index, version, Verb::Check, Some(&entry), &Map::new())?;
+                self.call(&Request::new(&list, index, version, Verb::Check).of(&entry))?;
             }
         }
         Ok(())
@@ -205,10 +205,8 @@ impl Client {
             .filter(|entry| entry.network_name == list.name)
             .map(|entry| serde_json::json!({"containerID": entry.container_id, "ifname": entry.if_name}))
             .collect();
-        // The second is the name that the specification's first edition had.
-        let names = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-        let more = names.into_iter().map(|name| (name.to_owned(), Value::Array(valid.clone()))).collect();
-        let each = |index| self.call(list, index, version, Verb::Gc, None, &more).err();
+        let valid = Value::Array(valid);
+        let each = |index| self.call(&Request { valid: Some(&valid), ..Request::new(list, index, version, Verb::Gc) }).err();
         Error::all((0..list.plugins.len()).filter_map(each).collect())
     }
 
@@ -217,7 +215,7 @@ impl Client {
         let version = self.agree(list)?;
         if version >= Version::V1_1 {
             for index in 0..list.plugins.len() {
-                self.call(list, index, version, Verb::Status, None, &Map::new())?;
+                self.call(&Request::new(list, index, version, Verb::Status))?;
             }
         }
         Ok(())
@@ -246,27 +244,20 @@ impl Client {
             return Ok(known.clone());
         }
         // The oldest that we speak: every plugin knows what it means.
-        let answer = self.call(list, index, Version::V0_3_1, Verb::Version, None, &Map::new())?;
+        let answer = self.call(&Request::new(list, index, Version::V0_3_1, Verb::Version))?;
         let versions = request::versions(&answer.output)
             .map_err(|problem| self.failed(list, index, Verb::Version, Failure::Garbage { problem, said: answer.excerpt() }))?;
         lock().insert(key, versions.clone());
         Ok(versions)
     }
 
-    /// Executes one plugin of a list for an attachment, or none.
-    fn call(
-        &self,
-        list: &Conflist,
-        index: usize,
-        version: Version,
-        verb: Verb,
-        entry: Option<&Entry>,
-        more: &Map<String, Value>,
-    ) -> Result<execute::Said, Error> {
+    /// Executes one plugin.
+    fn call(&self, request: &Request<'_>) -> Result<execute::Said, Error> {
+        let Request { list, index, verb, .. } = *request;
         let program = self.find(list, index)?;
         let path = std::env::join_paths(&self.settings.bin_dirs).unwrap_or_default();
-        let variables = environment(verb, entry, &path.to_string_lossy());
-        let document = input(list, index, version, verb, entry, more);
+        let variables = environment(request, &path.to_string_lossy());
+        let document = input(request);
         let said = execute::execute(&program, &variables, document.to_string().as_bytes(), self.settings.patience);
         let said = said.map_err(|failure| self.failed(list, index, verb, failure))?;
         if said.status.success() {

@@ -62,8 +62,33 @@ pub(super) fn check_names(container: &str, interface: &str) -> Result<(), (&'sta
     Ok(())
 }
 
+/// What one plugin of a list is to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub list: &'a Conflist,
+    /// Which plugin of it.
+    pub index: usize,
+    pub version: Version,
+    pub verb: Verb,
+    /// For which attachment, if for one.
+    pub entry: Option<&'a Entry>,
+    /// Attachments that live, for GC.
+    pub valid: Option<&'a Value>,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(list: &'a Conflist, index: usize, version: Version, verb: Verb) -> Request<'a> {
+        Request { list, index, version, verb, entry: None, valid: None }
+    }
+
+    pub(super) fn of(self, entry: &'a Entry) -> Request<'a> {
+        Request { entry: Some(entry), ..self }
+    }
+}
+
 /// The variables beside our own.
-pub(super) fn environment(verb: Verb, entry: Option<&Entry>, path: &str) -> Vec<(&'static str, String)> {
+pub(super) fn environment(request: &Request<'_>, path: &str) -> Vec<(&'static str, String)> {
+    let Request { verb, entry, .. } = *request;
     let netns = |entry: &Entry| match verb {
         // Gone with a reboot, or dead: the plugins then free what is outside. A path that leads to something else now is worse than none.
         Verb::Del if !is_namespace(Path::new(&entry.netns)).unwrap_or(false) => String::new(),
@@ -81,14 +106,8 @@ pub(super) fn environment(verb: Verb, entry: Option<&Entry>, path: &str) -> Vec<
 }
 
 /// Standard input: the plugin's part of the list with the network's name, the version, what came before, and what it has capabilities for.
-pub(super) fn input(
-    list: &Conflist,
-    index: usize,
-    version: Version,
-    verb: Verb,
-    entry: Option<&Entry>,
-    more: &Map<String, Value>,
-) -> Value {
+pub(super) fn input(request: &Request<'_>) -> Value {
+    let Request { list, index, version, verb, entry, valid } = *request;
     if verb == Verb::Version {
         return json!({"cniVersion": version.name()});
     }
@@ -113,7 +132,12 @@ pub(super) fn input(
             body.insert("runtimeConfig".into(), runtime.into());
         }
     }
-    body.extend(more.clone());
+    if let Some(valid) = valid {
+        // The second is the name that the specification's first edition had.
+        for name in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            body.insert(name.into(), valid.clone());
+        }
+    }
     body.into()
 }
 
@@ -220,7 +244,7 @@ mod tests {
     #[test]
     fn a_plugin_is_told_what_it_can_do_with() {
         let (list, entry) = (list(), entry(Some(json!({"ips": []}))));
-        let told = |index, verb, version| input(&list, index, version, verb, Some(&entry), &Map::new());
+        let told = |index, verb, version| input(&Request::new(&list, index, version, verb).of(&entry));
         assert_eq!(
             told(1, Verb::Add, Version::V1_0),
             json!({"name": "net", "cniVersion": "1.0.0", "type": "portmap", "capabilities": {"portMappings": true}, "snat": true,
@@ -233,7 +257,9 @@ mod tests {
 
     #[test]
     fn its_environment() {
-        let said = environment(Verb::Add, Some(&entry(None)), "/opt/cni/bin");
+        let list = list();
+        let request = |verb| Request::new(&list, 0, Version::V1_0, verb);
+        let said = environment(&request(Verb::Add).of(&entry(None)), "/opt/cni/bin");
         let expected = [
             ("CNI_COMMAND", "ADD"),
             ("CNI_CONTAINERID", "pod"),
@@ -245,7 +271,7 @@ mod tests {
         assert_eq!(said, expected.map(|(name, value)| (name, value.to_owned())));
         let mut gone = entry(None);
         gone.netns = "/etc/passwd".into();
-        let netns = |verb, entry| environment(verb, Some(entry), "").remove(2).1;
+        let netns = |verb, entry| environment(&request(verb).of(entry), "").remove(2).1;
         assert_eq!(netns(Verb::Del, &gone), "", "it leads somewhere else now");
         assert_eq!(netns(Verb::Del, &entry(None)), "/proc/self/ns/net");
     }
