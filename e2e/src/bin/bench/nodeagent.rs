@@ -75,6 +75,13 @@ impl Nodeagent {
         processes
     }
 
+    /// Those of pods, without the one that waits for the next.
+    fn pods_holders(&self) -> Vec<Process> {
+        let mut holders = self.holders();
+        holders.retain(|process| !process.arguments.starts_with("podholder (spare)"));
+        holders
+    }
+
     /// RSS.
     pub fn agent_memory(&self) -> u64 {
         process::resident_memory(self.node.agent_pid())
@@ -82,7 +89,7 @@ impl Nodeagent {
 
     /// Kills the agent, starts another; how long until it shows these pods as running, none of them restarted.
     pub fn restart(&self, pods: &Pods) -> Duration {
-        let before: Vec<i32> = self.holders().iter().map(|holder| holder.pid).collect();
+        let before: Vec<i32> = self.pods_holders().iter().map(|holder| holder.pid).collect();
         self.node.kill_agent();
         let took = std::thread::scope(|scope| {
             let began = Instant::now();
@@ -97,7 +104,7 @@ impl Nodeagent {
             self.node.start_agent();
             known.join().expect("it looked")
         });
-        assert_eq!(before, self.holders().iter().map(|holder| holder.pid).collect::<Vec<_>>(), "holders changed");
+        assert_eq!(before, self.pods_holders().iter().map(|holder| holder.pid).collect::<Vec<_>>(), "holders changed");
         took
     }
 
@@ -143,7 +150,7 @@ impl Nodeagent {
     pub fn withdraw(&self, file: &str) {
         self.node.remove(file);
         e2e::eventually("all pods are gone", || {
-            let left = self.holders().len();
+            let left = self.pods_holders().len();
             if left == 0 { Ok(()) } else { Err(format!("{left} are left")) }
         });
     }
@@ -198,7 +205,7 @@ impl Side for Nodeagent {
     }
 
     fn start(&mut self, pods: &Pods) -> Duration {
-        let others: HashSet<i32> = self.holders().iter().map(|holder| holder.pid).collect();
+        let others: HashSet<i32> = self.pods_holders().iter().map(|holder| holder.pid).collect();
         let yaml = pods.yaml();
         let began = side::now();
         self.node.apply(&pods.file(), &yaml);
@@ -207,7 +214,7 @@ impl Side for Nodeagent {
             if stamps.len() == pods.commands() { Ok(stamps) } else { Err(format!("{} of {}", stamps.len(), pods.commands())) }
         });
         let mut traces = self.folders(pods);
-        let holders = self.holders().into_iter().filter(|holder| !others.contains(&holder.pid));
+        let holders = self.pods_holders().into_iter().filter(|holder| !others.contains(&holder.pid));
         traces.extend(holders.map(|holder| format!("/proc/{}", holder.pid).into()));
         self.traces.insert(pods.name, traces);
         side::until_last(began, &stamps)
