@@ -15,6 +15,7 @@ pub mod kubelet;
 pub mod machine;
 pub mod model;
 pub mod pod;
+pub mod random;
 pub mod runtime;
 pub mod service;
 pub mod source;

@@ -10,7 +10,7 @@ mod bench;
 
 use std::time::{Duration, Instant};
 
-use bench::{Fallible, attach, fill, micros, namespace, percentile, settings};
+use bench::{Fallible, attach, fill, micros, namespace, numbers, percentile, settings};
 use netplug::{Isolation, Network, Remove};
 use nix::{
     sched::{CloneFlags, unshare},
@@ -22,10 +22,7 @@ const SAMPLE: usize = 50;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Fallible<()> {
-    let mut batches = std::env::args().skip(1).map(|word| word.parse::<usize>()).collect::<Result<Vec<_>, _>>()?;
-    if batches.is_empty() {
-        batches = vec![10, 100, 500];
-    }
+    let batches = numbers([10, 100, 500])?;
     for (name, isolation) in [("neighbours", Isolation::Off), ("routed", Isolation::Routed)] {
         println!("{name}");
         unshare(CloneFlags::CLONE_NEWNET)?;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bench::{BRIDGE, Fallible, TABLE, fill, percentile, settings};
+use bench::{BRIDGE, Fallible, TABLE, fill, numbers, percentile, settings};
 use netplug::{Isolation, Network, Remove};
 use nix::sched::{CloneFlags, unshare};
 
@@ -23,10 +23,7 @@ const PEACE: Duration = Duration::from_millis(1_500);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Fallible<()> {
-    let mut counts = std::env::args().skip(1).map(|word| word.parse::<usize>()).collect::<Result<Vec<_>, _>>()?;
-    if counts.is_empty() {
-        counts = vec![10, 100];
-    }
+    let counts = numbers([10, 100])?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     let state = tempfile::tempdir_in("/dev/shm")?;
     let network = Network::open(settings(state.path(), Isolation::Routed)?).await?;

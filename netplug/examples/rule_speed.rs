@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use bench::{Fallible, micros, percentile, settings};
+use bench::{Fallible, micros, numbers, percentile, settings};
 use netplug::{Isolation, Network, Protocol, Remove, Rules, Service};
 use nix::sched::{CloneFlags, unshare};
 
@@ -24,10 +24,7 @@ const ENDPOINTS: u32 = 3;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Fallible<()> {
-    let mut counts = std::env::args().skip(1).map(|word| word.parse::<u32>()).collect::<Result<Vec<_>, _>>()?;
-    if counts.is_empty() {
-        counts = vec![10, 1000];
-    }
+    let counts = numbers([10_u32, 1000])?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     let state = tempfile::tempdir_in("/dev/shm")?;
     let network = Network::open(settings(state.path(), Isolation::Routed)?).await?;

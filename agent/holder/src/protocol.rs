@@ -439,6 +439,13 @@ pub enum PidNamespace {
     Host,
 }
 
+impl SandboxRecipe {
+    /// Whether what [`Request::Prepare`] makes will do: NET, IPC and UTS of its own, and no USER namespace to own them.
+    pub fn takes_prepared(&self) -> bool {
+        self.net && self.ipc && self.hostname.is_some() && self.user.is_none()
+    }
+}
+
 impl Recipe {
     /// Whether the container is PID 1 of a namespace that is made for it.
     pub fn makes_pid_namespace(&self) -> bool {

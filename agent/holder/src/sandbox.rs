@@ -37,7 +37,7 @@ impl Sandbox {
     pub fn make(mut recipe: SandboxRecipe, prepared: bool) -> Result<(Self, Vec<Step>), Fault> {
         let mut steps = Steps::start();
         let flags = flags(&recipe);
-        if prepared && (flags != PREPARED || recipe.user.is_some()) {
+        if prepared && !recipe.takes_prepared() {
             return Err(refused(Stage::Protocol, "", "the namespaces that are made aren't those of the recipe"));
         }
         child::move_into(&recipe.cgroups)?;

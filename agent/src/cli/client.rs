@@ -155,8 +155,7 @@ impl Client {
 
     /// A WebSocket of that protocol.
     pub async fn websocket(&self, path: &str, protocol: &str) -> Result<Socket, CliError> {
-        let mut nonce = [0; 16];
-        rustix::rand::getrandom(&mut nonce[..], rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
+        let nonce = crate::random::bytes::<16>()?;
         let request = Request::get(path)
             .header(HOST, "nodeagent")
             .header(CONNECTION, "Upgrade")

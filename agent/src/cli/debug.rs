@@ -104,9 +104,7 @@ pub async fn run(client: &Client, args: DebugArgs) -> Result<ExitCode, CliError>
 /// Five letters that make no words.
 fn letters() -> Result<String, CliError> {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut bytes = [0; 5];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
-    Ok(bytes.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()])).collect())
+    Ok(crate::random::bytes::<5>()?.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()])).collect())
 }
 
 /// Watches the pod until the container runs or has ended: its state.

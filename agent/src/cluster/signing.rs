@@ -10,7 +10,6 @@ use kube::api::PostParams;
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
-use ring::rand::SecureRandom;
 
 use super::pair::{Life, Pair};
 use super::{Failure, answer, whole};
@@ -166,12 +165,8 @@ pub(super) async fn until_due(pair: &Pair) {
 
 /// From 0 to 1.
 fn random() -> f64 {
-    let mut bytes = [0; 4];
     // Without a random number, all ask when half of them would have.
-    if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
-        return 0.5;
-    }
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+    crate::random::bytes().map_or(0.5, |bytes| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

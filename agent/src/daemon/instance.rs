@@ -3,10 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use ring::rand::SecureRandom;
-
 use super::DaemonError;
-use crate::durable;
+use crate::{durable, random};
 
 /// The number, made at the first start.
 pub fn of(lib: &Path) -> Result<String, DaemonError> {
@@ -20,9 +18,7 @@ fn read_or_make(path: &Path) -> io::Result<String> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = random::hex::<16>()?;
     path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
     durable::write(path, text.as_bytes())?;
     Ok(text)

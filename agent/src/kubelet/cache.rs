@@ -19,9 +19,8 @@ pub struct Cache<V> {
 impl<V: Clone> Cache<V> {
     /// For so many answers.
     pub fn new(room: usize) -> Self {
-        let mut secret = [0; 32];
         // Without randomness the hash is still one-way; the kernel gives it always once it has booted.
-        let _ = rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty());
+        let secret = crate::random::bytes().unwrap_or([0; 32]);
         Self { secret: hmac::Key::new(hmac::HMAC_SHA256, &secret), room, entries: Mutex::default() }
     }
 

@@ -29,6 +29,7 @@ use super::settings::{Allocatable, Settings};
 use super::volumes::{self, Volumes};
 use super::{cdi, devices, files, record};
 use crate::model::{PodUid, ValidPod};
+use crate::random;
 
 /// Makes and removes sandboxes and containers. One for an agent.
 #[derive(Debug)]
@@ -572,13 +573,7 @@ impl Clock {
 }
 
 fn new_id() -> Result<String, Cause> {
-    let mut bytes = [0_u8; 32];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| file("read", Path::new("random numbers"))(e.into()))?;
-    Ok(bytes.iter().fold(String::with_capacity(64), |mut id, byte| {
-        id.extend([byte >> 4, byte & 15].into_iter().filter_map(|n| char::from_digit(n.into(), 16)));
-        id
-    }))
+    random::hex::<32>().map_err(file("read", Path::new("random numbers")))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), Cause> {

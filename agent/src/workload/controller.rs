@@ -120,8 +120,7 @@ impl Controller {
 
 /// The kernel's chance. Where it gives none, names repeat, which is seen and not hidden.
 fn chance(bytes: &mut [u8]) {
-    use ring::rand::SecureRandom;
-    if ring::rand::SystemRandom::new().fill(bytes).is_err() {
+    if crate::random::fill(bytes).is_err() {
         bytes.fill(0);
     }
 }

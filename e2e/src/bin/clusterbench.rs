@@ -18,14 +18,19 @@ const ROUNDS: usize = 20;
 const MANY: usize = 100;
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
-fn main() {
-    let node = NodeBox::builder()
+/// With a network that the agent makes, whatever add-on's configuration lies on this machine.
+fn node() -> NodeBox {
+    NodeBox::builder()
         .argument("--network")
         .argument("bridge")
         .argument("--pod-cidr")
         .argument("10.85.0.0/16")
         .without_agent()
-        .start();
+        .start()
+}
+
+fn main() {
+    let node = node();
     let plane = ControlPlane::beside(&node);
     let kubeconfig = plane.node_kubeconfig("node");
     let mut command = node.agent_command();
@@ -177,13 +182,7 @@ impl Bench<'_> {
 
 /// What a node with many pods that do nothing asks in a minute, of a server that counts.
 fn idle_requests() -> usize {
-    let node = NodeBox::builder()
-        .argument("--network")
-        .argument("bridge")
-        .argument("--pod-cidr")
-        .argument("10.85.0.0/16")
-        .without_agent()
-        .start();
+    let node = node();
     let server = ApiServer::beside(&node);
     for number in 0..MANY {
         let name = format!("idle-{number}");

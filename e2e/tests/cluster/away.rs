@@ -6,7 +6,7 @@ use std::process::Command;
 
 use e2e::{ControlPlane, NodeBox, eventually};
 
-use super::{joined, node, runs, started};
+use super::{joined, node, runs, started, uid};
 
 const VAULT: &str = "
 apiVersion: v1
@@ -58,21 +58,20 @@ fn is_kept(node: &NodeBox, uid: &str) {
     });
 }
 
-fn uid(plane: &ControlPlane<'_>, pod: &str) -> String {
-    plane.until("pod", pod, "runs", |pod| {
-        runs(pod)?;
-        pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
-    })
+/// A cluster whose node runs the vault, which is kept: the plane and the pod's UID.
+fn with_vault(node: &NodeBox) -> (ControlPlane<'_>, String) {
+    let plane = ControlPlane::beside(node);
+    joined(node, &plane);
+    plane.apply(VAULT);
+    let uid = uid(&plane, "vault");
+    is_kept(node, &uid);
+    (plane, uid)
 }
 
 #[test]
 fn pods_run_on_and_restart_without_the_api_server_also_under_another_agent() {
     let node = node();
-    let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
-    plane.apply(VAULT);
-    let uid = uid(&plane, "vault");
-    is_kept(&node, &uid);
+    let (plane, uid) = with_vault(&node);
     let pid = node.pod("vault").container("main").host_pid();
     plane.script(&["stop", "kube-apiserver"]).ok();
 
@@ -97,11 +96,7 @@ fn pods_run_on_and_restart_without_the_api_server_also_under_another_agent() {
 #[test]
 fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need() {
     let node = node();
-    let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
-    plane.apply(VAULT);
-    let uid = uid(&plane, "vault");
-    is_kept(&node, &uid);
+    let (plane, uid) = with_vault(&node);
     // Whoever isn't root gets no further than the folders.
     let folder = checkpoints(&node);
     let mode = |path: &Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;

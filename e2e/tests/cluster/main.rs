@@ -54,6 +54,14 @@ fn runs(pod: &Value) -> Option<()> {
     (pod["status"]["phase"] == "Running" && is_true(pod, "Ready")).then_some(())
 }
 
+/// Waits until it runs.
+fn uid(plane: &ControlPlane<'_>, pod: &str) -> String {
+    plane.until("pod", pod, "runs", |pod| {
+        runs(pod)?;
+        pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
+    })
+}
+
 const WEB: &str = "
 apiVersion: v1
 kind: Pod
@@ -76,10 +84,7 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
     let plane = ControlPlane::beside(&node);
     joined(&node, &plane);
     plane.apply(WEB);
-    let uid = plane.until("pod", "web", "runs", |pod| {
-        runs(pod)?;
-        pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
-    });
+    let uid = uid(&plane, "web");
     assert_eq!(node.pod("web").uid(), uid);
     // Its address is of the range that the cluster gave the node.
     let range = plane.until("node", "node", "has a range", |node| node["spec"]["podCIDR"].as_str().map(ToOwned::to_owned));

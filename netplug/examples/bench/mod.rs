@@ -4,8 +4,10 @@
 use std::{
     error::Error,
     fs::File,
+    num::ParseIntError,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    str::FromStr,
     thread,
     time::Duration,
 };
@@ -30,6 +32,12 @@ pub fn settings(state: &Path, isolation: Isolation) -> Fallible<Settings> {
         isolation,
         ..Settings::default()
     })
+}
+
+/// The numbers that the command line gives, or these.
+pub fn numbers<T: FromStr<Err = ParseIntError>, const N: usize>(otherwise: [T; N]) -> Fallible<Vec<T>> {
+    let given = std::env::args().skip(1).map(|word| word.parse()).collect::<Result<Vec<_>, _>>()?;
+    Ok(if given.is_empty() { otherwise.into() } else { given })
 }
 
 /// A new network namespace and a netlink socket in it.

@@ -146,34 +146,40 @@ impl Holder {
     pub async fn spawn(program: &Program, recipe: &SandboxRecipe) -> Result<(Self, SandboxReply), CallError> {
         let (pid, socket) = program.spawn(&recipe.title)?;
         let holder = Self::over(socket, pid, Parent::Us)?;
-        match holder.introduce(recipe).await {
-            Ok(reply) => Ok((holder, reply)),
+        let made = holder.begin(Request::Sandbox(Box::new(recipe.clone())), recipe.net).await;
+        holder.unless_failed(made.and_then(|(made, wires)| made.sandbox(wires)))
+    }
+
+    /// The first words to a new holder: what makes its namespaces, and what an agent always wants then.
+    async fn begin(&self, first: Request, own_network: bool) -> Result<(Answered, Option<Wires>), CallError> {
+        // Sent one after the other without waiting for an answer: the holder takes requests in their order.
+        let made = self.ask(first, Vec::new()).await?;
+        let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
+        let wires = if own_network {
+            Some((self.ask(Request::NetNamespace, Vec::new()).await?, self.ask(ROUTE_SOCKET, Vec::new()).await?))
+        } else {
+            None
+        };
+        let made = made.answer().await?;
+        subscribed.answer().await?;
+        let wires = match wires {
+            Some((netns, netlink)) => {
+                Some(Wires { netns: netns.answer().await?.descriptor()?, netlink: netlink.answer().await?.descriptor()? })
+            }
+            None => None,
+        };
+        Ok((made, wires))
+    }
+
+    /// With what was made of it; else it is of no use, and ends.
+    fn unless_failed<T>(self, made: Result<T, CallError>) -> Result<(Self, T), CallError> {
+        match made {
+            Ok(made) => Ok((self, made)),
             Err(error) => {
-                holder.kill();
+                self.kill();
                 Err(error)
             }
         }
-    }
-
-    async fn introduce(&self, recipe: &SandboxRecipe) -> Result<SandboxReply, CallError> {
-        // Sent one after the other without waiting for an answer: the holder takes requests in their order.
-        let made = self.ask(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await?;
-        let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
-        let wires = if recipe.net { Some(self.ask_for_wires().await?) } else { None };
-        let reply = made.answer().await?.sandbox()?;
-        subscribed.answer().await?;
-        let wires = match wires {
-            Some(asked) => Some(asked.answer().await?),
-            None => None,
-        };
-        Ok(SandboxReply { wires, ..reply })
-    }
-
-    async fn ask_for_wires(&self) -> Result<AskedForWires<'_>, CallError> {
-        Ok(AskedForWires {
-            netns: self.ask(Request::NetNamespace, Vec::new()).await?,
-            netlink: self.ask(ROUTE_SOCKET, Vec::new()).await?,
-        })
     }
 
     /// Connects to a holder that another life of the agent started.
@@ -419,23 +425,10 @@ struct Answered {
     exit: Option<oneshot::Receiver<Exit>>,
 }
 
-/// The two requests whose answers are [`Wires`].
-struct AskedForWires<'a> {
-    netns: Asked<'a>,
-    netlink: Asked<'a>,
-}
-
-impl AskedForWires<'_> {
-    async fn answer(self) -> Result<Wires, CallError> {
-        Ok(Wires { netns: self.netns.answer().await?.descriptor()?, netlink: self.netlink.answer().await?.descriptor()? })
-    }
-}
-
 impl Answered {
-    /// Without the wires, which come by themselves.
-    fn sandbox(self) -> Result<SandboxReply, CallError> {
+    fn sandbox(self, wires: Option<Wires>) -> Result<SandboxReply, CallError> {
         match self.reply {
-            Reply::Sandbox { pid, pause_pid, steps, .. } => Ok(SandboxReply { pid, pause_pid, steps, wires: None }),
+            Reply::Sandbox { pid, pause_pid, steps, .. } => Ok(SandboxReply { pid, pause_pid, steps, wires }),
             _ => Err(CallError::Unexpected(self.request)),
         }
     }

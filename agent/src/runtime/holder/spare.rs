@@ -7,7 +7,7 @@ use podholder::protocol::{Request, SandboxRecipe};
 use tokio::sync::Notify;
 
 use super::spawn::Program;
-use super::{AbortOnDrop, CallError, Holder, SandboxReply, Wires};
+use super::{AbortOnDrop, CallError, Holder, Parent, SandboxReply, Wires};
 
 /// So long no pod has begun before a spare one is made: starts come first.
 const QUIET: Duration = Duration::from_millis(300);
@@ -18,48 +18,23 @@ const TITLE_ROOM: usize = 120;
 #[derive(Debug)]
 pub struct Spare {
     holder: Holder,
-    wires: Wires,
+    wires: Option<Wires>,
 }
 
 impl Spare {
     /// Makes one.
     pub async fn make(program: &Program) -> Result<Self, CallError> {
         let (pid, socket) = program.spawn(&format!("{:TITLE_ROOM$}", "podholder (spare)"))?;
-        let holder = Holder::over(socket, pid, super::Parent::Us)?;
-        match holder.prepare().await {
-            Ok(wires) => Ok(Self { holder, wires }),
-            Err(error) => {
-                holder.kill();
-                Err(error)
-            }
-        }
-    }
-
-    /// Whether a pod with this recipe can have it.
-    pub fn suits(recipe: &SandboxRecipe) -> bool {
-        recipe.net && recipe.ipc && recipe.hostname.is_some() && recipe.user.is_none()
+        let holder = Holder::over(socket, pid, Parent::Us)?;
+        let made = holder.begin(Request::Prepare, true).await;
+        let (holder, (_, wires)) = holder.unless_failed(made)?;
+        Ok(Self { holder, wires })
     }
 
     /// Becomes a pod's. On an error it is gone.
     pub async fn become_pods(self, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
-        match self.holder.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await.and_then(super::Answered::sandbox) {
-            Ok(reply) => Ok((self.holder, SandboxReply { wires: Some(self.wires), ..reply })),
-            Err(error) => {
-                self.holder.kill();
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Holder {
-    async fn prepare(&self) -> Result<Wires, CallError> {
-        let prepared = self.ask(Request::Prepare, Vec::new()).await?;
-        let subscribed = self.ask(Request::Subscribe, Vec::new()).await?;
-        let wires = self.ask_for_wires().await?;
-        prepared.answer().await?;
-        subscribed.answer().await?;
-        wires.answer().await
+        let made = self.holder.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await;
+        self.holder.unless_failed(made.and_then(|made| made.sandbox(self.wires)))
     }
 }
 
@@ -89,7 +64,7 @@ impl Spares {
     /// have it, so that it is known when things aren't.
     pub fn take(&self, recipe: &SandboxRecipe) -> Option<Spare> {
         self.shared.taken.notify_one();
-        if !Spare::suits(recipe) {
+        if !recipe.takes_prepared() {
             return None;
         }
         let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
