@@ -88,7 +88,7 @@ impl fmt::Display for Refusal {
             Refusal::Barred(ip) => write!(f, "address {ip} is the gateway's or excluded from its range: choose another one"),
             Refusal::Elsewhere(ip) => write!(f, "address {ip} is in none of the network's ranges"),
             Refusal::InUse(ip, mac) => {
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                let mac = crate::links::show_mac(*mac);
                 write!(
                     f,
                     "address {ip} is in use on the bridge by {mac}, which is no pod: exclude it from its range, or end that"

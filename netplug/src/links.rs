@@ -34,6 +34,11 @@ const IFLA_INET_CONF: u16 = 1;
 
 pub(crate) type Mac = [u8; 6];
 
+/// As people write it.
+pub(crate) fn show_mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// What we want to know of a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Link {

@@ -99,18 +99,20 @@ impl Balance {
     pub(crate) fn change(&mut self, gone: &[Arc<Service>], come: &[Arc<Service>]) -> Change {
         let mut touched = BTreeSet::new();
         for service in gone {
-            self.services.remove(&service.owner());
+            let owner = service.owner();
+            self.services.remove(&owner);
             for claim in service.claims() {
-                self.contest(claim, &mut touched, |owners| owners.remove(&service.owner()));
+                self.contest(claim, &mut touched, |owners| owners.remove(&owner));
             }
-            touched.insert(service.owner());
+            touched.insert(owner);
         }
         for service in come {
-            self.services.insert(service.owner(), service.clone());
+            let owner = service.owner();
+            self.services.insert(owner.clone(), service.clone());
             for claim in service.claims() {
-                self.contest(claim, &mut touched, |owners| owners.insert(service.owner()));
+                self.contest(claim, &mut touched, |owners| owners.insert(owner.clone()));
             }
-            touched.insert(service.owner());
+            touched.insert(owner);
         }
         let (mut change, mut selves) = (Change::default(), Selves::default());
         for owner in touched {
@@ -167,8 +169,8 @@ impl Balance {
             let fragment = Arc::new(fragment(&service, id, family));
             Unit { service, id, fragment }
         });
-        let endpoints = |unit: &Option<Unit>| unit.iter().flat_map(|unit| unit.service.endpoints.clone()).collect::<Vec<_>>();
-        let (before, after) = (endpoints(&old), endpoints(&new));
+        let before = old.as_ref().map_or(&[][..], |unit| &unit.service.endpoints);
+        let after = new.as_ref().map_or(&[][..], |unit| &unit.service.endpoints);
         before.iter().for_each(|endpoint| selves.less(&mut self.endpoints, endpoint.ip()));
         after.iter().for_each(|endpoint| selves.more(&mut self.endpoints, endpoint.ip()));
         // A TCP connection to an endpoint that is gone breaks by itself.

@@ -106,7 +106,7 @@ where
         let due = halves.values().map(|half| half.since + PAIRING).min();
         let stream = tokio::select! {
             stream = streams.recv() => stream,
-            () = until(due) => {
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 for (_, half) in halves.extract_if(|_, half| half.since.elapsed() >= PAIRING) {
                     forwarded.spawn(half.give_up());
                 }
@@ -127,14 +127,6 @@ where
         {
             forwarded.spawn(forward(data, error));
         }
-    }
-}
-
-/// Until that moment; for ever if there is none.
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 

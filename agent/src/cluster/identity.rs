@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use kube::config::{AuthInfo, Cluster as ClusterInfo, Context, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext};
 use kube::{Client, Config};
-use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::connect::{self, ConnectError, Transport};
 use super::pair::{Life, Pair};
@@ -140,8 +139,7 @@ fn life(config: &Config) -> Option<Life> {
 
 /// The cluster of one configuration, by the certificate of the pair.
 fn kubeconfig(config: &Config, pair: &Pair) -> Kubeconfig {
-    let authorities: Vec<_> = config.root_cert.iter().flatten().map(|der| CertificateDer::from(der.clone())).collect();
-    let authority: String = authorities.iter().map(|der| super::pem(der)).collect();
+    let authority: String = config.root_cert.iter().flatten().map(|der| super::pem(der)).collect();
     let cluster = ClusterInfo {
         server: Some(config.cluster_url.to_string()),
         certificate_authority_data: (!authority.is_empty())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -223,18 +223,11 @@ impl Told {
 }
 
 fn new_lease(cluster: &Cluster) -> Lease {
-    let owner = OwnerReference {
-        api_version: "v1".into(),
-        kind: "Node".into(),
-        name: cluster.node_name.clone(),
-        uid: cluster.node_uid(),
-        ..OwnerReference::default()
-    };
     Lease {
         metadata: ObjectMeta {
             name: Some(cluster.node_name.clone()),
             namespace: Some(LEASES.into()),
-            owner_references: Some(vec![owner]),
+            owner_references: Some(vec![cluster.owner()]),
             ..ObjectMeta::default()
         },
         spec: Some(LeaseSpec::default()),

@@ -102,6 +102,7 @@ pub(super) async fn follow(cluster: &Cluster, node: &Node) {
     let mut changes = task.look(node);
     task.due.extend(lock(&mirrors.there).keys().map(|key| (key.clone(), Instant::now())));
     loop {
+        let due = task.due.values().min().copied();
         tokio::select! {
             change = changes.recv() => match change {
                 Ok(change) => task.hear(change.object, matches!(change.verb, Verb::Deleted)),
@@ -112,15 +113,8 @@ pub(super) async fn follow(cluster: &Cluster, node: &Node) {
                 let changed = std::mem::take(&mut *lock(&mirrors.changed));
                 task.due.extend(changed.into_iter().map(|key| (key, Instant::now())));
             }
-            () = until(task.due.values().min().copied()) => task.settle().await,
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => task.settle().await,
         }
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -223,14 +217,7 @@ fn mirrored(pod: &Pod, name: &str, cluster: &Cluster) -> Pod {
     let mut spec = pod.spec.clone().unwrap_or_default();
     strip(&mut spec);
     spec.node_name = Some(cluster.node_name.clone());
-    let owner = OwnerReference {
-        api_version: "v1".into(),
-        kind: "Node".into(),
-        name: cluster.node_name.clone(),
-        uid: cluster.node_uid(),
-        controller: Some(true),
-        ..OwnerReference::default()
-    };
+    let owner = OwnerReference { controller: Some(true), ..cluster.owner() };
     let mut mirror = Pod {
         metadata: ObjectMeta {
             name: Some(name.into()),

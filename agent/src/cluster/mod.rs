@@ -17,9 +17,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
-use tokio_rustls::rustls::pki_types::CertificateDer;
 
 pub use connect::ConnectError;
 use connect::Transport;
@@ -197,6 +197,17 @@ impl Cluster {
     }
 
     /// The Node object's; empty before it is registered.
+    /// The Node object as an owner.
+    fn owner(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: self.node_name.clone(),
+            uid: self.node_uid(),
+            ..OwnerReference::default()
+        }
+    }
+
     fn node_uid(&self) -> String {
         self.node_uid.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -278,7 +289,7 @@ impl std::fmt::Display for Failure {
 }
 
 /// A certificate as text.
-pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
+pub(crate) fn pem(der: &[u8]) -> String {
     let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
     let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))

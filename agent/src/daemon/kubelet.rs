@@ -27,7 +27,7 @@ pub struct Cluster {
 /// What this cluster gives. Its CA is written where the kubelet API can follow it.
 pub fn of_cluster(settings: &Settings, addresses: &[IpAddr], cluster: &cluster::Cluster) -> Result<Cluster, DaemonError> {
     let client_ca = settings.paths.certificates().join("cluster-ca.crt");
-    let pem: String = cluster.authorities().iter().map(|der| cluster::pem(&der.as_slice().into())).collect();
+    let pem: String = cluster.authorities().iter().map(|der| cluster::pem(der)).collect();
     let write = || {
         std::fs::create_dir_all(settings.paths.certificates())?;
         std::fs::write(&client_ca, pem)

@@ -320,18 +320,13 @@ impl Manager {
         let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
             self.adopted.drain().filter(|(uid, _)| !self.wanted.contains_key(uid)).partition(|(_, a)| theirs(a));
         self.adopted = others;
-        let orphans: Vec<_> = orphans.into_values().collect();
-        for orphan in orphans {
-            let Some(pod) = orphan.pod else {
-                self.clear(orphan.uid);
-                continue;
-            };
-            let doubt = matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path));
-            if doubt {
-                self.in_doubt.insert(orphan.uid.clone());
-                self.take_over(orphan.uid, pod, orphan.sandbox, None);
-            } else {
-                self.take_over(orphan.uid, pod, orphan.sandbox, Some(Command::End { grace: None, then: Then::Gone }));
+        for orphan in orphans.into_values() {
+            match orphan {
+                Adopted { uid, pod: Some(pod), sandbox } if self.is_in_doubt(&pod) => {
+                    self.in_doubt.insert(uid.clone());
+                    self.take_over(uid, pod, sandbox, None);
+                }
+                orphan => self.end_orphan(orphan, None),
             }
         }
         if !self.awaited.is_empty() {
@@ -344,6 +339,11 @@ impl Manager {
             }
         }
         self.node.retain(self.running.keys());
+    }
+
+    /// The file that it is of is wrong now.
+    fn is_in_doubt(&self, pod: &ValidPod) -> bool {
+        matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path))
     }
 
     fn end_orphan(&mut self, orphan: Adopted, grace: Option<i64>) {

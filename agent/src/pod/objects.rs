@@ -79,15 +79,16 @@ impl Objects {
 
     /// All objects of a kind, ordered by namespace and name.
     pub fn of_kind(&self, kind: ObjectKind) -> Vec<ValidObject> {
-        let mut found: Vec<_> = self.read().objects.values().filter(|o| o.key().kind == kind).cloned().collect();
-        found.sort_by(|a, b| a.key().cmp(b.key()));
-        found
+        self.found(|key| key.kind == kind)
     }
 
     /// The Services of a namespace, ordered by name.
     pub fn services_of(&self, namespace: &str) -> Vec<ValidObject> {
-        let here = |object: &&ValidObject| object.key().kind == ObjectKind::Service && object.key().namespace == namespace;
-        let mut found: Vec<_> = self.read().objects.values().filter(here).cloned().collect();
+        self.found(|key| key.kind == ObjectKind::Service && key.namespace == namespace)
+    }
+
+    fn found(&self, is_wanted: impl Fn(&ObjectRef) -> bool) -> Vec<ValidObject> {
+        let mut found: Vec<_> = self.read().objects.values().filter(|object| is_wanted(object.key())).cloned().collect();
         found.sort_by(|a, b| a.key().cmp(b.key()));
         found
     }

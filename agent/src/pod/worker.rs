@@ -1056,9 +1056,9 @@ fn pull_policy(container: &k8s::Container) -> image::PullPolicy {
     image::PullPolicy::named(container.image_pull_policy.as_deref())
 }
 
-/// Between two measurements of a pod's volumes.
 /// Between two tries at volumes that a disk had no room for.
 const REFRESH_AGAIN: Duration = Duration::from_secs(5);
+/// Between two measurements of a pod's volumes.
 const MEASURE_AT_LEAST: Duration = Duration::from_secs(1);
 const MEASURE_AT_MOST: Duration = Duration::from_secs(60);
 /// What an evicted container has from SIGTERM to SIGKILL, as the kubelet's hard evictions.

@@ -259,17 +259,18 @@ impl State {
 
 /// The pods that aren't in both, by namespace.
 fn different(before: &Pods, now: &Pods) -> Pods {
-    let by_uid = |pods: &Pods| -> HashMap<String, Arc<Facts>> {
-        pods.values().flatten().map(|pod| (pod.uid.clone(), pod.clone())).collect()
-    };
     let (before, now) = (by_uid(before), by_uid(now));
     let mut changed = Pods::new();
     for (pods, others) in [(&before, &now), (&now, &before)] {
-        for pod in pods.values().filter(|pod| others.get(&pod.uid) != Some(*pod)) {
-            changed.entry(pod.namespace.clone()).or_default().push(pod.clone());
+        for pod in pods.values().filter(|pod| others.get(pod.uid.as_str()) != Some(*pod)) {
+            changed.entry(pod.namespace.clone()).or_default().push(Arc::clone(pod));
         }
     }
     changed
+}
+
+fn by_uid(pods: &Pods) -> HashMap<&str, &Arc<Facts>> {
+    pods.values().flatten().map(|pod| (pod.uid.as_str(), pod)).collect()
 }
 
 fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {

@@ -162,7 +162,7 @@ fn reserve(store: &Store, config: &Config, fixed: &[IpAddr], owner: &Owner<'_>) 
 }
 
 fn outcome(request: &Request, settings: &Settings, attached: &Attached) -> Outcome {
-    let mac = attached.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = crate::links::show_mac(attached.mac);
     let bridge = Interface { name: settings.bridge.clone(), ..Interface::default() };
     let host = Interface { name: attached.host_if.clone(), mtu: Some(attached.mtu), ..Interface::default() };
     let pod = Interface {

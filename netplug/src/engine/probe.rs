@@ -9,12 +9,12 @@ use std::{
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{RecvFlags, recv},
 };
 
-use super::Engine;
+use super::{Engine, watch::timespec};
 use crate::{
     error::{Doing, Error},
     links::{self, Mac, mac_of},
@@ -49,8 +49,7 @@ fn wait(news: &Socket, bridge: u32, ip: IpAddr, until: Instant) -> Option<Mac> {
             Ok((length, _)) => length,
             Err(Errno::AGAIN) => {
                 let left = until.checked_duration_since(Instant::now())?;
-                let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-                let _ = poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&timeout));
+                let _ = poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&timespec(left)));
                 continue;
             }
             Err(Errno::INTR | Errno::NOBUFS) => continue,

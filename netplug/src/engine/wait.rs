@@ -9,11 +9,11 @@ use std::{
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     fd::BorrowedFd,
 };
 
-use super::watch::{RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_LINK, Wake, drain};
+use super::watch::{RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_LINK, Wake, drain, timespec};
 use crate::{
     error::{Doing, Error},
     lease::LeaseDir,
@@ -80,10 +80,7 @@ impl Host {
                 self.looked = Some(Instant::now());
                 return Wake::Change;
             }
-            let timeout = self.due.map(|due| {
-                let left = due.saturating_duration_since(Instant::now());
-                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
-            });
+            let timeout = self.due.map(|due| timespec(due.saturating_duration_since(Instant::now())));
             let mut fds = [PollFd::new(&bell, PollFlags::IN), PollFd::new(&self.news, PollFlags::IN)];
             let _ = poll(&mut fds, timeout.as_ref());
             let (rings, changed) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());

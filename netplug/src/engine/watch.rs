@@ -162,10 +162,7 @@ impl Watch {
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
     fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
-        let timeout = self.due.map(|due| {
-            let left = due.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
-        });
+        let timeout = self.due.map(|due| timespec(due.saturating_duration_since(Instant::now())));
         let mut fds =
             [PollFd::new(&bell, PollFlags::IN), PollFd::new(&self.route, PollFlags::IN), PollFd::new(&self.nft, PollFlags::IN)];
         // The only error that can be is an interruption: then the caller looks everywhere and comes back.
@@ -189,6 +186,11 @@ impl Watch {
         }
         due
     }
+}
+
+/// As poll(2) takes it.
+pub(super) fn timespec(left: Duration) -> Timespec {
+    Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
 }
 
 /// The messages that wait in a socket, to the last. Answers whether some were lost.

@@ -53,9 +53,7 @@ pub fn sandbox(
 
 /// Whether one of its containers gets CAP_SYS_PTRACE. One that asks for what can't be is refused when it is started.
 fn may_trace(pod: &ValidPod, settings: &Settings) -> bool {
-    let spec = pod.spec();
-    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    containers.any(|container| {
+    pod.all_containers().any(|container| {
         let sets = capabilities::of(container.security_context.as_ref(), settings.capabilities);
         sets.is_ok_and(|sets| capabilities::has(sets.bounding, "SYS_PTRACE"))
     })

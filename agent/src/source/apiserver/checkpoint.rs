@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -226,6 +227,16 @@ fn kubernetes() -> ObjectRef {
     ObjectRef::new(ObjectKind::Service, "default", "kubernetes")
 }
 
+/// What a checkpoint has of a pod besides its spec: the version is of no use after a reboot.
+fn kept_metadata(pod: &Pod) -> ObjectMeta {
+    ObjectMeta { resource_version: None, ..pod.metadata.clone() }
+}
+
+/// Whether their checkpoints are the same.
+fn is_of_one_file(one: &Pod, other: &Pod) -> bool {
+    one.spec == other.spec && kept_metadata(one) == kept_metadata(other)
+}
+
 impl Writer {
     async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>) {
         let mut changed = HashSet::new();
@@ -260,10 +271,15 @@ impl Writer {
         match news {
             News::Pod(pod) => {
                 let Some(uid) = uid(&pod) else { return };
-                let needs = references::of(&wanted(&pod));
                 match self.pods.get_mut(&uid) {
-                    Some(kept) => (kept.pod, kept.needs) = (pod, needs),
+                    // The echo of a status that we have told.
+                    Some(kept) if is_of_one_file(&kept.pod, &pod) => {
+                        kept.pod = pod;
+                        return;
+                    }
+                    Some(kept) => (kept.needs, kept.pod) = (references::of(&wanted(&pod)), pod),
                     None => {
+                        let needs = references::of(&wanted(&pod));
                         self.pods.insert(uid.clone(), Kept { pod, needs, files: BTreeSet::new(), written: None });
                     }
                 }
@@ -313,8 +329,7 @@ impl Writer {
         for bytes in kept.encoded(&self.node.objects.cluster)? {
             files.insert(self.write_object(&bytes)?);
         }
-        let mut pod = Pod::clone(&kept.pod);
-        (pod.status, pod.metadata.resource_version) = (None, None);
+        let pod = Pod { metadata: kept_metadata(&kept.pod), spec: kept.pod.spec.clone(), status: None };
         let bytes = serde_json::to_vec(&PodFile { pod, objects: files.clone() })?;
         let digest = Digest::of(&bytes);
         if kept.written.as_ref() != Some(&digest) {

@@ -66,8 +66,7 @@ impl Needs {
             }
             answers.extend(self.kept.get(key).map(|kept| kept.answered.clone()));
         }
-        let before = self.of.insert(pod.uid().clone(), keys);
-        if before.is_some() {
+        if self.of.get(pod.uid()) != Some(&keys) && self.of.insert(pod.uid().clone(), keys).is_some() {
             self.forget_unneeded();
         }
         async move {
