@@ -1,10 +1,10 @@
 //! `pods/log`: a container's files in order, across rotations, then whatever is written next. Woken by inotify and by the pod's
 //! state, never by a timer.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -22,7 +22,7 @@ use super::{ApiError, DEFAULTED, Response, reply};
 use crate::model::PodUid;
 use crate::pod::node::Node;
 use crate::pod::store::Change;
-use crate::runtime::open_regular;
+use crate::runtime::LogFolder;
 
 /// Bytes read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -48,7 +48,7 @@ pub fn answer(call: &Call, pod: &Pod) -> Result<Response, ApiError> {
         if let Err(Stopped::Failed(error)) = done {
             let _ = reader
                 .sender
-                .send(format!("nodeagent: read the log in {}: {error}\n", reader.source.folder.display()).into())
+                .send(format!("nodeagent: read the log in {}: {error}\n", reader.source.folder.path().display()).into())
                 .await;
         }
     });
@@ -137,22 +137,22 @@ fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
 
 /// The files of one attempt.
 struct Source {
-    folder: PathBuf,
+    folder: LogFolder,
     attempt: u32,
 }
 
 impl Source {
     fn find(node: &dyn Node, pod: &Pod, container: &str, previous: bool) -> Result<Self, ApiError> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let folder = node.log_dir(pod, container);
-        let attempts = attempts(&folder);
+        let folder = node.log_folder(pod, container);
+        let attempts = folder.as_ref().map_or_else(|_| Vec::new(), attempts);
         let waiting = status(pod, container).and_then(|s| s.state.as_ref()).and_then(|s| s.waiting.as_ref());
         // While a container waits for its next start, the last one to have run is the previous one.
         let attempt = match (previous, waiting) {
             (false, _) | (true, Some(_)) => attempts.last(),
             (true, None) => attempts.iter().rev().nth(1),
         };
-        if let Some(attempt) = attempt {
+        if let (Ok(folder), Some(attempt)) = (folder, attempt) {
             return Ok(Self { folder, attempt: *attempt });
         }
         Err(ApiError::bad_request(match waiting.and_then(|w| w.reason.as_deref()) {
@@ -165,7 +165,9 @@ impl Source {
     /// The attempt's files that were rotated after the one of that name, oldest first.
     fn rotated_after(&self, name: &str) -> Vec<String> {
         let rotated = format!("{}.log.", self.attempt);
-        let mut all: Vec<String> = names(&self.folder)
+        let mut all: Vec<String> = self
+            .folder
+            .names()
             .filter(|other| other.starts_with(&rotated) && Path::new(other).extension().is_none_or(|e| e != "tmp"))
             .filter(|other| other.as_str() > name)
             .collect();
@@ -187,13 +189,13 @@ impl Source {
             }
             for name in rotated {
                 // Not there: the oldest, removed just now.
-                let Some(file) = open(&self.folder.join(&name))? else { continue };
+                let Some(file) = open(&self.folder, &name)? else { continue };
                 last = name;
                 if !same(part, &file)? {
                     return Ok(Some(Part { file, last }));
                 }
             }
-            let Some(file) = open(&self.folder.join(format!("{}.log", self.attempt)))? else { return Ok(None) };
+            let Some(file) = open(&self.folder, &format!("{}.log", self.attempt))? else { return Ok(None) };
             if same(part, &file)? {
                 return Ok(None);
             }
@@ -207,7 +209,7 @@ impl Source {
     fn parts(&self) -> io::Result<Vec<Part>> {
         let mut parts = Vec::new();
         for name in self.rotated_after("") {
-            if let Some(file) = open(&self.folder.join(&name))? {
+            if let Some(file) = open(&self.folder, &name)? {
                 parts.push(Part { file, last: name });
             }
         }
@@ -232,21 +234,17 @@ fn same(part: Option<&Part>, file: &File) -> io::Result<bool> {
 }
 
 /// None: there is no such file.
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match open_regular(path) {
+fn open(folder: &LogFolder, name: &str) -> io::Result<Option<File>> {
+    match folder.file(name) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn names(folder: &Path) -> impl Iterator<Item = String> {
-    fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok())
-}
-
 /// The attempts that have a log, in order.
-fn attempts(folder: &Path) -> Vec<u32> {
-    let mut all: Vec<u32> = names(folder).filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
+fn attempts(folder: &LogFolder) -> Vec<u32> {
+    let mut all: Vec<u32> = folder.names().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
     all.sort_unstable();
     all
 }
@@ -346,10 +344,11 @@ struct Follow {
 
 impl Follow {
     fn new(node: &Arc<dyn Node>, pod: &Pod, container: &str, source: &Source) -> Result<Self, ApiError> {
-        let failed = |error: &dyn std::fmt::Display| ApiError::internal(format!("watch {}: {error}", source.folder.display()));
+        let failed =
+            |error: &dyn std::fmt::Display| ApiError::internal(format!("watch {}: {error}", source.folder.path().display()));
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|error| failed(&error))?;
         let events = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
-        inotify::add_watch(&inotify, &source.folder, events).map_err(|error| failed(&error))?;
+        inotify::add_watch(&inotify, source.folder.by_descriptor(), events).map_err(|error| failed(&error))?;
         Ok(Self {
             inotify: Descriptor::new(inotify).map_err(|error| failed(&error))?,
             changes: node.store().pods().changes,
@@ -401,9 +400,14 @@ fn has_ended(status: Option<&ContainerStatus>, attempt: u32) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
     use std::io::Write;
 
     use super::*;
+
+    fn source(folder: &Path) -> Source {
+        Source { folder: LogFolder::open(folder, Path::new(".")).unwrap(), attempt: 7 }
+    }
 
     /// What the holder does, as quickly as it can: a line a file.
     fn write_and_rotate(folder: &Path, files: u32) {
@@ -425,7 +429,7 @@ mod tests {
     #[test]
     fn files_follow_each_other_while_they_are_rotated() {
         let folder = tempfile::tempdir().unwrap();
-        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        let source = source(folder.path());
         let expected: String = (0..=1000).map(|number| format!("{number}\n")).collect();
         std::thread::scope(|threads| {
             let writer = threads.spawn(|| write_and_rotate(folder.path(), 1000));
@@ -452,7 +456,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let line = |text: &str| format!("2026-01-01T00:00:01Z stdout F {text}\n");
         fs::write(folder.path().join("7.log"), line("before").repeat(3 * CHUNK / 36)).unwrap();
-        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        let source = source(folder.path());
         // With room for one chunk: the reader waits for us before it has read all.
         let (sender, mut read) = mpsc::channel(1);
         let mut reader = Reader { source, renderer: Renderer::new(Wanted::default()), sender, open: None };
@@ -472,7 +476,7 @@ mod tests {
     #[test]
     fn of_files_that_were_removed_the_rest_is_read() {
         let folder = tempfile::tempdir().unwrap();
-        let source = Source { folder: folder.path().to_owned(), attempt: 7 };
+        let source = source(folder.path());
         write_and_rotate(folder.path(), 1);
         let newest = source.parts().unwrap().pop();
         fs::remove_file(folder.path().join("7.log.00000000")).unwrap();

@@ -1,5 +1,6 @@
 //! The running agent as the API knows it: [`node::Node`] over the workers, the runtime and the image store.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ use super::usage::{self, NodeUsage, Seen, Wanted};
 use super::worker::Live;
 use crate::model::{PodUid, ValidPod};
 use crate::runtime::holder::{AttachStreams, CallError};
-use crate::runtime::{Reading, Redaction, Sandbox, inspect as kernel};
+use crate::runtime::{LogFolder, Reading, Redaction, Sandbox, inspect as kernel};
 
 /// See the module's page.
 pub struct Handle {
@@ -120,8 +121,8 @@ impl node::Node for Handle {
         (self.object)()
     }
 
-    fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
-        self.node.runtime.log_dir(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
+    fn log_folder(&self, pod: &Pod, container: &str) -> io::Result<LogFolder> {
+        self.node.runtime.log_folder(&ValidPod::trusted(pod.clone(), crate::model::Origin::Stdin), container)
     }
 
     fn read_logs(&self, uid: &PodUid) -> Reading {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ use crate::pod::network::view::{NetworkView, TraceView};
 use crate::pod::objects::Objects;
 use crate::pod::store::Store;
 use crate::pod::usage::{NodeUsage, Wanted};
-use crate::runtime::Reading;
+use crate::runtime::{LogFolder, Reading};
 
 /// What an act on the node comes to.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, NodeError>>;
@@ -179,7 +180,7 @@ pub trait Node: Send + Sync + 'static {
     /// The Kubernetes Node object, as it is now.
     fn node(&self) -> NodeObject;
     /// The folder with a container's `N.log`, N being the attempt.
-    fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf;
+    fn log_folder(&self, pod: &Pod, container: &str) -> io::Result<LogFolder>;
     /// Keeps a pod's logs as long as the answer lives, also when the pod is removed meanwhile.
     fn read_logs(&self, uid: &PodUid) -> Reading;
     /// Runs one more process in a container.

@@ -1,11 +1,13 @@
 //! What ended containers left: their logs, by which attempts are counted over a reboot, and their last words.
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
+use super::log_folder::LogFolder;
 use super::readers::Reading;
 use super::run::Runtime;
 use crate::model::{PodUid, ValidPod};
@@ -20,8 +22,8 @@ const KEPT_LOGS: u32 = 2;
 
 impl Runtime {
     /// The folder of a container's `N.log`.
-    pub fn log_dir(&self, pod: &ValidPod, container: &str) -> PathBuf {
-        self.settings.pod_logs(pod).join(container)
+    pub fn log_folder(&self, pod: &ValidPod, container: &str) -> io::Result<LogFolder> {
+        self.settings.log_folder(pod, container)
     }
 
     /// Keeps the pod's logs while they are read, also when the pod is removed meanwhile.
@@ -31,39 +33,37 @@ impl Runtime {
 
     /// The number of the next attempt, by the logs that are there: a restart count that survives the loss of all else.
     pub fn next_attempt(&self, pod: &ValidPod, container: &str) -> u32 {
-        self.logged(pod, container).map(|(number, _)| number.saturating_add(1)).max().unwrap_or(0)
+        let folder = self.log_folder(pod, container);
+        let attempts = folder.iter().flat_map(LogFolder::names).filter_map(|name| attempt_of(&name));
+        attempts.map(|number| number.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Removes the logs of attempts that are older than the one before `current`.
     pub fn trim_logs(&self, pod: &ValidPod, container: &str, current: u32) {
-        for (_, path) in self.logged(pod, container).filter(|(n, _)| n.saturating_add(KEPT_LOGS) <= current) {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!("removing the old log {}: {error}", path.display());
-            }
-        }
+        self.remove_logs(pod, container, |number| number.saturating_add(KEPT_LOGS) <= current);
     }
 
     /// Removes what its containers have logged, all of it: the pod is over and the disk is scarce.
     pub fn clear_logs(&self, pod: &ValidPod) {
         for container in pod.all_containers() {
-            for (_, path) in self.logged(pod, &container.name) {
-                if let Err(error) = fs::remove_file(&path) {
-                    tracing::warn!("removing the log {} of a pod that is over: {error}", path.display());
-                }
-            }
+            self.remove_logs(pod, &container.name, |_| true);
         }
     }
 
-    /// Log files with their attempts; rotated ones too.
-    fn logged(&self, pod: &ValidPod, container: &str) -> impl Iterator<Item = (u32, PathBuf)> {
-        let entries = fs::read_dir(self.log_dir(pod, container)).into_iter().flatten().flatten();
-        entries.filter_map(|e| Some((e.file_name().to_str()?.split_once(".log")?.0.parse().ok()?, e.path())))
+    /// Removes the logs of such attempts, rotated ones too.
+    fn remove_logs(&self, pod: &ValidPod, container: &str, unwanted: impl Fn(u32) -> bool) {
+        let Ok(folder) = self.log_folder(pod, container) else { return };
+        for name in folder.names().filter(|name| attempt_of(name).is_some_and(&unwanted)) {
+            if let Err(error) = folder.remove(&name) {
+                tracing::warn!("removing the log {}: {error}", folder.path().join(name).display());
+            }
+        }
     }
 
     /// What a container left in its terminationMessagePath; with FallbackToLogsOnError, after an error, else the end of its log.
     pub fn termination_message(&self, pod: &ValidPod, container: &str, attempt: u32, code: i32) -> Option<String> {
         let path = self.settings.termination_log(pod.uid(), container, attempt);
-        let words = tail(&path, LAST_WORDS).unwrap_or_default();
+        let words = open_regular_at(CWD, &path).and_then(|file| tail(file, LAST_WORDS)).unwrap_or_default();
         if !words.is_empty() {
             return Some(words);
         }
@@ -71,7 +71,8 @@ impl Runtime {
         if code == 0 || spec.termination_message_policy.as_deref() != Some("FallbackToLogsOnError") {
             return None;
         }
-        let log = tail(&self.settings.container_log(pod, container, attempt), 4 * LOG_BYTES)?;
+        let log = self.log_folder(pod, container).and_then(|folder| folder.file(&format!("{attempt}.log")));
+        let log = log.and_then(|file| tail(file, 4 * LOG_BYTES)).ok()?;
         // `TIME STREAM TAG TEXT`, the CRI's format.
         let lines: Vec<&str> = log.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
         let text = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
@@ -81,31 +82,36 @@ impl Runtime {
     }
 }
 
+/// Of the name of a log, rotated or not.
+fn attempt_of(name: &str) -> Option<u32> {
+    name.split_once(".log")?.0.parse().ok()
+}
+
 /// Opens a file where a container may have put anything: a link is not followed, a pipe not waited for.
-pub fn open_regular(path: &Path) -> io::Result<fs::File> {
+pub(super) fn open_regular_at(folder: impl AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::openat(folder, path, flags, Mode::empty())?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::other(format!("{} is not a regular file", path.display())));
     }
     Ok(file)
 }
 
-/// The last bytes of a regular file that a container wrote: it may be of any size, but not a link, nor a pipe to wait on.
-fn tail(path: &Path, limit: u64) -> Option<String> {
-    let mut file = open_regular(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
+/// The last bytes of a file that a container wrote: it may be of any size.
+fn tail(mut file: File, limit: u64) -> io::Result<String> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::{CWD, FileType, makedev, mknodat};
+    use rustix::fs::{FileType, makedev, mknodat};
 
     use super::*;
 
@@ -114,16 +120,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("file"), "x").unwrap();
-        open_regular(&path("file")).unwrap();
         symlink("file", path("link")).unwrap();
         fs::create_dir(path("folder")).unwrap();
         mknodat(CWD, path("pipe"), FileType::Fifo, 0o600.into(), 0).unwrap();
         mknodat(CWD, path("zero"), FileType::CharacterDevice, 0o600.into(), makedev(1, 5)).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
         for name in ["link", "folder", "pipe", "zero", "socket", "nothing"] {
-            assert!(open_regular(&path(name)).is_err(), "{name}");
-            assert_eq!(tail(&path(name), 100), None, "{name}");
+            assert!(open_regular_at(CWD, &path(name)).is_err(), "{name}");
         }
-        assert_eq!(tail(&path("file"), 100).as_deref(), Some("x"));
+        assert_eq!(tail(open_regular_at(CWD, &path("file")).unwrap(), 100).unwrap(), "x");
     }
 }

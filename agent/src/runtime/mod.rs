@@ -12,6 +12,7 @@ pub mod hugepages;
 pub mod inspect;
 #[cfg(test)]
 mod known;
+mod log_folder;
 mod paths;
 mod prepared;
 mod readers;
@@ -27,8 +28,8 @@ mod teardown;
 pub mod volumes;
 
 pub use error::{Cause, ConfigError, Error, Place};
-pub use history::open_regular;
 pub use holder::Wires;
+pub use log_folder::LogFolder;
 pub use readers::Reading;
 pub use redact::Redaction;
 pub use remove::remove_tree;

@@ -1,7 +1,9 @@
 //! Where a pod's files are. Pure; every name in here has been validated as one path component.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use super::log_folder::LogFolder;
 use super::settings::Settings;
 use crate::model::{PodUid, ValidPod};
 
@@ -53,11 +55,21 @@ impl Settings {
 
     /// All logs of a pod, where log shippers look for them.
     pub fn pod_logs(&self, pod: &ValidPod) -> PathBuf {
-        self.log.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
+        self.log.join(pod_log_name(pod))
+    }
+
+    /// Opens the folder of a container's logs.
+    pub fn log_folder(&self, pod: &ValidPod, container: &str) -> io::Result<LogFolder> {
+        LogFolder::open(&self.log, &Path::new(&pod_log_name(pod)).join(container))
     }
 
     /// The log of one run of a container.
     pub fn container_log(&self, pod: &ValidPod, container: &str, attempt: u32) -> PathBuf {
         self.pod_logs(pod).join(container).join(format!("{attempt}.log"))
     }
+}
+
+/// Of a pod's folder among the logs.
+fn pod_log_name(pod: &ValidPod) -> String {
+    format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid())
 }

@@ -119,7 +119,7 @@ fn blocks(stat: &rustix::fs::Stat) -> u64 {
 
 /// A container's logs.
 pub fn of_logs(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
-    used(&settings.pod_logs(pod).join(name)).unwrap_or_default()
+    settings.log_folder(pod, name).ok().and_then(|folder| used(&folder.by_descriptor()).ok()).unwrap_or_default()
 }
 
 /// On disk; a file of several names counts once. What is nested too deeply to be measured is more than any limit.
