@@ -38,28 +38,27 @@ const MAX_INSNS: usize = 4096;
 
 /// The program.
 pub fn compile(policy: &Policy) -> Result<Vec<Insn>, ConfigError> {
-    let mut program = vec![insn(LD, ARCH)];
+    let mut program = Backwards::default();
     let has = |abi| policy.abis.contains(&abi);
-    for abi in policy.abis.iter().filter(|abi| **abi != Abi::X32) {
-        let mut body = vec![insn(LD, NR)];
+    // A way of making system calls that the profile doesn't know.
+    let mut otherwise = program.ret(KILL_PROCESS);
+    for abi in policy.abis.iter().rev().filter(|abi| **abi != Abi::X32) {
+        let mut answers = calls(&mut program, policy, *abi);
         if *abi == Abi::X86_64 {
             // Numbers with bit 30 are x32's, or, where it isn't wanted, nobody's.
             let x32 = if has(Abi::X32) {
-                [vec![insn(AND, !X32_BIT)], calls(policy, Abi::X32)].concat()
+                let answers = calls(&mut program, policy, Abi::X32);
+                program.before(&[insn(AND, !X32_BIT)], answers)
             } else {
-                vec![ret(policy.default)]
+                program.ret(policy.default)
             };
-            body.extend(branch(JGE, X32_BIT, &x32, &calls(policy, Abi::X86_64)));
-        } else {
-            body.extend(calls(policy, *abi));
+            answers = program.branch(JGE, X32_BIT, x32, answers);
         }
-        let skip = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        // The body is longer than a conditional jump reaches.
-        program.extend([Insn { code: JEQ, jt: 1, jf: 0, k: abi.audit() }, insn(JA, skip)]);
-        program.extend(body);
+        let body = program.before(&[insn(LD, NR)], answers);
+        otherwise = program.branch(JEQ, abi.audit(), body, otherwise);
     }
-    // A way of making system calls that the profile doesn't know.
-    program.push(ret(KILL_PROCESS));
+    program.before(&[insn(LD, ARCH)], otherwise);
+    let program = program.finish();
     if program.len() > MAX_INSNS {
         return Err(ConfigError::new(format!(
             "seccomp profile: it takes {} instructions, the kernel takes {MAX_INSNS}",
@@ -67,6 +66,79 @@ pub fn compile(policy: &Policy) -> Result<Vec<Insn>, ConfigError> {
         )));
     }
     Ok(program)
+}
+
+/// A program that is written from its end, as jumps only lead forward: whatever is jumped to is there already. Places are counted from
+/// the end. A return is shared by all that can reach it: the kernel translates the program for each process that gets it, which is
+/// most of what a filter costs.
+#[derive(Default)]
+struct Backwards {
+    code: Vec<Insn>,
+    returns: BTreeMap<Action, usize>,
+}
+
+impl Backwards {
+    /// How far conditional jumps reach, with one more instruction between.
+    const REACH: usize = 254;
+
+    fn push(&mut self, insn: Insn) -> usize {
+        self.code.push(insn);
+        self.code.len() - 1
+    }
+
+    /// From the next instruction.
+    fn distance(&self, place: usize) -> usize {
+        self.code.len() - place - 1
+    }
+
+    fn ret(&mut self, action: Action) -> usize {
+        if let Some(place) = self.returns.get(&action)
+            && self.distance(*place) <= Self::REACH
+        {
+            return *place;
+        }
+        let place = self.push(insn(RET, action));
+        self.returns.insert(action, place);
+        place
+    }
+
+    /// `if A op k { yes } else { no }`
+    fn branch(&mut self, code: u16, k: u32, yes: usize, no: usize) -> usize {
+        let (yes, no) = (self.near(yes), self.near(no));
+        let [jt, jf] = [yes, no].map(|place| u8::try_from(self.distance(place)).unwrap_or(u8::MAX));
+        self.push(Insn { code, jt, jf, k })
+    }
+
+    /// The same place, or one near by that leads there.
+    fn near(&mut self, place: usize) -> usize {
+        if self.distance(place) <= Self::REACH { place } else { self.jump(place) }
+    }
+
+    /// Unconditional jumps reach anywhere.
+    fn jump(&mut self, place: usize) -> usize {
+        let distance = u32::try_from(self.distance(place)).unwrap_or(u32::MAX);
+        self.push(insn(JA, distance))
+    }
+
+    /// Does this, and goes on there.
+    fn before(&mut self, insns: &[Insn], place: usize) -> usize {
+        if self.distance(place) > 0 {
+            self.jump(place);
+        }
+        self.code.extend(insns.iter().rev());
+        self.code.len() - 1
+    }
+
+    /// Code that ends in returns.
+    fn block(&mut self, insns: &[Insn]) -> usize {
+        self.code.extend(insns.iter().rev());
+        self.code.len() - 1
+    }
+
+    fn finish(mut self) -> Vec<Insn> {
+        self.code.reverse();
+        self.code
+    }
 }
 
 /// As the kernel takes it: in memory order.
@@ -84,7 +156,7 @@ fn ret(action: Action) -> Insn {
 }
 
 /// Code that answers the calls of one ABI, with the number in the accumulator.
-fn calls(policy: &Policy, abi: Abi) -> Vec<Insn> {
+fn calls(program: &mut Backwards, policy: &Policy, abi: Abi) -> usize {
     let mut by_number: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
     for rule in &policy.rules {
         if let Some(number) = abi.number(&rule.name) {
@@ -112,33 +184,26 @@ fn calls(policy: &Policy, abi: Abi) -> Vec<Insn> {
     {
         put(last + 1, vec![ret(ERRNO | ENOSYS)]);
     }
-    tree(&ranges)
+    tree(program, &ranges)
 }
 
 /// Compares with the middle, then one half or the other.
-fn tree(ranges: &[(u32, Vec<Insn>)]) -> Vec<Insn> {
+fn tree(program: &mut Backwards, ranges: &[(u32, Vec<Insn>)]) -> usize {
     match ranges {
-        [] => Vec::new(),
-        [(_, code)] => code.clone(),
+        // There is always one.
+        [] => program.ret(KILL_PROCESS),
+        [(_, code)] => match code.as_slice() {
+            [Insn { code: RET, k: action, .. }] => program.ret(*action),
+            code => program.block(code),
+        },
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
             let middle = high.first().map(|(start, _)| *start).unwrap_or_default();
-            branch(JGE, middle, &tree(high), &tree(low))
+            let high = tree(program, high);
+            let low = tree(program, low);
+            program.branch(JGE, middle, high, low)
         }
     }
-}
-
-/// `if A op k { yes } else { no }`, where both end in returns.
-fn branch(code: u16, k: u32, yes: &[Insn], no: &[Insn]) -> Vec<Insn> {
-    let mut out = Vec::with_capacity(yes.len() + no.len() + 2);
-    match u8::try_from(no.len()) {
-        Ok(distance) => out.push(Insn { code, jt: distance, jf: 0, k }),
-        // Conditional jumps reach 255 instructions; unconditional ones anywhere.
-        Err(_) => out.extend([Insn { code, jt: 0, jf: 1, k }, insn(JA, u32::try_from(no.len()).unwrap_or(u32::MAX))]),
-    }
-    out.extend_from_slice(no);
-    out.extend_from_slice(yes);
-    out
 }
 
 /// One call's rules, in their order; the first that holds decides.
