@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use podholder::protocol::{ContainerState, Fault, HolderState, Process, Recipe, Reply, Request, SandboxRecipe, Stage, VERSION};
+use podholder::protocol::{
+    ContainerState, Fault, HolderState, Process, Recipe, Reply, Request, SandboxRecipe, Source, Stage, VERSION,
+};
 use podholder::sys;
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
@@ -11,6 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio;
 
 use crate::birth::{self, When};
+use crate::cgroups::Purpose;
 use crate::child::Spawn;
 use crate::clock;
 use crate::connection::Connection;
@@ -149,6 +152,7 @@ impl Holder {
             return Err(refused(Stage::Protocol, "", "the namespaces are made already"));
         }
         crate::sandbox::prepare()?;
+        self.hierarchies.find()?;
         self.prepared = true;
         Ok(done())
     }
@@ -157,7 +161,7 @@ impl Holder {
         if self.sandbox.is_some() {
             return Err(refused(Stage::Protocol, "", "the sandbox is made already"));
         }
-        let (mut sandbox, steps) = Sandbox::make(recipe, self.prepared)?;
+        let (mut sandbox, steps) = Sandbox::make(recipe, self.prepared, &mut self.hierarchies)?;
         self.watch_own_children().or_fault(Stage::Fork, "")?;
         if !self.connections.get(&asker.connection).is_some_and(Connection::is_open) {
             // The next agent has looked for what this one left, perhaps before there was anything to find.
@@ -194,6 +198,9 @@ impl Holder {
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.recipe.may_trace |= birth::may_trace(recipe.process.capabilities.bounding);
         }
+        let shows_cgroups = recipe.mounts.iter().any(|mount| matches!(mount.source, Source::Cgroup));
+        let purpose = if shows_cgroups { Purpose::Show } else { Purpose::Join };
+        let cgroups = self.hierarchies.open(&recipe.cgroups, purpose)?;
         let sandbox = self.sandbox()?;
         if self.containers.values().any(|c| c.state.id == recipe.id && !c.forgotten) {
             return Err(Fault { errno: libc::EEXIST, ..refused(Stage::Protocol, &recipe.id, "it was started already") });
@@ -207,12 +214,13 @@ impl Holder {
             (Some(_), When::Last) if container::makes_procfs_of_others() => When::Last,
             _ => When::First,
         };
-        let pod = Pod { maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
+        let pod = Pod { cgroups: &cgroups, maps: sandbox.recipe.user.as_ref(), shm: sandbox.shm.kept() };
         let mut keep = sandbox.namespaces();
         keep.extend(target.filter(|_| when == When::Last));
+        keep.extend(cgroups.iter().map(|group| group.folder.as_fd()));
         let spawn = Spawn {
             flags: container::clone_flags(recipe, &pod),
-            cgroups: &recipe.cgroups,
+            cgroups: &cgroups,
             beside: None,
             stdio: [stdio.theirs[0].as_fd(), stdio.theirs[1].as_fd(), stdio.theirs[2].as_fd()],
             keep: &keep,
@@ -240,6 +248,7 @@ impl Holder {
 
     fn exec(&mut self, asker: Asker, id: &str, process: &Process, cgroups: &[PathBuf], fds: &[OwnedFd]) -> Result<(), Fault> {
         let in_user_ns = self.sandbox()?.recipe.user.is_some();
+        let cgroups = self.hierarchies.open(cgroups, Purpose::Join)?;
         let container = self.container(id)?;
         let pid_namespace = container.pid_namespace;
         let Some(live) = container.live.as_ref().filter(|l| !l.is_starting()) else {
@@ -255,7 +264,7 @@ impl Holder {
             _ => return Err(refused(Stage::Protocol, id, "exec takes three descriptors, or none with a terminal")),
         };
         let keep = [target.as_fd()];
-        let spawn = Spawn { flags: 0, cgroups, beside, stdio, keep: &keep };
+        let spawn = Spawn { flags: 0, cgroups: &cgroups, beside, stdio, keep: &keep };
         let when = self.sandbox()?.birth(pid_namespace);
         let body = |parts| exec::init(process, in_user_ns, when, parts);
         let child = self.sandbox()?.spawn_in_pid(Some(target.as_fd()), when, &spawn, body)?;

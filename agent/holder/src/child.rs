@@ -1,7 +1,6 @@
 //! Children of the holder: how one is forked, what it keeps, and how it tells the holder how far it is.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,11 +9,12 @@ use podholder::protocol::{Fault, Stage, Step};
 use podholder::sys::{self, Fork, ns};
 use podholder::wire;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
-use crate::container::mounts::mount_point;
+use crate::cgroups::Group;
 use crate::fault::{OrFault, kernel, refused};
 
 /// What a child says to the holder. End of file after [`Report::Ready`] means that exec happened.
@@ -44,8 +44,8 @@ pub struct Child {
 pub struct Spawn<'a> {
     /// Namespaces to make.
     pub flags: u64,
-    /// cgroup directories that the child joins.
-    pub cgroups: &'a [PathBuf],
+    /// What the child joins.
+    pub cgroups: &'a [Group],
     /// A process whose cgroup v2 will do as well, if the one of `cgroups` takes none: a container that runs containers, or
     /// systemd, hands controllers down, and v2 wants no processes where that is done.
     pub beside: Option<i32>,
@@ -97,12 +97,11 @@ impl Status {
 pub fn spawn(spawn: &Spawn<'_>, body: impl FnOnce(Parts) -> Result<Infallible, Fault>) -> Result<Child, Fault> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_fault(Stage::Fork, "")?;
-    let cgroups = Cgroups::open(spawn.cgroups)?;
-    match cgroups.fork(spawn.flags, spawn.beside)? {
+    match fork(spawn.cgroups, spawn.flags, spawn.beside)? {
         Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, status: ours }),
         Fork::Child => {
             let status = Status(theirs);
-            let result = enter(&cgroups, &status).and_then(|()| {
+            let result = enter(spawn.cgroups, &status).and_then(|()| {
                 let mut fds: Vec<BorrowedFd<'_>> = spawn.stdio.to_vec();
                 fds.push(status.0.as_fd());
                 fds.extend(spawn.keep);
@@ -119,9 +118,9 @@ pub fn spawn(spawn: &Spawn<'_>, body: impl FnOnce(Parts) -> Result<Infallible, F
     }
 }
 
-fn enter(cgroups: &Cgroups<'_>, status: &Status) -> Result<(), Fault> {
+fn enter(cgroups: &[Group], status: &Status) -> Result<(), Fault> {
     sys::reset_signals();
-    cgroups.join()?;
+    join(cgroups)?;
     status.die_with_holder().or_fault(Stage::Fork, "")?;
     rustix::process::setsid().or_fault(Stage::Fork, "").map(drop)
 }
@@ -134,76 +133,65 @@ fn run(parts: Parts, body: impl FnOnce(Parts) -> Result<Infallible, Fault>) -> R
     sys::exit_now(1)
 }
 
-/// The cgroups that a child joins: the one of v2 by its birth (no lock of the whole machine), those of v1 by itself.
-struct Cgroups<'a> {
-    unified: Option<(OwnedFd, &'a Path)>,
-    others: Vec<&'a Path>,
+/// The one of v2 is joined by birth: no lock of the whole machine.
+fn by_birth(cgroups: &[Group]) -> Option<usize> {
+    cgroups.iter().position(|group| group.hierarchy.is_unified())
 }
 
-impl<'a> Cgroups<'a> {
-    fn open(paths: &'a [PathBuf]) -> Result<Self, Fault> {
-        let mut cgroups = Self { unified: None, others: Vec::new() };
-        for path in paths {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).or_fault(Stage::Cgroup, path.display())?;
-            let fs = rustix::fs::fstatfs(&dir).or_fault(Stage::Cgroup, path.display())?;
-            if fs.f_type == libc::CGROUP2_SUPER_MAGIC && cgroups.unified.is_none() {
-                cgroups.unified = Some((dir, path));
-            } else {
-                cgroups.others.push(path);
-            }
+fn fork(cgroups: &[Group], flags: u64, beside: Option<i32>) -> Result<Fork, Fault> {
+    let Some(group) = by_birth(cgroups).map(|at| &cgroups[at]) else {
+        return sys::clone3(flags, None).or_fault(Stage::Fork, "");
+    };
+    let fault = |e: io::Error| kernel(Stage::Cgroup, group.path.display(), e);
+    match (sys::clone3(flags, Some(group.folder.as_fd())), beside) {
+        (Err(e), Some(process)) if e.raw_os_error() == Some(libc::EBUSY) => {
+            let path = unified_of(process, &group.hierarchy.mount_point).map_err(fault)?;
+            let dir = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .or_fault(Stage::Cgroup, path.display())?;
+            sys::clone3(flags, Some(dir.as_fd())).or_fault(Stage::Cgroup, path.display())
         }
-        Ok(cgroups)
+        (forked, _) => forked.map_err(fault),
     }
+}
 
-    fn fork(&self, flags: u64, beside: Option<i32>) -> Result<Fork, Fault> {
-        let Some((dir, path)) = &self.unified else { return sys::clone3(flags, None).or_fault(Stage::Fork, "") };
-        match (sys::clone3(flags, Some(dir.as_fd())), beside) {
-            (Err(e), Some(process)) if e.raw_os_error() == Some(libc::EBUSY) => {
-                let path = unified_of(process, path).or_fault(Stage::Cgroup, path.display())?;
-                let dir = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                    .or_fault(Stage::Cgroup, path.display())?;
-                sys::clone3(flags, Some(dir.as_fd())).or_fault(Stage::Cgroup, path.display())
-            }
-            (forked, _) => forked.or_fault(Stage::Cgroup, path.display()),
-        }
-    }
-
-    fn join(&self) -> Result<(), Fault> {
-        self.others.iter().try_for_each(|path| join_cgroup(path))
-    }
+/// Those that aren't joined by birth.
+fn join(cgroups: &[Group]) -> Result<(), Fault> {
+    let born = by_birth(cgroups);
+    let others = cgroups.iter().enumerate().filter(|(at, _)| Some(*at) != born);
+    others.map(|(_, group)| join_one(group)).collect()
 }
 
 /// Moves this process into cgroups. To be moved within v2 is to wait for a grace period of RCU, 5 to 20 ms: instead, a child of the
 /// same parent is born there, and goes on in this one's place. It has everything of this process but its number.
-pub fn move_into(paths: &[PathBuf]) -> Result<(), Fault> {
-    let cgroups = Cgroups::open(paths)?;
-    if cgroups.unified.is_some() {
-        match cgroups.fork(ns::PARENT, None)? {
+pub fn move_into(cgroups: &[Group]) -> Result<(), Fault> {
+    if by_birth(cgroups).is_some() {
+        match fork(cgroups, ns::PARENT, None)? {
             Fork::Parent { .. } => sys::exit_now(0),
             Fork::Child => rustix::process::setsid().or_fault(Stage::Fork, "").map(drop)?,
         }
     }
-    cgroups.join()
+    join(cgroups)
 }
 
-/// The cgroup v2 of a process, in the tree that `dir` is in.
-fn unified_of(process: i32, dir: &Path) -> io::Result<PathBuf> {
+/// The cgroup v2 of a process, in the tree that is mounted there.
+fn unified_of(process: i32, mount_point: &Path) -> io::Result<PathBuf> {
     let text = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
-    Ok(mount_point(dir)?.join(path))
+    Ok(mount_point.join(path))
 }
 
 /// Moves this process into a cgroup.
-fn join_cgroup(path: &Path) -> Result<(), Fault> {
+fn join_one(group: &Group) -> Result<(), Fault> {
     // v1 lets a thread move itself by `tasks` without the lock that stops every fork and exec of the machine; v2 lacks that file.
-    let write =
-        |file: &str| File::options().write(true).open(path.join(file)).and_then(|mut f| io::Write::write_all(&mut f, b"0"));
-    let result = match write("tasks") {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => write("cgroup.procs"),
-        result => result,
+    let write = |file: &str| {
+        let file = rustix::fs::openat(&group.folder, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(file, b"0")
     };
-    result.map_err(|e| kernel(Stage::Cgroup, path.display(), e))
+    let joined = match write("tasks") {
+        Err(Errno::NOENT) => write("cgroup.procs"),
+        joined => joined,
+    };
+    joined.map(drop).or_fault(Stage::Cgroup, group.path.display())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod birth;
 mod calls;
+mod cgroups;
 mod child;
 mod clock;
 mod connection;

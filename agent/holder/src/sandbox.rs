@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 use rustix::stdio;
 
 use crate::birth::When;
+use crate::cgroups::Hierarchies;
 use crate::child::{self, Child, Parts, Report, Spawn, Status};
 use crate::clock::{self, Steps};
 use crate::container::credentials;
@@ -34,13 +35,13 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes the namespaces, or takes those of [`prepare`]; the process is in them afterwards, and perhaps another than before: see
     /// [`child::move_into`].
-    pub fn make(mut recipe: SandboxRecipe, prepared: bool) -> Result<(Self, Vec<Step>), Fault> {
+    pub fn make(mut recipe: SandboxRecipe, prepared: bool, hierarchies: &mut Hierarchies) -> Result<(Self, Vec<Step>), Fault> {
         let mut steps = Steps::start();
         let flags = flags(&recipe);
         if prepared && !recipe.takes_prepared() {
             return Err(refused(Stage::Protocol, "", "the namespaces that are made aren't those of the recipe"));
         }
-        child::move_into(&recipe.cgroups)?;
+        child::move_into(&hierarchies.open_parents(&recipe.cgroups)?)?;
         if !recipe.title.is_empty() {
             // Cosmetics.
             let _ = sys::set_title(&recipe.title);

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
+use crate::cgroups::Hierarchies;
 use crate::clock;
 use crate::connection::Connection;
 use crate::fault::{OrFault, refused};
@@ -39,6 +40,7 @@ pub struct Holder {
     /// This process is in namespaces that a sandbox can have.
     pub prepared: bool,
     pub note: serde_json::Value,
+    pub hierarchies: Hierarchies,
     pub containers: BTreeMap<u64, Container>,
     pub execs: BTreeMap<u64, Exec>,
     pub connections: BTreeMap<u64, Connection>,
@@ -61,6 +63,7 @@ impl Holder {
             sandbox: None,
             prepared: false,
             note: serde_json::Value::Null,
+            hierarchies: Hierarchies::default(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             connections: BTreeMap::new(),

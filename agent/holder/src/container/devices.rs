@@ -1,6 +1,6 @@
 //! Device nodes and the usual links of /dev.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use podholder::protocol::{Device, Fault, Recipe, Source, Stage};
@@ -27,12 +27,13 @@ pub fn make(root: &Root, recipe: &Recipe, in_user_ns: bool) -> Result<(), Fault>
     if recipe.mounts.iter().any(|m| is_dev(&m.target) && matches!(m.source, Source::Bind { .. })) {
         return Ok(());
     }
+    let mut folder = Folder { root, open: None };
     for device in &recipe.devices {
-        if in_user_ns { bind(root, device)? } else { make_node(root, device)? }
+        if in_user_ns { bind(root, device)? } else { make_node(&mut folder, device)? }
     }
     for (path, target) in LINKS {
-        let (dir, name) = open_parent(root, Path::new(path))?;
-        match rustix::fs::symlinkat(target, &dir, &name) {
+        let (dir, name) = folder.of(Path::new(path))?;
+        match rustix::fs::symlinkat(target, dir, &name) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e).or_fault(Stage::Device, path),
         }
@@ -40,27 +41,42 @@ pub fn make(root: &Root, recipe: &Recipe, in_user_ns: bool) -> Result<(), Fault>
     Ok(())
 }
 
-/// The folder of `path`, made if need be, and the name in it.
-fn open_parent(root: &Root, path: &Path) -> Result<(OwnedFd, PathBuf), Fault> {
-    let path = normalise(path);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(refused(Stage::Device, shown(&path), "not a device's path"));
-    };
-    Ok((root.make(parent, Kind::Directory).or_fault(Stage::Device, shown(parent))?, name.into()))
+/// The folder that was asked for last: nearly always /dev.
+struct Folder<'a> {
+    root: &'a Root,
+    open: Option<(PathBuf, OwnedFd)>,
 }
 
-fn make_node(root: &Root, device: &Device) -> Result<(), Fault> {
+impl Folder<'_> {
+    /// That of `path`, made if need be, and the name in it.
+    fn of(&mut self, path: &Path) -> Result<(BorrowedFd<'_>, PathBuf), Fault> {
+        let path = normalise(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(refused(Stage::Device, shown(&path), "not a device's path"));
+        };
+        let open = match self.open.take() {
+            Some(open) if open.0 == parent => self.open.insert(open),
+            _ => {
+                let dir = self.root.make(parent, Kind::Directory).or_fault(Stage::Device, shown(parent))?;
+                self.open.insert((parent.to_owned(), dir))
+            }
+        };
+        Ok((open.1.as_fd(), name.into()))
+    }
+}
+
+fn make_node(folder: &mut Folder<'_>, device: &Device) -> Result<(), Fault> {
     let fault = |e: Errno| crate::fault::kernel(Stage::Device, shown(&device.path), e);
-    let (dir, name) = open_parent(root, &device.path)?;
+    let (dir, name) = folder.of(&device.path)?;
     let number = rustix::fs::makedev(device.major, device.minor);
     // The umask is 0, so the mode is exact.
-    match rustix::fs::mknodat(&dir, &name, file_type(device), Mode::from_raw_mode(device.mode), number) {
+    match rustix::fs::mknodat(dir, &name, file_type(device), Mode::from_raw_mode(device.mode), number) {
         Err(Errno::EXIST) => return Ok(()),
         made => made.map_err(fault)?,
     }
     if (device.uid, device.gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        rustix::fs::chownat(&dir, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fault)?;
+        rustix::fs::chownat(dir, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fault)?;
     }
     Ok(())
 }

@@ -24,9 +24,10 @@ pub fn apply(root: &Root, recipe: &Recipe) -> Result<(), Fault> {
             make_read_only(&place).or_fault(Stage::Mask, shown(path))?;
         }
     }
+    let mut empty = None;
     for path in &recipe.masked_paths {
         if let Some(place) = find(root, path)? {
-            hide(&place, path)?;
+            hide(&place, path, &mut empty)?;
         }
     }
     Ok(())
@@ -45,14 +46,22 @@ fn make_read_only(place: &OwnedFd) -> std::io::Result<()> {
     Ok(put(&tree, place)?)
 }
 
-fn hide(place: &OwnedFd, path: &Path) -> Result<(), Fault> {
+/// `empty`: the folder that others were covered with.
+fn hide(place: &OwnedFd, path: &Path, empty: &mut Option<OwnedFd>) -> Result<(), Fault> {
     let (kind, _) = file_type(place).or_fault(Stage::Mask, shown(path))?;
-    let cover = if kind == FileType::Directory {
-        filesystem("tmpfs", "nr_blocks=1,nr_inodes=1,mode=555", attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC, path)?
-    } else {
-        open_tree(CWD, "/dev/null", CLONE).or_fault(Stage::Mask, "/dev/null")?
+    let cover = match empty {
+        _ if kind != FileType::Directory => open_tree(CWD, "/dev/null", CLONE).or_fault(Stage::Mask, "/dev/null")?,
+        Some(empty) => open_tree(empty, "", CLONE | OpenTreeFlags::AT_EMPTY_PATH).or_fault(Stage::Mask, shown(path))?,
+        None => {
+            let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+            filesystem("tmpfs", "nr_blocks=1,nr_inodes=1,mode=555", attributes, path)?
+        }
     };
-    put(&cover, place).or_fault(Stage::Mask, shown(path))
+    put(&cover, place).or_fault(Stage::Mask, shown(path))?;
+    if kind == FileType::Directory {
+        empty.get_or_insert(cover);
+    }
+    Ok(())
 }
 
 fn put(tree: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {

@@ -22,10 +22,12 @@ use podholder::sys::{self, attr, ns};
 use rustix::fs::Mode;
 
 use crate::birth::{Birth, go_on};
+use crate::cgroups::Group;
 use crate::child::{Parts, Report, Status};
 use crate::clock::Steps;
 use crate::fault::OrFault;
 use crate::shm::Kept;
+use mounts::Shown;
 use paths::Root;
 
 pub use mounts::makes_procfs_of_others;
@@ -33,6 +35,8 @@ pub use rootfs::mapped_root;
 
 /// What a container is given by its pod.
 pub struct Pod<'a> {
+    /// The container's own cgroups.
+    pub cgroups: &'a [Group],
     /// The maps of its USER namespace, if it has one.
     pub maps: Option<&'a IdMaps>,
     /// What [`Namespaces::shm`] is.
@@ -57,6 +61,11 @@ impl Namespaces {
     }
 }
 
+/// The last of what is kept: see [`Pod::cgroups`], whose own descriptors are closed in the child.
+fn shown_cgroups<'a>(pod: &Pod<'a>, trees: Vec<OwnedFd>) -> Vec<Shown<'a>> {
+    pod.cgroups.iter().zip(trees).map(|(group, tree)| Shown { name: &group.hierarchy.name, tree }).collect()
+}
+
 /// The flags of a container's clone3. PID is made later when a USER namespace has to own it.
 pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
     let own_pid = recipe.makes_pid_namespace() && pod.maps.is_none();
@@ -65,7 +74,8 @@ pub fn clone_flags(recipe: &Recipe, pod: &Pod<'_>) -> u64 {
 
 /// The first process of a container, from fork to exec.
 pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, Fault> {
-    let Parts { status, kept } = parts;
+    let Parts { status, mut kept } = parts;
+    let cgroups = shown_cgroups(pod, kept.split_off(kept.len().saturating_sub(pod.cgroups.len())));
     let Some(namespaces) = Namespaces::from_kept(kept, pod) else {
         return Err(crate::fault::refused(Stage::Namespace, "", "a descriptor is missing"));
     };
@@ -85,7 +95,7 @@ pub fn init(recipe: &Recipe, pod: &Pod<'_>, parts: Parts) -> Result<Infallible, 
     // After the cgroups are joined: they are the roots that it shows.
     sys::unshare(ns::CGROUP).or_fault(Stage::Namespace, "cgroup")?;
     let root = rootfs::open(&recipe.rootfs, user_ns.is_some())?;
-    mounts::attach(&root, recipe, (pod, birth.namespace()), trees)?;
+    mounts::attach(&root, recipe, (pod, birth.namespace()), (trees, &cgroups))?;
     steps.done("mounts");
     devices::make(&root, recipe, user_ns.is_some())?;
     let terminal = process.tty.then(|| terminal::open(&root, process, &status)).transpose()?;

@@ -1,11 +1,12 @@
 //! The recipe's mounts: sources are opened with the host's rights and paths, then attached in order inside the container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use podholder::protocol::{Fault, Mount, PidNamespace, Propagation, Recipe, Source, Stage};
 use podholder::sys::{self, MountAttributes, attr};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -13,6 +14,7 @@ use rustix::mount::{
 
 use super::paths::{Kind, Root, file_type, open_beneath};
 use super::{Pod, mount_attributes, shown};
+use crate::cgroups::UNIFIED;
 use crate::fault::{OrFault, kernel, refused};
 use crate::shm::Kept;
 
@@ -84,13 +86,13 @@ pub fn attach(
     root: &Root,
     recipe: &Recipe,
     (pod, pid): (&Pod<'_>, Option<BorrowedFd<'_>>),
-    trees: Vec<Option<Tree>>,
+    (trees, cgroups): (Vec<Option<Tree>>, &[Shown<'_>]),
 ) -> Result<(), Fault> {
     for (mount, tree) in recipe.mounts.iter().zip(trees) {
         let fd = match (tree, &mount.source) {
             (Some(Tree(fd)), _) => fd,
             (None, Source::Cgroup) => {
-                attach_cgroup(root, mount, &recipe.cgroups)?;
+                attach_cgroup(root, mount, cgroups)?;
                 continue;
             }
             (None, Source::Proc) if let Some(pid) = pid => {
@@ -205,62 +207,36 @@ fn made_of(kind: &str, options: &str, pid: Option<BorrowedFd<'_>>, attributes: u
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(fault)
 }
 
-/// v2 alone: the tree. Else a tmpfs with the container's own directory of each hierarchy, bound: a new superblock for each of
-/// them, as a mount of its own needs, takes ten times as long.
-fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[PathBuf]) -> Result<(), Fault> {
-    let hierarchies = hierarchies(cgroups).or_fault(Stage::Mount, shown(&mount.target))?;
+/// v2 alone: the tree. Else a tmpfs with the container's own directory of each hierarchy: a new superblock for each of them, as a mount
+/// of its own needs, takes ten times as long.
+fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[Shown<'_>]) -> Result<(), Fault> {
     let attributes = mount_attributes(mount);
-    if let [(name, _)] = hierarchies.as_slice()
-        && name == UNIFIED
-    {
+    if let [Shown { name: UNIFIED, .. }] = cgroups {
         return attach_tree(root, filesystem("cgroup2", "", attributes, &mount.target)?, &mount.target);
     }
     let holder = filesystem("tmpfs", "mode=755", attributes & !attr::RDONLY, &mount.target)?;
     attach_tree(root, &holder, &mount.target)?;
     let set = MountAttributes { set: attributes, propagation: attr::PRIVATE, ..MountAttributes::default() };
-    for (name, path) in &hierarchies {
-        let place = mount.target.join(name);
-        let own = open_tree(CWD, *path, CLONE).or_fault(Stage::Mount, shown(&place))?;
-        sys::mount_setattr(own.as_fd(), false, set).or_fault(Stage::Mount, shown(&place))?;
-        attach_tree(root, own, &place)?;
+    for Shown { name, tree } in cgroups {
+        let place = || shown(&mount.target.join(name));
+        // Nobody else has put anything into this new file system: no link is on the way.
+        match rustix::fs::mkdirat(&holder, *name, Mode::from_raw_mode(0o755)) {
+            // Once is enough.
+            Err(Errno::EXIST) => continue,
+            made => made.or_fault(Stage::Mount, place())?,
+        }
+        sys::mount_setattr(tree.as_fd(), false, set).or_fault(Stage::Mount, place())?;
+        move_mount(tree, "", &holder, *name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).or_fault(Stage::Mount, place())?;
         for alias in name.split(',').filter(|alias| alias != name) {
-            rustix::fs::symlinkat(name, &holder, alias).or_fault(Stage::Mount, shown(&mount.target.join(alias)))?;
+            rustix::fs::symlinkat(*name, &holder, alias).or_fault(Stage::Mount, shown(&mount.target.join(alias)))?;
         }
     }
     let read_only = MountAttributes { set: attributes, ..MountAttributes::default() };
     sys::mount_setattr(holder.as_fd(), false, read_only).or_fault(Stage::Mount, shown(&mount.target))
 }
 
-/// What a hybrid machine's v2 is called, and here the whole of v2.
-const UNIFIED: &str = "unified";
-
-/// Each hierarchy once: the name that it has on this machine (`cpu,cpuacct`, `memory`, …; of v2 [`UNIFIED`]), and the directory.
-fn hierarchies(cgroups: &[PathBuf]) -> std::io::Result<Vec<(String, &Path)>> {
-    let mut found: Vec<(String, &Path)> = Vec::new();
-    for path in cgroups {
-        let name =
-            if rustix::fs::statfs(path)?.f_type == libc::CGROUP2_SUPER_MAGIC { UNIFIED.to_owned() } else { mount_name(path)? };
-        if !found.iter().any(|(known, _)| *known == name) {
-            found.push((name, path));
-        }
-    }
-    Ok(found)
-}
-
-/// The name of the directory that a path's file system is mounted on.
-fn mount_name(path: &Path) -> std::io::Result<String> {
-    Ok(mount_point(path)?.file_name().unwrap_or_default().to_string_lossy().into_owned())
-}
-
-/// The directory that a path's file system is mounted on.
-pub fn mount_point(path: &Path) -> std::io::Result<&Path> {
-    let device = rustix::fs::stat(path)?.st_dev;
-    let mut at = path;
-    while let Some(parent) = at.parent() {
-        if rustix::fs::stat(parent)?.st_dev != device {
-            break;
-        }
-        at = parent;
-    }
-    Ok(at)
+/// A cgroup that a container sees: its hierarchy's name, and a mount that isn't attached anywhere yet.
+pub struct Shown<'a> {
+    pub name: &'a str,
+    pub tree: OwnedFd,
 }

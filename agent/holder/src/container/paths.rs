@@ -53,17 +53,13 @@ impl Root {
         if links > MAX_LINKS {
             return Err(Errno::LOOP.into());
         }
-        let mut done = PathBuf::from("/");
-        let mut names =
-            path.components().filter_map(|c| if let Component::Normal(name) = c { Some(name) } else { None }).peekable();
-        while let Some(name) = names.next() {
-            let kind = if names.peek().is_some() { Kind::Directory } else { kind };
-            let next = done.join(name);
-            match self.open(&next, OFlags::PATH) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => self.make_one(&done, name, kind, links)?,
-                found => drop(found?),
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return existing };
+        match self.make_one(parent, name, kind, links) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.make_following(parent, Kind::Directory, links)?;
+                self.make_one(parent, name, kind, links)?;
             }
-            done = next;
+            made => made?,
         }
         self.open(path, OFlags::PATH)
     }
