@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use nodeagent::cli::{self, Local, Target, Validated};
-use nodeagent::config::{self, Flags, LogFormat, Settings};
+use nodeagent::config::{self, Flags, LogFormat, Root, Settings};
+use nodeagent::pod::node::Check;
 use nodeagent::{daemon, machine, model, source};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -17,24 +18,34 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// With --manifests it runs the pods of a folder; with a command it asks the agent that runs.
 #[derive(Debug, Parser)]
 #[command(name = "nodeagent", version, after_help = EXAMPLES, subcommand_negates_reqs = true)]
-struct Cli<C: Subcommand = cli::Command> {
+struct Cli<C: Subcommand = cli::Command, F: Args = Flags> {
     #[command(subcommand)]
     command: Option<C>,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
-    flags: Flags,
+    flags: F,
 }
 
 impl Cli {
     /// The grammar of all commands takes longer to build than exec's round trip does. So exec is tried by its own; whatever that
     /// doesn't take, be it another command or a mistake, is the whole grammar's to judge.
     fn read() -> Self {
-        let quick = std::env::args_os().any(|word| word == "exec").then(Cli::<cli::Quick>::try_parse);
+        let quick = std::env::args_os().any(|word| word == "exec").then(QuickCli::try_parse);
         match quick {
-            Some(Ok(Cli { command: Some(command), target, flags })) => Self { command: Some(command.into()), target, flags },
+            Some(Ok(quick)) => quick.into(),
             _ => Self::parse(),
         }
+    }
+}
+
+/// As much of the grammar as exec needs.
+type QuickCli = Cli<cli::Quick, Root>;
+
+impl From<QuickCli> for Cli {
+    fn from(quick: QuickCli) -> Self {
+        let flags = Flags { root: quick.flags, ..Flags::default() };
+        Self { command: quick.command.map(cli::Command::from), target: quick.target, flags }
     }
 }
 
@@ -51,22 +62,26 @@ const THREADS: usize = 2;
 fn main() -> ExitCode {
     let cli = Cli::read();
     match cli.command {
-        Some(command) => cli::run(command, &cli.target.socket(cli.flags.root.as_deref()), &local(&cli.flags)),
+        Some(command) => cli::run(command, &cli.target.socket(cli.flags.root.folder.as_deref()), &local(&cli.flags)),
         None => agent(&cli.flags),
     }
 }
 
-fn local(flags: &Flags) -> Local<'static> {
-    let lib = flags.root.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
-    // A configuration that can't be read is told by the agent that can't start with it.
-    let network = config::load(flags).map(|settings| settings.network);
-    let (bridge, table) = network.map_or_else(|_| Default::default(), |network| (network.bridge, network.nft_table));
+fn local(flags: &Flags) -> Local<'_> {
     Local {
         validate: Box::new(validate),
         build: Box::new(source::kustomize::build),
-        check: Box::new(move || machine::check::thorough(&lib, (&bridge, &table))),
+        check: Box::new(|| check(flags)),
         grammar: Box::new(Cli::<cli::Command>::command),
     }
+}
+
+fn check(flags: &Flags) -> Vec<Check> {
+    let lib = flags.root.folder.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
+    // A configuration that can't be read is told by the agent that can't start with it.
+    let network = config::load(flags).map(|settings| settings.network);
+    let (bridge, table) = network.map_or_else(|_| Default::default(), |network| (network.bridge, network.nft_table));
+    machine::check::thorough(&lib, (&bridge, &table))
 }
 
 fn validate(file: &Path, text: &[u8]) -> Validated {
@@ -147,21 +162,20 @@ mod tests {
             "nodeagent exec -n other web --root /r -- ls -l",
         ];
         for line in quick {
-            let quick = Cli::<cli::Quick>::try_parse_from(line.split(' ')).unwrap();
-            let whole = Cli::<cli::Command>::try_parse_from(line.split(' ')).unwrap();
-            let words = (quick.command.map(cli::Command::from), quick.target, quick.flags);
-            assert_eq!(format!("{words:?}"), format!("{:?}", (whole.command, whole.target, whole.flags)), "{line}");
+            let quick = Cli::from(QuickCli::try_parse_from(line.split(' ')).unwrap());
+            let whole = <Cli>::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(format!("{quick:?}"), format!("{whole:?}"), "{line}");
         }
         for line in
             ["nodeagent get exec", "nodeagent --root exec get pods", "nodeagent exec --help", "nodeagent exec", "nodeagent exce"]
         {
-            assert!(Cli::<cli::Quick>::try_parse_from(line.split(' ')).is_err(), "{line}");
+            assert!(QuickCli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 
     #[test]
     fn the_grammar_holds_together() {
         Cli::<cli::Command>::command().debug_assert();
-        Cli::<cli::Quick>::command().debug_assert();
+        QuickCli::command().debug_assert();
     }
 }

@@ -129,9 +129,9 @@ impl Checker<'_> {
 }
 
 fn paths(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Paths {
-    let Some(root) = flags.root.as_ref().or(declared.root.as_ref()) else { return Paths::default() };
+    let Some(root) = flags.root.folder.as_ref().or(declared.root.as_ref()) else { return Paths::default() };
     match std::path::absolute(root) {
-        Ok(root) if flags.root.is_some() || declared.root.as_ref().is_some_and(|r| r.is_absolute()) => Paths::below(root),
+        Ok(root) if flags.root.folder.is_some() || declared.root.as_ref().is_some_and(|r| r.is_absolute()) => Paths::below(root),
         Ok(_) => {
             c.file("root", format!("Invalid value: \"{}\": must be an absolute path", root.display()));
             Paths::default()

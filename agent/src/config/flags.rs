@@ -55,6 +55,14 @@ pub enum Wiring {
     Cni,
 }
 
+/// Where an agent's files are: what commands must know as well.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Root {
+    /// Keep everything (sockets, images, logs) below this folder, so that several agents can share a machine
+    #[arg(long = "root", value_name = "DIR", env = "NODEAGENT_ROOT", global = true)]
+    pub folder: Option<PathBuf>,
+}
+
 /// What the command line may say of how the agent runs.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
@@ -73,9 +81,9 @@ pub struct Flags {
     /// Configuration file [default: /etc/nodeagent/config.yaml, if there is one]
     #[arg(long, value_name = "FILE", env = "NODEAGENT_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Keep everything (sockets, images, logs) below this folder, so that several agents can share a machine
-    #[arg(long, value_name = "DIR", env = "NODEAGENT_ROOT", global = true)]
-    pub root: Option<PathBuf>,
+    /// Where its files are
+    #[command(flatten)]
+    pub root: Root,
     /// Name of this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,

@@ -19,7 +19,7 @@ use crate::model::FileError;
 
 pub use cluster::Cluster;
 pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, RangeSection, UsernsSection};
-pub use flags::{Flags, LogFormat, LogLevel, Wiring};
+pub use flags::{Flags, LogFormat, LogLevel, Root, Wiring};
 pub use kubelet::Kubelet;
 pub use network::plain_range;
 pub use paths::Paths;

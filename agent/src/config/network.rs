@@ -79,7 +79,7 @@ fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
         c.path("cni.binDirs", Some(dir));
     }
     let bin_dirs = if section.bin_dirs.is_empty() { vec!["/opt/cni/bin".into()] } else { section.bin_dirs.clone() };
-    let lib = flags.root.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
+    let lib = flags.root.folder.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
         // Whether it can be is told elsewhere.
         std::path::absolute(root).map_or_else(|_| Paths::default(), Paths::below)
     });
