@@ -37,7 +37,7 @@ Usage: demo COMMAND
   read-shm KEY                        prints what is there
   kill PID [SIGNAL]                   sends a signal
   fork N                              makes N children that end at once and are left to PID 1
-  spam BYTES                          writes numbered lines of 100 bytes
+  spam BYTES [timed]                  writes numbered lines of 100 bytes, then how long that took in nanoseconds
   line BYTES                          writes one line of that length
   eat MEBIBYTES                       holds so much memory, then sleeps
 ";

@@ -257,6 +257,14 @@ impl Side for Nodeagent {
         self.time(&["image", "pull", &format!("docker.io/{image}")])
     }
 
+    fn output(&mut self, bytes: usize) -> Duration {
+        let pod = self.node.put(&side::wordy(bytes));
+        let last = pod.becomes("Succeeded").container("c0").logs(&["--tail", "1"]);
+        self.node.remove("wordy.yaml");
+        pod.is_gone();
+        side::wordy_took(&last).unwrap_or_else(|| panic!("its last line was {last:?}"))
+    }
+
     fn exec(&mut self, pods: &Pods, words: &[&str]) -> Duration {
         self.time(&[&["exec", &format!("{}-0", pods.name), "-c", "c0", "--"], words].concat())
     }

@@ -1,5 +1,6 @@
 //! Debian's podman, with crun, netavark and catatonit, in a box and with a storage of its own.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -164,9 +165,30 @@ impl Side for Podman {
         stopwatch::lap(&mut self.command_on(&storage, Some(&self.stopwatch), &words)).took
     }
 
+    fn output(&mut self, bytes: usize) -> Duration {
+        let file = self.folder.path().join("wordy.yaml");
+        std::fs::write(&file, side::wordy(bytes).yaml()).unwrap();
+        self.lap(&["kube", "play", file.to_str().unwrap()]);
+        let took = e2e::eventually("all is written", || {
+            let logs = entries(&self.storage().join("overlay-containers")).into_iter().map(|f| f.join("userdata/ctr.log"));
+            logs.filter_map(|log| side::wordy_took(&end(&log)?)).next().ok_or_else(|| "no last line".to_string())
+        });
+        self.stop(&Pods::new("wordy", 1, 1));
+        took
+    }
+
     fn exec(&mut self, pods: &Pods, words: &[&str]) -> Duration {
         self.lap(&[&["exec", &format!("{}-0-c0", pods.name)], words].concat()).took
     }
+}
+
+/// The last bytes of a file.
+fn end(path: &Path) -> Option<String> {
+    let mut file = std::fs::File::open(path).ok()?;
+    file.seek(SeekFrom::End(-100)).ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 impl Drop for Podman {

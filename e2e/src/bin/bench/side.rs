@@ -19,6 +19,8 @@ pub trait Side {
     fn processor(&self) -> Duration;
     /// Gets and unpacks an image, such as `library/debian:12`, when nothing of it is there.
     fn pull(&mut self, image: &str) -> Duration;
+    /// How long a container needs to be rid of so many bytes, by its own clock.
+    fn output(&mut self, bytes: usize) -> Duration;
     /// The user's command for a program in the first container of the first of these pods, from start to end.
     fn exec(&mut self, pods: &Pods, words: &[&str]) -> Duration;
 }
@@ -56,6 +58,16 @@ impl Pods {
         };
         (0..self.count).map(one).collect::<Vec<_>>().join("---\n")
     }
+}
+
+/// A pod that writes so many bytes, and last how long it took.
+pub fn wordy(bytes: usize) -> e2e::Manifest {
+    e2e::pod("wordy").spec("restartPolicy: Never").runs_with("c0", &format!("spam {bytes} timed"), "imagePullPolicy: Never")
+}
+
+/// What such a pod's last line says.
+pub fn wordy_took(last: &str) -> Option<Duration> {
+    last.split_whitespace().next_back()?.parse().map(Duration::from_nanos).ok()
 }
 
 /// Unix time in nanoseconds.

@@ -2,6 +2,7 @@
 
 mod edits;
 mod exec;
+mod output;
 mod probes;
 mod pull;
 mod restart;
@@ -22,10 +23,11 @@ struct Part {
     run: fn(&mut Bench<'_>),
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "start", what: "one pod of 1, 2 and 10 containers: start and stop", run: start::one },
     Part { name: "many", what: "50 pods at once, and their memory", run: start::many },
     Part { name: "exec", what: "the command line's exec", run: exec::latency },
+    Part { name: "output", what: "a container that writes as fast as it can", run: output::written },
     Part { name: "pull", what: "images from a loopback registry, also by skopeo copy", run: pull::images },
     Part { name: "idle", what: "processor time of pods that do nothing", run: standing::idle },
     Part { name: "probes", what: "processor time of a probe a second in each of many pods", run: probes::each_second },
