@@ -4,7 +4,7 @@
 //! several times. So the folders that containers' groups are in are opened once in a holder's life, and each group once for all.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -96,13 +96,12 @@ impl Hierarchies {
             self.folders.insert(parent.to_owned(), folder(CWD, parent).map_err(fault)?);
         }
         let known = self.folders.get(parent).map(|parent| open(parent, Path::new(name), purpose));
-        let opened = match known {
-            Some(Ok(opened)) => Ok(opened),
+        let opened = if let Some(Ok(opened)) = known {
+            Ok(opened)
+        } else {
             // The folder was removed and made again.
-            _ => {
-                self.folders.remove(parent);
-                open(CWD, path, purpose)
-            }
+            self.folders.remove(parent);
+            open(CWD, path, purpose)
         };
         Ok(Group { path: path.to_owned(), folder: opened.map_err(fault)?, hierarchy })
     }
@@ -114,14 +113,14 @@ impl Hierarchies {
     }
 }
 
-fn open(dir: impl std::os::fd::AsFd, path: &Path, purpose: Purpose) -> rustix::io::Result<OwnedFd> {
+fn open(dir: impl AsFd, path: &Path, purpose: Purpose) -> rustix::io::Result<OwnedFd> {
     match purpose {
         Purpose::Join => folder(dir, path),
         Purpose::Show => open_tree(dir, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC),
     }
 }
 
-fn folder(dir: impl std::os::fd::AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+fn folder(dir: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(dir, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 

@@ -157,8 +157,7 @@ fn fork(cgroups: &[Group], flags: u64, beside: Option<i32>) -> Result<Fork, Faul
 /// Those that aren't joined by birth.
 fn join(cgroups: &[Group]) -> Result<(), Fault> {
     let born = by_birth(cgroups);
-    let others = cgroups.iter().enumerate().filter(|(at, _)| Some(*at) != born);
-    others.map(|(_, group)| join_one(group)).collect()
+    cgroups.iter().enumerate().filter(|(at, _)| Some(*at) != born).try_for_each(|(_, group)| join_one(group))
 }
 
 /// Moves this process into cgroups. To be moved within v2 is to wait for a grace period of RCU, 5 to 20 ms: instead, a child of the

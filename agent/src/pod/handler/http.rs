@@ -1,5 +1,6 @@
 //! httpGet as the kubelet does it: one connection a request, redirects followed on the same host only, an answer read up to 10 KiB.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -150,26 +151,26 @@ impl Request {
 }
 
 /// Asks, and follows redirects.
-pub async fn get(dialer: &Dialer, request: Request, limit: Duration) -> Result<Answer, Error> {
-    let mut asked = request.url.clone();
-    tokio::time::timeout(limit, follow_all(dialer, request, &mut asked)).await.unwrap_or_else(|_| Err(Error::Late(asked)))
+pub async fn get(dialer: &Dialer, request: &Request, limit: Duration) -> Result<Answer, Error> {
+    let mut asked = Cow::Borrowed(request);
+    let answered = tokio::time::timeout(limit, follow_all(dialer, &mut asked)).await;
+    answered.unwrap_or_else(|_| Err(Error::Late(asked.url.clone())))
 }
 
-async fn follow_all(dialer: &Dialer, mut request: Request, asked: &mut Url) -> Result<Answer, Error> {
+async fn follow_all(dialer: &Dialer, request: &mut Cow<'_, Request>) -> Result<Answer, Error> {
     for _ in 0..MOST_REQUESTS {
-        asked.clone_from(&request.url);
-        let (answer, location) = ask(dialer, &request).await?;
+        let (answer, location) = ask(dialer, request).await?;
         let next = match (answer.status, &location) {
             (301 | 302 | 303 | 307 | 308, Some(location)) => request.follow(location),
             _ => None,
         };
         match next {
             None => return Ok(answer),
-            Some(Ok(next)) => request = next,
-            Some(Err(why)) => return Err(Error::Failed { url: request.url, why }),
+            Some(Ok(next)) => *request = Cow::Owned(next),
+            Some(Err(why)) => return Err(Error::Failed { url: request.url.clone(), why }),
         }
     }
-    Err(Error::Failed { url: request.url, why: format!("stopped after {MOST_REQUESTS} redirects") })
+    Err(Error::Failed { url: request.url.clone(), why: format!("stopped after {MOST_REQUESTS} redirects") })
 }
 
 async fn ask(dialer: &Dialer, request: &Request) -> Result<(Answer, Option<HeaderValue>), Error> {

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1 as k8s;
 pub use dial::{Dialer, connect_in};
 pub use exec::{Commands, Ended};
 pub use grpc::check as grpc;
-pub use http::{Answer, Caller};
+pub use http::{Answer, Caller, Error as HttpError};
 
 use super::Node;
 use crate::model::ValidPod;
@@ -84,28 +84,35 @@ pub async fn tcp(subject: &Subject, action: &k8s::TCPSocketAction, limit: Durati
     }
 }
 
-/// httpGet: the answer, after its redirects.
-pub async fn http_get(
-    subject: &Subject,
-    action: &k8s::HTTPGetAction,
-    caller: Caller,
-    limit: Duration,
-) -> Result<Answer, http::Error> {
-    let port = target::port(&action.port, &subject.container).map_err(http::Error::Request)?;
-    let (dialer, host) = subject.way(action.host.as_deref()).map_err(http::Error::Request)?;
-    http::get(&dialer, http::Request::new(action, &host, port, caller)?, limit).await
+/// httpGet, to be asked as often as one likes.
+#[derive(Debug)]
+pub struct HttpGet {
+    dialer: Dialer,
+    request: http::Request,
+}
+
+impl HttpGet {
+    /// Of a container.
+    pub fn new(subject: &Subject, action: &k8s::HTTPGetAction, caller: Caller) -> Result<Self, http::Error> {
+        let port = target::port(&action.port, &subject.container).map_err(http::Error::Request)?;
+        let (dialer, host) = subject.way(action.host.as_deref()).map_err(http::Error::Request)?;
+        Ok(Self { dialer, request: http::Request::new(action, &host, port, caller)? })
+    }
+
+    /// The answer, after its redirects.
+    pub async fn ask(&self, limit: Duration) -> Result<Answer, http::Error> {
+        http::get(&self.dialer, &self.request, limit).await
+    }
 }
 
 /// httpGet of a hook: any answer will do. One that was told to speak TLS to a server that doesn't is tried without, as the kubelet does
 /// it; then it says so.
 pub async fn http_hook(subject: &Subject, action: &k8s::HTTPGetAction, limit: Duration) -> Result<Option<String>, http::Error> {
-    let port = target::port(&action.port, &subject.container).map_err(http::Error::Request)?;
-    let (dialer, host) = subject.way(action.host.as_deref()).map_err(http::Error::Request)?;
-    let request = http::Request::new(action, &host, port, Caller::Lifecycle)?;
-    match http::get(&dialer, request.clone(), limit).await {
+    let get = HttpGet::new(subject, action, Caller::Lifecycle)?;
+    match get.ask(limit).await {
         Err(http::Error::NotTls(_)) => {
-            http::get(&dialer, request.clone().in_the_clear(), limit).await?;
-            let host = request.authority();
+            http::get(&get.dialer, &get.request.clone().in_the_clear(), limit).await?;
+            let host = get.request.authority();
             Ok(Some(format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded")))
         }
         answered => answered.map(|_| None),

@@ -96,7 +96,7 @@ fn action(yaml: &str) -> HTTPGetAction {
 }
 
 async fn ask(server: &Server, action: &HTTPGetAction, limit: Duration) -> Result<Answer, http::Error> {
-    http::get(&Dialer::Node, http::Request::new(action, "127.0.0.1", server.port, Caller::Probe).unwrap(), limit).await
+    http::get(&Dialer::Node, &http::Request::new(action, "127.0.0.1", server.port, Caller::Probe).unwrap(), limit).await
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -165,7 +165,7 @@ async fn who_is_silent_or_absent_has_failed() {
     assert!(late.contains("context deadline exceeded"), "{late}");
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let request = http::Request::new(&action("{path: /, port: 1}"), "127.0.0.1", free, Caller::Probe).unwrap();
-    let refused = http::get(&Dialer::Node, request, LONG).await.unwrap_err().to_string();
+    let refused = http::get(&Dialer::Node, &request, LONG).await.unwrap_err().to_string();
     assert!(refused.contains(&format!("dial tcp 127.0.0.1:{free}: connect: connection refused")), "{refused}");
 }
 
@@ -191,7 +191,7 @@ async fn https_to_a_server_without_it_is_told_apart() {
     let request = http::Request::new(&action("{path: /ok, port: 1, scheme: HTTPS}"), "127.0.0.1", server.port, Caller::Probe);
     let request = request.unwrap();
     // The first record of a handshake has no line's end: the server waits for one as long as the client stays.
-    let answer = http::get(&Dialer::Node, request.clone(), Duration::from_millis(200)).await;
+    let answer = http::get(&Dialer::Node, &request, Duration::from_millis(200)).await;
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(request.in_the_clear().authority(), format!("127.0.0.1:{}", server.port));
 }

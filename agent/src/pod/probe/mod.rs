@@ -14,11 +14,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::counters;
-use super::handler::{self, Caller, Commands, Subject, Verdict};
+use super::handler::{self, Caller, Commands, HttpGet, Subject, Verdict};
 use super::observed::Health;
 use super::recorder::Level;
 use crate::runtime::Redaction;
-use state::{Counter, Finding, Kind, Schedule};
+use state::{Counter, Finding, Kind, Schedule, in_step};
 
 /// What probes found: of which attempt of which container.
 #[derive(Debug)]
@@ -170,7 +170,10 @@ struct Row<'a> {
     schedule: Schedule,
     counter: Counter,
     ticks: tokio::time::Interval,
+    /// Whether the first beat, which isn't to wait for others, is over.
+    in_step: bool,
     commands: Commands,
+    request: Option<HttpGet>,
     /// For monitoring.
     label: counters::Probe,
 }
@@ -194,18 +197,23 @@ impl<'a> Row<'a> {
             schedule,
             counter: Counter::new(probe),
             ticks,
+            in_step: false,
             commands: Commands::default(),
+            request: None,
             label: label(&watch.subject, kind),
         }
     }
 
     fn after(&mut self, pause: Duration) {
-        self.ticks.reset_after(pause);
+        self.ticks.reset_after(in_step(Timestamp::now(), pause));
     }
 
     /// Waits for the next beat, probes, and says what is certain by now.
     async fn next(&mut self) -> Option<Finding> {
         self.ticks.tick().await;
+        if !std::mem::replace(&mut self.in_step, true) {
+            self.after(self.schedule.period);
+        }
         let title = self.kind.title();
         let begun = Instant::now();
         let verdict = self.attempt().await;
@@ -234,7 +242,10 @@ impl<'a> Row<'a> {
         if let Some(action) = &self.probe.exec {
             self.commands.probe(subject, action.command.as_deref().unwrap_or_default(), limit).await
         } else if let Some(action) = &self.probe.http_get {
-            handler::judge(handler::http_get(subject, action, Caller::Probe, limit).await)
+            match http_get(&mut self.request, subject, action) {
+                Ok(request) => handler::judge(request.ask(limit).await),
+                Err(error) => handler::judge(Err(error)),
+            }
         } else if let Some(action) = &self.probe.tcp_socket {
             handler::tcp(subject, action, limit).await
         } else if let Some(action) = &self.probe.grpc {
@@ -242,6 +253,18 @@ impl<'a> Row<'a> {
         } else {
             Verdict::Unknown("missing probe handler".into())
         }
+    }
+}
+
+/// Made once, asked often.
+fn http_get<'a>(
+    made: &'a mut Option<HttpGet>,
+    subject: &Subject,
+    action: &k8s::HTTPGetAction,
+) -> Result<&'a HttpGet, handler::HttpError> {
+    match made {
+        Some(made) => Ok(made),
+        None => Ok(made.insert(HttpGet::new(subject, action, Caller::Probe)?)),
     }
 }
 

@@ -125,6 +125,17 @@ impl Schedule {
     }
 }
 
+/// Beats of all containers fall together.
+const GRAIN: Duration = Duration::from_millis(100);
+
+/// A wait of at least this long that ends on a tenth of a second: many containers' probes are one wake of the processor then, which finds
+/// in its caches what the first of them left there.
+pub fn in_step(now: Timestamp, wait: Duration) -> Duration {
+    let end = u128::try_from(now.as_nanosecond()).unwrap_or_default() + wait.as_nanos();
+    let over = u64::try_from(end % GRAIN.as_nanos()).unwrap_or_default();
+    if over == 0 { wait } else { wait.saturating_add(GRAIN.saturating_sub(Duration::from_nanos(over))) }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -167,6 +178,16 @@ mod tests {
         let since = Timestamp::from_second(1_000_000).unwrap();
         let now = Timestamp::from_millisecond(1_000_000_000 + runs_ms).unwrap();
         assert_eq!(Schedule::of(&probe(yaml)).first(since, now), Duration::from_millis(expected_ms));
+    }
+
+    #[rstest]
+    #[case(0, 1_000, 1_000)]
+    #[case(1, 1_000, 1_099)]
+    #[case(99, 1_000, 1_001)]
+    #[case(250, 0, 50)]
+    fn beats_fall_on_tenths_of_a_second(#[case] now_ms: i64, #[case] wait_ms: u64, #[case] expected_ms: u64) {
+        let now = Timestamp::from_millisecond(1_000_000_000 + now_ms).unwrap();
+        assert_eq!(in_step(now, Duration::from_millis(wait_ms)), Duration::from_millis(expected_ms));
     }
 
     #[test]

@@ -170,8 +170,9 @@ impl Side for Podman {
         std::fs::write(&file, side::wordy(bytes).yaml()).unwrap();
         self.lap(&["kube", "play", file.to_str().unwrap()]);
         let took = e2e::eventually("all is written", || {
-            let logs = entries(&self.storage().join("overlay-containers")).into_iter().map(|f| f.join("userdata/ctr.log"));
-            logs.filter_map(|log| side::wordy_took(&end(&log)?)).next().ok_or_else(|| "no last line".to_string())
+            let containers = entries(&self.storage().join("overlay-containers")).into_iter();
+            let took = containers.map(|folder| folder.join("userdata/ctr.log")).find_map(|log| side::wordy_took(&end(&log)?));
+            took.ok_or_else(|| "no last line".to_string())
         });
         self.stop(&Pods::new("wordy", 1, 1));
         took
