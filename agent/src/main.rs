@@ -162,7 +162,7 @@ mod tests {
             "nodeagent exec -n other web --root /r -- ls -l",
         ];
         for line in quick {
-            let quick = Cli::from(QuickCli::try_parse_from(line.split(' ')).unwrap());
+            let quick = <Cli>::from(QuickCli::try_parse_from(line.split(' ')).unwrap());
             let whole = <Cli>::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(format!("{quick:?}"), format!("{whole:?}"), "{line}");
         }

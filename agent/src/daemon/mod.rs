@@ -37,7 +37,7 @@ use crate::pod::objects::ObjectSets;
 use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
-use crate::runtime::{self, Allocatable, Runtime};
+use crate::runtime::{self, Allocatable, Runtime, Sockets};
 use crate::source;
 use crate::source::sealed::Keys;
 use crate::workload::controller::Controller;
@@ -243,6 +243,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
     }
     let runtime = Runtime::new(runtime).map_err(|e| DaemonError::Runtime(e.to_string()))?;
     runtime.keep_spare();
+    let sockets = Sockets::start().map_err(|e| DaemonError::Runtime(format!("starting a thread: {e}")))?;
     let (services, parts) = services::parts(settings, network.bridge(), &store, &recorder, names);
     let allocatable = runtime.settings().allocatable;
     let room = Room {
@@ -260,6 +261,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
         store,
         objects: ObjectSets::default(),
         runtime: Arc::new(runtime),
+        sockets: Arc::new(sockets),
         network,
         services,
         images,

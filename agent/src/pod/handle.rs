@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::Node;
 use super::counters::Counters;
-use super::handler::connect_in;
+use super::handler::Inside;
 use super::image_api::ImageApi;
 use super::manager::{Order, Start, controller};
 use super::network::look;
@@ -196,9 +196,10 @@ impl node::Node for Handle {
     fn connect<'a>(&'a self, uid: &'a PodUid, port: u16) -> Answer<'a, TcpStream> {
         async move {
             let sandbox = self.sandbox(uid)?;
+            let inside = Inside::new(&self.node.sockets, &sandbox.holder);
             let mut last = String::new();
             for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-                match connect_in(&sandbox.holder, SocketAddr::new(ip, port)).await {
+                match inside.connect(SocketAddr::new(ip, port)).await {
                     Ok(stream) => return Ok(stream),
                     Err(error) if last.is_empty() => last = error.to_string(),
                     Err(_) => {}

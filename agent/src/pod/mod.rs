@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
-use crate::runtime::{Runtime, Sandbox, Wires};
+use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
 use crate::service::Services;
 
 pub mod backoff;
@@ -62,6 +62,8 @@ pub struct Node {
     pub counters: Arc<counters::Counters>,
     /// Holders, cgroups, files.
     pub runtime: Arc<Runtime>,
+    /// Connections from inside pods.
+    pub sockets: Arc<Sockets>,
     /// The pod network.
     pub network: network::PodNetwork,
     /// Addresses of Services, and who must know of a pod before it begins.

@@ -24,6 +24,7 @@ pub mod resources;
 mod run;
 pub mod seccomp;
 mod settings;
+mod sockets;
 mod teardown;
 pub mod volumes;
 
@@ -35,3 +36,4 @@ pub use redact::Redaction;
 pub use remove::remove_tree;
 pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};
+pub use sockets::Sockets;

@@ -2,17 +2,20 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use nix::libc;
+use rustix::net::AddressFamily;
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::runtime::Sockets;
 use crate::runtime::holder::Holder;
 
 /// Where connections begin.
 #[derive(Debug, Clone)]
 pub enum Dialer {
-    /// In the pod's network namespace: the holder, which is in it, opens the socket.
-    Pod(Holder),
+    /// In a pod's network namespace.
+    Pod(Inside),
     /// In the agent's.
     Node,
 }
@@ -22,9 +25,9 @@ impl Dialer {
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         match (self, bare.parse::<IpAddr>()) {
-            (Self::Pod(holder), Ok(ip)) => {
+            (Self::Pod(inside), Ok(ip)) => {
                 let to = SocketAddr::new(ip, port);
-                connect_in(holder, to).await.map_err(|error| told(&to.to_string(), error))
+                inside.connect(to).await.map_err(|error| told(&to.to_string(), error))
             }
             (Self::Pod(_), Err(_)) => Err(io::Error::other(format!("dial tcp: {host} is no address"))),
             (Self::Node, _) => TcpStream::connect((bare, port)).await.map_err(|error| told(&format!("{host}:{port}"), error)),
@@ -42,9 +45,23 @@ fn told(to: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("dial tcp {to}: {why}"))
 }
 
-/// A connection from inside the pod's network namespace.
-pub async fn connect_in(holder: &Holder, to: SocketAddr) -> io::Result<TcpStream> {
-    let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let socket = holder.socket(domain, libc::SOCK_STREAM, 0).await.map_err(io::Error::other)?;
-    TcpSocket::from_std_stream(std::net::TcpStream::from(socket)).connect(to).await
+/// A pod's network namespace.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    sockets: Arc<Sockets>,
+    process: Arc<OwnedFd>,
+}
+
+impl Inside {
+    /// The one that this holder is in.
+    pub fn new(sockets: &Arc<Sockets>, holder: &Holder) -> Self {
+        Self { sockets: sockets.clone(), process: holder.process() }
+    }
+
+    /// A connection from there.
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = self.sockets.tcp(self.process.clone(), family).await?;
+        TcpSocket::from_std_stream(std::net::TcpStream::from(socket)).connect(to).await
+    }
 }

@@ -1,5 +1,5 @@
 //! What probes and hooks do: a command in the container, a request, a connection. Network handlers run in the agent, through sockets
-//! that the holder opened in the pod's namespace: no process, and nothing that the image would have to have.
+//! that are in the pod's namespace: no process, and nothing that the image would have to have.
 
 mod dial;
 mod exec;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as k8s;
 
-pub use dial::{Dialer, connect_in};
+pub use dial::{Dialer, Inside};
 pub use exec::{Commands, Ended};
 pub use grpc::check as grpc;
 pub use http::{Answer, Caller, Error as HttpError};
@@ -61,7 +61,7 @@ impl Subject {
     pub fn way(&self, host: Option<&str>) -> Result<(Dialer, String), String> {
         match (host.filter(|h| !h.is_empty()), self.ip) {
             (Some(host), _) => Ok((Dialer::Node, host.to_owned())),
-            (None, Some(ip)) => Ok((Dialer::Pod(self.sandbox.holder.clone()), ip.to_string())),
+            (None, Some(ip)) => Ok((Dialer::Pod(Inside::new(&self.node.sockets, &self.sandbox.holder)), ip.to_string())),
             (None, None) => Err("the pod has no address".into()),
         }
     }

@@ -117,6 +117,8 @@ struct Shared {
     socket: AsyncFd<OwnedFd>,
     /// Once its sandbox is made it stays what it is.
     pid: AtomicI32,
+    /// The same.
+    process: Mutex<Arc<OwnedFd>>,
     next_call: AtomicU64,
     waiting: Mutex<Waiting>,
     events: broadcast::Sender<Event>,
@@ -197,6 +199,7 @@ impl Holder {
 
     fn over(socket: OwnedFd, pid: Pid, parent: Parent) -> Result<Self, CallError> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from)?;
+        let process = Mutex::new(Arc::new(pidfd.try_clone()?));
         let (tell_gone, gone) = watch::channel(false);
         let (settled, successor) = oneshot::channel();
         // Of a holder that another agent began, nothing is to come.
@@ -208,6 +211,7 @@ impl Holder {
         let shared = Arc::new(Shared {
             socket,
             pid: AtomicI32::new(pid.as_raw_nonzero().get()),
+            process,
             next_call: AtomicU64::new(1),
             waiting,
             events,
@@ -305,9 +309,9 @@ impl Holder {
         self.order(Request::CloseStdin { container: container.into() }).await
     }
 
-    /// A socket in the pod's network namespace, nonblocking.
-    pub async fn socket(&self, domain: i32, kind: i32, protocol: i32) -> Result<OwnedFd, CallError> {
-        self.descriptor(Request::Socket { domain, kind, protocol }).await
+    /// The holder's process, by descriptor: it is in the pod's network namespace.
+    pub fn process(&self) -> Arc<OwnedFd> {
+        self.shared.process.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the pod's network is made with.
@@ -459,10 +463,17 @@ impl Shared {
 
     /// The holder with a sandbox may be another process than the one that was started, in its pod's control group.
     fn settle(&self, pid: i32) {
-        self.pid.store(pid, Ordering::Relaxed);
-        if let (Some(settled), Some(pid)) = (self.waiting().settled.take(), Pid::from_raw(pid)) {
+        let before = self.pid.swap(pid, Ordering::Relaxed);
+        let Some(process) = Pid::from_raw(pid) else { return };
+        // It has just said so. If it died since, then whoever asks for its process gets one that has ended.
+        if before != pid
+            && let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::NONBLOCK)
+        {
+            *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(pidfd);
+        }
+        if let Some(settled) = self.waiting().settled.take() {
             // An error means that the waiting task ended, as it does when the holder is dead.
-            let _ = settled.send(pid);
+            let _ = settled.send(process);
         }
     }
 
