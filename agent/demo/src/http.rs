@@ -15,8 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Longer requests are nobody's.
 const LONGEST: u64 = 16 * 1024;
 
+/// What a server says on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Talk {
+    /// A line a request.
+    Requests,
+    /// Nothing of them.
+    Errors,
+}
+
 /// Serves until a signal comes.
-pub fn serve(port: &str) -> Result<(), String> {
+pub fn serve(port: &str, talk: Talk) -> Result<(), String> {
     signals::handle(Term::Ends)?;
     let port: u16 = port.parse().map_err(|e| format!("--port {port}: {e}"))?;
     let listener = listen(port).map_err(|e| format!("listen on port {port}: {e}"))?;
@@ -27,7 +36,8 @@ pub fn serve(port: &str) -> Result<(), String> {
                 thread::spawn(move || {
                     let peer = stream.peer_addr().map_or_else(|_| "?".into(), |peer| peer.ip().to_canonical().to_string());
                     match answer(stream) {
-                        Ok(request) => println!("{peer} {request}"),
+                        Ok(request) if talk == Talk::Requests => println!("{peer} {request}"),
+                        Ok(_) => {}
                         Err(error) => eprintln!("{peer} {error}"),
                     }
                 });

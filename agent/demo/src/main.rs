@@ -15,7 +15,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 Usage: demo COMMAND
 
-  serve [--port 8080]                 a page that shows what this container sees: text, HTML (browsers), JSON (/json);
+  serve [--port 8080] [--quiet]       a page that shows what this container sees: text, HTML (browsers), JSON (/json);
                                       besides /healthz, /exists/FILE (200 or 503), /redirect?URL, /headers (into the log)
   grpc-health [--port 9090] FILE      gRPC's health service: SERVING while the file is there
   client [--url URL] [--every 1s]     asks for that page again and again and prints a line about it
@@ -60,7 +60,10 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     };
     match command {
-        "serve" => http::serve(option(rest, "--port")?.unwrap_or("8080")),
+        "serve" => {
+            let talk = if rest.contains(&"--quiet") { http::Talk::Errors } else { http::Talk::Requests };
+            http::serve(option(rest, "--port")?.unwrap_or("8080"), talk)
+        }
         "grpc-health" => {
             let file = rest.last().ok_or("FILE is missing; see demo help")?;
             grpc_health::serve(option(rest, "--port")?.unwrap_or("9090"), file)

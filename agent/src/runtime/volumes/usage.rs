@@ -2,6 +2,7 @@
 //! ephemeral-storage.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container;
@@ -119,16 +120,19 @@ fn blocks(stat: &rustix::fs::Stat) -> u64 {
 
 /// A container's logs.
 pub fn of_logs(pod: &ValidPod, name: &str, settings: &Settings) -> Used {
-    settings.log_folder(pod, name).ok().and_then(|folder| used(&folder.by_descriptor()).ok()).unwrap_or_default()
+    settings.log_folder(pod, name).ok().and_then(|folder| used_in(folder.as_fd()).ok()).unwrap_or_default()
 }
 
 /// On disk; a file of several names counts once. What is nested too deeply to be measured is more than any limit.
 pub fn used(path: &Path) -> rustix::io::Result<Used> {
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let top = rustix::fs::open(path, flags, Mode::empty())?;
+    used_in(rustix::fs::open(path, flags, Mode::empty())?.as_fd())
+}
+
+fn used_in(top: BorrowedFd<'_>) -> rustix::io::Result<Used> {
     let mut total = Used::default();
     let mut linked = HashSet::new();
-    let walked = walk(std::os::fd::AsFd::as_fd(&top), &mut |dir, name| {
+    let walked = walk(top, &mut |dir, name| {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory || stat.st_nlink < 2 || linked.insert(stat.st_ino) {
