@@ -82,7 +82,7 @@ mod tests {
         let folder = LogFolder::open(&dir.path().join("linked"), Path::new("pod/app")).unwrap();
         symlink(elsewhere.join("app/0.log"), logs.join("pod/app/1.log")).unwrap();
         assert!(folder.file("0.log").is_ok() && folder.file("1.log").is_err());
-        let logs_in = |folder: &LogFolder| folder.names().filter(|name| name.ends_with(".log")).count();
+        let logs_in = |folder: &LogFolder| folder.names().filter(|name| !name.starts_with('.')).count();
         assert_eq!(logs_in(&folder), 2);
         for place in ["pod/app", "pod"] {
             fs::rename(logs.join(place), dir.path().join("taken")).unwrap();
