@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help cluster clusterbench controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster conformance clusterbench controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,8 +52,12 @@ deb: ## One static binary, and a Debian package with it: target/package/nodeagen
 controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
 	@e2e/controlplane/build target/e2e/controlplane
 
-cluster: packages build controlplane ## The tests on a real control plane, which make test leaves out: it takes minutes to build
+cluster: packages tools build controlplane ## The tests on a real control plane, which make test leaves out: it takes minutes to build
 	cargo test -p e2e --features cluster --test cluster
+
+conformance: packages build images controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
+	@e2e/conformance/build target/e2e/conformance
+	target/debug/conformance $(CONFORMANCE)
 
 clusterbench: packages controlplane ## A node of a real cluster in figures: pods created, seen, deleted, many at once; memory; requests when idle
 	cargo build --release --workspace

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{NodeBox, OUTSIDE, Output, eventually, run, workspace};
+use crate::{NodeBox, OUTSIDE, Output, Running, eventually, run, workspace};
 
 /// The cluster; it ends with this value.
 #[derive(Debug)]
@@ -46,6 +46,53 @@ impl<'a> ControlPlane<'a> {
     #[track_caller]
     pub fn node_kubeconfig(&self, name: &str) -> PathBuf {
         PathBuf::from(self.script(&["node", name]).ok().trim())
+    }
+
+    /// Starts the agent of a node that is of this cluster, whether the API server is there or not.
+    #[track_caller]
+    pub fn starts(&self, node: &NodeBox) {
+        let mut command = node.agent_command();
+        command.arg("--kubeconfig").arg(self.folder.join(format!("{}.kubeconfig", node.name())));
+        node.start_agent_with(command, "");
+    }
+
+    /// Makes the node one of this cluster: its agent answers, it is Ready, and the cluster has signed its kubelet API's certificate
+    /// (`serverTLSBootstrap: true` in its configuration).
+    #[track_caller]
+    pub fn joins(&self, node: &NodeBox) {
+        self.node_kubeconfig(node.name());
+        self.starts(node);
+        self.until("node", node.name(), "is Ready", |node| is_true(node, "Ready").then_some(()));
+        self.approves(node);
+    }
+
+    /// Approves the certificate of the node's kubelet API until that port has it.
+    #[track_caller]
+    pub fn approves(&self, node: &NodeBox) {
+        let pair = node.root().join("var/lib/nodeagent/pki/kubelet-server-current.pem");
+        eventually("the cluster has signed the kubelet API's certificate", || {
+            if pair.exists() {
+                return Ok(());
+            }
+            self.script(&["approve"]).ok();
+            Err(node.agent_output())
+        });
+    }
+
+    /// kube-proxy on a node, as long as the value lives.
+    #[track_caller]
+    pub fn proxies(&self, node: &NodeBox) -> Running {
+        let kubeconfig = self.script(&["user", "system:kube-proxy"]).ok();
+        let program = workspace().join("target/e2e/controlplane/kube-proxy");
+        let mut command = node.command(program.to_str().expect("a path in UTF-8"));
+        command.arg("--kubeconfig").arg(kubeconfig.trim()).args(["--hostname-override", node.name(), "--proxy-mode", "nftables"]);
+        // What is the machine's, of which the node is a part, stays as it is.
+        command.args([
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0s",
+            "--conntrack-tcp-timeout-close-wait=0s",
+        ]);
+        Running::start(&mut command)
     }
 
     /// Where the cluster keeps its files.
@@ -89,6 +136,12 @@ impl<'a> ControlPlane<'a> {
             Some(object) => Err(format!("{object:#}\nThe agent says:\n{}", self.node.agent_output())),
         });
     }
+}
+
+/// Whether an object's condition of this type holds.
+pub fn is_true(object: &Value, condition: &str) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == condition && c["status"] == "True"))
 }
 
 impl Drop for ControlPlane<'_> {

@@ -13,6 +13,7 @@
 mod api_server;
 mod command;
 mod control_plane;
+mod debian;
 mod eventually;
 mod namespaces;
 mod node;
@@ -23,8 +24,9 @@ mod snapshot;
 mod yaml;
 
 pub use api_server::{ApiServer, Asked, Trouble};
-pub use command::{Output, Running, run};
-pub use control_plane::ControlPlane;
+pub use command::{Output, Running, feed, run};
+pub use control_plane::{ControlPlane, is_true};
+pub use debian::{Debian, package};
 pub use eventually::{Patience, eventually};
 pub use namespaces::{INSIDE, Isolated, OUTSIDE, Outside};
 pub use node::{Builder, NodeBox};

@@ -97,29 +97,55 @@ pub(crate) fn child_of(pid: i32) -> Option<i32> {
     children.split_whitespace().next()?.parse().ok()
 }
 
+/// The address of the nth node that is wired to the same host; the first is [`INSIDE`].
+fn address(node: usize) -> (String, String) {
+    (format!("192.0.{}.1", 2 + node), format!("192.0.{}.2", 2 + node))
+}
+
 /// Another host, on the node's network.
 #[derive(Debug)]
 pub struct Outside {
-    host: Isolated,
+    host: std::sync::Arc<Isolated>,
+    node: usize,
 }
 
 impl Outside {
     /// Makes it and plugs a wire into the node: `eth0` at both ends.
     pub fn of(node: &Isolated) -> Self {
-        let host = Isolated::network();
-        let there = host.pid().to_string();
+        Self { host: std::sync::Arc::new(Isolated::network()), node: 0 }.wired(node)
+    }
+
+    /// The same host, with a wire to one more node: `eth0` there, `eth1` here.
+    pub fn shared(&self, node: &Isolated) -> Self {
+        Self { host: self.host.clone(), node: self.node + 1 }.wired(node)
+    }
+
+    fn wired(self, node: &Isolated) -> Self {
+        let there = self.host.pid().to_string();
+        let link = format!("eth{}", self.node);
+        let (inside, outside) = address(self.node);
         // Only the NET namespace of the node is entered: the other host's PID means nothing in its PID namespace.
         let mut wire = Command::new("nsenter");
         wire.arg(format!("--net={}", node.namespace("net").display()));
-        wire.args(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &there]);
+        wire.args(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", &link, "netns", &there]);
         run(&mut wire).ok();
-        for (end, address) in [(node, INSIDE), (&host, OUTSIDE)] {
-            run(end.command("ip").args(["address", "add", &format!("{address}/24"), "dev", "eth0"])).ok();
+        for (end, link, address) in [(node, "eth0", &inside), (&*self.host, link.as_str(), &outside)] {
+            run(end.command("ip").args(["address", "add", &format!("{address}/24"), "dev", link])).ok();
             // No IPv6 address comes by itself, some time after: a snapshot would differ from the next.
-            run(end.command("ip").args(["link", "set", "eth0", "addrgenmode", "none", "up"])).ok();
+            run(end.command("ip").args(["link", "set", link, "addrgenmode", "none", "up"])).ok();
         }
-        run(node.command("ip").args(["route", "add", "default", "via", OUTSIDE])).ok();
-        Self { host }
+        run(node.command("ip").args(["route", "add", "default", "via", &outside])).ok();
+        self
+    }
+
+    /// The node's address on the wire.
+    pub fn node_address(&self) -> String {
+        address(self.node).0
+    }
+
+    /// The way to this node, from nodes that share the host.
+    pub fn address(&self) -> String {
+        address(self.node).1
     }
 
     /// A program, to be run there.

@@ -20,6 +20,7 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: Vec<String>,
     agent: NotYet,
+    name: Option<String>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -79,10 +80,28 @@ impl Builder {
         self
     }
 
+    /// Another name than `node`.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// The node, its agent answering.
     #[track_caller]
     pub fn start(self) -> NodeBox {
-        let node = NodeBox::build(&self);
+        self.wired(Outside::of)
+    }
+
+    /// The same, wired to the host that another node is wired to.
+    #[track_caller]
+    pub fn start_beside(self, other: &NodeBox) -> NodeBox {
+        self.wired(|inside| other.outside().shared(inside))
+    }
+
+    #[track_caller]
+    fn wired(self, wire: impl FnOnce(&Isolated) -> Outside) -> NodeBox {
+        let node = NodeBox::build(&self, wire);
         if self.agent == NotYet::Started {
             node.start_agent();
         }
@@ -109,6 +128,7 @@ fn configuration_of(with: &Builder) -> String {
 /// The node. Its end takes everything along that it made, wherever the test failed.
 #[derive(Debug)]
 pub struct NodeBox {
+    name: String,
     agent: Mutex<Option<Running>>,
     registry: Option<Running>,
     arguments: Vec<String>,
@@ -131,13 +151,14 @@ impl NodeBox {
         Builder::default()
     }
 
-    fn build(with: &Builder) -> Self {
+    fn build(with: &Builder, wire: impl FnOnce(&Isolated) -> Outside) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let cgroup_parent = format!("nodeagent-e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::Builder::new().prefix("nodeagent-e2e-").tempdir().expect("a temporary folder");
         let inside = Isolated::machine();
-        run(inside.command("hostname").arg("node")).ok();
-        let outside = Outside::of(&inside);
+        let name = with.name.clone().unwrap_or_else(|| "node".into());
+        run(inside.command("hostname").arg(&name)).ok();
+        let outside = wire(&inside);
         std::fs::create_dir_all(folder.path().join("manifests")).expect("the folder can be written");
         std::fs::create_dir_all(folder.path().join("root")).expect("the folder can be written");
         // The box has a MNT namespace of its own: the machine's files stay as they are.
@@ -163,7 +184,12 @@ impl NodeBox {
         arguments.extend(["--config".into(), configuration.display().to_string()]);
         let (inside, outside) = (Some(inside), Some(outside));
         let environment = with.environment.clone();
-        Self { agent: Mutex::new(None), registry, arguments, environment, cgroup_parent, outside, inside, folder }
+        Self { name, agent: Mutex::new(None), registry, arguments, environment, cgroup_parent, outside, inside, folder }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The agent's `--root`.
@@ -227,7 +253,7 @@ impl NodeBox {
         let mut command = self.command("env");
         command.args(&self.environment).arg(paths::binary("nodeagent"));
         command.args(["--manifests", manifests, "--root"]).arg(self.root());
-        command.args(["--node-name", "node", "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
+        command.args(["--node-name", &self.name, "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
         command
     }
 
@@ -366,7 +392,7 @@ impl NodeBox {
     /// The Node object.
     #[track_caller]
     pub fn object(&self) -> Value {
-        serde_json::from_str(&self.run(&["get", "node", "node", "-o", "json"]).ok()).expect("JSON")
+        serde_json::from_str(&self.run(&["get", "node", &self.name, "-o", "json"]).ok()).expect("JSON")
     }
 
     /// `STATUS REASON` of one of the node's conditions.

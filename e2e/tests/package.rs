@@ -1,45 +1,7 @@
 //! The Debian package, made by cargo-deb and installed into a system that debootstrap makes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use e2e::{Output, binary, run, workspace};
-
-/// A minimal Debian, in a folder that ends with it.
-struct Debian(tempfile::TempDir);
-
-impl Debian {
-    #[track_caller]
-    fn make() -> Self {
-        let folder = tempfile::Builder::new().prefix("nodeagent-debian-").tempdir().unwrap();
-        let mut debootstrap = Command::new("debootstrap");
-        debootstrap.args(["--variant=minbase", "--include=systemd", "bookworm"]).arg(folder.path());
-        let made = run(&mut debootstrap);
-        assert!(made.code == 0, "debootstrap must be installed (make packages) and reach a Debian mirror: {made}");
-        Self(folder)
-    }
-
-    fn path(&self, inside: &str) -> PathBuf {
-        self.0.path().join(inside.trim_start_matches('/'))
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = Command::new("chroot");
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DEBIAN_FRONTEND", "noninteractive");
-        run(command.arg(self.0.path()).args(words))
-    }
-}
-
-fn package(folder: &Path) -> PathBuf {
-    let mut command = Command::new(workspace().join("agent/packaging/deb"));
-    let output = run(command.arg(binary("nodeagent")).arg(folder).arg("--fast"));
-    assert!(output.code == 0, "{output}");
-    std::fs::read_dir(folder)
-        .unwrap()
-        .find_map(|e| Some(e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "deb")))
-        .unwrap()
-}
+use e2e::{Debian, package};
 
 #[test]
 fn it_installs_runs_upgrades_and_goes() {

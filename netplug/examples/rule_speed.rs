@@ -1,5 +1,5 @@
 //! What a change of Services costs with few and with many of them: one endpoint of one Service comes or goes, from the call until the
-//! kernel has it.
+//! kernel has it. The same of network policies: one pod more or less that one of them selects.
 //!
 //!     cargo run --release -p netplug --example rule_speed [SERVICES ...]
 //!
@@ -14,7 +14,7 @@ use std::{
 };
 
 use bench::{Fallible, micros, numbers, percentile, settings};
-use netplug::{Isolation, Network, Protocol, Remove, Rules, Service};
+use netplug::{Allow, Isolation, Network, Peers, Policy, Ports, Protocol, Remove, Rules, Service};
 use nix::sched::{CloneFlags, unshare};
 
 /// How many changes a figure is taken from.
@@ -29,34 +29,27 @@ async fn main() -> Fallible<()> {
     let state = tempfile::tempdir_in("/dev/shm")?;
     let network = Network::open(settings(state.path(), Isolation::Routed)?).await?;
     for count in counts {
-        let mut rules = Rules {
+        let rules = Rules {
             service_ranges: vec!["10.96.0.0/16".parse()?],
             services: (0..count).map(|number| Arc::new(service(number))).collect(),
             policies: Vec::new(),
         };
-        let begun = Instant::now();
-        network.enforce(rules.clone()).await?;
-        let first = begun.elapsed();
-        let mut times = Vec::new();
-        for round in 0..SAMPLE {
+        measure(&network, &format!("{count} services: an endpoint"), rules, |rules, round| {
             let changed = Arc::make_mut(&mut rules.services[round * 7 % count as usize]);
-            let endpoint = SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80);
-            if changed.endpoints.len() > ENDPOINTS as usize {
-                changed.endpoints.truncate(ENDPOINTS as usize);
-            } else {
-                changed.endpoints.push(endpoint);
-            }
-            let wanted = rules.clone();
-            let begun = Instant::now();
-            network.enforce(wanted).await?;
-            times.push(begun.elapsed());
-        }
-        println!(
-            "{count} services: an endpoint more or less {:.0} µs (p50), {:.0} µs (p90); all of them at once {:.1} ms",
-            micros(percentile(&mut times, 50)),
-            micros(percentile(&mut times, 90)),
-            first.as_secs_f64() * 1e3
-        );
+            toggle(&mut changed.endpoints, SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80), ENDPOINTS as usize);
+        })
+        .await?;
+    }
+    for (pods, policies) in [(100, 10), (1000, 100)] {
+        let rules = Rules {
+            policies: (0..policies).map(|number| Arc::new(policy(number, pods / policies))).collect(),
+            ..Rules::default()
+        };
+        measure(&network, &format!("{pods} pods, {policies} policies: a pod"), rules, |rules, round| {
+            let changed = Arc::make_mut(&mut rules.policies[round * 7 % policies as usize]);
+            toggle(&mut changed.pods, Ipv4Addr::from(0x0a58_ff00 + 2).into(), (pods / policies) as usize);
+        })
+        .await?;
     }
     network.close(Remove::All).await?;
     Ok(())
@@ -72,5 +65,51 @@ fn service(number: u32) -> Service {
         node_port: None,
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
         affinity: None,
+    }
+}
+
+async fn measure(network: &Network, what: &str, mut rules: Rules, change: impl Fn(&mut Rules, usize)) -> Fallible<()> {
+    let begun = Instant::now();
+    network.enforce(rules.clone()).await?;
+    let first = begun.elapsed();
+    let mut times = Vec::new();
+    for round in 0..SAMPLE {
+        change(&mut rules, round);
+        let wanted = rules.clone();
+        let begun = Instant::now();
+        network.enforce(wanted).await?;
+        times.push(begun.elapsed());
+    }
+    println!(
+        "{what} more or less {:.0} µs (p50), {:.0} µs (p90); all of them at once {:.1} ms",
+        micros(percentile(&mut times, 50)),
+        micros(percentile(&mut times, 90)),
+        first.as_secs_f64() * 1e3
+    );
+    Ok(())
+}
+
+/// One more than usual, or as many as usual.
+fn toggle<T>(list: &mut Vec<T>, more: T, usual: usize) {
+    if list.len() > usual {
+        list.truncate(usual);
+    } else {
+        list.push(more);
+    }
+}
+
+/// It selects so many pods, and lets each in that the next three select, and a block.
+fn policy(number: u32, pods: u32) -> Policy {
+    let of = |number: u32, count: u32| (0..count).map(move |index| Ipv4Addr::from(0x0a58_0002 + number * pods + index).into());
+    let peers = Peers {
+        pods: of(number + 1, 3 * pods).collect(),
+        blocks: "10.99.0.0/16".parse().map(|block| (block, Vec::new())).into_iter().collect(),
+    };
+    let ports = vec![Ports::Range(Protocol::Tcp, Some((80, 80)))];
+    Policy {
+        name: format!("default/policy{number}"),
+        pods: of(number, pods).collect(),
+        ingress: Some(vec![Allow { peers: Some(peers), ports: Some(ports) }]),
+        egress: None,
     }
 }

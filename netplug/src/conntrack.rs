@@ -1,4 +1,6 @@
-//! The kernel's table of flows (ctnetlink), as far as it must be told of endpoints that are gone.
+//! The kernel's table of flows (ctnetlink), as far as it must be told of changes. A flow goes where its first packet went; what has
+//! connections notices, the rest (UDP, and SCTP's flows outlive their hosts) would be sent to who is gone, or past who has come, as long
+//! as the client goes on.
 //! linux/netfilter/nfnetlink_conntrack.h is the reference.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -21,14 +23,47 @@ const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PORTS: u16 = 2;
 const FAMILIES: [u8; 2] = [2, 10];
 
-/// Deletes the flows of services that lead to these endpoints.
-pub(crate) fn forget(wire: &mut Wire, socket: &Socket, endpoints: &BTreeSet<(Protocol, IpAddr, u16)>) -> Result<(), Refused> {
+/// Flows that go astray.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stale {
+    /// They were redirected to endpoints that are gone.
+    pub(crate) gone: BTreeSet<(Protocol, IpAddr, u16)>,
+    /// They went to a port of the host, at one of its addresses or any, before it led anywhere.
+    pub(crate) opened: BTreeSet<(Protocol, Option<IpAddr>, u16)>,
+}
+
+impl Stale {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.opened.is_empty()
+    }
+
+    fn has(&self, flow: &Flow) -> bool {
+        let Flow { protocol, client, asked, answers, hears } = *flow;
+        if asked != answers {
+            return self.gone.iter().any(|(p, ip, port)| p.number() == protocol && answers == (*ip, *port));
+        }
+        let at = |host: Option<IpAddr>| host.is_none_or(|ip| ip == asked.0);
+        // What is masqueraded is on its way out.
+        client == hears && self.opened.iter().any(|(p, host, port)| p.number() == protocol && at(*host) && asked.1 == *port)
+    }
+}
+
+/// Whether flows of a protocol outlive what they lead to.
+pub(crate) fn lingers(protocol: Protocol) -> bool {
+    protocol != Protocol::Tcp
+}
+
+/// Deletes flows; their next packet begins them anew.
+pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<(), Refused> {
+    if stale.is_empty() {
+        return Ok(());
+    }
     for family in FAMILIES {
         let mut dead: Vec<Vec<u8>> = Vec::new();
         let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
         wire.exchange(socket, &request, |_, answer| {
-            if let Answer::Message(flow) = answer {
-                dead.extend(original_if_dead(flow, endpoints));
+            if let Answer::Message(message) = answer {
+                dead.extend(original_if_stale(message, stale));
             }
         })?;
         for original in dead {
@@ -41,15 +76,24 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, endpoints: &BTreeSet<(Pro
     Ok(())
 }
 
-/// A flow's original tuple, if its answers come from one of the endpoints and it was redirected there.
-fn original_if_dead(flow: &[u8], endpoints: &BTreeSet<(Protocol, IpAddr, u16)>) -> Option<Vec<u8>> {
-    let body = flow.get(20..)?;
+/// A flow's two directions: who asks whom, and who answers whom.
+#[derive(Debug, Clone, Copy)]
+struct Flow {
+    protocol: u8,
+    client: End,
+    asked: End,
+    answers: End,
+    hears: End,
+}
+
+/// A flow's original tuple, if it is stale.
+fn original_if_stale(message: &[u8], stale: &Stale) -> Option<Vec<u8>> {
+    let body = message.get(20..)?;
     let part = |wanted: u16| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let (original, reply) = (part(TUPLE_ORIGINAL)?, part(TUPLE_REPLY)?);
-    let (_, asked, _) = ends(original)?;
-    let (protocol, _, answers) = ends(reply)?;
-    let dead = endpoints.iter().any(|(p, ip, port)| p.number() == protocol && answers == (*ip, *port));
-    (dead && asked != answers).then(|| original.to_vec())
+    let (protocol, asked, client) = ends(original)?;
+    let (_, hears, answers) = ends(reply)?;
+    stale.has(&Flow { protocol, client, asked, answers, hears }).then(|| original.to_vec())
 }
 
 /// Address and port.
@@ -79,4 +123,31 @@ fn message(kind: u16, flags: u16, family: u8, attrs: &[u8]) -> Vec<u8> {
     let flags = flags | netlink_packet_core::NLM_F_REQUEST;
     wire::message(&mut packet, SUBSYSTEM << 8 | kind, flags, netlink::sequence(1), family, 0, attrs);
     packet
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::to_who_is_gone(17, "192.0.2.2:7 192.0.2.1:53 10.88.0.2:5353 192.0.2.2:7", true)]
+    #[case::to_another(17, "192.0.2.2:7 192.0.2.1:53 10.88.0.3:5353 192.0.2.2:7", false)]
+    #[case::straight_to_the_pod(17, "192.0.2.2:7 10.88.0.2:5353 10.88.0.2:5353 192.0.2.2:7", false)]
+    #[case::past_a_new_port(17, "192.0.2.2:7 192.0.2.1:99 192.0.2.1:99 192.0.2.2:7", true)]
+    #[case::of_another_protocol(6, "192.0.2.2:7 192.0.2.1:99 192.0.2.1:99 192.0.2.2:7", false)]
+    #[case::out_to_the_world(17, "10.88.0.9:7 198.51.100.1:99 198.51.100.1:99 192.0.2.1:7", false)]
+    #[case::past_the_port_of_one_address(17, "192.0.2.2:7 192.0.2.11:88 192.0.2.11:88 192.0.2.2:7", true)]
+    #[case::at_another_address(17, "192.0.2.2:7 192.0.2.1:88 192.0.2.1:88 192.0.2.2:7", false)]
+    fn what_goes_astray(#[case] protocol: u8, #[case] ends: &str, #[case] expected: bool) {
+        let ends: Vec<std::net::SocketAddr> = ends.split(' ').map(|end| end.parse().unwrap()).collect();
+        let [client, asked, answers, hears] = [0, 1, 2, 3].map(|n: usize| (ends[n].ip(), ends[n].port()));
+        let stale = Stale {
+            gone: [(Protocol::Udp, "10.88.0.2".parse().unwrap(), 5353)].into(),
+            opened: [(Protocol::Udp, None, 99), (Protocol::Udp, Some("192.0.2.11".parse().unwrap()), 88)].into(),
+        };
+        assert_eq!(stale.has(&Flow { protocol, client, asked, answers, hears }), expected);
+    }
 }

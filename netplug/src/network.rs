@@ -290,17 +290,13 @@ enum Patience {
 
 /// The network, or why it has to wait.
 fn begin(settings: &Settings, patience: Patience) -> Result<Result<Engine, Waiting>, Error> {
-    if patience == Patience::None {
-        return Engine::open(settings.clone()).map(Ok);
-    }
     // Before the first try: what changes meanwhile counts.
-    let host = Host::new()?;
-    match Engine::open(settings.clone()) {
-        Ok(engine) => Ok(Ok(engine)),
-        Err(error) if error.is_of_the_host() => {
+    let host = if patience == Patience::UntilMended { Some(Host::new()?) } else { None };
+    match (Engine::open(settings.clone()), host) {
+        (Err(error), Some(host)) if error.is_of_the_host() => {
             Ok(Err(Waiting { reason: error.to_string(), host, dir: settings.state_dir.clone() }))
         }
-        Err(error) => Err(error),
+        (opened, _) => opened.map(Ok),
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    conntrack::{Stale, lingers},
     hash::fnv1a,
     nft::{
         fragment::{Fragment, Step},
@@ -90,8 +91,8 @@ pub(crate) struct Balance {
 pub(crate) struct Change {
     /// Parts of the table, before and after.
     pub(crate) steps: Vec<Step>,
-    /// Endpoints that are gone, of protocols without connections that break.
-    pub(crate) forsaken: BTreeSet<(Protocol, IpAddr, u16)>,
+    /// Flows to endpoints that are gone, and past node ports that led nowhere.
+    pub(crate) stale: Stale,
 }
 
 impl Balance {
@@ -173,10 +174,14 @@ impl Balance {
         let after = new.as_ref().map_or(&[][..], |unit| &unit.service.endpoints);
         before.iter().for_each(|endpoint| selves.less(&mut self.endpoints, endpoint.ip()));
         after.iter().for_each(|endpoint| selves.more(&mut self.endpoints, endpoint.ip()));
-        // A TCP connection to an endpoint that is gone breaks by itself.
-        if owner.1 != Protocol::Tcp {
+        if lingers(owner.1) {
             let lost = before.iter().filter(|endpoint| !after.contains(endpoint));
-            change.forsaken.extend(lost.map(|endpoint| (owner.1, endpoint.ip(), endpoint.port())));
+            change.stale.gone.extend(lost.map(|endpoint| (owner.1, endpoint.ip(), endpoint.port())));
+            let port = |unit: &Option<Unit>| {
+                unit.as_ref().filter(|unit| !unit.service.endpoints.is_empty()).and_then(|unit| unit.service.node_port)
+            };
+            let opened = port(&new).filter(|opened| port(&old) != Some(*opened));
+            change.stale.opened.extend(opened.map(|port| (owner.1, None, port)));
         }
         let fragment = |unit: &Option<Unit>| unit.as_ref().map(|unit| unit.fragment.clone()).unwrap_or_default();
         change.steps.push((fragment(&old), fragment(&new)));
@@ -264,7 +269,12 @@ fn fragment(service: &Service, id: u32, family: Family) -> Fragment {
             fragment.sets.insert(memory.clone(), Kind::Memory(family));
             service.endpoints.iter().for_each(|endpoint| fragment.add(&alive, set::target(*endpoint), Value::None));
             let names = Sticky { backends: &backends, alive: &alive, memory: &memory, timeout };
-            vec![rule().stick(family, &names), rule().balance_sticky(family, count, &names)]
+            // The last is for clients beyond those that the memory has room for: the one before then ends halfway.
+            vec![
+                rule().stick(family, &names),
+                rule().balance_sticky(family, count, &names),
+                rule().balance(family, count, &backends),
+            ]
         }
     };
     fragment.chains.insert(chain, rules);
@@ -285,6 +295,7 @@ pub(crate) fn chain_name(prefix: &str, name: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::nft::fragment::mock::Tables;
 
     fn service(name: &str, address: &str, endpoints: &[&str]) -> Service {
         Service {
@@ -346,7 +357,7 @@ mod tests {
         ) {
             let mut stepwise = Balance::default();
             let mut current: BTreeMap<u8, Arc<Service>> = BTreeMap::new();
-            let mut table = Fragments::default();
+            let mut table = Tables::default();
             for (number, address, endpoints, remove) in edits {
                 let gone: Vec<_> = current.remove(&number).into_iter().collect();
                 let endpoints: Vec<String> = endpoints.iter().map(|n| format!("10.88.0.{n}:80")).collect();
@@ -357,7 +368,7 @@ mod tests {
                 });
                 let come = if remove { Vec::new() } else { vec![wanted] };
                 current.extend(come.iter().map(|service| (number, service.clone())));
-                table.apply(&stepwise.change(&gone, &come));
+                table.apply(&stepwise.change(&gone, &come).steps);
             }
             let at_once = balance(&current.values().cloned().collect::<Vec<_>>());
             let shape = |balance: &Balance| {
@@ -365,40 +376,9 @@ mod tests {
             };
             proptest::prop_assert_eq!(shape(&stepwise), shape(&at_once));
             proptest::prop_assert_eq!(&stepwise.endpoints, &at_once.endpoints);
-            let mut whole = Fragments::default();
+            let mut whole = Tables::default();
             stepwise.fragments().for_each(|part| whole.put(&part));
             proptest::prop_assert_eq!(table, whole, "the steps lead to what all of it at once would be");
-        }
-    }
-
-    /// A table as the kernel would have it.
-    #[derive(Debug, Default, PartialEq)]
-    struct Fragments {
-        elements: BTreeMap<(String, set::Key), Value>,
-        chains: BTreeMap<String, Vec<Rule>>,
-    }
-
-    impl Fragments {
-        fn apply(&mut self, change: &Change) {
-            for (old, _) in &change.steps {
-                for (set, elements) in &old.elements {
-                    for key in elements.keys() {
-                        assert!(self.elements.remove(&(set.clone(), key.clone())).is_some(), "{set} {key:?} isn't there");
-                    }
-                }
-                old.chains.keys().for_each(|chain| assert!(self.chains.remove(chain).is_some(), "{chain} isn't there"));
-            }
-            change.steps.iter().for_each(|(_, new)| self.put(new));
-        }
-
-        fn put(&mut self, part: &Fragment) {
-            for (set, elements) in &part.elements {
-                for (key, value) in elements {
-                    assert!(self.elements.insert((set.clone(), key.clone()), value.clone()).is_none(), "{set} {key:?} twice");
-                }
-            }
-            let chains = part.chains.iter().map(|(name, rules)| (name.clone(), rules.clone()));
-            chains.for_each(|(name, rules)| assert!(self.chains.insert(name, rules).is_none()));
         }
     }
 

@@ -1,6 +1,9 @@
 //! What would become of a connection: the table's rules told in words, step by step. Pure: a function of leases, rules and question.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -172,7 +175,7 @@ impl World<'_> {
         target: SocketAddr,
     ) -> (Verdict, String) {
         let speaks = |policy: &&Policy| policy.pods.contains(&pod) && direction.rules(policy).is_some();
-        let policies: Vec<&Policy> = self.rules.policies.iter().filter(speaks).collect();
+        let policies: Vec<&Policy> = self.rules.policies.iter().map(Arc::as_ref).filter(speaks).collect();
         if policies.is_empty() {
             return (Verdict::Accept, format!("no network policy selects {} for {}", self.name(pod), direction.name()));
         }
@@ -267,7 +270,7 @@ mod tests {
             egress: None,
         };
         let service_ranges = vec!["10.96.0.0/16".parse().unwrap()];
-        let rules = Rules { service_ranges, services: vec![std::sync::Arc::new(web)], policies: vec![policy] };
+        let rules = Rules { service_ranges, services: vec![std::sync::Arc::new(web)], policies: vec![Arc::new(policy)] };
         (settings, vec![lease("client", 2, vec![]), lease("web", 3, vec![port]), lease("db", 4, vec![])], rules)
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use lab::{Lab, NODE, NODE6, OUTSIDE, OUTSIDE6, Pod, range, wait};
 use netplug::{
-    Isolation,
+    Isolation, Network,
     Protocol::{Tcp, Udp},
     Remove, Settings,
 };
@@ -91,6 +91,32 @@ fn one_port_number_on_addresses_and_protocols() {
     }
     assert_eq!(lab.node.ask(Udp, "127.0.0.1:53"), Ok("a by UDP 10.88.0.1".into()));
     lab.node.assert_unreachable(Tcp, "127.0.0.1:53");
+}
+
+/// A client that goes on and on from the same port is one flow to the kernel, and would go on to who is gone, or to nobody.
+#[test]
+fn a_udp_client_finds_the_pod_that_has_its_port_now() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let client = lab.outside.run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        socket
+    });
+    let ask = || {
+        client.send_to(b"?", format!("{NODE}:53")).unwrap();
+        let mut buffer = [0; 64];
+        let length = client.recv(&mut buffer).map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
+    };
+    client.send_to(b"?", format!("{NODE}:53")).unwrap();
+    for name in ["a", "b"] {
+        let pod = Pod::new(name).port("53:90/UDP");
+        pod.attach(&network).unwrap();
+        let _server = pod.netns.serve(Udp, "0.0.0.0:90", name);
+        assert_eq!(ask(), Ok(name.to_owned()), "before it nobody, or another pod, had the port");
+        wait(network.detach(name)).unwrap();
+    }
 }
 
 /// By the table, since a kernel may lack the module sctp for sockets: nftables redirects it all the same.
@@ -200,6 +226,30 @@ fn masquerade_can_be_off_and_has_exceptions() {
         assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {seen}")));
         wait(network.close(Remove::All)).unwrap();
     }
+}
+
+/// Two nodes of a cluster, each with a part of the pods' range, and a way to the other's.
+#[test]
+fn pods_of_another_node_are_seen_by_their_own_addresses() {
+    let lab = Lab::new();
+    let node = |subnet: &str, name: &str| Settings {
+        ranges: vec![range(subnet)],
+        masquerade_except: vec!["10.88.0.0/16".parse().unwrap()],
+        state_dir: lab.state.path().join(name),
+        ..lab.routed()
+    };
+    lab.node.ip(&format!("route add 10.88.1.0/24 via {OUTSIDE}"));
+    lab.outside.ip(&format!("route add 10.88.0.0/24 via {NODE}"));
+    let here = lab.open(node("10.88.0.0/24", "here"));
+    let settings = node("10.88.1.0/24", "there");
+    let there = lab.outside.run(move || wait(Network::open(settings))).unwrap();
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let (a_net, _a) = a.up(&here);
+    let (b_net, _b) = b.up(&there);
+    assert_eq!(a.netns.ask(Tcp, &format!("{}:80", b_net.ips[0])), Ok(format!("b ::ffff:{}", a_net.ips[0])));
+    assert_eq!(b.netns.ask(Tcp, &format!("{}:80", a_net.ips[0])), Ok(format!("a ::ffff:{}", b_net.ips[0])));
+    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
+    assert_eq!(a.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")), "the world sees the node");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod lab;
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
 };
 
 use lab::{Lab, NODE, OUTSIDE, OUTSIDE6, Pod, Server, wait};
@@ -54,6 +55,7 @@ impl World {
     }
 
     fn enforce(&self, policies: Vec<Policy>) {
+        let policies = policies.into_iter().map(Arc::new).collect();
         wait(self.network.enforce(Rules { policies, ..Rules::default() })).unwrap();
     }
 
@@ -175,8 +177,8 @@ fn what_was_open_before_stays_open_and_a_service_is_no_way_around(#[values("0", 
         endpoints: vec![SocketAddr::new(b.1.ips[0], 80)],
         affinity: None,
     };
-    let policies = vec![Policy { ingress: Some(vec![from(world.ips(&["c"]))]), ..policy(world.ips(&["b"])) }];
-    wait(world.network.enforce(Rules { services: vec![std::sync::Arc::new(service)], policies, ..Rules::default() })).unwrap();
+    let policies = vec![Arc::new(Policy { ingress: Some(vec![from(world.ips(&["c"]))]), ..policy(world.ips(&["b"])) })];
+    wait(world.network.enforce(Rules { services: vec![Arc::new(service)], policies, ..Rules::default() })).unwrap();
     before.write_all(b"still").unwrap();
     let mut buffer = [0; 5];
     inside.read_exact(&mut buffer).unwrap();

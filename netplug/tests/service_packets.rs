@@ -172,6 +172,19 @@ fn a_client_stays_with_its_endpoint_while_that_is_there(#[values("0", "1")] br_n
 }
 
 #[test]
+fn clients_beyond_those_that_are_remembered_are_served_all_the_same() {
+    let shop = shop();
+    let sticky = Service { affinity: Some(Duration::from_secs(600)), ..service(8080, &endpoints(&[&shop.a_net, &shop.b_net])) };
+    enforce(&shop.network, vec![sticky]);
+    let others: Vec<String> =
+        (0..=u16::MAX).map(|n| format!("10.77.{}.{} timeout 1h : {} . 80", n >> 8, n & 255, shop.a_net.ips[0])).collect();
+    let file = shop.lab.state.path().join("others.nft");
+    std::fs::write(&file, format!("add element inet netplug_test memory4-1 {{ {} }}", others.join(", "))).unwrap();
+    shop.lab.node.nft(&format!("-f {}", file.display()));
+    shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("there is no room to remember this one");
+}
+
+#[test]
 fn a_stay_ends_with_its_time() {
     let shop = shop();
     let web = service(8080, &endpoints(&[&shop.a_net, &shop.b_net]));
@@ -204,6 +217,26 @@ fn udp_clients_leave_an_endpoint_that_is_gone() {
 }
 
 #[test]
+fn udp_clients_of_a_node_port_find_the_first_endpoint() {
+    let shop = shop();
+    let _a = shop.a.netns.serve(Udp, "[::]:53", "a");
+    let client = shop.lab.outside.run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    });
+    let dns = |endpoints: &[SocketAddr]| {
+        enforce(&shop.network, vec![Service { protocol: Protocol::Udp, node_port: Some(30053), ..service(53, endpoints) }]);
+        client.send_to(b"?", format!("{NODE}:30053")).unwrap();
+    };
+    dns(&[]);
+    dns(&[SocketAddr::new(shop.a_net.ips[0], 53)]);
+    let mut buffer = [0; 64];
+    let length = client.recv(&mut buffer).expect("the flow that led nowhere is forgotten");
+    assert_eq!(String::from_utf8_lossy(&buffer[..length]), format!("a ::ffff:{OUTSIDE}"));
+}
+
+#[test]
 fn services_outlive_the_process_and_a_flushed_table() {
     let shop = shop();
     let before = rules(vec![service(8080, &endpoints(&[&shop.a_net]))]);
@@ -216,8 +249,13 @@ fn services_outlive_the_process_and_a_flushed_table() {
     eventually("the rules are kept", || file.exists());
     wait(network.clone().close(Remove::Nothing)).unwrap();
     client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("while no process is there");
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&file).unwrap());
+    let kept = inode();
     let again = lab.open(lab.routed());
     assert_eq!(wait(again.rules()).unwrap(), before);
+    // The second question is answered after the rules were kept, if they were to be.
+    wait(again.rules()).unwrap();
+    assert_eq!(inode(), kept, "what was read isn't written again");
     client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("by the next process, before it is told");
     wait(again.close(Remove::All)).unwrap();
     assert!(!file.exists());

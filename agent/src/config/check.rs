@@ -22,6 +22,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
     let settings = Settings {
         manifests: if flags.manifests.is_empty() { declared.manifests.clone() } else { flags.manifests.clone() },
         cluster: cluster::cluster(c, flags, declared, &paths),
+        network: network::network(c, flags, declared, &paths),
         paths,
         node_name: node_name(c, flags, declared),
         node_labels: node_labels(c, declared),
@@ -33,7 +34,6 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
             "nodeagent",
             cgroup,
         ),
-        network: network::network(c, flags, declared),
         on_stop: if flags.drain || declared.drain_on_stop == Some(true) { OnStop::Drain } else { OnStop::Keep },
         backoff: backoff(c, declared),
         container_logs: container_logs(c, declared),

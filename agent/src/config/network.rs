@@ -27,7 +27,7 @@ fn table(name: &str) -> Vec<String> {
     if fine { Vec::new() } else { vec!["must begin with a letter and have letters, digits, '_' and '-'".into()] }
 }
 
-pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Network {
+pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared, paths: &Paths) -> Network {
     let mtu = flags.mtu.or(declared.mtu);
     if let Some(mtu) = mtu.filter(|m| !(576..=65535).contains(m)) {
         let message = format!("Invalid value: {mtu}: must be between 576 and 65535");
@@ -56,7 +56,7 @@ pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -
         } else {
             Ranges::Chosen
         },
-        cni: cni(c, flags, declared),
+        cni: cni(c, declared, paths),
     }
 }
 
@@ -73,16 +73,12 @@ fn probe(c: &mut Checker<'_>, declared: &Declared) -> Option<Duration> {
     (!patience.is_zero()).then_some(patience)
 }
 
-fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
+fn cni(c: &mut Checker<'_>, declared: &Declared, paths: &Paths) -> Cni {
     let section = &declared.cni;
     for dir in &section.bin_dirs {
         c.path("cni.binDirs", Some(dir));
     }
     let bin_dirs = if section.bin_dirs.is_empty() { vec!["/opt/cni/bin".into()] } else { section.bin_dirs.clone() };
-    let lib = flags.root.folder.as_ref().or(declared.root.as_ref()).map_or_else(Paths::default, |root| {
-        // Whether it can be is told elsewhere.
-        std::path::absolute(root).map_or_else(|_| Paths::default(), Paths::below)
-    });
     let timeout = c.duration("cni.timeout", section.timeout.as_ref(), Duration::from_secs(60));
     if timeout.is_zero() {
         c.file("cni.timeout", "Invalid value: 0: must be longer".into());
@@ -90,7 +86,7 @@ fn cni(c: &mut Checker<'_>, flags: &Flags, declared: &Declared) -> Cni {
     Cni {
         conf_dir: c.path("cni.confDir", section.conf_dir.as_ref()).unwrap_or_else(|| "/etc/cni/net.d".into()),
         bin_dirs,
-        cache_dir: c.path("cni.cacheDir", section.cache_dir.as_ref()).unwrap_or_else(|| lib.lib().join("cni")),
+        cache_dir: c.path("cni.cacheDir", section.cache_dir.as_ref()).unwrap_or_else(|| paths.lib().join("cni")),
         timeout,
     }
 }

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::endpoints::{self, Endpoint};
 use super::facts::Facts;
-use super::policies::{self, Pods};
-use super::{Inbox, Message, zone};
+use super::policies::{Pods, Resolved};
+use super::{Inbox, Message, same, zone};
 use crate::model::namespaced_name;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::store::Store;
@@ -64,6 +64,7 @@ struct State {
     computed: BTreeMap<String, Computed>,
     policies: Vec<Arc<NetworkPolicy>>,
     namespaces: Vec<Arc<Namespace>>,
+    resolved: Resolved,
     /// Who waits for the next rules.
     waiting: Vec<oneshot::Sender<()>>,
     told: bool,
@@ -121,13 +122,14 @@ impl Controller {
     }
 
     async fn settle(&self, state: &mut State, inbox: &Inbox) {
-        let changed = state.look(&self.store);
+        let pods = state.look(&self.store);
         let services = self.store.workloads::<Service>().objects;
-        let changed = self.compute(state, services, &changed) | !changed.is_empty();
+        let changed = self.compute(state, services, &pods) | !pods.is_empty();
         let policies = self.store.workloads::<NetworkPolicy>().objects;
         let namespaces = self.store.workloads::<Namespace>().objects;
         let others = !same(&policies, &state.policies) || !same(&namespaces, &state.namespaces);
         (state.policies, state.namespaces) = (policies, namespaces);
+        state.resolved.update(&state.policies, &state.namespaces, &state.pods, &pods);
         // Pods wait from now on: who asks after this is heard before the next rules.
         inbox.guarded.store(!state.policies.is_empty(), Ordering::Release);
         state.in_force &= !changed && !others && state.waiting.is_empty();
@@ -188,7 +190,7 @@ impl Controller {
         let rules = Rules {
             service_ranges: self.ranges.clone(),
             services: state.computed.values().flat_map(|computed| computed.balanced.iter().cloned()).collect(),
-            policies: policies::resolve(&state.policies, &state.namespaces, &state.pods),
+            policies: state.resolved.all(),
         };
         match self.network.enforce(rules).await {
             Ok(()) => {
@@ -271,10 +273,6 @@ fn different(before: &Pods, now: &Pods) -> Pods {
 
 fn by_uid(pods: &Pods) -> HashMap<&str, &Arc<Facts>> {
     pods.values().flatten().map(|pod| (pod.uid.as_str(), pod)).collect()
-}
-
-fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// Changes that were missed are seen all the same: all is read anew.

@@ -118,3 +118,8 @@ impl On {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Whether two lists are of the very same objects.
+fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}

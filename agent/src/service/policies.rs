@@ -1,6 +1,7 @@
-//! NetworkPolicies and pods to addresses: what netplug enforces. Pure.
+//! NetworkPolicies and pods to addresses: what netplug enforces. Pure. What is kept makes a pod that changes cost as much as the
+//! policies that speak of it, however many pods and policies there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,21 +11,70 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use netplug::{Allow, Cidr, Peers, Policy, Ports};
 
 use super::facts::{Facts, protocol};
+use super::same;
+use crate::model::namespaced_name;
 use crate::model::validate::selects;
 
 /// All pods, by namespace.
 pub type Pods = BTreeMap<String, Vec<Arc<Facts>>>;
 
 /// What the policies come to.
-pub fn resolve(policies: &[Arc<NetworkPolicy>], namespaces: &[Arc<Namespace>], pods: &Pods) -> Vec<Policy> {
-    let context = Context { namespaces: labels(namespaces, pods), pods };
-    policies.iter().filter_map(|policy| context.policy(policy)).collect()
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// By namespace and name, with the object that each is of.
+    policies: BTreeMap<String, (Arc<NetworkPolicy>, Arc<Policy>)>,
+    namespaces: Vec<Arc<Namespace>>,
+}
+
+impl Resolved {
+    /// Brings it up to date. `changed`: pods that aren't as they were, as they were and as they are.
+    pub fn update(&mut self, policies: &[Arc<NetworkPolicy>], namespaces: &[Arc<Namespace>], pods: &Pods, changed: &Pods) {
+        let all = !same(&self.namespaces, namespaces);
+        self.namespaces = namespaces.to_vec();
+        let changed_pods = relevant(changed);
+        // A pod may have been the last of its namespace.
+        let context = Context { namespaces: labels(namespaces, pods.keys().chain(changed.keys())), pods };
+        let mut before = std::mem::take(&mut self.policies);
+        for policy in policies {
+            let key = namespaced_name(&policy.metadata);
+            let concerned = || all || changed_pods.iter().any(|pod| context.concerns(policy, pod));
+            let old = match before.remove(&key) {
+                Some((object, old)) if Arc::ptr_eq(&object, policy) && !concerned() => {
+                    self.policies.insert(key, (object, old));
+                    continue;
+                }
+                old => old.map(|(_, old)| old),
+            };
+            let Some(new) = context.policy(policy) else { continue };
+            let new = old.filter(|old| **old == new).unwrap_or_else(|| Arc::new(new));
+            self.policies.insert(key, (policy.clone(), new));
+        }
+    }
+
+    /// For netplug: what is as it was is the same `Arc`.
+    pub fn all(&self) -> Vec<Arc<Policy>> {
+        self.policies.values().map(|(_, policy)| policy.clone()).collect()
+    }
+}
+
+/// Those that changed in what policies look at: whether a pod is ready isn't.
+fn relevant(changed: &Pods) -> Vec<&Arc<Facts>> {
+    let mut by_uid: HashMap<&str, Vec<&Arc<Facts>>> = HashMap::new();
+    for pod in changed.values().flatten() {
+        by_uid.entry(&pod.uid).or_default().push(pod);
+    }
+    let seen = |pod: &Facts| {
+        let Facts { namespace, labels, ips, host_network, ports, .. } = pod.clone();
+        (namespace, labels, ips, host_network, ports, pod.reachable())
+    };
+    let states = by_uid.into_values();
+    states.filter(|states| !matches!(&states[..], [a, b] if seen(a) == seen(b))).flatten().collect()
 }
 
 /// Each namespace's labels: its object's, if there is one, and its name.
-fn labels(objects: &[Arc<Namespace>], pods: &Pods) -> BTreeMap<String, BTreeMap<String, String>> {
+fn labels<'a>(objects: &[Arc<Namespace>], used: impl Iterator<Item = &'a String>) -> BTreeMap<String, BTreeMap<String, String>> {
     let named = |name: &str| [("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into();
-    let mut all: BTreeMap<String, BTreeMap<String, String>> = pods.keys().map(|name| (name.clone(), named(name))).collect();
+    let mut all: BTreeMap<String, BTreeMap<String, String>> = used.map(|name| (name.clone(), named(name))).collect();
     for object in objects {
         let name = object.metadata.name.clone().unwrap_or_default();
         let own = object.metadata.labels.iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
@@ -56,6 +106,32 @@ impl Context<'_> {
         });
         let pods = selected.iter().flat_map(|pod| pod.ips.iter().copied()).collect();
         Some(Policy { name: format!("{namespace}/{name}"), pods, ingress, egress })
+    }
+
+    /// Whether what a policy comes to depends on a pod.
+    fn concerns(&self, policy: &NetworkPolicy, pod: &Facts) -> bool {
+        let Some(spec) = policy.spec.as_ref() else { return false };
+        let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
+        let selector = spec.pod_selector.as_ref();
+        let selected = || pod.namespace == namespace && selector.is_none_or(|selector| selects(selector, &pod.labels));
+        let from = || spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
+        let to = || spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());
+        let by_name = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
+        // Named ports of everybody.
+        let everybody = || {
+            let mut to_all = spec.egress.iter().flatten().filter(|rule| rule.to.as_ref().is_none_or(Vec::is_empty));
+            to_all.any(|rule| rule.ports.iter().flatten().any(by_name))
+        };
+        selected() || from().chain(to()).any(|peer| self.is_peer(namespace, peer, pod)) || everybody()
+    }
+
+    fn is_peer(&self, own: &str, peer: &NetworkPolicyPeer, pod: &Facts) -> bool {
+        let namespace = match &peer.namespace_selector {
+            None => pod.namespace == own,
+            Some(selector) => self.namespaces.get(&pod.namespace).is_some_and(|labels| selects(selector, labels)),
+        };
+        let fits = || peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels));
+        peer.ip_block.is_none() && namespace && fits()
     }
 
     /// Pods of a namespace that have a network of their own: what has the node's isn't told apart from the node.
@@ -96,8 +172,8 @@ impl Context<'_> {
                 fitting.map(|(name, _)| name.as_str()).collect()
             }
         };
-        let selector = peer.pod_selector.clone().unwrap_or_default();
-        namespaces.into_iter().flat_map(|namespace| self.of(namespace)).filter(|pod| selects(&selector, &pod.labels)).collect()
+        let fits = |pod: &&Arc<Facts>| peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels));
+        namespaces.into_iter().flat_map(|namespace| self.of(namespace)).filter(fits).collect()
     }
 }
 
@@ -157,7 +233,9 @@ mod tests {
         let policy = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec});
         let lab = json!({"metadata": {"name": "lab", "labels": {"team": "a"}}});
         let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
-        resolve(&policies, &[Arc::new(serde_json::from_value(lab).unwrap())], &pods()).remove(0)
+        let mut resolved = Resolved::default();
+        resolved.update(&policies, &[Arc::new(serde_json::from_value(lab).unwrap())], &pods(), &Pods::new());
+        Policy::clone(&resolved.all()[0])
     }
 
     #[rstest]
@@ -194,5 +272,80 @@ mod tests {
         assert_eq!(allow.ports, Some(vec![range, named, Ports::Range(Tcp, None)]));
         let blocks = vec![("10.0.0.0/8".parse().unwrap(), vec!["10.2.0.0/16".parse().unwrap()])];
         assert_eq!(allow.peers.unwrap().blocks, blocks);
+    }
+
+    /// A few policies of all kinds, by number.
+    fn some(number: usize) -> Arc<NetworkPolicy> {
+        let peer = |app: &str| json!({"podSelector": {"matchLabels": {"app": app}}});
+        let team = json!({"namespaceSelector": {"matchLabels": {"team": "a"}}});
+        let spec = match number {
+            0 => json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer("a0")]}]}),
+            1 => json!({"podSelector": {"matchLabels": {"app": "a1"}}, "policyTypes": ["Egress"], "egress": [{"to": [team]}]}),
+            2 => {
+                json!({"podSelector": {"matchLabels": {"app": "a2"}}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": "http"}]}]})
+            }
+            3 => {
+                json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [team], "ports": [{"port": "http"}]}]})
+            }
+            _ => json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+        };
+        let metadata = json!({"name": format!("p{number}"), "namespace": if number == 3 { "n1" } else { "n0" }});
+        Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap())
+    }
+
+    proptest::proptest! {
+        /// However pods come, change and go: what is kept is what would be made of all of it.
+        #[test]
+        fn step_by_step_is_all_at_once(
+            edits in proptest::collection::vec((0..4u8, 0..2u8, 0..3u8, 0..4u8, 0..6usize, proptest::bool::ANY), 1..24),
+        ) {
+            let policies: Vec<_> = (0..5).map(some).collect();
+            let lab = |labels: Value| serde_json::from_value(json!({"metadata": {"name": "n1", "labels": labels}})).unwrap();
+            let labs: [Vec<Arc<Namespace>>; 2] = [Vec::new(), vec![Arc::new(lab(json!({"team": "a"})))]];
+            let mut resolved = Resolved::default();
+            let mut current: BTreeMap<u8, Arc<Facts>> = BTreeMap::new();
+            let grouped = |pods: Vec<Arc<Facts>>| {
+                let mut all = Pods::new();
+                pods.into_iter().for_each(|pod| all.entry(pod.namespace.clone()).or_default().push(pod));
+                all
+            };
+            for (pod, namespace, app, state, without, lab) in edits {
+                let facts = Facts {
+                    uid: format!("u{pod}"),
+                    namespace: format!("n{namespace}"),
+                    name: format!("p{pod}"),
+                    labels: [("app".to_owned(), format!("a{app}"))].into(),
+                    ips: vec![[10, 0, 0, pod].into()],
+                    ready: state == 1,
+                    finished: state == 2,
+                    ports: vec![("http".into(), Tcp, 8080)],
+                    ..Facts::default()
+                };
+                let old = current.remove(&pod);
+                let new = (state != 3).then(|| Arc::new(facts));
+                current.extend(new.clone().map(|new| (pod, new)));
+                let changed = grouped(old.into_iter().chain(new).collect());
+                let pods = grouped(current.values().cloned().collect());
+                let policies: Vec<_> = policies.iter().enumerate().filter(|(n, _)| *n != without).map(|(_, p)| p.clone()).collect();
+                resolved.update(&policies, &labs[usize::from(lab)], &pods, &changed);
+                let mut at_once = Resolved::default();
+                at_once.update(&policies, &labs[usize::from(lab)], &pods, &Pods::new());
+                proptest::prop_assert_eq!(resolved.all(), at_once.all());
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_not_spoken_of_changes_nothing() {
+        let policies = [some(1)];
+        let mut resolved = Resolved::default();
+        resolved.update(&policies, &[], &pods(), &Pods::new());
+        let before = resolved.all();
+        let mut changed = pods();
+        for pod in changed.values_mut().flatten() {
+            *pod = Arc::new(Facts { ready: true, ..Facts::clone(pod) });
+        }
+        resolved.update(&policies, &[], &changed, &changed);
+        assert!(Arc::ptr_eq(&before[0], &resolved.all()[0]));
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use e2e::{ControlPlane, NodeBox, eventually};
 
-use super::{joined, node, runs, started, uid};
+use super::{node, runs, uid};
 
 const VAULT: &str = "
 apiVersion: v1
@@ -61,7 +61,7 @@ fn is_kept(node: &NodeBox, uid: &str) {
 /// A cluster whose node runs the vault, which is kept: the plane and the pod's UID.
 fn with_vault(node: &NodeBox) -> (ControlPlane<'_>, String) {
     let plane = ControlPlane::beside(node);
-    joined(node, &plane);
+    plane.joins(node);
     plane.apply(VAULT);
     let uid = uid(&plane, "vault");
     is_kept(node, &uid);
@@ -76,7 +76,7 @@ fn pods_run_on_and_restart_without_the_api_server_also_under_another_agent() {
     plane.script(&["stop", "kube-apiserver"]).ok();
 
     node.kill_agent();
-    started(&node, &plane);
+    plane.starts(&node);
     // The new agent cares for the pod before it has heard of the API server.
     let side = node.pod("vault").container("side");
     node.inside("kill", &["-9", &side.host_pid().to_string()]).ok();
@@ -114,7 +114,7 @@ fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need(
 
     plane.script(&["stop", "kube-apiserver"]).ok();
     node.reboot();
-    started(&node, &plane);
+    plane.starts(&node);
     let pod = node.pod("vault");
     pod.is_ready();
     assert_eq!(pod.uid(), uid);
@@ -145,7 +145,7 @@ fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need(
 fn what_was_deleted_while_the_agent_was_down_ends_and_what_was_made_begins() {
     let node = node();
     let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
+    plane.joins(&node);
     let pod = |name: &str| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{nodeName: node, terminationGracePeriodSeconds: 2, \
@@ -163,7 +163,7 @@ fn what_was_deleted_while_the_agent_was_down_ends_and_what_was_made_begins() {
     plane.kubectl(&["delete", "pod", "forced", "--grace-period=0", "--force"]).ok();
     plane.is_gone("pod", "forced");
     plane.apply(&pod("fresh"));
-    joined(&node, &plane);
+    plane.joins(&node);
     plane.is_gone("pod", "asked");
     node.pod("asked").is_gone();
     node.pod("forced").is_gone();

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use e2e::{ControlPlane, NodeBox, eventually};
+use e2e::{ControlPlane, NodeBox, eventually, is_true};
 
-use super::{is_served, is_true, node, runs, started};
+use super::{node, runs};
 
 fn pki(node: &NodeBox, name: &str) -> PathBuf {
     node.root().join("var/lib/nodeagent/pki").join(name)
@@ -29,7 +29,7 @@ fn a_bootstrap_token_becomes_certificates_that_are_renewed_and_used() {
     plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then_some(()));
     let (client, server) = (pki(&node, "kubelet-client-current.pem"), pki(&node, "kubelet-server-current.pem"));
     let first = std::fs::read_link(&client).expect("a link");
-    is_served(&node, &plane);
+    plane.approves(&node);
     let first_server = std::fs::read_link(&server).expect("a link");
     let kubeconfig = node.root().join("var/lib/nodeagent/kubeconfig");
     let text = std::fs::read_to_string(&kubeconfig).expect("it is written");
@@ -75,7 +75,7 @@ fn a_name_that_a_living_node_has_is_not_taken() {
     plane.node_kubeconfig("node");
     plane.apply(&pod("theirs"));
     node.apply("ours.yaml", &pod("ours"));
-    started(&node, &plane);
+    plane.starts(&node);
     node.pod("ours").is_ready();
     node.tells(&["NodeNameTaken", "--node-name", "kubectl delete node node"]);
     // It renews: the clock of the one who looks doesn't matter.
@@ -124,7 +124,7 @@ fn a_kubeconfig_of_another_cluster_or_node_is_told_and_mended_in_place() {
     let elsewhere = format!("{}certificate-authority: {}{}", &other[..begin], foreign.display(), &other[end..]);
     std::fs::write(&kubeconfig, elsewhere).unwrap();
     node.apply("ours.yaml", &pod("ours"));
-    started(&node, &plane);
+    plane.starts(&node);
     node.pod("ours").is_ready();
     says(&node, "UnknownIssuer");
     std::fs::write(&kubeconfig, other).unwrap();

@@ -6,7 +6,7 @@ mod join;
 mod mirror;
 mod resources;
 
-use e2e::{ControlPlane, NodeBox, eventually};
+use e2e::{ControlPlane, NodeBox, eventually, is_true};
 use serde_json::Value;
 
 /// A node without an agent so far. The machine that tests run on may have a network add-on's configuration.
@@ -16,39 +16,6 @@ fn node() -> NodeBox {
 
 /// The API server trusts no kubelet API whose certificate the cluster hasn't signed.
 const CONFIGURATION: &str = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nserverTLSBootstrap: true\n";
-
-/// A node that is of the cluster, its agent answering.
-fn joined<'a>(node: &'a NodeBox, plane: &ControlPlane<'_>) -> &'a NodeBox {
-    plane.node_kubeconfig("node");
-    started(node, plane);
-    plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then_some(()));
-    is_served(node, plane);
-    node
-}
-
-/// Approves the certificate of the node's kubelet API until that port has it.
-fn is_served(node: &NodeBox, plane: &ControlPlane<'_>) {
-    let pair = node.root().join("var/lib/nodeagent/pki/kubelet-server-current.pem");
-    eventually("the cluster has signed the kubelet API's certificate", || {
-        if pair.exists() {
-            return Ok(());
-        }
-        plane.script(&["approve"]).ok();
-        Err(node.agent_output())
-    });
-}
-
-/// Starts the agent of a node that has been of the cluster, whether the API server is there or not.
-fn started(node: &NodeBox, plane: &ControlPlane<'_>) {
-    let mut command = node.agent_command();
-    command.arg("--kubeconfig").arg(plane.folder().join("node.kubeconfig"));
-    node.start_agent_with(command, "");
-}
-
-fn is_true(object: &Value, condition: &str) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == condition && c["status"] == "True"))
-}
 
 fn runs(pod: &Value) -> Option<()> {
     (pod["status"]["phase"] == "Running" && is_true(pod, "Ready")).then_some(())
@@ -82,7 +49,7 @@ data: {GREETING: hello}
 fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
     let node = node();
     let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
+    plane.joins(&node);
     plane.apply(WEB);
     let uid = uid(&plane, "web");
     assert_eq!(node.pod("web").uid(), uid);
@@ -104,7 +71,7 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
     let pid = node.pod("web").container("web").host_pid();
 
     node.kill_agent();
-    joined(&node, &plane);
+    plane.joins(&node);
     plane.until("pod", "web", "runs still", |pod| {
         runs(pod)?;
         (pod["metadata"]["uid"] == uid.as_str()).then_some(())
@@ -120,7 +87,7 @@ fn a_pod_of_the_api_server_runs_is_shown_there_survives_the_agent_and_goes() {
 fn the_real_controllers_run_a_deployment_and_a_job_to_their_ends() {
     let node = node();
     let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
+    plane.joins(&node);
     plane.kubectl(&["create", "deployment", "web", "--image=localhost/nodeagent-demo:latest", "--replicas=3"]).ok();
     plane.kubectl(&["create", "job", "once", "--image=localhost/nodeagent-demo:latest", "--", "/demo", "echo", "done"]).ok();
     plane.until("deployment", "web", "has three", |object| (object["status"]["readyReplicas"] == 3).then_some(()));

@@ -2,7 +2,7 @@
 
 use e2e::{ControlPlane, eventually};
 
-use super::{joined, node, runs};
+use super::{node, runs};
 
 #[test]
 fn a_files_pod_is_shown_by_the_api_server_which_can_neither_end_nor_edit_it() {
@@ -23,7 +23,7 @@ metadata: {name: here}
 data: {GREETING: of the file}
 ";
     node.apply("local.yaml", manifest);
-    joined(&node, &plane);
+    plane.joins(&node);
     let uid = plane.until("pod", "local-node", "runs", |pod| {
         runs(pod)?;
         pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
@@ -44,7 +44,7 @@ data: {GREETING: of the file}
 
     // A new agent finds it as it is; an edit of the file is seen; without the file it goes.
     node.kill_agent();
-    joined(&node, &plane);
+    plane.joins(&node);
     node.apply("local.yaml", &manifest.replace("app: local", "app: edited"));
     plane.until("pod", "local-node", "is edited", |pod| {
         runs(pod)?;

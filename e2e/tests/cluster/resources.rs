@@ -1,8 +1,8 @@
 //! What pods get of the cluster besides ConfigMaps and Secrets: volumes, runtime classes, the names and addresses of Services.
 
-use e2e::{ControlPlane, NodeBox, eventually};
+use e2e::{ControlPlane, NodeBox, eventually, is_true};
 
-use super::{is_served, is_true, joined, node, runs};
+use super::{node, runs};
 
 const STATEFUL: &str = "
 apiVersion: v1
@@ -44,7 +44,7 @@ spec: {selector: {app: db}, ports: [{port: 80, targetPort: 8080}]}
 fn a_stateful_set_keeps_its_volume_and_knows_the_services() {
     let node = node();
     let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
+    plane.joins(&node);
     let shelf = node.folder().join("shelf");
     plane.apply(&STATEFUL.replace("SHELF", shelf.to_str().unwrap()));
     plane.until("pod", "db-0", "runs", runs);
@@ -95,7 +95,7 @@ spec:
 fn a_runtime_class_is_a_handler_of_ours_or_none_and_a_daemon_set_is_everywhere() {
     let node = node();
     let plane = ControlPlane::beside(&node);
-    joined(&node, &plane);
+    plane.joins(&node);
     let classes = "
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
@@ -150,9 +150,9 @@ fn the_node_object_has_what_a_kubelets_has() {
     let node = NodeBox::builder().config(configuration).argument("--network").argument("bridge").without_agent().start();
     let plane = ControlPlane::beside(&node);
     plane.node_kubeconfig("node");
-    super::started(&node, &plane);
+    plane.starts(&node);
     let object = plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then(|| node.clone()));
-    is_served(&node, &plane);
+    plane.approves(&node);
     assert_eq!(object["spec"]["providerID"], "cloud:///zone/machine");
     assert!(object["spec"]["taints"].to_string().contains("\"fresh\""), "{}", object["spec"]);
     for (label, value) in

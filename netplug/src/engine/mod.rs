@@ -5,6 +5,8 @@
 
 mod bridge;
 mod host_port;
+mod leases;
+mod pace;
 mod picture;
 mod pod;
 mod ports;
@@ -16,7 +18,7 @@ mod wait;
 mod watch;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -28,21 +30,21 @@ use netlink_sys::{
 
 use self::bridge::Bridge;
 pub use self::shape::can_limit_bandwidth;
+use self::{
+    leases::Leases,
+    ports::{Ports, index, unindex},
+    watch::Watch,
+};
 pub(crate) use self::{
     pod::{Via, Wanted},
     wait::{Host, Waiting},
     watch::Wake,
-};
-use self::{
-    ports::{Ports, index, unindex},
-    watch::Watch,
 };
 use crate::{
     bandwidth::ifb_of,
     error::{Doing, Error},
     ipam::{Pools, Refusal},
     lease::{Lease, LeaseDir},
-    links::Mac,
     netlink::{self, Wire},
     network::{Attached, Remove},
     nft::{Obstacle, Table, others::obstacles},
@@ -59,7 +61,7 @@ pub(crate) struct Engine {
     bridge: Bridge,
     dir: LeaseDir,
     pools: Pools,
-    leases: HashMap<String, Lease>,
+    leases: Leases,
     ports: Ports,
     clock: Clock,
     /// Whether ports were isolated when it was looked for last.
@@ -132,7 +134,7 @@ impl Engine {
             bridge: Bridge::default(),
             dir: LeaseDir::open(&settings.state_dir)?,
             pools: Pools::new(&settings.ranges, settings.reuse_after),
-            leases: HashMap::new(),
+            leases: Leases::default(),
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
             isolated: false,
@@ -152,7 +154,7 @@ impl Engine {
         }
         let found = self.dir.load(self.settings.reuse_after)?;
         for lease in found.leases {
-            if !self.leases.contains_key(&lease.uid) {
+            if self.leases.get(&lease.uid).is_none() {
                 self.adopt(lease)?;
             }
         }
@@ -166,7 +168,7 @@ impl Engine {
     fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
         keep(&mut self.pools, &lease)?;
         index(&mut self.ports, &lease);
-        self.leases.insert(lease.uid.clone(), lease);
+        self.leases.insert(lease);
         Ok(())
     }
 
@@ -328,46 +330,12 @@ impl Engine {
             }
             return Err(error);
         }
-        self.leases.insert(lease.uid.clone(), lease.clone());
+        self.leases.insert(lease.clone());
         if let Some(before) = before {
             unindex(&mut self.ports, before);
         }
         index(&mut self.ports, &lease);
         Ok(lease)
-    }
-
-    /// Addresses for a pod that has none yet. Where the settings say so, such as nobody answers to: one that somebody does is set aside.
-    fn addresses(&mut self, wanted: &Wanted, fixed: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
-        let refuse = |refusal| Error::Address { pod: wanted.pod.clone(), refusal };
-        let mut strangers: HashMap<IpAddr, Mac> = HashMap::new();
-        loop {
-            let ips = self.pools.allocate(fixed, self.clock.now()).map_err(refuse)?;
-            let known = ips.iter().find_map(|ip| Some((*ip, *strangers.get(ip)?)));
-            let taken = match (self.settings.probe, known) {
-                (None, _) => None,
-                // There is no other one.
-                (Some(_), Some(known)) => Some(known),
-                (Some(patience), None) => self.first_taken(&ips, patience)?,
-            };
-            let Some((stranger, mac)) = taken else { return Ok(ips) };
-            // The stranger's rests, so that another one comes first.
-            self.pools.release(stranger, self.clock.now());
-            ips.into_iter().filter(|ip| *ip != stranger).for_each(|ip| self.pools.undo(ip));
-            if known.is_some() || fixed.contains(&stranger) {
-                return Err(refuse(Refusal::InUse(stranger, mac)));
-            }
-            tracing::warn!(pod = wanted.pod, "{}: the pod gets another one", Refusal::InUse(stranger, mac));
-            strangers.insert(stranger, mac);
-        }
-    }
-
-    fn first_taken(&mut self, ips: &[IpAddr], patience: Duration) -> Result<Option<(IpAddr, Mac)>, Error> {
-        for ip in ips {
-            if let Some(mac) = self.holder_of(*ip, patience)? {
-                return Ok(Some((*ip, mac)));
-            }
-        }
-        Ok(None)
     }
 
     /// The host's links, the pod's inside, its ports.
@@ -413,10 +381,10 @@ impl Engine {
 
     /// The pod's link got another name than the lease says, because a link of that name was there.
     fn rename(&mut self, uid: &str, host_if: &str) -> Result<(), Error> {
-        if let Some(lease) = self.leases.get_mut(uid) {
-            host_if.clone_into(&mut lease.host_if);
-            self.dir.write(lease)?;
-        }
+        let Some(lease) = self.leases.get(uid) else { return Ok(()) };
+        let lease = Lease { host_if: host_if.to_owned(), ..lease.clone() };
+        self.dir.write(&lease)?;
+        self.leases.insert(lease);
         Ok(())
     }
 

@@ -1,9 +1,13 @@
 //! Host ports: who has which, and their elements in the table.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use super::{Engine, host_port, pod::Wanted};
 use crate::{
+    conntrack::{Stale, lingers},
     error::{Doing, Error, PortHolder},
     lease::Lease,
     settings::{Port, Protocol},
@@ -49,22 +53,32 @@ impl Engine {
             // Perhaps because another pod has the port that wasn't known of.
             self.complete()?;
             self.check_ports(wanted)?;
-            return self.render();
+            self.render()?;
         }
-        Ok(())
+        let had = |port: &&Port| before.is_some_and(|before| before.ports.contains(port));
+        let opened = lease.ports.iter().filter(|port| lingers(port.protocol) && !had(port));
+        let opened = opened.map(|port| (port.protocol, port.specific_ip(), port.host_port)).collect();
+        let lost = before.iter().flat_map(|before| &before.ports).filter(|port| !lease.ports.contains(port));
+        self.forget_flows(&Stale { gone: targets(lost, &lease.ips), opened })
     }
 
     pub(super) fn close_ports(&mut self, lease: &Lease) -> Result<(), Error> {
         unindex(&mut self.ports, lease);
-        if self.table.remove(&mut self.wire, &self.nft, lease).is_ok() {
-            return Ok(());
+        if self.table.remove(&mut self.wire, &self.nft, lease).is_err() {
+            self.complete()?;
+            let leases = self.leases.values().filter(|other| other.uid != lease.uid);
+            self.table.render(&mut self.wire, &self.nft, leases, self.standing.fragments()).doing(|| {
+                format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table)
+            })?;
         }
-        self.complete()?;
-        let leases = self.leases.values().filter(|other| other.uid != lease.uid);
-        self.table
-            .render(&mut self.wire, &self.nft, leases, self.standing.fragments())
-            .doing(|| format!("close the host ports of pod {} in the nftables table inet {}", lease.pod, self.settings.table))
+        self.forget_flows(&Stale { gone: targets(lease.ports.iter(), &lease.ips), ..Stale::default() })
     }
+}
+
+/// Where ports lead whose flows linger.
+fn targets<'a>(ports: impl Iterator<Item = &'a Port>, ips: &[IpAddr]) -> BTreeSet<(Protocol, IpAddr, u16)> {
+    let ports = ports.filter(|port| lingers(port.protocol));
+    ports.flat_map(|port| ips.iter().map(|ip| (port.protocol, *ip, port.container_port))).collect()
 }
 
 pub(super) fn index(ports: &mut Ports, lease: &Lease) {

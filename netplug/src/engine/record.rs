@@ -32,7 +32,9 @@ enum Line<'a> {
     /// In place of one of the same name and protocol.
     Service(Cow<'a, Service>),
     NoService(Cow<'a, str>, Protocol),
-    Policies(Cow<'a, [Policy]>),
+    /// In place of one of the same name.
+    Policy(Cow<'a, Policy>),
+    NoPolicy(Cow<'a, str>),
 }
 
 /// See the module's page.
@@ -65,21 +67,26 @@ impl Record {
 
     fn parse(&self, text: &[u8]) -> Rules {
         let mut rules = Rules::default();
-        let mut services = BTreeMap::new();
+        let (mut services, mut policies) = (BTreeMap::new(), BTreeMap::new());
         for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             match serde_json::from_slice(line) {
                 Ok(Line::Ranges(ranges)) => rules.service_ranges = ranges.into_owned(),
-                Ok(Line::Policies(policies)) => rules.policies = policies.into_owned(),
                 Ok(Line::Service(service)) => {
                     let service = service.into_owned();
                     services.insert((service.name.clone(), service.protocol), Arc::new(service));
                 }
                 Ok(Line::NoService(name, protocol)) => drop(services.remove(&(name.into_owned(), protocol))),
+                Ok(Line::Policy(policy)) => {
+                    let policy = policy.into_owned();
+                    policies.insert(policy.name.clone(), Arc::new(policy));
+                }
+                Ok(Line::NoPolicy(name)) => drop(policies.remove(&*name)),
                 // Another version's, or damaged: who holds the rules tells them again.
                 Err(error) => tracing::warn!(file = %self.path.display(), %error, "a rule of the process before can't be read"),
             }
         }
         rules.services = services.into_values().collect();
+        rules.policies = policies.into_values().collect();
         rules
     }
 
@@ -98,8 +105,15 @@ impl Record {
         self.push(&Line::Ranges(Cow::Borrowed(ranges)));
     }
 
-    pub(super) fn policies(&mut self, policies: &[Policy]) {
-        self.push(&Line::Policies(Cow::Borrowed(policies)));
+    /// As [`Record::services`].
+    pub(super) fn policies(&mut self, gone: &[Arc<Policy>], come: &[Arc<Policy>]) {
+        let staying: HashSet<_> = come.iter().map(|policy| &policy.name).collect();
+        for policy in gone.iter().filter(|policy| !staying.contains(&policy.name)) {
+            self.push(&Line::NoPolicy(Cow::Borrowed(&policy.name)));
+        }
+        for policy in come {
+            self.push(&Line::Policy(Cow::Borrowed(policy)));
+        }
     }
 
     fn push(&mut self, line: &Line<'_>) {
@@ -107,6 +121,12 @@ impl Record {
         if self.file.is_some() {
             append(&mut self.pending, line);
         }
+    }
+
+    /// What was told last is what was read: there is nothing to keep.
+    pub(super) fn stands(&mut self) {
+        self.changed = false;
+        self.pending.clear();
     }
 
     /// Brings the file up to date.
@@ -131,7 +151,7 @@ impl Record {
     fn write_whole(&mut self, rules: &Rules) -> io::Result<()> {
         let mut text = Vec::new();
         append(&mut text, &Line::Ranges(Cow::Borrowed(&rules.service_ranges)));
-        append(&mut text, &Line::Policies(Cow::Borrowed(&rules.policies)));
+        rules.policies.iter().for_each(|policy| append(&mut text, &Line::Policy(Cow::Borrowed(policy))));
         rules.services.iter().for_each(|service| append(&mut text, &Line::Service(Cow::Borrowed(service))));
         whole::write(&self.path, &text, 0o644, Outlives::Process)?;
         self.file = Some(File::options().append(true).open(&self.path)?);

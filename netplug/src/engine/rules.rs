@@ -1,11 +1,11 @@
 //! Services and policies in the table: what is wanted is compared with what stands, and the difference goes to the kernel at once.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, hash::Hash, net::IpAddr, sync::Arc};
 
 use super::{Engine, record::Record};
 use crate::{
     cidr::Cidr,
-    conntrack,
+    conntrack::{self, Stale},
     error::{Doing, Error},
     nft::{
         fragment::Fragment,
@@ -13,22 +13,22 @@ use crate::{
         set::{self, Value},
         table::named,
     },
-    policy::{self, Policy},
+    policy::{self, Guard, Policy},
     service::{Balance, Change, Service},
     trace::{self, Flow, Step},
 };
 
 /// All services and network policies of a node, resolved to addresses.
 ///
-/// Who tells them again and again keeps the services that didn't change: what is the same `Arc` isn't even looked at.
+/// Who tells them again and again keeps what didn't change: what is the same `Arc` isn't even looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Where services' addresses are from: what no service has is refused.
     pub service_ranges: Vec<Cidr>,
     /// Each port of each Service. Of two that want the same address and port, the first by name has it.
     pub services: Vec<Arc<Service>>,
-    /// The policies.
-    pub policies: Vec<Policy>,
+    /// The policies, each name once.
+    pub policies: Vec<Arc<Policy>>,
 }
 
 /// How rules stand in the table.
@@ -36,7 +36,7 @@ pub struct Rules {
 pub(super) struct Standing {
     rules: Rules,
     balance: Balance,
-    policies: Arc<Fragment>,
+    guard: Guard,
     /// The addresses that are services' alone.
     ranges: Arc<Fragment>,
     record: Record,
@@ -46,12 +46,12 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn new(record: Record) -> Standing {
-        let (policies, ranges) = (Arc::default(), Arc::default());
-        Standing { rules: Rules::default(), balance: Balance::default(), policies, ranges, record, stale: false }
+        let (balance, guard) = (Balance::default(), Guard::default());
+        Standing { rules: Rules::default(), balance, guard, ranges: Arc::default(), record, stale: false }
     }
 
     pub(super) fn fragments(&self) -> impl Iterator<Item = Arc<Fragment>> {
-        [self.ranges.clone(), self.policies.clone()].into_iter().chain(self.balance.fragments())
+        self.balance.fragments().chain(self.guard.fragments()).chain([self.ranges.clone()])
     }
 
     /// Makes these the rules. What that changes in the table.
@@ -64,26 +64,24 @@ impl Standing {
             change.steps.push((std::mem::replace(&mut self.ranges, new.clone()), new));
             self.record.ranges(&rules.service_ranges);
         }
-        if rules.policies != self.rules.policies {
-            let new = Arc::new(policy::fragment(&rules.policies));
-            change.steps.push((std::mem::replace(&mut self.policies, new.clone()), new));
-            self.record.policies(&rules.policies);
-        }
+        let (gone, come) = difference(&self.rules.policies, &rules.policies);
+        change.steps.extend(self.guard.change(&gone, &come));
+        self.record.policies(&gone, &come);
         self.rules = rules;
         change
     }
 }
 
 /// What is in the first list alone, and what in the second. Most of it is usually the same, at the same place.
-fn difference(old: &[Arc<Service>], new: &[Arc<Service>]) -> (Vec<Arc<Service>>, Vec<Arc<Service>>) {
-    let same = |pair: &(&Arc<Service>, &Arc<Service>)| pair.0 == pair.1;
+fn difference<T: Eq + Hash>(old: &[Arc<T>], new: &[Arc<T>]) -> (Vec<Arc<T>>, Vec<Arc<T>>) {
+    let same = |pair: &(&Arc<T>, &Arc<T>)| pair.0 == pair.1;
     let before = old.iter().zip(new).take_while(same).count();
     let (old, new) = (&old[before..], &new[before..]);
     let after = old.iter().rev().zip(new.iter().rev()).take_while(same).count();
     let (old, new) = (&old[..old.len() - after], &new[..new.len() - after]);
-    let without = |list: &[Arc<Service>], other: &[Arc<Service>]| {
-        let other: HashSet<&Arc<Service>> = other.iter().collect();
-        list.iter().filter(|service| !other.contains(service)).cloned().collect()
+    let without = |list: &[Arc<T>], other: &[Arc<T>]| {
+        let other: HashSet<&Arc<T>> = other.iter().collect();
+        list.iter().filter(|one| !other.contains(one)).cloned().collect()
     };
     (without(old, new), without(new, old))
 }
@@ -109,11 +107,12 @@ impl Engine {
         if self.standing.stale || self.table.change(&mut self.wire, &self.nft, &change.steps).is_err() {
             self.render()?;
         }
-        if !change.forsaken.is_empty() {
-            let action = || "end flows to endpoints that are gone".into();
-            conntrack::forget(&mut self.wire, &self.nft, &change.forsaken).doing(action)?;
-        }
-        Ok(())
+        self.forget_flows(&change.stale)
+    }
+
+    /// Ends flows that would go past what stands now.
+    pub(super) fn forget_flows(&mut self, stale: &Stale) -> Result<(), Error> {
+        conntrack::forget(&mut self.wire, &self.nft, stale).doing(|| "end flows to endpoints that are gone".into())
     }
 
     /// The whole table from what is known.
@@ -141,6 +140,7 @@ impl Engine {
     pub(super) fn recall(&mut self) -> Result<(), Error> {
         let rules = self.standing.record.read().doing(|| "read the rules of the process before".into())?;
         self.standing.replace(rules);
+        self.standing.record.stands();
         Ok(())
     }
 

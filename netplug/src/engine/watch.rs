@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use netlink_sys::{
@@ -11,7 +11,7 @@ use netlink_sys::{
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     fd::BorrowedFd,
     io::Errno,
     net::{RecvFlags, recv},
@@ -19,9 +19,8 @@ use rustix::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Engine, bridge};
+use super::{Engine, bridge, pace::Pace};
 use crate::{
-    bandwidth::ifb_of,
     error::{Doing, Error},
     netlink::{self, attributes, kind, sender, split, u32_at},
     nft::{
@@ -48,8 +47,8 @@ const LINK_HEADER: usize = 32;
 
 /// The first repair begins so long after the change: what changes at once is mended at once.
 const PATIENCE: Duration = Duration::from_millis(5);
-/// When somebody undoes each repair (a second agent, a network manager), it must not become a race.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+/// So soon after a repair a change is taken as its undoing.
+const CALM: Duration = Duration::from_secs(1);
 
 /// The sockets that tell, and when to act.
 #[derive(Debug)]
@@ -57,9 +56,7 @@ pub(crate) struct Watch {
     route: Socket,
     nft: Socket,
     buffer: Vec<u8>,
-    due: Option<Instant>,
-    patience: Duration,
-    repaired: Option<Instant>,
+    pace: Pace,
     /// The bridge or the table is to be put back.
     hurt: bool,
     astray: Astray,
@@ -149,9 +146,7 @@ impl Watch {
             route,
             nft,
             buffer: vec![0; 64 * 1024],
-            due: None,
-            patience: PATIENCE,
-            repaired: None,
+            pace: Pace::new(PATIENCE, CALM),
             hurt: false,
             astray: Astray::default(),
             listeners: Vec::new(),
@@ -162,35 +157,12 @@ impl Watch {
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due.
     fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
-        let timeout = self.due.map(|due| timespec(due.saturating_duration_since(Instant::now())));
         let mut fds =
             [PollFd::new(&bell, PollFlags::IN), PollFd::new(&self.route, PollFlags::IN), PollFd::new(&self.nft, PollFlags::IN)];
         // The only error that can be is an interruption: then the caller looks everywhere and comes back.
-        let _ = poll(&mut fds, timeout.as_ref());
+        let _ = poll(&mut fds, self.pace.left().as_ref());
         if fds[0].revents().is_empty() { Wake::Change } else { Wake::Bell }
     }
-
-    fn plan_repair(&mut self) {
-        if self.due.is_some() {
-            return;
-        }
-        let again = self.repaired.is_some_and(|repaired| repaired.elapsed() < self.patience * 4 + Duration::from_secs(1));
-        self.patience = if again { (self.patience * 2).min(LONGEST_PATIENCE) } else { PATIENCE };
-        self.due = Some(Instant::now() + self.patience);
-    }
-
-    fn is_due(&mut self) -> bool {
-        let due = self.due.is_some_and(|due| due <= Instant::now());
-        if due {
-            self.due = None;
-        }
-        due
-    }
-}
-
-/// As poll(2) takes it.
-pub(super) fn timespec(left: Duration) -> Timespec {
-    Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
 }
 
 /// The messages that wait in a socket, to the last. Answers whether some were lost.
@@ -264,11 +236,11 @@ impl Engine {
         self.read_links(&mut watch);
         self.read_tables(&mut watch);
         if (watch.hurt || !watch.astray.0.is_empty()) && !self.closed {
-            watch.plan_repair();
+            watch.pace.plan();
         }
         self.tell_of_firewalls(&mut watch);
-        if watch.is_due() && !self.closed && self.is_confirmed(&mut watch) {
-            watch.repaired = Some(Instant::now());
+        if watch.pace.is_due() && !self.closed && self.is_confirmed(&mut watch) {
+            watch.pace.act();
             watch.hurt = false;
             watch.astray = Astray::default();
             match self.repair() {
@@ -280,7 +252,7 @@ impl Engine {
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
                     watch.hurt = true;
-                    watch.plan_repair();
+                    watch.pace.plan();
                 }
             }
         }
@@ -305,13 +277,17 @@ impl Engine {
         if news.seen.is_empty() && news.gone.is_empty() {
             return;
         }
-        let gone = news.lost_names();
-        let severed = self.leases.values().filter(|lease| gone.contains(lease.host_if.as_str()));
-        severed.for_each(|lease| watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok()));
-        let shaped = self.leases.values().filter(|lease| lease.bandwidth.is_some());
-        watch.hurt |= shaped.map(|lease| ifb_of(&lease.host_if)).any(|ifb| gone.contains(ifb.as_str()));
-        let of_pods: HashSet<&str> = self.leases.values().map(|lease| lease.host_if.as_str()).collect();
-        watch.astray.update(news, |name| of_pods.contains(name));
+        for name in news.lost_names() {
+            match self.leases.of_link(name) {
+                Some(lease) if lease.host_if == name => {
+                    watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok());
+                }
+                // Its ifb: what limits the pod's bandwidth.
+                Some(_) => watch.hurt = true,
+                None => {}
+            }
+        }
+        watch.astray.update(news, |name| self.leases.of_link(name).is_some_and(|lease| lease.host_if == name));
     }
 
     /// What was taken out of our table, and whether chains came or went.

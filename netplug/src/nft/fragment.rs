@@ -173,3 +173,40 @@ pub(crate) fn comment(text: &str) -> Vec<u8> {
     bytes.push(0);
     bytes
 }
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+pub(crate) mod mock {
+    use super::*;
+
+    /// A table as the kernel would have it: what isn't there can't be removed, and what is there not be made.
+    #[derive(Debug, Default, PartialEq)]
+    pub(crate) struct Tables {
+        elements: BTreeMap<(String, Key), Value>,
+        chains: BTreeMap<String, Vec<Rule>>,
+    }
+
+    impl Tables {
+        pub(crate) fn apply(&mut self, steps: &[Step]) {
+            for (old, _) in steps {
+                for (set, elements) in &old.elements {
+                    for key in elements.keys() {
+                        assert!(self.elements.remove(&(set.clone(), key.clone())).is_some(), "{set} {key:?} isn't there");
+                    }
+                }
+                old.chains.keys().for_each(|chain| assert!(self.chains.remove(chain).is_some(), "{chain} isn't there"));
+            }
+            steps.iter().for_each(|(_, new)| self.put(new));
+        }
+
+        pub(crate) fn put(&mut self, part: &Fragment) {
+            for (set, elements) in &part.elements {
+                for (key, value) in elements {
+                    assert!(self.elements.insert((set.clone(), key.clone()), value.clone()).is_none(), "{set} {key:?} twice");
+                }
+            }
+            let chains = part.chains.iter().map(|(name, rules)| (name.clone(), rules.clone()));
+            chains.for_each(|(name, rules)| assert!(self.chains.insert(name, rules).is_none()));
+        }
+    }
+}

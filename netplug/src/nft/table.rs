@@ -195,6 +195,10 @@ impl Table {
         if self.isolation == Isolation::Routed {
             local.extend(Rule::redirects().map(|rule| rule.output_link(bridge).then(Verdict::Drop)));
         }
+        // Most packets are of connections that passed all of this: they are spared the look-ups.
+        for chain in [&mut forward, &mut local] {
+            chain.push(Self::known());
+        }
         for family in Family::BOTH {
             let dead = Rule::new("a service without endpoints, or none").family(family);
             let dead = dead.destination(family, Is::In, &named("virtual", family)).reject();
@@ -232,11 +236,14 @@ impl Table {
         rules.into_iter().flatten().collect()
     }
 
+    fn known() -> Rule {
+        Rule::new("what was allowed before").known().then(Verdict::Accept)
+    }
+
     /// Pods that policies select, and what is known already.
     fn policies(map: &str, decides: fn(Rule, Family, &str) -> Rule) -> Vec<Rule> {
-        let known = Rule::new("what was allowed before").known().then(Verdict::Accept);
         let pods = Family::BOTH.map(|family| decides(Rule::new("network policies").family(family), family, &named(map, family)));
-        std::iter::once(known).chain(pods).collect()
+        std::iter::once(Self::known()).chain(pods).collect()
     }
 
     fn postrouting(&self) -> Vec<Rule> {

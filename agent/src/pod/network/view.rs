@@ -1,6 +1,7 @@
 //! The node's network as `nodeagent net` shows it: what netplug reads from the kernel, with the Services and policies of each pod. Pure.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netplug::{Lease, LinkState, Picture, PodState, Port, Rules};
 use serde::{Deserialize, Serialize};
@@ -167,7 +168,7 @@ pub(super) fn of_bridge(picture: Picture, rules: &Rules, obstacles: Vec<String>)
         pods: picture.pods.iter().map(|state| pod(state, rules)).collect(),
         strangers: picture.strangers.iter().map(link).collect(),
         services: rules.services.iter().map(|known| service(known)).collect(),
-        policies: rules.policies.iter().map(policy).collect(),
+        policies: rules.policies.iter().map(|one| policy(one)).collect(),
         obstacles,
     }
 }
@@ -187,7 +188,7 @@ fn pod(state: &PodState, rules: &Rules) -> PodView {
     };
     let serves =
         |service: &&std::sync::Arc<netplug::Service>| service.endpoints.iter().any(|endpoint| ips.contains(&endpoint.ip()));
-    let selects = |policy: &&netplug::Policy| policy.pods.iter().any(|ip| ips.contains(ip));
+    let selects = |policy: &&Arc<netplug::Policy>| policy.pods.iter().any(|ip| ips.contains(ip));
     PodView {
         uid: uid.clone(),
         pod: pod.clone(),
