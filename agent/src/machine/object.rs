@@ -43,7 +43,12 @@ const NAMES_OF_IMAGE: usize = 5;
 const KUBERNETES: &str = "v1.37.0";
 
 /// What the API server may use only where a node declares it. By the feature gates' names.
-const DECLARED: [&str; 2] = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+const DECLARED: [&str; 4] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// The labels that every node has, and more. The machine's facts win: what says `kubernetes.io/arch` is true.
 pub fn labels(name: &str, more: &BTreeMap<String, String>) -> Labels {

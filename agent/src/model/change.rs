@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::ValidPod;
@@ -20,7 +20,7 @@ pub enum Change {
 
 /// From `old`, which runs, to `new`.
 pub fn between(old: &ValidPod, new: &ValidPod) -> Change {
-    if fixed(old.spec()) != fixed(new.spec()) {
+    if fixed(old.spec()) != fixed(new.spec()) || loses_amounts(old.spec(), new.spec()) {
         return Change::Recreate;
     }
     let changed: Vec<String> = old
@@ -40,12 +40,9 @@ fn fixed(spec: &PodSpec) -> PodSpec {
         container.image_pull_policy = None;
         container.resize_policy = None;
     }
-    // A regular init container's amounts count once, at its start; what runs on may be resized.
-    let sidecar = |c: &&mut Container| c.restart_policy.as_deref() == Some("Always");
-    for container in spec.init_containers.iter_mut().flatten().filter(sidecar).chain(&mut spec.containers) {
-        if let Some(resources) = &mut container.resources {
-            [&mut resources.limits, &mut resources.requests].into_iter().flatten().for_each(forget_amounts);
-        }
+    let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
+    for resources in containers.map(|c| &mut c.resources).chain([&mut spec.resources]) {
+        forget_amounts(resources);
     }
     // They come and go beside the others.
     spec.ephemeral_containers = None;
@@ -56,11 +53,39 @@ fn fixed(spec: &PodSpec) -> PodSpec {
     spec
 }
 
-/// CPU and memory may become more or less in place; whether there is a request or a limit stays.
-fn forget_amounts(amounts: &mut BTreeMap<String, Quantity>) {
-    for (_, amount) in amounts.iter_mut().filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory")) {
-        amount.0.clear();
+/// Amounts of CPU and memory may change in place, and be said where nothing was.
+fn is_resizable(name: &str) -> bool {
+    matches!(name, "cpu" | "memory")
+}
+
+/// What is left says as little where nothing is left as where nothing was.
+fn forget_amounts(resources: &mut Option<ResourceRequirements>) {
+    let Some(said) = resources else { return };
+    for amounts in [&mut said.limits, &mut said.requests] {
+        *amounts = amounts.take().map(|mut amounts| {
+            amounts.retain(|name, _| !is_resizable(name));
+            amounts
+        });
+        *amounts = amounts.take().filter(|amounts| !amounts.is_empty());
     }
+    if *said == ResourceRequirements::default() {
+        *resources = None;
+    }
+}
+
+/// Whether a request or a limit isn't said any more: Kubernetes knows no way to take one away in place.
+fn loses_amounts(old: &PodSpec, new: &PodSpec) -> bool {
+    let loses = |old: Option<&BTreeMap<String, Quantity>>, new: Option<&BTreeMap<String, Quantity>>| {
+        old.into_iter().flatten().any(|(name, _)| is_resizable(name) && new.is_none_or(|new| !new.contains_key(name)))
+    };
+    let amounts = |spec: &PodSpec| -> Vec<ResourceRequirements> {
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        containers.map(|c| &c.resources).chain([&spec.resources]).map(|r| r.clone().unwrap_or_default()).collect()
+    };
+    amounts(old)
+        .iter()
+        .zip(&amounts(new))
+        .any(|(old, new)| loses(old.limits.as_ref(), new.limits.as_ref()) || loses(old.requests.as_ref(), new.requests.as_ref()))
 }
 
 #[cfg(test)]
@@ -90,7 +115,11 @@ mod tests {
     #[case::hostname("/hostname", json!("other"), Change::Recreate)]
     #[case::resize("/containers/0/resources/limits/cpu", json!("2"), Change::Keep)]
     #[case::resize_policy("/containers/0/resizePolicy", json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]), Change::Keep)]
-    #[case::another_limit("/containers/0/resources/limits/memory", json!("1Gi"), Change::Recreate)]
+    #[case::another_limit("/containers/0/resources/limits/memory", json!("1Gi"), Change::Keep)]
+    #[case::first_amounts("/containers/1/resources", json!({"requests": {"cpu": "1m"}}), Change::Keep)]
+    #[case::no_limit("/containers/0/resources/limits", json!({"ephemeral-storage": "1Gi"}), Change::Recreate)]
+    #[case::of_the_pod("/resources", json!({"limits": {"cpu": "3"}}), Change::Keep)]
+    #[case::of_the_pod_another("/resources", json!({"limits": {"hugepages-2Mi": "2Mi"}}), Change::Recreate)]
     #[case::other_resource("/containers/0/resources/limits/ephemeral-storage", json!("2Gi"), Change::Recreate)]
     #[case::grace("/terminationGracePeriodSeconds", json!(1), Change::Keep)]
     fn an_edit_costs_what_it_must(#[case] field: &str, #[case] value: Value, #[case] expected: Change) {

@@ -41,6 +41,7 @@ pub mod store;
 pub mod trace;
 pub mod usage;
 pub mod volumes;
+pub mod whole;
 pub mod worker;
 
 /// Handlers of RuntimeClasses: all of them are this agent's own runtime.

@@ -42,6 +42,15 @@ impl Default for Observed {
     }
 }
 
+/// What the node has promised.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Allocated {
+    /// By container.
+    pub containers: BTreeMap<String, ResourceRequirements>,
+    /// To the pod as a whole.
+    pub pod: Option<ResourceRequirements>,
+}
+
 /// An edit of amounts that isn't in force yet.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Resize {
@@ -51,8 +60,8 @@ pub enum Resize {
         reason: String,
         /// The sentence.
         message: String,
-        /// What is in force, by container.
-        allocated: BTreeMap<String, ResourceRequirements>,
+        /// What is in force.
+        allocated: Allocated,
     },
     /// The kernel is being told.
     InProgress,
@@ -86,8 +95,16 @@ impl Observed {
     /// What a container is to have now: what the spec says, unless the node hasn't that much.
     pub fn resources<'a>(&'a self, container: &'a k8s::Container) -> Option<&'a ResourceRequirements> {
         match &self.resize {
-            Some(Resize::Pending { allocated, .. }) => allocated.get(&container.name),
+            Some(Resize::Pending { allocated, .. }) => allocated.containers.get(&container.name),
             _ => container.resources.as_ref(),
+        }
+    }
+
+    /// The same for the pod as a whole.
+    pub fn pod_resources<'a>(&'a self, spec: &'a k8s::PodSpec) -> Option<&'a ResourceRequirements> {
+        match &self.resize {
+            Some(Resize::Pending { allocated, .. }) => allocated.pod.as_ref(),
+            _ => spec.resources.as_ref(),
         }
     }
 }
@@ -284,6 +301,9 @@ pub struct Note {
     /// What it was started with, or resized to since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// What the pod as a whole had then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_resources: Option<ResourceRequirements>,
     /// How often all containers had begun anew before it.
     #[serde(skip_serializing_if = "is_zero")]
     pub resets: u64,

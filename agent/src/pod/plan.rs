@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use super::backoff::Backoff;
 use super::hook;
 use super::observed::{Attempt, Container, Finish, Image, Observed, Phase, Resize, Sandbox, Stopping, Unhealthy};
-use super::resize;
+use super::resize::{self, Amounts};
 use super::restart::{self, Fate, fate, has_ended};
 use crate::model::ValidPod;
 
@@ -282,8 +282,8 @@ impl Planner<'_> {
         if observed.starting {
             return self.plan.wait(|| format!("container {} to start", container.name));
         }
-        let wanted = self.observed.resources(container);
-        let resize = |a: &Attempt| resize::of(container, a.note.resources.as_ref(), wanted);
+        let wanted = Amounts::wanted(container, self.pod, self.observed);
+        let resize = |a: &Attempt| resize::of(container, Amounts::noted(&a.note), wanted);
         let edited = |a: &Attempt| Some(a.note.image.as_str()) != container.image.as_deref() || resize(a) == resize::How::Restart;
         let runs_again = |finish: &Finish| fate(self.pod, container, observed, finish) != Fate::Stays;
         match &observed.last {

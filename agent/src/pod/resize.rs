@@ -3,9 +3,32 @@
 
 use k8s_openapi::api::core::v1::{self as k8s, ResourceRequirements};
 
-use super::observed::{Observed, Resize};
+use super::observed::{Note, Observed, Resize};
 use crate::model::ValidPod;
-use crate::runtime::resources::Totals;
+use crate::runtime::resources::{Totals, within};
+
+/// What bounds a container: its own amounts, and those of its pod as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Amounts<'a> {
+    own: Option<&'a ResourceRequirements>,
+    pod: Option<&'a ResourceRequirements>,
+}
+
+impl<'a> Amounts<'a> {
+    /// What it was started with, or resized to since.
+    pub fn noted(note: &'a Note) -> Self {
+        Self { own: note.resources.as_ref(), pod: note.pod_resources.as_ref() }
+    }
+
+    /// What it is to have.
+    pub fn wanted(container: &'a k8s::Container, pod: &'a ValidPod, observed: &'a Observed) -> Self {
+        Self { own: observed.resources(container), pod: observed.pod_resources(pod.spec()) }
+    }
+
+    fn totals(self) -> Totals {
+        Totals::of(Some(&within(self.own, self.pod)))
+    }
+}
 
 /// What a difference asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,12 +41,14 @@ pub enum How {
     Restart,
 }
 
-/// From what a container has to what it is to have. One that was started before this was noted is left as it is.
-pub fn of(container: &k8s::Container, has: Option<&ResourceRequirements>, wanted: Option<&ResourceRequirements>) -> How {
-    if has.is_none() || wanted.is_none() {
+/// From what a container has to what it is to have. One that was started before this was noted is left as it is. Where the pod's own
+/// amounts are others, its cgroup is told together with the container's.
+pub fn of(container: &k8s::Container, had: Amounts<'_>, to_have: Amounts<'_>) -> How {
+    if had.own.is_none() {
         return How::Not;
     }
-    let (has, wanted) = (Totals::of(has), Totals::of(wanted));
+    let pod = Totals::of(had.pod) != Totals::of(to_have.pod);
+    let (has, wanted) = (had.totals(), to_have.totals());
     let cpu = (has.cpu_request, has.cpu_limit) != (wanted.cpu_request, wanted.cpu_limit);
     let memory = (has.memory_request, has.memory_limit) != (wanted.memory_request, wanted.memory_limit);
     let restarts = |resource: &str| {
@@ -31,7 +56,7 @@ pub fn of(container: &k8s::Container, has: Option<&ResourceRequirements>, wanted
         policies.into_iter().any(|p| p.resource_name == resource && p.restart_policy == "RestartContainer")
     };
     match (cpu, memory) {
-        (false, false) => How::Not,
+        (false, false) if !pod => How::Not,
         _ if (cpu && restarts("cpu")) || (memory && restarts("memory")) => How::Restart,
         _ => How::InPlace,
     }
@@ -41,7 +66,8 @@ pub fn of(container: &k8s::Container, has: Option<&ResourceRequirements>, wanted
 pub fn is_under_way(pod: &ValidPod, observed: &Observed) -> bool {
     pod.all_containers().any(|container| {
         let running = observed.containers.get(&container.name).and_then(|c| c.running());
-        running.is_some_and(|a| of(container, a.note.resources.as_ref(), observed.resources(container)) != How::Not)
+        let wanted = Amounts::wanted(container, pod, observed);
+        running.is_some_and(|a| of(container, Amounts::noted(&a.note), wanted) != How::Not)
     })
 }
 
@@ -84,7 +110,27 @@ mod tests {
     fn a_difference_asks_for_what_the_policy_says(#[case] has: &str, #[case] wanted: &str, #[case] expected: How) {
         let policy = "[{resourceName: memory, restartPolicy: RestartContainer}, {resourceName: cpu, restartPolicy: NotRequired}]";
         let container: k8s::Container = serde_yaml::from_str(&format!("{{name: a, resizePolicy: {policy}}}")).unwrap();
-        assert_eq!(of(&container, Some(&resources(has)), Some(&resources(wanted))), expected);
-        assert_eq!(of(&container, None, Some(&resources(wanted))), How::Not);
+        let (has, wanted) = (resources(has), resources(wanted));
+        let own = |own| Amounts { own, pod: None };
+        assert_eq!(of(&container, own(Some(&has)), own(Some(&wanted))), expected);
+        assert_eq!(of(&container, own(None), own(Some(&wanted))), How::Not);
+    }
+
+    #[rstest]
+    #[case::binds_the_container("{}", "{limits: {memory: 1Gi}}", "{limits: {memory: 2Gi}}", How::Restart)]
+    #[case::has_its_own("{limits: {memory: 1Mi}}", "{limits: {memory: 1Gi}}", "{limits: {memory: 2Gi}}", How::InPlace)]
+    #[case::request("{}", "{requests: {memory: 1Gi}}", "{requests: {memory: 2Gi}}", How::InPlace)]
+    #[case::the_same("{}", "{limits: {memory: 1Gi}}", "{limits: {memory: 1024Mi}}", How::Not)]
+    fn the_pods_own_amounts_bind_what_has_none(
+        #[case] own: &str,
+        #[case] has: &str,
+        #[case] wanted: &str,
+        #[case] expected: How,
+    ) {
+        let policy = "[{resourceName: memory, restartPolicy: RestartContainer}]";
+        let container: k8s::Container = serde_yaml::from_str(&format!("{{name: a, resizePolicy: {policy}}}")).unwrap();
+        let (own, has, wanted) = (resources(own), resources(has), resources(wanted));
+        let of_pod = |pod| Amounts { own: Some(&own), pod: Some(pod) };
+        assert_eq!(of(&container, of_pod(&has), of_pod(&wanted)), expected);
     }
 }

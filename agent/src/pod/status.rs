@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
 use super::plan::{init_failed, is_complete, is_sidecar, scheduling_gates};
-use super::resize;
 use super::restart::{self, has_ended};
+use super::{resize, whole};
 use crate::model::ValidPod;
 
 /// What a status needs besides what is observed.
@@ -61,7 +61,10 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         ..k8s::PodCondition::default()
     }));
     conditions.extend(observed.conditions.iter().cloned());
+    let whole = whole::resources(pod, observed);
     let mut status = k8s::PodStatus {
+        allocated_resources: whole.as_ref().and_then(|whole| whole.requests.clone()),
+        resources: whole,
         conditions: Some(conditions),
         container_statuses: Some(regular),
         reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),

@@ -102,7 +102,7 @@ enum Outcome {
     Noted { name: String, result: Result<(), String> },
     Hooked { name: String, id: String, moment: hooks::Moment, result: Result<(), String> },
     Rewired(Result<(), String>),
-    Resized { name: String, id: String, wanted: k8s::ResourceRequirements, result: Result<(), String> },
+    Resized { name: String, id: String, wanted: resize::Wanted, result: Result<(), String> },
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
     RefreshAgain,
@@ -691,7 +691,8 @@ impl Worker {
             image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
             delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
             stop_signal: stop_signal(&container, &image.config),
-            resources: container.resources.clone(),
+            resources: Some(container.resources.clone().unwrap_or_default()),
+            pod_resources: self.observed.pod_resources(self.pod.spec()).cloned(),
             resets: self.observed.resets,
             health: Health::at_start(&container),
         };

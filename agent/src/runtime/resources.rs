@@ -36,6 +36,18 @@ impl Qos {
     }
 }
 
+/// What binds a container: its own amounts, and the pod's limits where it has none of its own.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-level-resources/>
+pub fn within(container: Option<&ResourceRequirements>, pod: Option<&ResourceRequirements>) -> ResourceRequirements {
+    let mut bound = container.cloned().unwrap_or_default();
+    for (name, limit) in pod.and_then(|pod| pod.limits.as_ref()).into_iter().flatten() {
+        if matches!(name.as_str(), "cpu" | "memory") {
+            bound.limits.get_or_insert_default().entry(name.clone()).or_insert_with(|| limit.clone());
+        }
+    }
+    bound
+}
+
 static NOTHING: ResourceRequirements = ResourceRequirements { claims: None, limits: None, requests: None };
 
 fn all(spec: &PodSpec) -> impl Iterator<Item = &Container> {
@@ -241,6 +253,24 @@ impl Totals {
     }
 }
 
+/// Bytes by which a container is ranked: its request, with its part of what the pod as a whole asks for beyond its containers. A sidecar
+/// stays as long as the least of the regular containers. The kubelet's rules.
+pub fn oom_request(spec: &PodSpec, container: &Container) -> u64 {
+    let own = |container: &Container| Totals::of(container.resources.as_ref()).memory_request;
+    let part = spec.resources.as_ref().map_or(0, |pod| {
+        let together = Totals::of_pod(&PodSpec { resources: None, overhead: None, ..spec.clone() });
+        let beyond = Totals::of(Some(pod)).memory_request.saturating_sub(together.memory_request);
+        beyond.checked_div(all(spec).count() as u64).unwrap_or_default()
+    });
+    let mut request = own(container);
+    let is_sidecar = container.restart_policy.as_deref() == Some("Always")
+        && spec.init_containers.iter().flatten().any(|init| init.name == container.name);
+    if is_sidecar {
+        request = request.max(spec.containers.iter().map(own).min().unwrap_or_default());
+    }
+    request + part
+}
+
 /// The kernel's OOM killer takes best effort first, then who asked for little: the kubelet's formula.
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
 pub fn oom_score_adj(qos: Qos, critical: bool, memory_request: u64, node_memory: u64) -> i32 {
@@ -332,6 +362,20 @@ containers:
         assert_eq!(total.cpu_request, 1000);
         assert_eq!(total.memory_request, 1 << 30);
         assert_eq!(total.cpu_limit, None);
+    }
+
+    #[test]
+    fn what_the_pod_asks_for_beyond_its_containers_is_shared_and_a_sidecar_stays_with_them() {
+        let spec: PodSpec = serde_yaml::from_str(
+            "resources: {requests: {memory: 100}}\n\
+             initContainers: [{name: side, restartPolicy: Always, resources: {requests: {memory: 10}}}]\n\
+             containers: [{name: a, resources: {requests: {memory: 20}}}, {name: b, resources: {requests: {memory: 30}}}]\n",
+        )
+        .unwrap();
+        let request = |container: &Container| oom_request(&spec, container);
+        assert_eq!(request(&spec.containers[0]), 33);
+        assert_eq!(request(&spec.containers[1]), 43);
+        assert_eq!(request(&spec.init_containers.as_ref().unwrap()[0]), 33);
     }
 
     #[rstest]

@@ -23,7 +23,7 @@ use super::readers::Readers;
 use super::recipe::env::Objects;
 use super::recipe::{self, ContainerInput, sandbox};
 use super::redact::Redaction;
-use super::resources::{Qos, Totals};
+use super::resources::{Qos, Totals, within};
 use super::seccomp::Filters;
 use super::settings::{Allocatable, Settings};
 use super::volumes::{self, Volumes};
@@ -424,7 +424,7 @@ impl Runtime {
     pub fn prepare_containers<'a>(&self, sandbox: &Sandbox, containers: impl Iterator<Item = (&'a Container, u32)>) {
         for (container, attempt) in containers {
             let Ok(id) = new_id() else { return };
-            let limits = self.container_limits(container);
+            let limits = self.container_limits(&sandbox.pod, container);
             let folders = self.make_container_dirs(&sandbox.pod, container, attempt);
             let made = folders.and_then(|()| Ok(sandbox.group.child(&id).create(&limits)?));
             match made {
@@ -452,7 +452,11 @@ impl Runtime {
         make_sub_paths(&recipe, volumes)?;
         self.note_process(pod, container, attempt, &recipe.process)?;
         clock.step("folders");
-        let limits = self.container_limits(container);
+        let limits = self.container_limits(pod, container);
+        if attempt > 0 {
+            // It may begin anew with more than the pod had so far. Where that isn't so, nothing changes.
+            let _ = sandbox.group.apply(&self.pod_limits(pod));
+        }
         if prepared.as_ref() != Some(&limits) {
             group.create(&limits)?;
         }
@@ -493,7 +497,7 @@ impl Runtime {
     pub fn resize_container(&self, sandbox: &Sandbox, pod: &ValidPod, container: &Container, id: &str) -> Result<(), Error> {
         let place = Place::container(pod, &container.name);
         let group = sandbox.group.child(id);
-        let limits = self.container_limits(container);
+        let limits = self.container_limits(pod, container);
         let used = group.stats().memory_bytes;
         if let Some(limit) = limits.memory.filter(|limit| *limit < used) {
             let message = format!("attempting to set container memory limit ({limit}) below current usage ({used})");
@@ -507,8 +511,9 @@ impl Runtime {
     }
 
     /// What a container's group gets.
-    fn container_limits(&self, container: &Container) -> Limits {
-        Limits::container(container.resources.as_ref(), &self.rules)
+    fn container_limits(&self, pod: &ValidPod, container: &Container) -> Limits {
+        let bound = within(container.resources.as_ref(), pod.spec().resources.as_ref());
+        Limits::container(Some(&bound), &self.rules)
     }
 
     /// What a pod's group gets.

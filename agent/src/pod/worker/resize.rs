@@ -1,6 +1,5 @@
 //! An edit of a running pod's amounts: promised by the node, then told to the kernel, then in force.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -8,9 +7,12 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::{Level, Outcome, Worker};
 use crate::model::{ValidPod, change};
-use crate::pod::observed::{Attempt, Container, Resize};
+use crate::pod::observed::{Allocated, Attempt, Container, Resize};
 use crate::pod::resize;
 use crate::runtime::resources::{Qos, Totals};
+
+/// What a container is to have, and what its pod as a whole.
+pub(super) type Wanted = (ResourceRequirements, Option<ResourceRequirements>);
 
 /// Between two tries to tell the kernel what it refused, such as a limit below what is used.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(3);
@@ -27,9 +29,12 @@ impl Worker {
         if Totals::of_pod(old.spec()) == Totals::of_pod(self.pod.spec()) && self.observed.resize.is_none() {
             return;
         }
-        let in_force: BTreeMap<String, ResourceRequirements> = match self.observed.resize.take() {
+        let in_force = match self.observed.resize.take() {
             Some(Resize::Pending { allocated, .. }) => allocated,
-            _ => old.all_containers().filter_map(|c| Some((c.name.clone(), c.resources.clone()?))).collect(),
+            _ => Allocated {
+                containers: old.all_containers().filter_map(|c| Some((c.name.clone(), c.resources.clone()?))).collect(),
+                pod: old.spec().resources.clone(),
+            },
         };
         self.ask_for_room(in_force);
     }
@@ -41,7 +46,7 @@ impl Worker {
         }
     }
 
-    fn ask_for_room(&mut self, allocated: BTreeMap<String, ResourceRequirements>) {
+    fn ask_for_room(&mut self, allocated: Allocated) {
         let better = self.node.admission.better();
         self.deferred = None;
         let Err(rejection) = self.node.admission.resize(&self.pod) else { return };
@@ -57,9 +62,10 @@ impl Worker {
         let Some(attempt) = self.observed.containers.get(name).and_then(Container::running).cloned() else { return };
         container.resources = self.observed.resources(&container).cloned();
         self.observed.resize = Some(Resize::InProgress);
+        let whole = self.observed.pod_resources(self.pod.spec()).cloned();
         let (node, pod, name) = (self.node.clone(), self.pod.clone(), name.to_owned());
         self.outcomes.push(Box::pin(async move {
-            let wanted = container.resources.clone().unwrap_or_default();
+            let wanted = (container.resources.clone().unwrap_or_default(), whole);
             let id = attempt.id.clone();
             let told =
                 tokio::task::spawn_blocking(move || node.runtime.resize_container(&sandbox, &pod, &container, &attempt.id));
@@ -68,12 +74,13 @@ impl Worker {
         }));
     }
 
-    pub(super) fn resized(&mut self, name: &str, id: &str, wanted: ResourceRequirements, result: Result<(), String>) {
+    pub(super) fn resized(&mut self, name: &str, id: &str, wanted: Wanted, result: Result<(), String>) {
         let attempt: Option<&mut Attempt> = self.observed.containers.get_mut(name).and_then(|c| c.last.as_mut());
         match (result, attempt.filter(|a| a.id == id)) {
             (Ok(()), Some(attempt)) => {
-                attempt.note.resources = Some(wanted);
+                (attempt.note.resources, attempt.note.pod_resources) = (Some(wanted.0), wanted.1);
                 self.observed.resize = None;
+                self.remember(name);
                 if !resize::is_under_way(&self.pod, &self.observed) {
                     self.say(None, Level::Normal, "ResizeCompleted", "Pod resize completed");
                 }

@@ -19,7 +19,7 @@ use podholder::protocol::{Device, LogFile, PidNamespace, Process, Recipe, Rootfs
 
 use self::env::Objects;
 use super::error::ConfigError;
-use super::resources::{Qos, Totals, oom_score_adj};
+use super::resources::{Qos, oom_request, oom_score_adj};
 use super::seccomp::Filter;
 use super::settings::Settings;
 use super::volumes::VolumeRoot;
@@ -184,8 +184,7 @@ fn oom_score(input: &ContainerInput<'_>) -> i32 {
     let spec = input.pod.spec();
     // system-node-critical and above.
     let critical = spec.priority.is_some_and(|p| p >= 2_000_001_000);
-    let request = Totals::of(input.container.resources.as_ref()).memory_request;
-    oom_score_adj(Qos::of(spec), critical, request, input.settings.allocatable.memory)
+    oom_score_adj(Qos::of(spec), critical, oom_request(spec, input.container), input.settings.allocatable.memory)
 }
 
 fn seccomp(input: &ContainerInput<'_>, capabilities: u64) -> Result<Filter, ConfigError> {
