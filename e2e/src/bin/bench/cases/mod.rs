@@ -4,6 +4,7 @@ mod edits;
 mod exec;
 mod probes;
 mod pull;
+mod ready;
 mod restart;
 mod scale;
 mod standing;
@@ -22,7 +23,7 @@ struct Part {
     run: fn(&mut Bench<'_>),
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "start", what: "one pod of 1, 2 and 10 containers: start and stop", run: start::one },
     Part { name: "many", what: "50 pods at once, and their memory", run: start::many },
     Part { name: "exec", what: "the command line's exec", run: exec::latency },
@@ -35,6 +36,7 @@ const PARTS: [Part; 10] = [
         what: "a ConfigMap's edit until a container sees it, beside few and beside many files",
         run: edits::seen,
     },
+    Part { name: "ready", what: "a Service's endpoint ready and unready until connections notice", run: ready::taken },
     Part { name: "scale", what: "one more pod beside 10 and beside 500", run: scale::one_more },
     Part { name: "steps", what: "where the time of our start goes", run: steps::of_a_start },
 ];
