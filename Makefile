@@ -75,14 +75,16 @@ oracle: ## What Kubernetes' own code says to the manifests of agent/tests/apiser
 	target/oracle agent/tests/apiserver/*.yaml > agent/tests/apiserver/said.txt
 	target/oracle -d agent/tests/apiserver/defaults/given.yaml > agent/tests/apiserver/defaults/filled.yaml
 
-netbench: packages ## The pods' network alone, side by side: CNI ADD and DEL, in-process, a rule's change, throughput and requests, with 10 and 1,000 ports and Services
+netbench: packages images ## The pods' network alone, side by side: CNI ADD and DEL, in-process, a rule's change, throughput and requests, with 10 and 1,000 ports and Services, readiness
 	@e2e/packages $(BENCH_PACKAGES)
 	cargo build --release -p netplug --bins --examples
+	cargo build --release --workspace
 	target/release/examples/cni_speed
 	target/release/examples/attach_speed
 	target/release/examples/rule_speed
 	target/release/examples/repair_speed
 	target/release/examples/load
+	target/release/bench us ready
 
 lint: ## Format, clippy, licences
 	cargo fmt --all --check

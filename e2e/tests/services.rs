@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use e2e::{NodeBox, Pod, assert_eventually, eventually, pod};
+use rstest::rstest;
 
 fn web(node: &NodeBox, name: &str) {
     node.put(&pod(name).metadata("labels: {app: web}").runs_with(
@@ -74,6 +75,37 @@ fn a_service_follows_its_pods_and_is_reached_from_everywhere() {
     assert!(refused.all().contains("refused"), "{refused}");
     node.remove("service.yaml");
     assert_eventually!(!node.run(&["get", "endpointslices"]).all().contains("web-"), "its slices go");
+}
+
+#[rstest]
+#[case::ipv6_alone("podCIDRs: ['fd00:85::/64']", 1)]
+#[case::dual_stack("podCIDRs: [10.85.0.0/16, 'fd00:85::/64']", 2)]
+fn services_have_an_address_of_each_family(#[case] ranges: &str, #[case] families: usize) {
+    let config = format!("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n{ranges}\n");
+    let node = NodeBox::builder().config(&config).start();
+    node.apply(
+        "service.yaml",
+        &service("type: NodePort, ipFamilyPolicy: PreferDualStack, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]"),
+    );
+    web(&node, "one");
+    let client = node.put(&pod("client").runs("main", "sleep"));
+    client.is_ready();
+    node.pod("one").is_ready();
+    cluster_ip(&node);
+    let service = json(&node, &["get", "service", "web"]);
+    let addresses: Vec<&str> = service["spec"]["clusterIPs"].as_array().unwrap().iter().filter_map(|ip| ip.as_str()).collect();
+    assert_eq!(addresses.len(), families, "{service}");
+    for address in addresses {
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        let url = format!("http://{host}/hostname");
+        eventually("the node reaches it", || node.curl(&url).result());
+        assert_eq!(answers(&client, &url, 3), ["one".to_owned()].into(), "{url}");
+        let trace = node.run(&["net", "trace", "client", &format!("{host}:80")]).ok();
+        assert!(trace.contains("service default/web:80") && trace.contains("⇒ passes"), "{trace}");
+    }
+    assert_eq!(answers(&client, "http://web/hostname", 3), ["one".to_owned()].into(), "by its name");
+    let slices = json(&node, &["get", "endpointslices", "-l", "kubernetes.io/service-name=web"]);
+    assert_eq!(slices["items"].as_array().unwrap().len(), families, "a slice a family: {slices}");
 }
 
 #[test]

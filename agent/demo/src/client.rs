@@ -53,7 +53,8 @@ fn address(authority: &str) -> std::io::Result<SocketAddr> {
     if let Ok(address) = authority.parse() {
         return Ok(address);
     }
-    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "80"));
+    // The colons of [fd00::1] are its own.
+    let (host, port) = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((authority, "80"));
     let port = port.parse().map_err(std::io::Error::other)?;
     if host == "localhost" {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));

@@ -10,6 +10,7 @@ mod nodeagent;
 mod podman;
 mod priority;
 mod process;
+mod readiness;
 mod report;
 mod side;
 mod stopwatch;

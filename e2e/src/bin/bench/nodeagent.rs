@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use e2e::NodeBox;
 use serde_json::Value;
 
 use crate::process::{self, Process};
+use crate::readiness::Asked;
 use crate::side::{self, Pods, Side, entries};
 use crate::{priority, stopwatch};
 
@@ -189,6 +191,44 @@ impl Nodeagent {
             .chain(others.iter().map(String::as_str))
             .for_each(|name| self.node.remove(&format!("{name}.yaml")));
         times
+    }
+
+    /// How long it takes, so many times, from a readiness probe's answer until connections to the Service are accepted, and until they
+    /// are refused, beside so many other Services.
+    pub fn flips(&self, services: usize, times: usize) -> [Vec<Duration>; 2] {
+        const ADDRESS: &str = "10.96.5.5";
+        let service = |name: &str, app: &str, more: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {app}}}, ports: [{{port: 80, targetPort: 8080}}]{more}}}\n"
+            )
+        };
+        let others: Vec<String> = (0..services).map(|number| service(&format!("other-{number}"), "other", "")).collect();
+        self.node.apply("others.yaml", &others.join("---\n"));
+        self.node.apply("service.yaml", &service("flipped", "flipped", &format!(", clusterIP: {ADDRESS}")));
+        let other = e2e::pod("other").metadata("labels: {app: other}").runs_with("main", "serve", "imagePullPolicy: Never");
+        let other = self.node.put(&other);
+        let asked = Asked::new(format!("/proc/{}/ns/net", self.node.pid()).into());
+        let probe = format!(
+            "imagePullPolicy: Never\nreadinessProbe: {{httpGet: {{host: 127.0.0.1, port: {}}}, periodSeconds: 1, failureThreshold: 1}}",
+            asked.port
+        );
+        let pod = self.node.put(&e2e::pod("flipped").metadata("labels: {app: flipped}").runs_with("main", "serve", &probe));
+        other.is_ready();
+        pod.is_ready();
+        let service = SocketAddr::new(ADDRESS.parse().expect("an address"), 80);
+        asked.flip(true, service);
+        let mut found = [Vec::new(), Vec::new()];
+        for _ in 0..times {
+            let [ready, unready] = &mut found;
+            unready.push(asked.flip(false, service));
+            ready.push(asked.flip(true, service));
+        }
+        for file in ["flipped.yaml", "service.yaml", "others.yaml", "other.yaml"] {
+            self.node.remove(file);
+        }
+        pod.is_gone();
+        other.is_gone();
+        found
     }
 
     /// What `explain` tells of these pods' starts.

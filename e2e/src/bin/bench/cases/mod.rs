@@ -5,6 +5,7 @@ mod exec;
 mod output;
 mod probes;
 mod pull;
+mod ready;
 mod restart;
 mod scale;
 mod standing;
@@ -37,6 +38,7 @@ const PARTS: [Part; 11] = [
         what: "a ConfigMap's edit until a container sees it, beside few and beside many files",
         run: edits::seen,
     },
+    Part { name: "ready", what: "a Service's endpoint ready and unready until connections notice", run: ready::taken },
     Part { name: "scale", what: "one more pod beside 10 and beside 500", run: scale::one_more },
     Part { name: "steps", what: "where the time of our start goes", run: steps::of_a_start },
 ];
