@@ -24,7 +24,7 @@ struct Part {
     run: fn(&mut Bench<'_>),
 }
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 12] = [
     Part { name: "start", what: "one pod of 1, 2 and 10 containers: start and stop", run: start::one },
     Part { name: "many", what: "50 pods at once, and their memory", run: start::many },
     Part { name: "exec", what: "the command line's exec", run: exec::latency },
