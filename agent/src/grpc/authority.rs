@@ -89,9 +89,8 @@ impl Frame {
     }
 
     async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let [.., a, b, c] = self.payload.len().to_be_bytes();
-        let [d, e, f, g] = self.stream;
-        let whole = [&[a, b, c, self.kind, self.flags, d, e, f, g], self.payload.as_slice()].concat();
+        let [_, length @ ..] = u32::try_from(self.payload.len()).unwrap_or(0).to_be_bytes();
+        let whole = [&length[..], &[self.kind, self.flags], &self.stream, &self.payload].concat();
         to.write_all(&whole).await
     }
 
