@@ -90,7 +90,7 @@ impl Frame {
 
     async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let [_, length @ ..] = u32::try_from(self.payload.len()).unwrap_or(0).to_be_bytes();
-        let whole = [&length[..], &[self.kind, self.flags], &self.stream, &self.payload].concat();
+        let whole = [&length[..], &[self.kind, self.flags][..], &self.stream[..], self.payload.as_slice()].concat();
         to.write_all(&whole).await
     }
 
