@@ -12,12 +12,12 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help cluster conformance clusterbench controlplane test packages build images unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster conformance clusterbench controlplane test packages build images plugins unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-test: packages tools build images ## All tests: of the parts, and end to end
+test: packages tools build images plugins ## All tests: of the parts, and end to end
 	@e2e/count cargo test --workspace --no-fail-fast
 
 packages: ## Debian packages that the tests need: only those that aren't there
@@ -30,10 +30,13 @@ build: ## The agent, its holder, the demo image's program and all tests
 images: packages ## library/{debian,nginx,redis,busybox} from Debian packages, for the tests' registry
 	@e2e/images/build target/e2e
 
+plugins: ## What speaks the kubelet's plugin APIs as others do: from the Go module proxy, needs Go
+	@e2e/plugins/build target/e2e/plugins
+
 unit: ## Tests that need neither images nor the whole agent
 	cargo test --workspace --exclude e2e
 
-e2e: packages build images ## The end-to-end tests alone
+e2e: packages build images plugins ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
 
 v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone

@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 use crate::eviction::Condition;
 use crate::model::{PodUid, ValidPod};
+use crate::plugin::device::Devices;
+use crate::plugin::device::ledger::Refusal;
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
 use crate::runtime::{Settings, hugepages};
@@ -67,6 +69,7 @@ pub struct Pressure {
 pub struct Admission {
     room: Room,
     labels: Labels,
+    devices: Arc<Devices>,
     ledger: Mutex<Ledger>,
     pressures: Mutex<Vec<Pressure>>,
     /// Counts what became better: room that was freed, a condition that ended.
@@ -105,6 +108,7 @@ impl Drop for Lease {
         let mut ledger = self.admission.lock();
         if ledger.promises.get(&self.uid).is_some_and(|(number, _)| *number == self.number) {
             ledger.promises.remove(&self.uid);
+            self.admission.devices.release(&self.uid);
         }
         drop(ledger);
         self.admission.better.send_modify(|n| *n = n.wrapping_add(1));
@@ -134,12 +138,13 @@ impl Need {
 
 impl Admission {
     /// Nothing is promised yet.
-    pub fn new(room: Room, labels: Labels) -> Arc<Self> {
+    pub fn new(room: Room, labels: Labels, devices: Arc<Devices>) -> Arc<Self> {
         let since = Timestamp::now();
         let pressures = Condition::ALL.map(|condition| Pressure { condition, holds: false, since });
         Arc::new(Self {
             room,
             labels,
+            devices,
             ledger: Mutex::default(),
             pressures: Mutex::new(pressures.into()),
             better: watch::Sender::new(0),
@@ -166,7 +171,9 @@ impl Admission {
         machine_permits(pod, settings)?;
         let mut ledger = self.lock();
         let need = Need::of(pod);
+        self.devices.reserve(pod).map_err(refused)?;
         if let Some(lack) = lacking(&self.room, ledger.others(pod.uid()), &need) {
+            self.devices.release(pod.uid());
             return Err(lack.rejection());
         }
         let number = ledger.promise(pod.uid(), need);
@@ -177,6 +184,7 @@ impl Admission {
     /// Of a pod that runs already: it has what it has.
     pub fn take(self: &Arc<Self>, pod: &ValidPod) -> Lease {
         let number = self.lock().promise(pod.uid(), Need::of(pod));
+        self.devices.take(pod.uid());
         Lease { admission: self.clone(), uid: pod.uid().clone(), number }
     }
 
@@ -208,6 +216,14 @@ impl Admission {
     /// Hears when room was freed or a condition ended.
     pub fn better(&self) -> watch::Receiver<u64> {
         self.better.subscribe()
+    }
+
+    /// What device plugins tell may make things better. Never returns.
+    pub async fn follow_devices(&self) {
+        let mut changed = self.devices.changed();
+        while changed.changed().await.is_ok() {
+            self.better.send_modify(|n| *n = n.wrapping_add(1));
+        }
     }
 
     /// How the node is.
@@ -249,6 +265,18 @@ impl Admission {
     fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn refused(refusal: Refusal) -> Rejection {
+    match refusal {
+        Refusal::Unknown(resource, requested) => Lack { resource: resource.into(), requested, used: 0, capacity: 0 }.rejection(),
+        Refusal::Unavailable(why) => unexpected(&why),
+    }
+}
+
+/// The kubelet's, when a pod can't have its devices.
+pub fn unexpected(why: &str) -> Rejection {
+    Rejection::new("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
 }
 
 fn tolerates_memory_pressure(pod: &ValidPod) -> bool {
@@ -342,6 +370,10 @@ mod tests {
         pod(name, &format!("containers: [{{name: a, resources: {{requests: {{{requests}}}}}}}]"))
     }
 
+    fn devices() -> Arc<Devices> {
+        Devices::open("/nowhere".as_ref(), "/nowhere".as_ref())
+    }
+
     fn settings() -> Settings {
         Settings::below("/r".as_ref(), "p")
     }
@@ -353,7 +385,7 @@ mod tests {
     #[case("ephemeral-storage: 2Gi", Some(("OutOfephemeral-storage", "Node didn't have enough resource: ephemeral-storage, requested: 2147483648, used: 0, capacity: 1073741824")))]
     #[case("hugepages-2Mi: 4Mi}, limits: {hugepages-2Mi: 4Mi", Some(("OutOfhugepages-2Mi", "Node didn't have enough resource: hugepages-2Mi, requested: 4194304, used: 0, capacity: 0")))]
     fn what_does_not_fit_says_so(#[case] requests: &str, #[case] expected: Option<(&str, &str)>) {
-        let admission = Admission::new(ROOM, Labels::default());
+        let admission = Admission::new(ROOM, Labels::default(), devices());
         let _first = admission.admit(&asks("first", "cpu: 500m, memory: 1Mi"), &settings()).unwrap();
         let rejection = admission.admit(&asks("second", requests), &settings()).err();
         assert_eq!(rejection.as_ref().map(|r| (r.reason.as_str(), r.message.as_str())), expected);
@@ -361,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_lease_that_ends_makes_room() {
-        let admission = Admission::new(Room { pods: 1, ..ROOM }, Labels::default());
+        let admission = Admission::new(Room { pods: 1, ..ROOM }, Labels::default(), devices());
         let better = admission.better();
         let lease = admission.admit(&asks("first", ""), &settings()).unwrap();
         assert_eq!(admission.admit(&asks("second", ""), &settings()).unwrap_err().reason, "OutOfpods");
@@ -373,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_resize_is_deferred_or_infeasible() {
-        let admission = Admission::new(ROOM, Labels::default());
+        let admission = Admission::new(ROOM, Labels::default(), devices());
         let _first = admission.admit(&asks("first", "cpu: '1'"), &settings()).unwrap();
         let _second = admission.admit(&asks("second", "cpu: 500m"), &settings()).unwrap();
         let reason = |requests| admission.resize(&asks("first", requests)).err().map(|r| r.reason);
@@ -392,7 +424,7 @@ mod tests {
     #[case(&[Condition::Disk], "resources: {requests: {cpu: 1m}}, ", Some("The node had condition: [DiskPressure]. "))]
     #[case(&[Condition::Memory, Condition::Pid], "", Some("The node had condition: [MemoryPressure PIDPressure]. "))]
     fn pressure_keeps_pods_out(#[case] conditions: &[Condition], #[case] spec: &str, #[case] expected: Option<&str>) {
-        let admission = Admission::new(ROOM, Labels::default());
+        let admission = Admission::new(ROOM, Labels::default(), devices());
         admission.suffers(conditions);
         let rejection = admission.admit(&pod("p", &format!("{spec}containers: [{{name: a}}]")), &settings()).err();
         assert_eq!(rejection.map(|r| r.message).as_deref(), expected);
@@ -400,7 +432,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_or_the_configuration_lacks_is_told() {
-        let admission = Admission::new(ROOM, Labels::default());
+        let admission = Admission::new(ROOM, Labels::default(), devices());
         let unsafe_one = "securityContext: {sysctls: [{name: kernel.msgmax, value: '1'}]}, containers: [{name: a}]";
         let rejection = admission.admit(&pod("p", unsafe_one), &settings()).unwrap_err();
         assert_eq!(rejection.reason, "SysctlForbidden");

@@ -30,7 +30,7 @@ pub use debian::{Debian, package};
 pub use eventually::{Patience, eventually};
 pub use namespaces::{INSIDE, Isolated, OUTSIDE, Outside};
 pub use node::{Builder, NodeBox};
-pub use paths::{binary, workspace};
+pub use paths::{binary, plugin, workspace};
 pub use pod::{Container, Pod};
 pub use registry::{REGISTRY, blob, manifest, registries_conf, replace, start as start_registry, storage};
 pub use snapshot::Snapshot;

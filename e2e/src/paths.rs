@@ -23,3 +23,10 @@ pub fn binary(name: &str) -> PathBuf {
     assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
     path
 }
+
+/// A program of e2e/plugins.
+pub fn plugin(name: &str) -> PathBuf {
+    let path = target().join("e2e/plugins").join(name);
+    assert!(path.exists(), "{} is not built: make plugins (needs Go)", path.display());
+    path
+}

@@ -94,6 +94,8 @@ pub struct Declared {
     pub(super) single_process_oom_kill: Option<bool>,
     /// Folders of CDI specs; the later overrules.
     pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
+    /// Where plugins look for the kubelet; the kubelet has it as a flag, `--root-dir`.
+    pub(super) kubelet_root: Option<PathBuf>,
     pub(super) address: Option<String>,
     pub(super) port: Option<u16>,
     pub(super) read_only_port: Option<u16>,

@@ -28,6 +28,10 @@ impl Paths {
     pub fn lib(&self) -> PathBuf {
         self.root.join("var/lib/nodeagent")
     }
+    /// Where the kubelet would be, and its plugins look for it.
+    pub fn kubelet(&self) -> PathBuf {
+        self.root.join("var/lib/kubelet")
+    }
     /// Logs of pods.
     pub fn log(&self) -> PathBuf {
         self.root.join("var/log/pods")

@@ -43,6 +43,8 @@ pub struct Pods {
     pub single_process_oom_kill: bool,
     /// Folders of CDI specs; the later overrules.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Where plugins look for the kubelet; unset: /var/lib/kubelet below the root.
+    pub kubelet_root: Option<PathBuf>,
 }
 
 /// Amounts that pods don't get.
@@ -129,6 +131,7 @@ pub(super) fn pods(c: &mut Checker<'_>, declared: &Declared) -> Pods {
         memory_throttling: (declared.memory_qos == Some(true)).then_some(factor),
         single_process_oom_kill: declared.single_process_oom_kill.unwrap_or(false),
         cdi_spec_dirs: dirs,
+        kubelet_root: c.path("kubeletRoot", declared.kubelet_root.as_ref()),
     }
 }
 

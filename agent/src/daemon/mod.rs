@@ -4,6 +4,7 @@ mod instance;
 mod kubelet;
 mod lock;
 mod memory;
+mod plugins;
 mod ranges;
 mod service;
 mod services;
@@ -26,6 +27,7 @@ use crate::eviction::Signal as Scarce;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
+use crate::plugin::device::Devices;
 use crate::pod::Node;
 use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
@@ -161,6 +163,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     if let Some((controller, inbox)) = services {
         tokio::spawn(controller.run(inbox));
     }
+    plugins::serve(&settings, &node);
     tokio::spawn(mind_links(node.clone(), orders.clone()));
     tokio::spawn(mind_firewalls(node.clone()));
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
@@ -246,6 +249,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
     let sockets = Sockets::start().map_err(|e| DaemonError::Runtime(format!("starting a thread: {e}")))?;
     let (services, parts) = services::parts(settings, network.bridge(), &store, &recorder, names);
     let allocatable = runtime.settings().allocatable;
+    let devices = Devices::open(&settings.paths.run(), &settings.paths.lib());
     let room = Room {
         cpu_millis: allocatable.cpu_millis,
         memory: allocatable.memory,
@@ -271,7 +275,8 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
             max: settings.backoff.max,
             reset_after: settings.backoff.reset_after,
         },
-        admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels)),
+        admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels), devices.clone()),
+        devices,
         live: std::sync::RwLock::default(),
         files_told: tokio::sync::watch::Sender::new(false),
         stopped_dir: settings.paths.run().join("stopped"),
@@ -426,6 +431,7 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
             machine::object::not_ready(&mut object, &problem);
         }
         let names = |image: &image::Image| image.repo_digests.iter().chain(image.names.iter()).cloned().collect();
+        machine::object::show_devices(&mut object, agent.devices.amounts());
         machine::object::show_images(&mut object, agent.images.list().iter().map(|image| (names(image), image.size)));
         object
     }

@@ -140,6 +140,15 @@ pub fn not_ready(node: &mut k8s::Node, problem: &str) {
     }
 }
 
+/// What device plugins have: name, capacity, and how many can be given away.
+pub fn show_devices(node: &mut k8s::Node, devices: impl IntoIterator<Item = (String, usize, usize)>) {
+    let Some(status) = &mut node.status else { return };
+    for (name, all, well) in devices {
+        status.capacity.get_or_insert_default().insert(name.clone(), Quantity(all.to_string()));
+        status.allocatable.get_or_insert_default().insert(name, Quantity(well.to_string()));
+    }
+}
+
 /// The images that are here: names and bytes of each. The largest are shown.
 pub fn show_images(node: &mut k8s::Node, images: impl IntoIterator<Item = (Vec<String>, u64)>) {
     let Some(status) = &mut node.status else { return };

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Admission;
 use crate::image::Images;
 use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::plugin::device::Devices;
 use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
 use crate::service::Services;
 
@@ -77,6 +78,8 @@ pub struct Node {
     pub backoff: backoff::Backoff,
     /// Who can be here.
     pub admission: Arc<Admission>,
+    /// What device plugins have to give.
+    pub devices: Arc<Devices>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
     /// Whether the files have told all their pods.
@@ -186,6 +189,7 @@ impl Node {
     /// Frees what the network keeps for pods that aren't there.
     fn retain<'a>(self: &Arc<Self>, live: impl Iterator<Item = &'a PodUid>) {
         let live: Vec<String> = live.map(|uid| uid.as_str().to_owned()).collect();
+        self.devices.release_orphans();
         let node = self.clone();
         tokio::spawn(async move {
             let live: Vec<&str> = live.iter().map(String::as_str).collect();

@@ -40,6 +40,7 @@ use super::{Node, SandboxNote};
 use crate::admission::Lease;
 use crate::image;
 use crate::model::{Origin, ValidPod, change, references};
+use crate::plugin::device::ledger;
 use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
 use crate::runtime::volumes::usage;
@@ -94,6 +95,7 @@ pub type LiveRef = Arc<Mutex<Live>>;
 
 /// What came of an action.
 enum Outcome {
+    Allocated { since: Timestamp, result: Result<(), String> },
     Sandbox(Result<(Sandbox, Vec<IpAddr>), String>),
     Removed(Result<(), String>),
     Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
@@ -130,6 +132,8 @@ pub struct Worker {
     needs: Watch,
     /// What the pod was promised of the node.
     lease: Option<Lease>,
+    /// Its devices are being made ready: it begins when they are.
+    allocating: bool,
     /// Since when it was turned away: heard when something became better.
     turned_away: Option<watch::Receiver<u64>>,
     /// The same of a resize that there is no room for.
@@ -166,6 +170,7 @@ impl Worker {
             trace,
             needs: Watch::default(),
             lease: None,
+            allocating: false,
             turned_away: None,
             deferred: None,
             wiring: None,
@@ -193,6 +198,7 @@ impl Worker {
         if state.note.is_null() {
             // That agent died before it had wired the sandbox; no container runs in it.
             worker.sandbox = Some(sandbox);
+            worker.admit();
             worker.remove_sandbox();
             return worker;
         }
@@ -263,7 +269,9 @@ impl Worker {
             // An image that is there is had at once, and nothing would tell us so later.
             let look_again = plan.actions.iter().any(|action| matches!(action, Action::Pull(_) | Action::Reset));
             for action in plan.actions {
-                self.act(action);
+                if !(self.allocating && matches!(action, Action::CreateSandbox)) {
+                    self.act(action);
+                }
             }
             if look_again {
                 continue;
@@ -610,7 +618,8 @@ impl Worker {
             _ => &spec.containers,
         };
         // Devices come with the recipe, and are to be allowed before the cgroup is made.
-        if crate::runtime::cdi::names(&self.pod).is_ok_and(|names| !names.is_empty()) {
+        let named = crate::runtime::cdi::names(&self.pod).is_ok_and(|names| !names.is_empty());
+        if named || ledger::asks(spec) {
             return Vec::new();
         }
         first.iter().map(|container| (self.as_promised(container), self.next_number(&container.name))).collect()
@@ -709,6 +718,12 @@ impl Worker {
                 Ok(volumes) => volumes,
                 Err(error) => return Outcome::Started { name, note, number, result: Err(error) },
             };
+            let grant = node.devices.grant(pod.uid(), &name);
+            if grant.is_some()
+                && let Err(why) = node.devices.pre_start(pod.uid(), &name).await
+            {
+                return Outcome::Started { result: Err(runtime::Error::container(&pod, &name, why)), name, note, number };
+            }
             let input = StartInput {
                 pod: &pod,
                 container: &container,
@@ -719,6 +734,7 @@ impl Worker {
                 volumes: &volumes,
                 objects: node.objects.of(&pod),
                 beside: beside.clone(),
+                grant: grant.as_ref(),
                 note: serde_json::to_value(&note).unwrap_or_default(),
             };
             let result = node.runtime.start_container(&sandbox, input).await;
@@ -786,6 +802,7 @@ impl Worker {
 
     fn absorb(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Allocated { since, result } => self.allocated(since, result),
             Outcome::Sandbox(result) => self.sandbox_made(result),
             Outcome::Removed(result) => self.sandbox_removed(result),
             // Of an image that an edit has replaced since, nobody wants to know any more.

@@ -111,6 +111,11 @@ impl Error {
         Place::pod(pod).error(ConfigError::new(message))
     }
 
+    /// About one of its containers, because of something that isn't the runtime's.
+    pub fn container(pod: impl std::fmt::Display, name: &str, message: impl Into<String>) -> Self {
+        Place::container(pod, name).error(ConfigError::new(message))
+    }
+
     /// A volume that can't be made, because of something that isn't the runtime's.
     pub fn volume(pod: impl std::fmt::Display, volume: &str, message: impl Into<String>) -> Self {
         let cause = Box::new(Cause::Config(ConfigError::new(message)));

@@ -6,6 +6,7 @@ pub mod cgroup;
 mod devices;
 mod error;
 pub mod files;
+pub mod grant;
 mod history;
 pub mod holder;
 pub mod hugepages;

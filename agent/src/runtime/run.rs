@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
+use super::grant::Grant;
 use super::holder::{CallError, Holder, Program, SandboxReply, Spares, Wires};
 use super::inspect::{self, Inspection};
 use super::prepared::Prepared;
@@ -110,6 +111,8 @@ pub struct StartInput<'a> {
     pub objects: &'a dyn Objects,
     /// The ID of a running container whose PID namespace it joins.
     pub beside: Option<String>,
+    /// What it gets by the devices that are its own.
+    pub grant: Option<&'a Grant>,
     /// Given back by the holder's state.
     pub note: serde_json::Value,
 }
@@ -365,10 +368,13 @@ impl Runtime {
 
     /// The recipe of a container, and the cgroup that it names.
     fn recipe(&self, sandbox: &Sandbox, input: StartInput<'_>, id: &str) -> Result<(Recipe, Group), Cause> {
-        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, beside, note } = input;
+        let StartInput { pod, container, attempt, image, layers, pod_ips, volumes, objects, beside, grant, note } = input;
         let group = sandbox.group.child(id);
         let rules = device_rules(container);
-        let devices = cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?;
+        let devices = match grant {
+            None => cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?,
+            Some(grant) => cdi::find(&cdi::names_with(pod, grant)?, &self.settings.cdi_spec_dirs)?.with(grant),
+        };
         if rules == DeviceRules::Default {
             group.restrict_devices(&devices.device_rules()?)?;
         }
@@ -388,6 +394,7 @@ impl Runtime {
             host_devices: if rules == DeviceRules::Unlimited { devices::of_host() } else { Vec::new() },
             seccomp: &|need| self.filters.get(need),
             beside,
+            given: grant.map(|grant| &grant.envs),
             note,
         })?;
         devices.apply(&mut recipe)?;

@@ -104,6 +104,7 @@ async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) ->
         volumes: &volumes(runtime, pod).unwrap(),
         objects: &NoObjects,
         beside: None,
+        grant: None,
         note: serde_json::Value::Null,
     };
     runtime.start_container(sandbox, input).await

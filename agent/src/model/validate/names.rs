@@ -83,6 +83,12 @@ pub fn label_value(text: &str) -> Vec<String> {
     too_long(text, 63, "bytes").into_iter().chain(wrong).collect()
 }
 
+/// Whether it can be the name of a resource beside Kubernetes' own, such as a device plugin's.
+pub fn is_extended_resource(name: &str) -> bool {
+    let foreign = name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.");
+    foreign && qualified_name(&format!("requests.{name}")).is_empty()
+}
+
 /// A label's or an annotation's key: `name` or `prefix/name`.
 pub fn qualified_name(text: &str) -> Vec<String> {
     let syntax = format!(

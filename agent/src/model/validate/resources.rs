@@ -91,8 +91,7 @@ fn container_resource(report: &mut Report<'_>, at: &Path<'_>, name: &str) {
             report.invalid(at, name, "must be a standard resource for containers");
         }
     } else if !name.contains("kubernetes.io/") {
-        let extended = !name.starts_with("requests.") && names::qualified_name(&format!("requests.{name}")).is_empty();
-        if !extended {
+        if !names::is_extended_resource(name) {
             report.invalid(at, name, "doesn't follow extended resource name standard");
         }
     }

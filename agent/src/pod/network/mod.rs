@@ -2,7 +2,6 @@
 //! ([`netplug::Network`]), in this process and by netlink alone, or CNI plugins that are executed.
 
 pub mod look;
-mod mend;
 mod plugins;
 pub mod target;
 pub mod view;

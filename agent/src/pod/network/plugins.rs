@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::mend::{self, Mended};
+use crate::follow::{self, Followed};
 use crate::model::network::{Asks, Selection};
 use crate::model::{PodUid, ValidPod};
 
@@ -209,7 +209,7 @@ impl Plugins {
         }
         let settings = self.shared.client.settings();
         let folders = std::iter::once(&settings.conf_dir).chain(&settings.bin_dirs).cloned().collect();
-        let mended = match Mended::new(folders) {
+        let followed = match Followed::new(folders) {
             Ok(mended) => mended,
             Err(error) => {
                 tracing::warn!(%error, "changes of CNI's folders can't be followed: pods that wait for one try again after a while");
@@ -217,7 +217,7 @@ impl Plugins {
             }
         };
         let shared = Arc::downgrade(&self.shared);
-        tokio::spawn(mend::follow(mended, move || {
+        tokio::spawn(follow::follow(followed, move || {
             let shared = shared.upgrade();
             async move {
                 let shared = shared?;

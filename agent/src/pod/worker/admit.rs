@@ -4,9 +4,11 @@
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::admission::{Lease, Rejection, unexpected};
+use crate::plugin::device::ledger;
 use crate::runtime::recipe::label;
 
-use super::{Failure, Level, Observed, Worker};
+use super::{Failure, Level, Observed, Outcome, Worker};
 
 impl Worker {
     /// Asks; a pod that has completed needs nothing.
@@ -18,7 +20,7 @@ impl Worker {
         let better = self.node.admission.better();
         match self.node.admission.admit(&self.pod, self.node.runtime.settings()) {
             Ok(lease) => {
-                self.lease = Some(lease);
+                self.admitted(lease);
                 if label::names_selinux(&self.pod) && !label::has_selinux() {
                     self.say(
                         None,
@@ -28,14 +30,41 @@ impl Worker {
                     );
                 }
             }
-            Err(rejection) => {
-                self.say(None, Level::Warning, &rejection.reason, &rejection.message);
-                let message = format!("Pod was rejected: {}", rejection.message);
-                let (reason, deadline) = (rejection.reason.into(), Timestamp::now());
-                self.observed.failure = Some(Failure { reason, message, deadline, disrupted: false });
-                self.turned_away = Some(better);
-            }
+            Err(rejection) => self.turn_away(rejection, better),
         }
+    }
+
+    /// It may be here; devices that it asks for are made ready before it begins.
+    fn admitted(&mut self, lease: Lease) {
+        self.lease = Some(lease);
+        self.allocating = ledger::asks(self.pod.spec());
+        if self.allocating {
+            let (node, pod, since) = (self.node.clone(), self.pod.clone(), self.start_time);
+            let allocated = async move { Outcome::Allocated { since, result: node.devices.allocate(&pod).await } };
+            self.outcomes.push(Box::pin(allocated));
+        }
+    }
+
+    /// `since`: the start of the pod that they are for; another may have come in its place.
+    pub(super) fn allocated(&mut self, since: Timestamp, result: Result<(), String>) {
+        if since != self.start_time {
+            return;
+        }
+        self.allocating = false;
+        let Err(why) = result else { return };
+        if self.lease.take().is_some() {
+            // Of what plugins refused, what they tell next is the first that could be better.
+            let better = self.node.devices.changed();
+            self.turn_away(unexpected(&why), better);
+        }
+    }
+
+    fn turn_away(&mut self, rejection: Rejection, better: watch::Receiver<u64>) {
+        self.say(None, Level::Warning, &rejection.reason, &rejection.message);
+        let message = format!("Pod was rejected: {}", rejection.message);
+        let (reason, deadline) = (rejection.reason.into(), Timestamp::now());
+        self.observed.failure = Some(Failure { reason, message, deadline, disrupted: false });
+        self.turned_away = Some(better);
     }
 
     /// Something became better. An event is told only when it is of use.
@@ -44,13 +73,13 @@ impl Worker {
             return;
         }
         let Ok(lease) = self.node.admission.admit(&self.pod, self.node.runtime.settings()) else { return };
-        self.lease = Some(lease);
         self.turned_away = None;
         // Whoever watches sees the pod that failed go, and another come.
         self.node.store.remove_pod(self.pod.uid());
         self.observed = Observed::default();
         self.start_time = Timestamp::now();
         self.trace.restart();
+        self.admitted(lease);
     }
 }
 

@@ -13,6 +13,7 @@ use podholder::protocol::{Device, Mount, Propagation, Recipe, Source};
 use self::spec::{DeviceNode, Edits, Spec};
 use super::cgroup::DeviceRule;
 use super::error::ConfigError;
+use super::grant::{self, Grant};
 use crate::model::ValidPod;
 
 /// Specs are far smaller.
@@ -21,8 +22,24 @@ const PREFIX: &str = "cdi.k8s.io/";
 
 /// The names that a pod's annotations give, each once, in the annotations' order.
 pub fn names(pod: &ValidPod) -> Result<Vec<String>, ConfigError> {
+    of_annotations(pod.metadata.annotations.iter().flatten())
+}
+
+/// The same of a container with these devices.
+pub fn names_with(pod: &ValidPod, grant: &Grant) -> Result<Vec<String>, ConfigError> {
+    let mut names = names(pod)?;
+    let more = of_annotations(&grant.annotations)?.into_iter().chain(grant.cdi.iter().cloned());
+    for name in more {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn of_annotations<'a>(annotations: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<Vec<String>, ConfigError> {
     let mut names: Vec<String> = Vec::new();
-    for (key, value) in pod.metadata.annotations.iter().flatten().filter(|(key, _)| key.starts_with(PREFIX)) {
+    for (key, value) in annotations.into_iter().filter(|(key, _)| key.starts_with(PREFIX)) {
         for name in value.split(',').map(str::trim) {
             if !spec::is_qualified(name) {
                 return Err(ConfigError::new(format!("annotation {key}: {name:?} is no CDI device: vendor.com/class=device is")));
@@ -115,6 +132,28 @@ fn lookup(specs: &[(usize, Spec)], name: &str) -> Result<Option<(usize, Edits)>,
 }
 
 impl Injection {
+    /// And a device plugin's nodes and mounts. Its variables aren't an injection's: they come under the container's own.
+    pub fn with(mut self, grant: &Grant) -> Self {
+        let nodes = grant.nodes().into_iter().map(|device| DeviceNode {
+            path: device.container_path,
+            host_path: Some(device.host_path),
+            permissions: Some(device.permissions),
+            ..DeviceNode::default()
+        });
+        let mounts = grant.mounts.iter().map(|mount: &grant::Mount| spec::Mount {
+            host_path: mount.host_path.clone(),
+            container_path: mount.container_path.clone(),
+            options: ["rbind", "rprivate"].iter().chain(mount.read_only.then_some(&"ro")).map(|o| (*o).to_owned()).collect(),
+            kind: None,
+        });
+        // CDI's word comes last: it is the vendor's newer one.
+        let mut own = Edits::default();
+        own.device_nodes.extend(nodes);
+        own.mounts.extend(mounts);
+        self.edits.insert(0, own);
+        self
+    }
+
     /// What the container may open besides the usual.
     pub fn device_rules(&self) -> Result<Vec<DeviceRule>, ConfigError> {
         let nodes = self.edits.iter().flat_map(|e| &e.device_nodes);

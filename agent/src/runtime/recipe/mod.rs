@@ -57,6 +57,8 @@ pub struct ContainerInput<'a> {
     pub seccomp: &'a dyn Fn(&SeccompNeed<'_>) -> Result<Filter, ConfigError>,
     /// The container whose PID namespace it joins.
     pub beside: Option<String>,
+    /// Variables that come with its devices.
+    pub given: Option<&'a BTreeMap<String, String>>,
     /// The agent's own.
     pub note: serde_json::Value,
 }
@@ -149,7 +151,7 @@ fn first_process(input: &ContainerInput<'_>, own_env: &[(String, String)]) -> Re
     })
 }
 
-/// The defaults, the image's variables over them, the container's own over those.
+/// The defaults, the image's variables over them, its devices' over those, the container's own over all.
 fn environment(input: &ContainerInput<'_>, own_env: &[(String, String)], tty: bool) -> Vec<String> {
     let mut base = vec![process::DEFAULT_PATH.to_owned()];
     base.extend(tty.then(|| "TERM=xterm".to_owned()));
@@ -157,6 +159,7 @@ fn environment(input: &ContainerInput<'_>, own_env: &[(String, String)], tty: bo
         base.push(format!("HOSTNAME={}", sandbox::hostname(input.pod)));
     }
     base.extend(input.image.config().iter().flat_map(|c| c.env().iter().flatten().cloned()));
+    base.extend(input.given.into_iter().flatten().map(|(name, value)| format!("{name}={value}")));
     env::merge(&base, own_env)
 }
 

@@ -1,5 +1,4 @@
-//! Tells when somebody changed the folders that CNI's configurations and plugins are in, also such as aren't there yet. The kernel tells
-//! (inotify); nothing is polled.
+//! Tells when somebody changed folders, also such as aren't there yet. The kernel tells (inotify); nothing is polled.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -19,20 +18,20 @@ const TOGETHER: Duration = Duration::from_millis(20);
 
 /// Folders that are followed.
 #[derive(Debug)]
-pub struct Mended {
+pub struct Followed {
     queue: Arc<OwnedFd>,
     folders: Vec<PathBuf>,
     /// By watch descriptor: the one name that matters there, if not all do.
     watches: Vec<(i32, Option<OsString>)>,
 }
 
-impl Mended {
+impl Followed {
     /// Begins to follow these folders.
     pub fn new(folders: Vec<PathBuf>) -> io::Result<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let mut mended = Self { queue: Arc::new(queue), folders, watches: Vec::new() };
-        mended.watch();
-        Ok(mended)
+        let mut followed = Self { queue: Arc::new(queue), folders, watches: Vec::new() };
+        followed.watch();
+        Ok(followed)
     }
 
     /// Watches each folder, or the nearest above it that there is.
@@ -87,12 +86,12 @@ impl Mended {
 
 /// Looks at once, and whenever something changed; `look` says after what time it wants to look again in any case, and None when
 /// nobody wants to know any more.
-pub async fn follow<F: Future<Output = Option<Option<Duration>>>>(mut mended: Mended, look: impl Fn() -> F) {
+pub async fn follow<F: Future<Output = Option<Option<Duration>>>>(mut followed: Followed, look: impl Fn() -> F) {
     #[expect(
         deprecated,
         reason = "the new way is unsafe, for types that give another descriptor each time: an OwnedFd never does"
     )]
-    let Ok(ready) = AsyncFd::new(mended.queue.clone()) else { return };
+    let Ok(ready) = AsyncFd::new(followed.queue.clone()) else { return };
     loop {
         let Some(again) = look().await else { return };
         let again = async {
@@ -108,10 +107,10 @@ pub async fn follow<F: Future<Output = Option<Option<Duration>>>>(mut mended: Me
                 guard = ready.readable() => {
                     let Ok(mut guard) = guard else { return };
                     guard.clear_ready();
-                    if mended.drain() {
+                    if followed.drain() {
                         tokio::time::sleep(TOGETHER).await;
-                        mended.drain();
-                        mended.watch();
+                        followed.drain();
+                        followed.watch();
                         break;
                     }
                 }
@@ -132,8 +131,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("etc/cni/net.d");
         let (looked, mut looks) = mpsc::unbounded_channel();
-        let mended = Mended::new(vec![folder.clone()]).unwrap();
-        let task = tokio::spawn(follow(mended, move || {
+        let followed = Followed::new(vec![folder.clone()]).unwrap();
+        let task = tokio::spawn(follow(followed, move || {
             let open = looked.send(()).is_ok();
             async move { open.then_some(None) }
         }));
