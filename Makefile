@@ -17,7 +17,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-test: packages tools build images plugins ## All tests: of the parts, and end to end
+test: packages tools build images ## All tests: of the parts, and end to end
 	@e2e/count cargo test --workspace --no-fail-fast
 
 packages: ## Debian packages that the tests need: only those that aren't there
@@ -36,7 +36,7 @@ plugins: ## What speaks the kubelet's plugin APIs as others do: from the Go modu
 unit: ## Tests that need neither images nor the whole agent
 	cargo test --workspace --exclude e2e
 
-e2e: packages build images plugins ## The end-to-end tests alone
+e2e: packages build images ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
 
 v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
@@ -55,8 +55,8 @@ deb: ## One static binary, and a Debian package with it: target/package/nodeagen
 controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
 	@e2e/controlplane/build target/e2e/controlplane
 
-cluster: packages tools build controlplane ## The tests on a real control plane, which make test leaves out: it takes minutes to build
-	cargo test -p e2e --features cluster --test cluster
+cluster: packages tools build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
+	cargo test -p e2e --features cluster --test cluster --test devices
 
 conformance: packages build images controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
 	@e2e/conformance/build target/e2e/conformance
