@@ -182,47 +182,6 @@ fn a_deletion_is_told_until_it_is_heard_and_finalizers_are_left_to_others() {
     assert!(!server.asked().iter().any(|asked| asked.body["metadata"].get("finalizers").is_some() && asked.method == "PATCH"));
 }
 
-/// The cluster gives the range late, then another one: what runs keeps its address, and a start without pods takes what is right.
-#[test]
-fn pods_have_the_range_that_the_cluster_gives_when_none_is_in_the_way() {
-    let node = NodeBox::builder().argument("--network").argument("bridge").without_agent().start();
-    let server = ApiServer::beside(&node);
-    let gives = |ranges: &[&str]| {
-        let metadata = json!({"name": "node", "uid": "uid-of-node", "creationTimestamp": "2026-01-01T00:00:00Z"});
-        server.put(NODE, json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"podCIDRs": ranges}}));
-    };
-    let runs = |name: &str| {
-        server.put(&path(name), a_pod(name));
-        is_told(&server, name);
-        node.pod(name).ip()
-    };
-    gives(&[]);
-    join(&node, &server);
-    assert!(runs("early").starts_with("10.85."));
-    let id = node.pod("early").container("main").id();
-    for (range, before) in [("10.91.1.0/24", "10.85."), ("10.92.1.0/24", "10.91.1.")] {
-        node.kill_agent();
-        gives(&[range]);
-        join(&node, &server);
-        node.tells(&["PodCIDRMismatch", range, "drain the node and restart nodeagent"]);
-        let beside = runs("beside");
-        assert!(beside.starts_with(before), "{beside}: a bridge that pods are on keeps its range");
-        if before == "10.85." {
-            assert_eq!(node.pod("early").container("main").id(), id);
-        }
-        // Drained.
-        node.kill_agent();
-        let names = ["early", "beside", "after"];
-        names.iter().for_each(|name| server.lose(&path(name)));
-        join(&node, &server);
-        names.iter().for_each(|name| node.pod(name).is_gone());
-        node.kill_agent();
-        join(&node, &server);
-        let after = runs("after");
-        assert!(after.starts_with(range.trim_end_matches("0/24")), "{after}");
-    }
-}
-
 #[test]
 fn a_kubeconfig_that_cannot_be_used_is_told_with_its_path() {
     let node = node();

@@ -37,8 +37,7 @@ pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
     cluster.registered(&registered);
     cluster.stand(Standing::Member);
     tracing::info!(node = cluster.node_name, "registered with the API server");
-    let mut told = Told { status: None, at: Instant::now(), lease: None, ranges: Vec::new() };
-    told.compare_ranges(cluster, node, &registered);
+    let mut told = Told { status: None, at: Instant::now(), lease: None };
     let mut every = interval(RENEW_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -182,8 +181,6 @@ struct Told {
     status: Option<NodeStatus>,
     at: Instant,
     lease: Option<Lease>,
-    /// The last that the cluster was found to give this node.
-    ranges: Vec<String>,
 }
 
 impl Told {
@@ -197,33 +194,13 @@ impl Told {
         }
         let nodes: Api<Node> = Api::all(cluster.client());
         let patch = Patch::Strategic(patch(status));
-        let there = answer(nodes.patch_status(&cluster.node_name, &PatchParams::default(), &patch)).await?;
-        self.compare_ranges(cluster, agent, &there);
+        answer(nodes.patch_status(&cluster.node_name, &PatchParams::default(), &patch)).await?;
         for reason in turns(self.status.as_ref(), status) {
             agent.recorder.node(Level::Normal, reason, &format!("Node {} status is now: {reason}", cluster.node_name));
         }
         self.status = Some(status.clone());
         self.at = Instant::now();
         Ok(())
-    }
-
-    /// Tells, once, that the cluster's range for this node isn't the one that its pods have: it came late, or the node is a new one to the
-    /// cluster. Pods that run can't change their addresses.
-    fn compare_ranges(&mut self, cluster: &Cluster, agent: &Agent, there: &Node) {
-        let given = there.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
-        let Some(have) = cluster.pods_ranges.get() else { return };
-        if given.is_empty() || given == *have || given == self.ranges {
-            return;
-        }
-        let message = format!(
-            "the cluster gives the pods of this node {}, but they have addresses of {}, where the cluster doesn't look for them: \
-             drain the node and restart nodeagent, which takes the cluster's range when no pod runs",
-            given.join(", "),
-            have.join(", ")
-        );
-        tracing::warn!("{message}");
-        agent.recorder.node(Level::Warning, "PodCIDRMismatch", &message);
-        self.ranges = given;
     }
 
     async fn renew(&mut self, cluster: &Cluster) -> Result<(), Failure> {

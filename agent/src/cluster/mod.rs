@@ -13,7 +13,7 @@ mod signing;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
@@ -51,8 +51,6 @@ pub struct Cluster {
     /// How often the API server has listed the node's pods: it is there again.
     listings: watch::Sender<u64>,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
-    /// See [`Cluster::pods_have`].
-    pods_ranges: OnceLock<Vec<String>>,
 }
 
 /// How the node comes into the cluster.
@@ -108,7 +106,7 @@ impl Cluster {
         let authorities = config.root_cert.iter().flatten().cloned().collect();
         let standing = watch::Sender::new(Standing::Asking);
         let (node_uid, pods, mirrors) = (RwLock::default(), RwLock::default(), mirror::Mirrors::default());
-        let (listings, pods_ranges) = (watch::Sender::new(0), OnceLock::new());
+        let listings = watch::Sender::new(0);
         Ok(Self {
             client,
             transport,
@@ -122,7 +120,6 @@ impl Cluster {
             mirrors,
             listings,
             pods,
-            pods_ranges,
         })
     }
 
@@ -171,11 +168,6 @@ impl Cluster {
             Ok(()) => membership::pod_cidrs(self, labels, spec).await,
             Err(_) => Vec::new(),
         }
-    }
-
-    /// Which ranges the node's pods have, where it is the cluster that is to say. To be called once.
-    pub fn pods_have(&self, ranges: Vec<String>) {
-        let _ = self.pods_ranges.set(ranges);
     }
 
     async fn keep_serving(&self) {
