@@ -98,7 +98,7 @@ fn services_have_an_address_of_each_family(#[case] ranges: &str, #[case] familie
     for address in addresses {
         let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
         let url = format!("http://{host}/hostname");
-        eventually("the node reaches it", || node.curl(&url).result());
+        eventually("a pod reaches it", || client.container("main").exec(&["/demo", "get", &url]).result());
         assert_eq!(answers(&client, &url, 3), ["one".to_owned()].into(), "{url}");
         let trace = node.run(&["net", "trace", "client", &format!("{host}:80")]).ok();
         assert!(trace.contains("service default/web:80") && trace.contains("⇒ passes"), "{trace}");

@@ -62,7 +62,7 @@ async fn mend(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin)
         }
         let payload = rewritten(&mut decoder, &block).ok_or(io::ErrorKind::InvalidData)?;
         let flags = frame.flags & END_STREAM | END_HEADERS;
-        Frame { payload, flags, ..frame }.write(&mut to).await?;
+        Frame { flags, payload, ..frame }.write(&mut to).await?;
     }
 }
 

@@ -87,7 +87,7 @@ mod tests {
     proptest! {
         #[test]
         fn messages_come_out_as_they_went_in_however_they_are_cut(texts in prop::collection::vec(".{0,40}", 0..5), cut in 1_usize..9) {
-            let sent: Vec<u8> = texts.iter().flat_map(|text| pack(text)).collect();
+            let sent: Vec<u8> = texts.iter().flat_map(pack).collect();
             let (mut buffer, mut got) = (BytesMut::new(), Vec::new());
             for piece in sent.chunks(cut) {
                 buffer.extend_from_slice(piece);

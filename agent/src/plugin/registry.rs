@@ -110,7 +110,7 @@ impl Registry {
             match self.take(&socket, &taken).await {
                 Ok(()) => return,
                 Err(why) => {
-                    tracing::warn!(socket = %socket.display(), why, "a plugin could not be registered; it is tried again")
+                    tracing::warn!(socket = %socket.display(), why, "a plugin could not be registered; it is tried again");
                 }
             }
             tokio::time::sleep(wait).await;

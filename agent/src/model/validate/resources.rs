@@ -90,10 +90,8 @@ fn container_resource(report: &mut Report<'_>, at: &Path<'_>, name: &str) {
         if !OF_CONTAINERS.contains(&name) && !is_huge(name) {
             report.invalid(at, name, "must be a standard resource for containers");
         }
-    } else if !name.contains("kubernetes.io/") {
-        if !names::is_extended_resource(name) {
-            report.invalid(at, name, "doesn't follow extended resource name standard");
-        }
+    } else if !name.contains("kubernetes.io/") && !names::is_extended_resource(name) {
+        report.invalid(at, name, "doesn't follow extended resource name standard");
     }
 }
 
