@@ -171,7 +171,8 @@ impl Nodeagent {
             e2e::pod("reader").spec("volumes: [{name: v, configMap: {name: edited}}]").runs_with("main", "sleep", mounts);
         let reader = self.node.put(&manifest);
         reader.is_ready();
-        let seen = format!("/proc/{}/root/v/color", reader.container("main").host_pid());
+        // Its number is that of the box's own PID namespace.
+        let seen = format!("/proc/{}/root/proc/{}/root/v/color", self.node.agent_pid(), reader.container("main").host_pid());
         let one = |number: usize| {
             let color = format!("color-{number}");
             let text = map("edited", &color);
