@@ -198,15 +198,16 @@ impl Holder {
         if let Some(sandbox) = &mut self.sandbox {
             sandbox.recipe.may_trace |= birth::may_trace(recipe.process.capabilities.bounding);
         }
-        let shows_cgroups = recipe.mounts.iter().any(|mount| matches!(mount.source, Source::Cgroup));
-        let purpose = if shows_cgroups { Purpose::Show } else { Purpose::Join };
-        let cgroups = self.hierarchies.open(&recipe.cgroups, purpose)?;
-        let sandbox = self.sandbox()?;
+        self.sandbox()?;
         if self.containers.values().any(|c| c.state.id == recipe.id && !c.forgotten) {
             return Err(Fault { errno: libc::EEXIST, ..refused(Stage::Protocol, &recipe.id, "it was started already") });
         }
         let target = recipe.beside.as_deref().map(|id| self.running(id)).transpose()?;
+        let shows_cgroups = recipe.mounts.iter().any(|mount| matches!(mount.source, Source::Cgroup));
+        let purpose = if shows_cgroups { Purpose::Show } else { Purpose::Join };
+        let cgroups = self.hierarchies.open(&recipe.cgroups, purpose)?;
         let log = recipe.log.as_ref().map(|l| Log::open(l).or_fault(Stage::Log, l.path.display())).transpose()?;
+        let sandbox = self.sandbox()?;
         let stdio = Stdio::make(&recipe.process, sandbox)?;
         let target = sandbox.pid_target(recipe.pid, target.as_ref().map(AsFd::as_fd))?;
         let when = match (target, sandbox.birth(recipe.pid)) {
@@ -248,7 +249,6 @@ impl Holder {
 
     fn exec(&mut self, asker: Asker, id: &str, process: &Process, cgroups: &[PathBuf], fds: &[OwnedFd]) -> Result<(), Fault> {
         let in_user_ns = self.sandbox()?.recipe.user.is_some();
-        let cgroups = self.hierarchies.open(cgroups, Purpose::Join)?;
         let container = self.container(id)?;
         let pid_namespace = container.pid_namespace;
         let Some(live) = container.live.as_ref().filter(|l| !l.is_starting()) else {
@@ -257,6 +257,7 @@ impl Holder {
         // Of its own, so that the loan of the container ends here.
         let beside = Some(live.pid);
         let target = live.pidfd.try_clone().or_fault(Stage::Fork, "")?;
+        let cgroups = self.hierarchies.open(cgroups, Purpose::Join)?;
         let null = [stdio::stdin(), stdio::stdout(), stdio::stderr()];
         let stdio = match fds {
             [stdin, stdout, stderr] if !process.tty => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],

@@ -196,7 +196,6 @@ impl Cluster {
         self.standing.subscribe()
     }
 
-    /// The Node object's; empty before it is registered.
     /// The Node object as an owner.
     fn owner(&self) -> OwnerReference {
         OwnerReference {
@@ -208,6 +207,7 @@ impl Cluster {
         }
     }
 
+    /// The Node object's; empty before it is registered.
     fn node_uid(&self) -> String {
         self.node_uid.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
