@@ -36,7 +36,7 @@ plugins: ## What speaks the kubelet's plugin APIs as others do: from the Go modu
 unit: ## Tests that need neither images nor the whole agent
 	cargo test --workspace --exclude e2e
 
-e2e: packages build images ## The end-to-end tests alone
+e2e: packages tools build images ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
 
 v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
@@ -55,10 +55,10 @@ deb: ## One static binary, and a Debian package with it: target/package/nodeagen
 controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
 	@e2e/controlplane/build target/e2e/controlplane
 
-cluster: packages tools build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
+cluster: packages build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
 	cargo test -p e2e --features cluster --test cluster --test devices
 
-conformance: packages build images controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
+conformance: packages build controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
 	@e2e/conformance/build target/e2e/conformance
 	target/debug/conformance $(CONFORMANCE)
 

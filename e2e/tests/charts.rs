@@ -176,7 +176,7 @@ fn read_by_templates() -> Vec<String> {
     found
 }
 
-/// Without helm, which `make cluster` builds: what is read is declared, and what is declared is described.
+/// Without helm: what is read is declared, and what is declared is described.
 #[test]
 fn the_charts_values_are_declared_and_described() {
     let folder = workspace().join("charts/nodeagent");

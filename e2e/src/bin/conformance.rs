@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, thread};
 
@@ -24,7 +24,6 @@ const TESTS: &str = r"\[sig-node\].*\[NodeConformance\]";
 fn main() -> ExitCode {
     let wish = Wish::of(env::args().skip(1));
     let programs = workspace().join("target/e2e/conformance");
-    run(Command::new(workspace().join("e2e/conformance/build")).arg(&programs)).ok();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let node = node(folder.path());
     let _registry = registry(&node, &programs);

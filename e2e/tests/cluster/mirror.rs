@@ -2,7 +2,7 @@
 
 use e2e::{ControlPlane, eventually};
 
-use super::{node, runs};
+use super::{node, runs, uid};
 
 #[test]
 fn a_files_pod_is_shown_by_the_api_server_which_can_neither_end_nor_edit_it() {
@@ -24,10 +24,7 @@ data: {GREETING: of the file}
 ";
     node.apply("local.yaml", manifest);
     plane.joins(&node);
-    let uid = plane.until("pod", "local-node", "runs", |pod| {
-        runs(pod)?;
-        pod["metadata"]["uid"].as_str().map(ToOwned::to_owned)
-    });
+    let uid = uid(&plane, "local-node");
     let shown = plane.get("pod", "local-node").expect("it is there");
     assert_eq!(shown["status"]["podIP"], node.pod("local").ip().as_str());
     assert_eq!(shown["metadata"]["labels"]["app"], "local");
