@@ -12,7 +12,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::frame::{self, Body};
 use super::{Code, LONGEST_MESSAGE, Status};
@@ -35,16 +35,7 @@ pub struct Origin {
 pub struct Channel {
     sender: h2::client::SendRequest<Bytes>,
     origin: Arc<Origin>,
-    _driver: Option<Arc<Driver>>,
-}
-
-#[derive(Debug)]
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _driver: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl Channel {
@@ -53,8 +44,8 @@ impl Channel {
         let stream = UnixStream::connect(socket).await?;
         let origin = Origin { scheme: "http", authority: "localhost".into(), agent: "nodeagent", longest: LONGEST_MESSAGE };
         let (channel, connection) = Self::over(stream, origin).await.map_err(|status| io::Error::other(status.message))?;
-        let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Self { _driver: Some(Arc::new(Driver(driver))), ..channel })
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
+        Ok(Self { _driver: Some(Arc::new(driver)), ..channel })
     }
 
     /// Over any stream. Calls go on while the second is polled.

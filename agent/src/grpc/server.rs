@@ -7,11 +7,12 @@ use futures::future::BoxFuture;
 use h2::server::SendResponse;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Request, Response};
-use prost::Message;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::frame::{self, Body};
+pub use super::frame::{pack as answer, read};
+
+use super::frame::Body;
 use super::{Code, LONGEST_MESSAGE, Status, authority, encoded};
 
 /// Connections at a time: whoever has more than plugins need is none.
@@ -21,16 +22,6 @@ const CONNECTIONS: usize = 64;
 pub trait Service: Send + Sync + 'static {
     /// Answers `package.Service/Method`, by [`read`] and [`answer`]; none: there is no such method.
     fn call<'a>(&'a self, method: &'a str, question: Bytes) -> Option<BoxFuture<'a, Result<Bytes, Status>>>;
-}
-
-/// A question's fields.
-pub fn read<M: Message + Default>(question: Bytes) -> Result<M, Status> {
-    frame::read(question)
-}
-
-/// An answer, ready to be sent.
-pub fn answer(message: &impl Message) -> Bytes {
-    frame::pack(message)
 }
 
 /// Serves until the task is ended.

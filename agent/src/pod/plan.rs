@@ -12,6 +12,7 @@ use super::observed::{Attempt, Container, Finish, Image, Observed, Phase, Resize
 use super::resize::{self, Amounts};
 use super::restart::{self, Fate, fate, has_ended};
 use crate::model::ValidPod;
+use crate::runtime::resources::is_sidecar;
 
 /// One step, idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,11 +91,6 @@ impl Plan {
 /// A container gets at least this long after its preStop hook, or the containers before it, used up the grace period, as the kubelet
 /// has it.
 pub const MINIMUM_GRACE: Duration = Duration::from_secs(2);
-
-/// An init container that goes on beside the others (KEP-753).
-pub fn is_sidecar(container: &k8s::Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
-}
 
 /// See the module's page.
 pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timestamp) -> Plan {

@@ -4,8 +4,8 @@
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::observed::{Attempt, Container, Finish, Observed, Sandbox};
-use super::plan::is_sidecar;
 use crate::model::ValidPod;
+use crate::runtime::resources::is_sidecar;
 
 /// What follows a container's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

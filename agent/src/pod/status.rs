@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::observed::{Attempt, Container, Image, Observed, Sandbox};
-use super::plan::{init_failed, is_complete, is_sidecar, scheduling_gates};
+use super::plan::{init_failed, is_complete, scheduling_gates};
 use super::restart::{self, has_ended};
 use super::{resize, whole};
 use crate::model::ValidPod;
+use crate::runtime::resources::is_sidecar;
 
 /// What a status needs besides what is observed.
 #[derive(Debug, Clone)]

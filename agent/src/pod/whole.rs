@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::{self as k8s, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use super::observed::Observed;
-use super::plan::is_sidecar;
 use crate::model::ValidPod;
 use crate::model::quantity::Quantity;
+use crate::runtime::resources::together;
 
 type Amounts = BTreeMap<String, Quantity>;
 
@@ -17,7 +17,7 @@ type Amounts = BTreeMap<String, Quantity>;
 pub fn resources(pod: &ValidPod, observed: &Observed) -> Option<ResourceRequirements> {
     let sum = |which: fn(&ResourceRequirements) -> Option<&BTreeMap<String, Text>>| {
         let of = |container: &k8s::Container| amounts(observed.resources(container).and_then(which));
-        let mut total = together(pod.spec(), of);
+        let mut total = together(pod.spec(), of, Quantity::plus);
         total.extend(amounts(observed.pod_resources(pod.spec()).and_then(which)));
         let total: BTreeMap<String, Text> = total.into_iter().map(|(name, amount)| (name, Text(amount.to_string()))).collect();
         (!total.is_empty()).then_some(total)
@@ -28,30 +28,6 @@ pub fn resources(pod: &ValidPod, observed: &Observed) -> Option<ResourceRequirem
 
 fn amounts(texts: Option<&BTreeMap<String, Text>>) -> Amounts {
     texts.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), text.0.parse().ok()?))).collect()
-}
-
-/// Containers and sidecars together, or the most demanding init container beside the sidecars before it.
-fn together(spec: &k8s::PodSpec, of: impl Fn(&k8s::Container) -> Amounts) -> Amounts {
-    let (mut running, mut peak) = (Amounts::new(), Amounts::new());
-    for init in spec.init_containers.iter().flatten() {
-        let own = of(init);
-        if is_sidecar(init) {
-            running = merge(running, &own, Quantity::plus);
-            peak = merge(peak, &running, Ord::max);
-        } else {
-            peak = merge(peak, &merge(running.clone(), &own, Quantity::plus), Ord::max);
-        }
-    }
-    let total = spec.containers.iter().fold(running, |sum, container| merge(sum, &of(container), Quantity::plus));
-    merge(total, &peak, Ord::max)
-}
-
-fn merge(mut into: Amounts, from: &Amounts, how: fn(Quantity, Quantity) -> Quantity) -> Amounts {
-    for (name, amount) in from {
-        let merged = into.get(name).map_or(*amount, |there| how(*there, *amount));
-        into.insert(name.clone(), merged);
-    }
-    into
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fs;
 use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::resources::units;
+use super::resources::{together, units};
 
 /// Amounts by the size of a page.
 pub type Amounts = BTreeMap<u64, u64>;
@@ -22,29 +22,7 @@ pub fn of_pod(spec: &PodSpec) -> Amounts {
     if let Some(own) = spec.resources.as_ref().map(|r| of_container(Some(r))).filter(|own| !own.is_empty()) {
         return own;
     }
-    let (mut together, mut peak) = (Amounts::new(), Amounts::new());
-    for init in spec.init_containers.iter().flatten() {
-        let own = of_container(init.resources.as_ref());
-        if init.restart_policy.as_deref() == Some("Always") {
-            merge(&mut together, &own, u64::saturating_add);
-        } else {
-            let mut moment = together.clone();
-            merge(&mut moment, &own, u64::saturating_add);
-            merge(&mut peak, &moment, u64::max);
-        }
-    }
-    for container in &spec.containers {
-        merge(&mut together, &of_container(container.resources.as_ref()), u64::saturating_add);
-    }
-    merge(&mut peak, &together, u64::max);
-    peak
-}
-
-fn merge(into: &mut Amounts, other: &Amounts, by: fn(u64, u64) -> u64) {
-    for (size, amount) in other {
-        let sum = into.entry(*size).or_default();
-        *sum = by(*sum, *amount);
-    }
+    together(spec, |container| of_container(container.resources.as_ref()), u64::saturating_add)
 }
 
 fn size(resource: &str) -> Option<u64> {

@@ -191,14 +191,14 @@ impl Totals {
         }
     }
 
-    /// Of a pod: what its containers and sidecars need together, or its most demanding init container beside the sidecars
-    /// started before it, whichever is more; or what the pod itself says.
-    pub fn of_pod(spec: &PodSpec) -> Self {
+    /// Of a pod's containers: what they and its sidecars need together, or its most demanding init container beside the sidecars
+    /// started before it, whichever is more.
+    fn of_containers(spec: &PodSpec) -> Self {
         let mut running = Self { cpu_limit: Some(0), memory_limit: Some(0), disk_limit: Some(0), ..Self::default() };
         let mut peak = running;
         for init in spec.init_containers.iter().flatten() {
             let own = Self::of(init.resources.as_ref());
-            if init.restart_policy.as_deref() == Some("Always") {
+            if is_sidecar(init) {
                 running = running.plus(own);
                 peak = peak.max(running);
             } else {
@@ -206,7 +206,12 @@ impl Totals {
             }
         }
         let together = spec.containers.iter().fold(running, |sum, c| sum.plus(Self::of(c.resources.as_ref())));
-        let mut total = peak.max(together);
+        peak.max(together)
+    }
+
+    /// Of a pod: what its containers need, or what the pod itself says.
+    pub fn of_pod(spec: &PodSpec) -> Self {
+        let mut total = Self::of_containers(spec);
         if let Some(pod) = &spec.resources {
             let own = Self::of(Some(pod));
             let says = |name: &str| [&pod.requests, &pod.limits].into_iter().flatten().any(|l| l.contains_key(name));
@@ -253,19 +258,49 @@ impl Totals {
     }
 }
 
+/// An init container that goes on beside the others (KEP-753).
+pub fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// What a pod's containers need at most at one time, by whatever name: all that run together, or an init container beside the sidecars
+/// before it.
+pub fn together<K: Ord + Clone, N: Copy + Ord>(
+    spec: &PodSpec,
+    of: impl Fn(&Container) -> BTreeMap<K, N>,
+    plus: fn(N, N) -> N,
+) -> BTreeMap<K, N> {
+    let (mut running, mut peak) = (BTreeMap::new(), BTreeMap::new());
+    for init in spec.init_containers.iter().flatten() {
+        let moment = merge(running.clone(), &of(init), plus);
+        peak = merge(peak, &moment, N::max);
+        if is_sidecar(init) {
+            running = moment;
+        }
+    }
+    let total = spec.containers.iter().fold(running, |sum, container| merge(sum, &of(container), plus));
+    merge(total, &peak, N::max)
+}
+
+fn merge<K: Ord + Clone, N: Copy>(mut into: BTreeMap<K, N>, from: &BTreeMap<K, N>, how: fn(N, N) -> N) -> BTreeMap<K, N> {
+    for (name, amount) in from {
+        let merged = into.get(name).map_or(*amount, |there| how(*there, *amount));
+        into.insert(name.clone(), merged);
+    }
+    into
+}
+
 /// Bytes by which a container is ranked: its request, with its part of what the pod as a whole asks for beyond its containers. A sidecar
 /// stays as long as the least of the regular containers. The kubelet's rules.
 pub fn oom_request(spec: &PodSpec, container: &Container) -> u64 {
     let own = |container: &Container| Totals::of(container.resources.as_ref()).memory_request;
     let part = spec.resources.as_ref().map_or(0, |pod| {
-        let together = Totals::of_pod(&PodSpec { resources: None, overhead: None, ..spec.clone() });
-        let beyond = Totals::of(Some(pod)).memory_request.saturating_sub(together.memory_request);
+        let together = Totals::of_containers(spec).memory_request;
+        let beyond = Totals::of(Some(pod)).memory_request.saturating_sub(together);
         beyond.checked_div(all(spec).count() as u64).unwrap_or_default()
     });
     let mut request = own(container);
-    let is_sidecar = container.restart_policy.as_deref() == Some("Always")
-        && spec.init_containers.iter().flatten().any(|init| init.name == container.name);
-    if is_sidecar {
+    if is_sidecar(container) && spec.init_containers.iter().flatten().any(|init| init.name == container.name) {
         request = request.max(spec.containers.iter().map(own).min().unwrap_or_default());
     }
     request + part

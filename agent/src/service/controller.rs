@@ -129,7 +129,9 @@ impl Controller {
         let namespaces = self.store.workloads::<Namespace>().objects;
         let others = !same(&policies, &state.policies) || !same(&namespaces, &state.namespaces);
         (state.policies, state.namespaces) = (policies, namespaces);
-        state.resolved.update(&state.policies, &state.namespaces, &state.pods, &pods);
+        if others || !pods.is_empty() {
+            state.resolved.update(&state.policies, &state.namespaces, &state.pods, &pods);
+        }
         // Pods wait from now on: who asks after this is heard before the next rules.
         inbox.guarded.store(!state.policies.is_empty(), Ordering::Release);
         state.in_force &= !changed && !others && state.waiting.is_empty();

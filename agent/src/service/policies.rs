@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use netplug::{Allow, Cidr, Peers, Policy, Ports};
 
@@ -60,15 +61,22 @@ impl Resolved {
 /// Those that changed in what policies look at: whether a pod is ready isn't.
 fn relevant(changed: &Pods) -> Vec<&Arc<Facts>> {
     let mut by_uid: HashMap<&str, Vec<&Arc<Facts>>> = HashMap::new();
-    for pod in changed.values().flatten() {
+    for pod in changed.values().flatten().filter(|pod| is_visible(pod)) {
         by_uid.entry(&pod.uid).or_default().push(pod);
     }
-    let seen = |pod: &Facts| {
-        let Facts { namespace, labels, ips, host_network, ports, .. } = pod.clone();
-        (namespace, labels, ips, host_network, ports, pod.reachable())
-    };
+    let alike = |a: &Facts, b: &Facts| a.namespace == b.namespace && a.labels == b.labels && a.ips == b.ips && a.ports == b.ports;
     let states = by_uid.into_values();
-    states.filter(|states| !matches!(&states[..], [a, b] if seen(a) == seen(b))).flatten().collect()
+    states.filter(|states| !matches!(&states[..], [a, b] if alike(a, b))).flatten().collect()
+}
+
+/// Has a network of its own: what has the node's isn't told apart from the node.
+fn is_visible(pod: &Facts) -> bool {
+    pod.reachable() && !pod.host_network
+}
+
+/// Whether a selector takes a pod; one that isn't there takes all.
+fn fits(selector: Option<&LabelSelector>, pod: &Facts) -> bool {
+    selector.is_none_or(|selector| selects(selector, &pod.labels))
 }
 
 /// Each namespace's labels: its object's, if there is one, and its name.
@@ -93,8 +101,7 @@ impl Context<'_> {
         let spec = policy.spec.as_ref()?;
         let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
         let name = policy.metadata.name.as_deref().unwrap_or_default();
-        let selector = spec.pod_selector.clone().unwrap_or_default();
-        let selected: Vec<&Arc<Facts>> = self.of(namespace).filter(|pod| selects(&selector, &pod.labels)).collect();
+        let selected: Vec<&Arc<Facts>> = self.of(namespace).filter(|pod| fits(spec.pod_selector.as_ref(), pod)).collect();
         let speaks_of = |kind: &str| spec.policy_types.iter().flatten().any(|own| own == kind);
         let ingress = speaks_of("Ingress").then(|| {
             let rules = spec.ingress.iter().flatten();
@@ -112,8 +119,7 @@ impl Context<'_> {
     fn concerns(&self, policy: &NetworkPolicy, pod: &Facts) -> bool {
         let Some(spec) = policy.spec.as_ref() else { return false };
         let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
-        let selector = spec.pod_selector.as_ref();
-        let selected = || pod.namespace == namespace && selector.is_none_or(|selector| selects(selector, &pod.labels));
+        let selected = || pod.namespace == namespace && fits(spec.pod_selector.as_ref(), pod);
         let from = || spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
         let to = || spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());
         let by_name = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
@@ -130,13 +136,12 @@ impl Context<'_> {
             None => pod.namespace == own,
             Some(selector) => self.namespaces.get(&pod.namespace).is_some_and(|labels| selects(selector, labels)),
         };
-        let fits = || peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels));
-        peer.ip_block.is_none() && namespace && fits()
+        peer.ip_block.is_none() && namespace && fits(peer.pod_selector.as_ref(), pod)
     }
 
-    /// Pods of a namespace that have a network of their own: what has the node's isn't told apart from the node.
+    /// Pods of a namespace.
     fn of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Facts>> {
-        self.pods.get(namespace).into_iter().flatten().filter(|pod| pod.reachable() && !pod.host_network)
+        self.pods.get(namespace).into_iter().flatten().filter(|pod| is_visible(pod))
     }
 
     /// `called`: the pods whose named ports are meant; None: the peers.
@@ -172,8 +177,8 @@ impl Context<'_> {
                 fitting.map(|(name, _)| name.as_str()).collect()
             }
         };
-        let fits = |pod: &&Arc<Facts>| peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels));
-        namespaces.into_iter().flat_map(|namespace| self.of(namespace)).filter(fits).collect()
+        let pods = namespaces.into_iter().flat_map(|namespace| self.of(namespace));
+        pods.filter(|pod| fits(peer.pod_selector.as_ref(), pod)).collect()
     }
 }
 

@@ -126,7 +126,6 @@ impl Record {
     /// What was told last is what was read: there is nothing to keep.
     pub(super) fn stands(&mut self) {
         self.changed = false;
-        self.pending.clear();
     }
 
     /// Brings the file up to date.

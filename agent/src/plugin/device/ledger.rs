@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 
 use crate::model::PodUid;
 use crate::model::validate::names;
-use crate::runtime::resources::units;
+use crate::runtime::resources::{is_sidecar, together, units};
 
 /// How many devices of each resource.
 pub type Counts = BTreeMap<String, u64>;
@@ -18,7 +18,7 @@ pub type Held = BTreeMap<String, Ids>;
 /// The extended resources that a container may have; what it asks for is the same.
 pub fn of_container(container: &Container) -> Counts {
     let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let extended = limits.into_iter().flatten().filter(|(name, _)| name.contains('/') && names::is_extended_resource(name));
+    let extended = limits.into_iter().flatten().filter(|(name, _)| names::is_extended_resource(name));
     extended.map(|(name, amount)| (name.clone(), units(amount))).filter(|(_, amount)| *amount > 0).collect()
 }
 
@@ -38,27 +38,14 @@ pub enum Stay {
 
 /// In the order in which they begin.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (&Container, Stay)> {
-    let stay = |init: &Container| if init.restart_policy.as_deref() == Some("Always") { Stay::Lasting } else { Stay::Passing };
+    let stay = |init: &Container| if is_sidecar(init) { Stay::Lasting } else { Stay::Passing };
     let init = spec.init_containers.iter().flatten().map(move |init| (init, stay(init)));
     init.chain(spec.containers.iter().map(|container| (container, Stay::Lasting)))
 }
 
 /// What a pod takes in all: what a container that ends leaves, the next ones have.
 pub fn of_pod(spec: &PodSpec) -> Counts {
-    let (mut taken, mut spare) = (Counts::new(), Counts::new());
-    for (container, stay) in containers(spec) {
-        for (resource, needed) in of_container(container) {
-            let left = spare.entry(resource.clone()).or_default();
-            let more = needed.saturating_sub(*left);
-            let sum = taken.entry(resource).or_default();
-            *sum = sum.saturating_add(more);
-            *left = match stay {
-                Stay::Passing => left.saturating_add(more),
-                Stay::Lasting => left.saturating_sub(needed),
-            };
-        }
-    }
-    taken
+    together(spec, of_container, u64::saturating_add)
 }
 
 /// What becomes of a resource that no plugin has told of.
@@ -167,9 +154,7 @@ impl Ledger {
             let awaited: usize = self.pods.values().map(|entry| entry.awaits(resource)).sum();
             let available = self.available(resource).len().saturating_sub(awaited);
             if *asked > available as u64 {
-                let message =
-                    format!("requested number of devices unavailable for {resource}. Requested: {asked}, Available: {available}");
-                return Err(Refusal::Unavailable(message));
+                return Err(Refusal::Unavailable(unavailable(resource, *asked, available)));
             }
         }
         self.pods.insert(uid.clone(), Entry { need: need.clone(), held: Held::new() });
@@ -194,16 +179,13 @@ impl Ledger {
         (uid, container): (&PodUid, &str),
         (resource, needed): (&str, u64),
         (over, preferred): (&BTreeSet<String>, &[String]),
-    ) -> Result<BTreeSet<String>, Refusal> {
+    ) -> Result<BTreeSet<String>, String> {
         let needed_count = usize::try_from(needed).unwrap_or(usize::MAX);
         let mut ids: BTreeSet<String> = over.iter().take(needed_count).cloned().collect();
         let available = self.available(resource);
         let mut missing = needed_count.saturating_sub(ids.len());
         if missing > available.len() {
-            let available = available.len();
-            let message =
-                format!("requested number of devices unavailable for {resource}. Requested: {missing}, Available: {available}");
-            return Err(Refusal::Unavailable(message));
+            return Err(unavailable(resource, missing as u64, available.len()));
         }
         for id in preferred.iter().filter(|id| available.contains(*id)).chain(&available) {
             if missing == 0 {
@@ -211,7 +193,7 @@ impl Ledger {
             }
             missing -= usize::from(ids.insert(id.clone()));
         }
-        let entry = self.pods.entry(uid.clone()).or_default();
+        let entry = self.pods.get_mut(uid).ok_or("the pod was let go")?;
         entry.held.entry(container.to_owned()).or_default().insert(resource.to_owned(), ids.clone());
         Ok(ids)
     }
@@ -225,11 +207,10 @@ impl Ledger {
     pub fn release(&mut self, uid: &PodUid) -> bool {
         self.pods.remove(uid).is_some()
     }
+}
 
-    /// The pods that have some.
-    pub fn pods(&self) -> Vec<PodUid> {
-        self.pods.keys().cloned().collect()
-    }
+fn unavailable(resource: &str, asked: u64, available: usize) -> String {
+    format!("requested number of devices unavailable for {resource}. Requested: {asked}, Available: {available}")
 }
 
 #[cfg(test)]

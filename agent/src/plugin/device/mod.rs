@@ -176,12 +176,8 @@ impl Devices {
             let asked = endpoint.prefers(available, over.iter().cloned().collect(), needed).await;
             preferred = asked.map_err(|error| format!("device plugin GetPreferredAllocation rpc failed with err: {error}"))?;
         }
-        let held = self.lock().ledger.hold(whose, (resource, needed), (over, &preferred));
-        match held {
-            Ok(ids) => Ok((ids, endpoint)),
-            Err(Refusal::Unavailable(message)) => Err(message),
-            Err(Refusal::Unknown(..)) => Err(unregistered(resource)),
-        }
+        let ids = self.lock().ledger.hold(whose, (resource, needed), (over, &preferred))?;
+        Ok((ids, endpoint))
     }
 
     fn endpoint(&self, resource: &str) -> Result<Endpoint, String> {
@@ -231,13 +227,10 @@ impl Devices {
 
     /// A plugin says good-bye.
     pub fn deregister(&self, resource: &str) {
-        let mut inner = self.lock();
-        if let Some(plugin) = inner.plugins.get_mut(resource) {
-            plugin.endpoint = None;
+        let number = self.lock().plugins.get(resource).map(|plugin| plugin.number);
+        if let Some(number) = number {
+            self.lose(resource, number);
         }
-        inner.ledger.doubt(resource);
-        drop(inner);
-        self.tell();
     }
 
     async fn follow(&self, resource: &str, number: u64, endpoint: Endpoint) {

@@ -210,7 +210,7 @@ impl Plugins {
         let settings = self.shared.client.settings();
         let folders = std::iter::once(&settings.conf_dir).chain(&settings.bin_dirs).cloned().collect();
         let followed = match Followed::new(folders) {
-            Ok(mended) => mended,
+            Ok(followed) => followed,
             Err(error) => {
                 tracing::warn!(%error, "changes of CNI's folders can't be followed: pods that wait for one try again after a while");
                 return;
