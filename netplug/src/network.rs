@@ -13,8 +13,8 @@ use std::{
 };
 
 use rustix::{
+    event::{EventfdFlags, eventfd},
     io::{read, write},
-    pipe::{PipeFlags, pipe_with},
 };
 use tokio::sync::{
     mpsc::{UnboundedReceiver, unbounded_channel},
@@ -44,13 +44,31 @@ pub struct Network {
     desk: Arc<Desk>,
 }
 
-/// Where jobs are handed in. The thread sleeps on the kernel's news as well, so a bell tells it of jobs; the bell's end tells it
-/// that there won't be any more. Fields are dropped in this order: when the thread hears it, the queue is closed.
+/// Where jobs are handed in. The thread sleeps on the kernel's news as well, so a bell tells it of jobs, and rings for the
+/// last time when there won't be any more. Fields are dropped in this order: when the thread hears it, the queue is closed.
 #[derive(Debug)]
 struct Desk {
     jobs: mpsc::Sender<Job>,
-    bell: OwnedFd,
+    bell: Bell,
     trouble: watch::Receiver<Option<String>>,
+}
+
+/// An eventfd: a pipe would tell the scheduler that the one who writes is about to sleep, and the thread would wait for that processor
+/// while another is free.
+#[derive(Debug)]
+struct Bell(OwnedFd);
+
+impl Bell {
+    fn ring(&self) {
+        // It can't be full, and an interruption doesn't reach what never waits.
+        let _ = write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.ring();
+    }
 }
 
 /// What a pod asks for.
@@ -119,8 +137,8 @@ impl Network {
         let (ready, opened) = oneshot::channel();
         let (tell, trouble) = watch::channel(None);
         // Spawned here, not in a pool: a thread begins in the network namespace of the one that spawned it.
-        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
-        let (heard, bell) = pipe_with(flags).doing(|| "make the pipe to the network's thread".into())?;
+        let heard = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).doing(|| "make the bell of the network's thread".into())?;
+        let bell = Bell(heard.try_clone().doing(|| "duplicate the bell of the network's thread".into())?);
         let work = move || match begin(&settings, patience) {
             Err(error) => drop(ready.send(Err(error))),
             Ok(begun) => {
@@ -275,8 +293,7 @@ impl Network {
         let (done, outcome) = oneshot::channel();
         let job: Job = Box::new(move |engine| drop(done.send(job(engine))));
         self.desk.jobs.send(job).map_err(|_| Error::Closed)?;
-        // A full pipe means that the bell rings already.
-        let _ = write(&self.desk.bell, &[0]);
+        self.desk.bell.ring();
         outcome.await.map_err(|_| Error::Closed)
     }
 }
@@ -329,7 +346,7 @@ fn wait(
 /// Hands on all jobs that there are. None: there won't be any more.
 fn hear(queue: &mpsc::Receiver<Job>, heard: &OwnedFd, mut each: impl FnMut(Job)) -> Option<()> {
     // Silenced before the queue is read: a job that comes in between rings again.
-    while read(heard, &mut [0; 64]).is_ok_and(|length| length == 64) {}
+    let _ = read(heard, &mut [0; 8]);
     loop {
         match queue.try_recv() {
             Ok(job) => each(job),

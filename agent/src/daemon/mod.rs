@@ -291,10 +291,11 @@ async fn open_images(settings: &Settings) -> Result<Images, image::Error> {
     wanted.registries_conf = vec![conf.clone(), conf.with_extension("conf.d")];
     wanted.auth_files.insert(0, settings.images.auth_file.clone());
     let images = Images::open(wanted)?;
-    // With the directories that are mounted on: each container would have to make them for itself.
-    let directories = ["dev", "etc", "proc", "sys"].map(|name| Embedded::Directory(name.into(), 0o755));
+    // With what is mounted on, as builders of images leave it: each container would have to make it for itself.
+    let directories = ["dev", "proc", "sys"].map(|name| Embedded::Directory(name.into(), 0o755));
+    let covered = ["etc/hostname", "etc/hosts", "etc/resolv.conf"].map(|name| Embedded::File(name.into(), 0o644, b""));
     let files = [Embedded::File("demo".into(), 0o755, DEMO), Embedded::Directory("tmp".into(), 0o1777)];
-    let entries: Vec<Embedded<'_>> = directories.into_iter().chain(files).collect();
+    let entries: Vec<Embedded<'_>> = directories.into_iter().chain(covered).chain(files).collect();
     let mut config = oci_spec::image::Config::default();
     config.set_entrypoint(Some(vec!["/demo".into()]));
     config.set_cmd(Some(vec!["serve".into()]));

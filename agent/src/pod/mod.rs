@@ -101,19 +101,34 @@ impl Node {
         if let Some(problem) = self.network.problem().filter(|_| pod.spec().host_network != Some(true)) {
             return Err(format!("network is not ready: {problem}"));
         }
+        let mut beginning = match self.runtime.begin_sandbox(pod, serde_json::Value::Null) {
+            Ok(beginning) => beginning,
+            Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
+        };
         let begun = Instant::now();
-        let (sandbox, wires) = match self.runtime.create_sandbox(pod, serde_json::Value::Null).await {
+        let wires = beginning.wires();
+        let containers = || {
+            let begun = Instant::now();
+            self.runtime.prepare_containers(pod, first.iter().map(|(container, attempt)| (container, *attempt)));
+            trace.step("containers ahead", None, begun);
+        };
+        let early = async {
+            let wired = self.network.attach_early(pod, wires, trace).await?;
+            Some(match wired {
+                Ok(wired) => self.addressed(pod, wired, trace).await,
+                Err(error) => Err(error),
+            })
+        };
+        // The network's order is given first; it is carried out elsewhere.
+        let (ips, made) = tokio::join!(early, self.runtime.make_sandbox(pod, beginning, containers));
+        let (sandbox, wires) = match made {
             Ok(made) => made,
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
         trace.protocol_steps(None, begun, &sandbox.steps);
-        let ahead = async {
-            let begun = Instant::now();
-            self.runtime.prepare_containers(&sandbox, first.iter().map(|(container, attempt)| (container, *attempt)));
-            trace.step("containers ahead", None, begun);
-        };
-        // The network's order is given first; it is carried out elsewhere.
-        match tokio::join!(self.wire(pod, (&sandbox, wires), start_time, trace), ahead).0 {
+        // A holder that was gone, and with it the namespace that was wired, has been replaced.
+        let ips = ips.filter(|_| wires.is_none());
+        match self.wire(pod, (&sandbox, wires), ips, start_time, trace).await {
             Ok(ips) => Ok((sandbox, ips)),
             Err(error) => Err(self.take_back(pod, Some(sandbox), error).await),
         }
@@ -138,34 +153,55 @@ impl Node {
         error
     }
 
+    /// Gives the pod all of its network, but for what it has already (`ips`), and leaves the agent's note in the holder: from then on, an
+    /// agent that comes after goes on with the sandbox.
     async fn wire(
         &self,
         pod: &ValidPod,
         (sandbox, wires): (&Sandbox, Option<Wires>),
+        ips: Option<Result<Vec<IpAddr>, String>>,
         start_time: Timestamp,
         trace: &trace::Trace,
     ) -> Result<Vec<IpAddr>, String> {
         let ips = if pod.spec().host_network == Some(true) {
+            self.write_files(pod, &self.host_ips, trace)?;
             self.host_ips.clone()
         } else {
-            let wired = self.network.attach(pod, (sandbox, wires), self.runtime.settings(), trace).await?;
-            for unheard in wired.unheard {
-                self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);
-            }
-            for obstacle in self.network.obstacles() {
-                self.recorder.pod(pod, None, recorder::Level::Warning, "NetworkObstacle", &obstacle);
-            }
-            self.services.wired(pod, &wired.ips).await;
-            wired.ips
+            let ips = match ips {
+                Some(ips) => ips?,
+                None => {
+                    let wired = self.network.attach(pod, (sandbox, wires), self.runtime.settings(), trace).await?;
+                    self.addressed(pod, wired, trace).await?
+                }
+            };
+            self.network.attach_more(pod, sandbox, trace).await?;
+            ips
         };
-        let begun = Instant::now();
-        for omitted in self.runtime.write_files(pod, &ips).map_err(|e| e.to_string())? {
-            self.recorder.pod(pod, None, recorder::Level::Warning, "DNSConfigForming", &omitted);
-        }
         let note = SandboxNote { ips: ips.clone(), start_time: Some(start_time), conditions: Vec::new() };
         sandbox.holder.note(serde_json::to_value(&note).unwrap_or_default()).await.map_err(|e| e.to_string())?;
-        trace.step("files, note", None, begun);
         Ok(ips)
+    }
+
+    /// What follows from a pod's having its addresses. Its folders are there.
+    async fn addressed(&self, pod: &ValidPod, wired: network::Wired, trace: &trace::Trace) -> Result<Vec<IpAddr>, String> {
+        for unheard in wired.unheard {
+            self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);
+        }
+        for obstacle in self.network.obstacles() {
+            self.recorder.pod(pod, None, recorder::Level::Warning, "NetworkObstacle", &obstacle);
+        }
+        self.services.wired(pod, &wired.ips).await;
+        self.write_files(pod, &wired.ips, trace)?;
+        Ok(wired.ips)
+    }
+
+    fn write_files(&self, pod: &ValidPod, ips: &[IpAddr], trace: &trace::Trace) -> Result<(), String> {
+        let begun = Instant::now();
+        for omitted in self.runtime.write_files(pod, ips).map_err(|e| e.to_string())? {
+            self.recorder.pod(pod, None, recorder::Level::Warning, "DNSConfigForming", &omitted);
+        }
+        trace.step("files", None, begun);
+        Ok(())
     }
 
     /// Takes a pod's sandbox down; with `all`, its volumes, logs and memory too. Goes on past errors and tells them all.

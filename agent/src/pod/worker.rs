@@ -386,7 +386,7 @@ impl Worker {
         );
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
         self.outcomes.push(Box::pin(async move {
-            let wired = node.wire(&pod, (&sandbox, None), start_time, &trace).await;
+            let wired = node.wire(&pod, (&sandbox, None), None, start_time, &trace).await;
             Outcome::Rewired(wired.map(drop))
         }));
     }

@@ -33,6 +33,9 @@ impl Runtime {
 
     /// The number of the next attempt, by the logs that are there: a restart count that survives the loss of all else.
     pub fn next_attempt(&self, pod: &ValidPod, container: &str) -> u32 {
+        if let Some(number) = self.prepared.attempt(pod.uid(), container) {
+            return number;
+        }
         let folder = self.log_folder(pod, container);
         let attempts = folder.iter().flat_map(LogFolder::names).filter_map(|name| attempt_of(&name));
         attempts.map(|number| number.saturating_add(1)).max().unwrap_or(0)

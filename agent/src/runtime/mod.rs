@@ -35,6 +35,6 @@ pub use log_folder::LogFolder;
 pub use readers::Reading;
 pub use redact::Redaction;
 pub use remove::remove_tree;
-pub use run::{Adopted, Runtime, Sandbox, SharedRuntime, StartInput, Started};
+pub use run::{Adopted, Beginning, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};
 pub use sockets::Sockets;

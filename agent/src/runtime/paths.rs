@@ -23,12 +23,17 @@ impl Settings {
         self.pod_run(uid).join("pod.json")
     }
 
+    /// What every container's root is mounted on, in the mount namespace of that container alone.
+    pub fn root_mount(&self) -> PathBuf {
+        self.run.join("root")
+    }
+
     /// What lasts of a pod, until it's removed.
     pub fn pod_lib(&self, uid: &PodUid) -> PathBuf {
         self.lib.join("pods").join(uid.as_str())
     }
 
-    /// One run of a container: `upper`, `work`, `root`, `termination-log`. A restart begins with a fresh file system.
+    /// One run of a container: `upper`, `work`, `termination-log`. A restart begins with a fresh file system.
     pub fn container_dir(&self, uid: &PodUid, container: &str, attempt: u32) -> PathBuf {
         self.pod_lib(uid).join("containers").join(container).join(attempt.to_string())
     }

@@ -25,6 +25,12 @@ impl Prepared {
         pods.entry(uid.clone()).or_default().push(Container { name: name.to_owned(), attempt, made });
     }
 
+    /// The attempt that something was made for.
+    pub fn attempt(&self, uid: &PodUid, name: &str) -> Option<u32> {
+        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.get(uid)?.iter().find(|container| container.name == name).map(|container| container.attempt)
+    }
+
     /// What was made for an attempt; to be had once.
     pub fn take(&self, uid: &PodUid, name: &str, attempt: u32) -> Option<(String, Limits)> {
         let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,7 +17,7 @@ use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
 use super::error::{Cause, Error, Place, file};
 use super::grant::Grant;
-use super::holder::{CallError, Holder, Program, SandboxReply, Spares, Wires};
+use super::holder::{CallError, Holder, Program, SandboxReply, Spare, Spares, Wires};
 use super::inspect::{self, Inspection};
 use super::prepared::Prepared;
 use super::readers::Readers;
@@ -80,6 +80,20 @@ pub struct Sandbox {
     pub steps: Vec<Step>,
 }
 
+/// A sandbox that isn't made yet.
+#[derive(Debug)]
+pub struct Beginning {
+    recipe: SandboxRecipe,
+    spare: Option<Spare>,
+}
+
+impl Beginning {
+    /// The way into its network namespace, if that is there already: the network needn't wait for the rest.
+    pub fn wires(&mut self) -> Option<Wires> {
+        self.spare.as_mut().and_then(Spare::wires)
+    }
+}
+
 /// A sandbox that an earlier life of the agent made, or what is left of it.
 #[derive(Debug)]
 pub struct Adopted {
@@ -133,7 +147,14 @@ pub struct Started {
 impl Runtime {
     /// Finds the machine's cgroups and makes the agent's folders.
     pub fn new(settings: Settings) -> Result<Self, Cause> {
-        for dir in [settings.run.join("pods"), settings.lib.join("pods"), settings.claims.clone(), settings.log.clone()] {
+        let made = [
+            settings.run.join("pods"),
+            settings.root_mount(),
+            settings.lib.join("pods"),
+            settings.claims.clone(),
+            settings.log.clone(),
+        ];
+        for dir in made {
             fs::create_dir_all(&dir).map_err(file("make", &dir))?;
         }
         // Others on this machine have no business in pods' files and sockets.
@@ -221,17 +242,34 @@ impl Runtime {
         files::write(pod, &self.settings, pod_ips).map_err(|cause| Place::pod(pod).error(cause))
     }
 
-    /// Makes a pod's cgroup, folders and namespaces. On an error nothing runs; what lies about is [`Self::remove_pod`]'s.
-    /// With the way into its network namespace, if it has one of its own.
-    pub async fn create_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<(Sandbox, Option<Wires>), Error> {
-        let place = Place::pod(pod);
-        self.make_sandbox(pod, note).await.map_err(|cause| place.error(cause))
+    /// What the pod's sandbox will be, with the holder that waits for the next pod, if there is one.
+    pub fn begin_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Beginning, Error> {
+        let recipe = self.hold(pod).and_then(|ids| Ok(sandbox::sandbox(pod, &self.settings, ids, note)?));
+        let recipe = recipe.map_err(|cause| Place::pod(pod).error(cause))?;
+        let spare = self.spares.get().and_then(|spares| spares.take(&recipe));
+        Ok(Beginning { recipe, spare })
     }
 
-    async fn make_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<(Sandbox, Option<Wires>), Cause> {
+    /// Makes a pod's cgroup, folders and namespaces; `meanwhile` is done while the holder works. On an error nothing runs; what lies
+    /// about is [`Self::remove_pod`]'s. With the way into its network namespace, if it has one of its own that isn't
+    /// [`Beginning::wires`]'.
+    pub async fn make_sandbox(
+        &self,
+        pod: &ValidPod,
+        beginning: Beginning,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Sandbox, Option<Wires>), Error> {
+        let place = Place::pod(pod);
+        self.make(pod, beginning, meanwhile).await.map_err(|cause| place.error(cause))
+    }
+
+    async fn make(
+        &self,
+        pod: &ValidPod,
+        Beginning { mut recipe, spare }: Beginning,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Sandbox, Option<Wires>), Cause> {
         let mut clock = Clock::start();
-        let ids = self.hold(pod)?;
-        let mut recipe = sandbox::sandbox(pod, &self.settings, ids, note)?;
         self.make_pod_dirs(pod)?;
         record::write(&self.settings.pod_json(pod.uid()), pod)?;
         clock.step("folders");
@@ -244,15 +282,19 @@ impl Runtime {
         self.weigh_burstable()?;
         recipe.cgroups = holders.holder_joins();
         clock.step("cgroup");
-        let (holder, reply) = self.holder(&recipe).await?;
+        let (made, ()) = tokio::join!(self.holder(spare, &recipe), async { meanwhile() });
+        if let Some(spares) = self.spares.get() {
+            spares.replenish();
+        }
+        let (holder, reply) = made?;
         clock.step("holder");
         let steps = clock.with_inner(reply.steps);
         Ok((Sandbox { pod: pod.clone(), holder, group, pause_pid: reply.pause_pid, steps }, reply.wires))
     }
 
     /// The spare one, or a new one.
-    async fn holder(&self, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
-        if let Some(spare) = self.spares.get().and_then(|spares| spares.take(recipe)) {
+    async fn holder(&self, spare: Option<Spare>, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
+        if let Some(spare) = spare {
             match spare.become_pods(recipe).await {
                 // It was ended by somebody while it waited.
                 Err(CallError::Gone(_)) => {}
@@ -426,17 +468,18 @@ impl Runtime {
         record::write(&self.settings.pod_json(pod.uid()), pod).map_err(|cause| Place::pod(pod).error(cause))
     }
 
-    /// Makes the folders and cgroups of containers that will be the first to start, with the numbers of these attempts: while the
-    /// network is made, a processor is free. What can't be made is left to the start, which will say why.
-    pub fn prepare_containers<'a>(&self, sandbox: &Sandbox, containers: impl Iterator<Item = (&'a Container, u32)>) {
+    /// Makes the folders and cgroups of containers that will be the first to start, with the numbers of these attempts, once the pod has its
+    /// own: while holder and network are at work, a processor is free. What can't be made is left to the start, which will say why.
+    pub fn prepare_containers<'a>(&self, pod: &ValidPod, containers: impl Iterator<Item = (&'a Container, u32)>) {
+        let group = self.group(pod);
         for (container, attempt) in containers {
             let Ok(id) = new_id() else { return };
-            let limits = self.container_limits(&sandbox.pod, container);
-            let folders = self.make_container_dirs(&sandbox.pod, container, attempt);
-            let made = folders.and_then(|()| Ok(sandbox.group.child(&id).create(&limits)?));
+            let limits = self.container_limits(pod, container);
+            let folders = self.make_container_dirs(pod, container, attempt);
+            let made = folders.and_then(|()| Ok(group.child(&id).create(&limits)?));
             match made {
-                Ok(()) => self.prepared.put(sandbox.pod.uid(), &container.name, attempt, (id, limits)),
-                Err(error) => tracing::debug!(pod = %sandbox.pod, %error, "a container's folders aren't made ahead"),
+                Ok(()) => self.prepared.put(pod.uid(), &container.name, attempt, (id, limits)),
+                Err(error) => tracing::debug!(%pod, %error, "a container's folders aren't made ahead"),
             }
         }
     }
@@ -490,7 +533,7 @@ impl Runtime {
             super::remove::remove_tree(&dir).map_err(file("clear", &dir))?;
         }
         make_dirs(&dir, 0o755)?;
-        for (name, mode) in [("upper", 0o755), ("work", 0o700), ("root", 0o755)] {
+        for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
             make_dir(&dir.join(name), mode)?;
         }
         let last_words = self.settings.termination_log(pod.uid(), &container.name, attempt);

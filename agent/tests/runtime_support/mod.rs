@@ -75,7 +75,10 @@ impl Node {
     pub async fn sandbox(&self, manifest: &str) -> Sandbox {
         let pod = pod(manifest);
         volumes(&self.runtime, &pod).unwrap();
-        let (sandbox, wires) = self.runtime.create_sandbox(&pod, serde_json::json!({"from": "test"})).await.unwrap();
+        let mut beginning = self.runtime.begin_sandbox(&pod, serde_json::json!({"from": "test"})).unwrap();
+        let early = beginning.wires();
+        let (sandbox, late) = self.runtime.make_sandbox(&pod, beginning, || {}).await.unwrap();
+        let wires = early.or(late);
         let own = rustix::fs::stat("/proc/self/ns/net").unwrap().st_ino;
         assert!(
             wires.is_none_or(|wires| rustix::fs::fstat(&wires.netns).unwrap().st_ino != own),

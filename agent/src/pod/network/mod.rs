@@ -71,7 +71,18 @@ impl PodNetwork {
         }
     }
 
-    /// Gives a pod its interfaces and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
+    /// Gives a pod its address on our bridge while the rest of its sandbox is being made. Nothing, where plugins do it, or where there
+    /// is no way into its namespace yet.
+    pub async fn attach_early(&self, pod: &ValidPod, wires: Option<Wires>, trace: &Trace) -> Option<Result<Wired, String>> {
+        let Primary::Bridge { network, .. } = &self.primary else { return None };
+        let wires = wires?;
+        Some(match Asks::of(&pod.metadata) {
+            Ok(asks) => attach_to_bridge(network, pod, &asks, wires, trace).await,
+            Err(wrong) => Err(list(&wrong)),
+        })
+    }
+
+    /// Gives a pod its first interface and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
     /// asked. Again, the bridge mends what is missing and answers the same; plugins are told to begin anew.
     pub async fn attach(
         &self,
@@ -81,29 +92,35 @@ impl PodNetwork {
         trace: &Trace,
     ) -> Result<Wired, String> {
         let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
-        let wired = match &self.primary {
+        match &self.primary {
             Primary::Bridge { network, .. } => {
                 let wires = match wires {
                     Some(wires) => wires,
                     None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
                 };
-                attach_to_bridge(network, pod, &asks, wires, trace).await?
+                attach_to_bridge(network, pod, &asks, wires, trace).await
             }
             Primary::Plugins => {
                 let begun = Instant::now();
                 let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
                 let wired = self.plugins.attach(pod, &asks, netns, dns(&files::resolver_of(pod, settings))).await?;
                 trace.step("net: plugins", None, begun);
-                wired
+                Ok(wired)
             }
-        };
-        if !asks.networks.is_empty() {
-            let begun = Instant::now();
-            let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
-            self.plugins.attach_more(pod, &asks.networks, netns).await?;
-            trace.step("net: further networks", None, begun);
         }
-        Ok(wired)
+    }
+
+    /// Gives a pod the further interfaces that it asks for.
+    pub async fn attach_more(&self, pod: &ValidPod, sandbox: &Sandbox, trace: &Trace) -> Result<(), String> {
+        let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
+        if asks.networks.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
+        self.plugins.attach_more(pod, &asks.networks, netns).await?;
+        trace.step("net: further networks", None, begun);
+        Ok(())
     }
 
     /// All of it, for people.

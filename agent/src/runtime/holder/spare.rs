@@ -31,6 +31,11 @@ impl Spare {
         Ok(Self { holder, wires })
     }
 
+    /// The way into its network namespace; to be had once.
+    pub fn wires(&mut self) -> Option<Wires> {
+        self.wires.take()
+    }
+
     /// Becomes a pod's. On an error it is gone.
     pub async fn become_pods(self, recipe: &SandboxRecipe) -> Result<(Holder, SandboxReply), CallError> {
         let made = self.holder.call(Request::Sandbox(Box::new(recipe.clone())), Vec::new()).await;
@@ -60,15 +65,19 @@ impl Spares {
         Self { shared, _keeper: AbortOnDrop(keeper) }
     }
 
-    /// The spare one, if there is one; another will be made when things are quiet. Call it for every start, also for one that can't
-    /// have it, so that it is known when things aren't.
+    /// The spare one, if there is one.
     pub fn take(&self, recipe: &SandboxRecipe) -> Option<Spare> {
-        self.shared.taken.notify_one();
         if !recipe.takes_prepared() {
             return None;
         }
         let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         spare.filter(|spare| !spare.holder.is_gone())
+    }
+
+    /// A pod has its holder: another spare one will be made when things are quiet. To be told of every start, so that it is known when
+    /// they aren't, and after it: a task that wakes takes the processor from what the start has set going.
+    pub fn replenish(&self) {
+        self.shared.taken.notify_one();
     }
 }
 

@@ -169,7 +169,7 @@ fn rootfs(input: &ContainerInput<'_>) -> Rootfs {
         lower: input.layers.iter().rev().cloned().collect(),
         upper: dir.join("upper"),
         work: dir.join("work"),
-        target: dir.join("root"),
+        target: input.settings.root_mount(),
         read_only: input.container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true),
         shared: mounts::wants_propagation(input.container),
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cases;
+mod disk;
 mod machine;
 mod nodeagent;
 mod podman;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         return stopwatch::time(&words);
     }
     match Choice::of(&words) {
+        Ok(_) if !disk::is_mounted() => disk::run_on_one(&words),
         Ok(choice) => bench(&choice),
         Err(usage) => {
             eprintln!("{usage}");

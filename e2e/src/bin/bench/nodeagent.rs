@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::process::{self, Process};
 use crate::readiness::Asked;
 use crate::side::{self, Pods, Side, entries};
-use crate::{priority, stopwatch};
+use crate::{disk, priority, stopwatch};
 
 pub struct Nodeagent {
     node: NodeBox,
@@ -24,7 +24,9 @@ pub struct Nodeagent {
 
 impl Nodeagent {
     pub fn new() -> Self {
-        let node = NodeBox::builder().with_registry().start();
+        let node = NodeBox::builder().with_registry().without_agent().start();
+        disk::run_in_memory(&node.root());
+        node.start_agent();
         priority::raise_cgroup(node.cgroup_parent());
         let stopwatch = stopwatch::put(node.folder());
         Self { node, stopwatch, traces: HashMap::new() }

@@ -101,10 +101,16 @@ impl Bench<'_> {
         let number = if self.quick { number.div_ceil(5) } else { number };
         for round in 0..=number {
             let counts = if round == 0 { Counts::No } else { Counts::Yes };
-            self.sides().for_each(|side| turn(side, counts));
+            self.sides().for_each(|side| {
+                std::thread::sleep(REST);
+                turn(side, counts);
+            });
         }
     }
 }
+
+/// Before each turn: what the turn before left to be done in the background is not this one's.
+const REST: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Whether a round does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
