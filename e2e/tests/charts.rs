@@ -117,6 +117,22 @@ fn instead_of_the_kubelet_the_nodes_own_systemd_does_it() {
 }
 
 #[test]
+fn the_kubelet_that_made_way_comes_back_before_the_agent_goes() {
+    let node = Node::new();
+    node.install("instead", "the kubelet of n1 makes way");
+    let asked = node.install("remove", "the kubelet of n1 comes back");
+    assert!(asked.starts_with("systemd-run --unit=nodeagent-return"), "{asked}");
+    let order = ["disable --now nodeagent", "--drain", "rm -f /etc/nodeagent/kubelet-replaced", "enable --now kubelet"];
+    let places: Vec<Option<usize>> = order.iter().map(|step| asked.find(step)).collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{asked}");
+    // What it runs on is the agent's: that goes once the kubelet has started this again.
+    assert!(node.path("host/usr/local/bin/nodeagent").exists());
+    fs::remove_file(node.path("host/etc/nodeagent/kubelet-replaced")).unwrap();
+    node.install("remove", "nodeagent is not on n1 any more");
+    assert!(!node.path("host/usr/local/bin/nodeagent").exists());
+}
+
+#[test]
 fn removal_takes_all_but_data() {
     let node = Node::new();
     node.install("beside", "nodeagent runs on n1");

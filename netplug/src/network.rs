@@ -137,7 +137,8 @@ impl Network {
         let (ready, opened) = oneshot::channel();
         let (tell, trouble) = watch::channel(None);
         // Spawned here, not in a pool: a thread begins in the network namespace of the one that spawned it.
-        let heard = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).doing(|| "make the bell of the network's thread".into())?;
+        let heard = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .doing(|| "make the bell of the network's thread".into())?;
         let bell = Bell(heard.try_clone().doing(|| "duplicate the bell of the network's thread".into())?);
         let work = move || match begin(&settings, patience) {
             Err(error) => drop(ready.send(Err(error))),

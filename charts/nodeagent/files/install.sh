@@ -7,6 +7,8 @@ set -eu
 CHART=${CHART:-/etc/nodeagent-chart} TOKEN=${TOKEN:-/etc/nodeagent-token} HOST=${HOST:-/host}
 AGENT=${AGENT:-/usr/bin/nodeagent} DONE=${DONE:-/tmp/done}
 SERVICE=$HOST/etc/systemd/system/nodeagent.service
+# There while the agent runs in a kubelet's place.
+REPLACED=$HOST/etc/nodeagent/kubelet-replaced
 # There if something was changed; a file, since half of it happens in subshells.
 CHANGED=$(mktemp -u)
 
@@ -90,6 +92,7 @@ install_files() {
 replace_kubelet() {
     on_node systemctl is-enabled --quiet kubelet 2> /dev/null || return 0
     say "the kubelet of $NODE_NAME makes way"
+    : > "$REPLACED"
     on_node systemd-run --unit=nodeagent-takeover --collect --quiet /bin/sh -c '
         systemctl disable --now kubelet
         if command -v crictl > /dev/null; then crictl rmp --all --force; fi
@@ -97,7 +100,20 @@ replace_kubelet() {
     rest
 }
 
+# The way back, by the node's systemd as well: with the agent's pods this container ends. The kubelet starts it again, and it finds the
+# rest of its work.
+return_kubelet() {
+    say "the kubelet of $NODE_NAME comes back"
+    on_node systemd-run --unit=nodeagent-return --collect --quiet /bin/sh -c '
+        systemctl disable --now nodeagent
+        timeout --signal=TERM --kill-after=600 5 "$0" --config /etc/nodeagent/config.yaml --drain
+        rm -f /etc/nodeagent/kubelet-replaced
+        systemctl enable --now kubelet' "$BINARY"
+    rest
+}
+
 remove() {
+    if [ -e "$REPLACED" ]; then return_kubelet; fi
     if [ -e "$SERVICE" ]; then
         on_node systemctl disable --now nodeagent || true
         # Takes the pods over and is told to stop at once: with --drain it ends them.
