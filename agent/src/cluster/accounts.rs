@@ -1,6 +1,5 @@
 //! Service accounts of pods: their annotations, and tokens that are bound to a pod.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -12,7 +11,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 use super::{Cluster, Failure, answer};
-use crate::image::provider::Accounts;
+use crate::image::provider::{Account, Accounts};
 use crate::model::Subject;
 
 impl Cluster {
@@ -50,15 +49,12 @@ impl Cluster {
 }
 
 impl Accounts for Cluster {
-    fn account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<(String, BTreeMap<String, String>), String>> {
+    fn account<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Account, String>> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), namespace);
         async move {
             let metadata = answer(accounts.get(name)).await.map_err(|failure| failure.to_string())?.metadata;
-            Ok((metadata.uid.unwrap_or_default(), metadata.annotations.unwrap_or_default()))
+            let (uid, annotations) = (metadata.uid.unwrap_or_default(), metadata.annotations.unwrap_or_default());
+            Ok(Account { uid, annotations })
         }
         .boxed()
     }

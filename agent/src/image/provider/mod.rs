@@ -24,14 +24,19 @@ use super::auth::{self, Credential};
 use super::reference::Reference;
 use crate::model::{Subject, duration};
 
+/// A service account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Its own.
+    pub uid: String,
+    /// All of them.
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// Who knows service accounts: a cluster.
 pub trait Accounts: Send + Sync {
-    /// A service account's UID and annotations.
-    fn account<'a>(
-        &'a self,
-        namespace: &'a str,
-        name: &'a str,
-    ) -> BoxFuture<'a, Result<(String, BTreeMap<String, String>), String>>;
+    /// A service account.
+    fn account<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Account, String>>;
     /// A token for this audience that is bound to the pod.
     fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str) -> BoxFuture<'a, Result<String, String>>;
 }
@@ -47,8 +52,10 @@ struct Program {
     path: PathBuf,
     cache: Mutex<Cache>,
     /// The same question is asked once.
-    turns: Mutex<HashMap<(String, Who), Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<Turns>,
 }
+
+type Turns = HashMap<(String, Who), Arc<tokio::sync::Mutex<()>>>;
 
 impl Providers {
     /// From a CredentialProviderConfig, or a folder of such; every program must be in `folder`.
@@ -140,8 +147,8 @@ impl Program {
         let Some((subject, account, accounts)) = known else {
             return Ok((!attributes.needs_account()).then(Default::default));
         };
-        let (uid, all) =
-            accounts.account(&subject.namespace, account).await.map_err(|why| format!("failed to get service account: {why}"))?;
+        let found = accounts.account(&subject.namespace, account).await;
+        let Account { uid, annotations: all } = found.map_err(|why| format!("failed to get service account: {why}"))?;
         let required = &attributes.required_service_account_annotation_keys;
         if required.iter().any(|key| !all.contains_key(key)) {
             return Ok(None);
@@ -241,8 +248,9 @@ mod tests {
     struct Cluster;
 
     impl Accounts for Cluster {
-        fn account<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(String, BTreeMap<String, String>), String>> {
-            async { Ok(("u1".into(), [("role".into(), "reader".into()), ("secret".into(), "x".into())].into())) }.boxed()
+        fn account<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Account, String>> {
+            let annotations = [("role".into(), "reader".into()), ("secret".into(), "x".into())].into();
+            async { Ok(Account { uid: "u1".into(), annotations }) }.boxed()
         }
         fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str) -> BoxFuture<'a, Result<String, String>> {
             async move { Ok(format!("{}-for-{audience}", subject.pod)) }.boxed()
