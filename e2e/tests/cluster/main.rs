@@ -3,6 +3,7 @@
 
 mod away;
 mod join;
+mod logins;
 mod mirror;
 mod resources;
 
