@@ -49,8 +49,9 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume], po
 
 /// Sources that a cluster's storage drivers serve, and those that Kubernetes itself gave up.
 fn needs_a_cluster(report: &mut Report<'_>, at: &Path<'_>, volume: &Volume) {
-    const SERVED: [&str; 11] = [
+    const SERVED: [&str; 12] = [
         "configMap",
+        "csi",
         "downwardAPI",
         "emptyDir",
         "ephemeral",
@@ -64,7 +65,6 @@ fn needs_a_cluster(report: &mut Report<'_>, at: &Path<'_>, volume: &Volume) {
     ];
     for name in sources(volume).into_iter().filter(|name| !SERVED.contains(name)) {
         let why = match name {
-            "csi" => "CSI drivers are served to a node that is part of a cluster: use a hostPath or a PersistentVolumeClaim file",
             "gitRepo" => "Kubernetes has disabled gitRepo: let an init container clone into an emptyDir",
             _ => "this storage needs a cluster's driver: mount it on the node and use a hostPath",
         };
