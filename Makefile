@@ -56,7 +56,7 @@ controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy
 	@e2e/controlplane/build target/e2e/controlplane
 
 cluster: packages build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
-	cargo test -p e2e --features cluster --test cluster --test devices
+	cargo test -p e2e --features cluster --test cluster --test csi --test devices
 
 conformance: packages build controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
 	@e2e/conformance/build target/e2e/conformance

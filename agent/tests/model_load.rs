@@ -221,3 +221,16 @@ fn the_two_classes_that_every_cluster_has_are_known(#[case] class: &str, #[case]
     assert_eq!(loaded.errors, []);
     assert_eq!(loaded.pods[0].spec().priority, priority);
 }
+
+/// <https://kubernetes.io/docs/reference/kubernetes-api/config-and-storage-resources/volume/>: a driver's name is a DNS subdomain in any case.
+#[rstest]
+#[case::right("driver: Disk.example.com, nodePublishSecretRef: {name: key}", None)]
+#[case::none("fsType: ext4", Some("driver: Required value"))]
+#[case::characters("driver: a_b", Some("driver: Invalid value: \"a_b\": a lowercase RFC 1123 subdomain"))]
+#[case::long(&format!("driver: {}", "a".repeat(64)), Some("driver: Too long: may not be more than 63 bytes"))]
+#[case::secret("driver: d, nodePublishSecretRef: {name: ''}", Some("nodePublishSecretRef.name: Required value"))]
+fn csi_volumes(#[case] source: &str, #[case] wrong: Option<&str>) {
+    let errors = errors(pod(&format!("  volumes:\n  - name: v\n    csi: {{{source}}}\n")));
+    let told = |wrong: &str| errors.iter().any(|error| error.contains(&format!("spec.volumes[0].csi.{wrong}")));
+    assert!(wrong.map_or(errors.is_empty(), told), "{errors:?}");
+}

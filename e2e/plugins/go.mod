@@ -3,6 +3,7 @@ module nodeagent.dev/e2e/plugins
 go 1.26.0
 
 require (
+	github.com/container-storage-interface/spec v1.12.1-0.20260720052920-cd9e7ad1ae09
 	google.golang.org/grpc v1.82.1
 	k8s.io/kubelet v0.37.2
 )

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 use super::{Cluster, Failure, answer};
-use crate::image::provider::{Account, Accounts};
+use crate::image::provider::{Account, Accounts, TokenResult};
 use crate::model::Subject;
 
 impl Cluster {
@@ -59,8 +59,7 @@ impl Accounts for Cluster {
         .boxed()
     }
 
-    fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str) -> BoxFuture<'a, Result<String, String>> {
-        let token = self.token(subject, Some(audience), None);
-        async move { token.await.map(|(token, _)| token).map_err(|failure| failure.to_string()) }.boxed()
+    fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str, seconds: Option<i64>) -> BoxFuture<'a, TokenResult> {
+        self.token(subject, Some(audience), seconds).map_err(|failure| failure.to_string()).boxed()
     }
 }

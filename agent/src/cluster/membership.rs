@@ -29,6 +29,8 @@ const NEW: i64 = 60;
 const LEASES: &str = "kube-node-lease";
 /// Which machine a Node is of, where two have the same name.
 const INSTANCE: &str = "nodeagent.dev/instance";
+/// Volumes are attached to this node by the controller, as to every kubelet's.
+const ATTACHED: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 /// Registers the node, then keeps it; never returns.
 pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
@@ -122,7 +124,9 @@ async fn register(cluster: &Cluster, node: &Node, rival: &mut Rival) -> Result<C
     let mut new = node.clone();
     new.metadata.uid = None;
     new.metadata.creation_timestamp = None;
-    new.metadata.annotations.get_or_insert_default().insert(INSTANCE.into(), cluster.instance.clone());
+    let annotations = new.metadata.annotations.get_or_insert_default();
+    annotations.insert(INSTANCE.into(), cluster.instance.clone());
+    annotations.insert(ATTACHED.into(), "true".into());
     // The ranges are the cluster's to give.
     if let Some(spec) = &mut new.spec {
         spec.pod_cidr = None;
@@ -292,6 +296,10 @@ fn patch(status: &NodeStatus) -> Value {
     let mut status = json!(status);
     if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
         addresses.insert(0, json!({"$patch": "replace"}));
+    }
+    // What isn't named stays: none is named, so that the last one is detached.
+    if let Some(fields) = status.as_object_mut() {
+        fields.entry("volumesInUse").or_insert(Value::Null);
     }
     json!({"status": status})
 }

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod connect;
+mod csi_node;
 mod events;
 mod identity;
 mod membership;
@@ -47,7 +48,7 @@ pub struct Cluster {
     node_name: String,
     instance: String,
     standing: watch::Sender<Standing>,
-    node_uid: RwLock<String>,
+    node_uid: watch::Sender<String>,
     pub(crate) mirrors: mirror::Mirrors,
     /// How often the API server has listed the node's pods: it is there again.
     listings: watch::Sender<u64>,
@@ -106,7 +107,7 @@ impl Cluster {
             .map_err(|source| ConnectError::Client { path: identity.kubeconfig.clone(), source: Box::new(source) })?;
         let authorities = config.root_cert.iter().flatten().cloned().collect();
         let standing = watch::Sender::new(Standing::Asking);
-        let (node_uid, pods, mirrors) = (RwLock::default(), RwLock::default(), mirror::Mirrors::default());
+        let (node_uid, pods, mirrors) = (watch::Sender::default(), RwLock::default(), mirror::Mirrors::default());
         let listings = watch::Sender::new(0);
         Ok(Self {
             client,
@@ -148,6 +149,7 @@ impl Cluster {
             report::follow(&self, &node),
             events::follow(&self, &node),
             mirror::follow(&self, &node),
+            csi_node::follow(&self, &node),
         );
     }
 
@@ -210,12 +212,12 @@ impl Cluster {
 
     /// The Node object's; empty before it is registered.
     fn node_uid(&self) -> String {
-        self.node_uid.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.node_uid.borrow().clone()
     }
 
     fn registered(&self, node: &NodeObject) {
         let uid = node.metadata.uid.clone().unwrap_or_default();
-        *self.node_uid.write().unwrap_or_else(PoisonError::into_inner) = uid;
+        self.node_uid.send_if_modified(|now| std::mem::replace(now, uid.clone()) != uid);
     }
 
     fn stand(&self, standing: Standing) {

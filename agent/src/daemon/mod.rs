@@ -24,9 +24,11 @@ use crate::api::{self, Server};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Network, OnStop, Ranges, Settings, Wiring};
 use crate::eviction::Signal as Scarce;
+use crate::image::provider::Accounts;
 use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
+use crate::plugin::csi::Csi;
 use crate::plugin::device::Devices;
 use crate::pod::Node;
 use crate::pod::backoff::Backoff;
@@ -236,7 +238,8 @@ async fn leave_as_found(node: &Node) {
 
 /// All that the pods' workers share.
 async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
-    let providers = plugins::providers(settings, cluster)?;
+    let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
+    let providers = plugins::providers(settings, accounts.clone())?;
     let images = open_images(settings).await?;
     let network = pod_network(settings).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
@@ -274,6 +277,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         services,
         images,
         providers,
+        accounts,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,
@@ -282,6 +286,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         },
         admission: Admission::new(room, machine::object::labels(&settings.node_name, &settings.node_labels), devices.clone()),
         devices,
+        csi: Csi::open(plugins::root(settings), &settings.paths.lib()),
         live: std::sync::RwLock::default(),
         files_told: tokio::sync::watch::Sender::new(false),
         stopped_dir: settings.paths.run().join("stopped"),
@@ -437,6 +442,7 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
             machine::object::not_ready(&mut object, &problem);
         }
         let names = |image: &image::Image| image.repo_digests.iter().chain(image.names.iter()).cloned().collect();
+        machine::object::show_volumes(&mut object, agent.csi.in_use());
         machine::object::show_devices(&mut object, agent.devices.amounts());
         machine::object::show_images(&mut object, agent.images.list().iter().map(|image| (names(image), image.size)));
         object

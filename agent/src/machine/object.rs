@@ -149,6 +149,13 @@ pub fn show_devices(node: &mut k8s::Node, devices: impl IntoIterator<Item = (Str
     }
 }
 
+/// Volumes that are not to be detached now.
+pub fn show_volumes(node: &mut k8s::Node, volumes: Vec<String>) {
+    if let Some(status) = node.status.as_mut().filter(|_| !volumes.is_empty()) {
+        status.volumes_in_use = Some(volumes);
+    }
+}
+
 /// The images that are here: names and bytes of each. The largest are shown.
 pub fn show_images(node: &mut k8s::Node, images: impl IntoIterator<Item = (Vec<String>, u64)>) {
     let Some(status) = &mut node.status else { return };

@@ -65,7 +65,9 @@ pub fn object(body: Body, defaults: &Defaults) -> Body {
             namespace.status = None;
             Body::Namespace(object)
         }
-        defaulted @ (Body::PersistentVolume(_) | Body::RuntimeClass(_)) => defaulted,
+        defaulted @ (Body::PersistentVolume(_) | Body::RuntimeClass(_) | Body::CsiDriver(_) | Body::VolumeAttachment(_)) => {
+            defaulted
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The objects beside pods that files give: ConfigMap, Secret, PersistentVolumeClaim, Service, NetworkPolicy, Namespace; and those that only an
-//! API server has: PersistentVolume, RuntimeClass. Knows no I/O.
+//! API server has: PersistentVolume, RuntimeClass, CSIDriver, VolumeAttachment. Knows no I/O.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Origin;
@@ -30,6 +31,10 @@ pub enum ObjectKind {
     PersistentVolume,
     /// node.k8s.io/v1 RuntimeClass, of an API server alone.
     RuntimeClass,
+    /// storage.k8s.io/v1 CSIDriver, of an API server alone.
+    CsiDriver,
+    /// storage.k8s.io/v1 VolumeAttachment, of an API server alone.
+    VolumeAttachment,
 }
 
 impl ObjectKind {
@@ -48,6 +53,8 @@ impl ObjectKind {
             Self::Namespace => "Namespace",
             Self::PersistentVolume => "PersistentVolume",
             Self::RuntimeClass => "RuntimeClass",
+            Self::CsiDriver => "CSIDriver",
+            Self::VolumeAttachment => "VolumeAttachment",
         }
     }
 
@@ -56,13 +63,14 @@ impl ObjectKind {
         match self {
             Self::NetworkPolicy => "networking.k8s.io/v1",
             Self::RuntimeClass => "node.k8s.io/v1",
+            Self::CsiDriver | Self::VolumeAttachment => "storage.k8s.io/v1",
             _ => "v1",
         }
     }
 
     /// Whether objects of this kind are in no namespace.
     pub fn is_of_cluster(self) -> bool {
-        matches!(self, Self::Namespace | Self::PersistentVolume | Self::RuntimeClass)
+        matches!(self, Self::Namespace | Self::PersistentVolume | Self::RuntimeClass | Self::CsiDriver | Self::VolumeAttachment)
     }
 
     /// From a manifest's `kind`.
@@ -115,6 +123,10 @@ pub enum Body {
     PersistentVolume(Arc<PersistentVolume>),
     /// node.k8s.io/v1 RuntimeClass.
     RuntimeClass(Arc<RuntimeClass>),
+    /// storage.k8s.io/v1 CSIDriver.
+    CsiDriver(Arc<CSIDriver>),
+    /// storage.k8s.io/v1 VolumeAttachment.
+    VolumeAttachment(Arc<VolumeAttachment>),
 }
 
 impl Body {
@@ -129,6 +141,8 @@ impl Body {
             Self::Namespace(_) => ObjectKind::Namespace,
             Self::PersistentVolume(_) => ObjectKind::PersistentVolume,
             Self::RuntimeClass(_) => ObjectKind::RuntimeClass,
+            Self::CsiDriver(_) => ObjectKind::CsiDriver,
+            Self::VolumeAttachment(_) => ObjectKind::VolumeAttachment,
         }
     }
 
@@ -143,6 +157,8 @@ impl Body {
             Self::Namespace(o) => &o.metadata,
             Self::PersistentVolume(o) => &o.metadata,
             Self::RuntimeClass(o) => &o.metadata,
+            Self::CsiDriver(o) => &o.metadata,
+            Self::VolumeAttachment(o) => &o.metadata,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ServiceAccountTokenProjection, Volume};
+use k8s_openapi::api::core::v1::{ClusterTrustBundleProjection, EnvFromSource, EnvVar, ServiceAccountTokenProjection, Volume};
 
 use super::object::{ObjectKind, ObjectRef};
 use super::{Origin, ValidPod};
@@ -19,10 +19,18 @@ pub fn of(pod: &ValidPod) -> BTreeSet<ObjectRef> {
         found.add(ObjectKind::Secret, Some(&secret.name));
     }
     if *pod.origin() == Origin::Api {
+        let ephemeral = pod.spec().volumes.iter().flatten().filter(|volume| volume.ephemeral.is_some());
+        ephemeral.for_each(|volume| found.add(ObjectKind::PersistentVolumeClaim, Some(&ephemeral_claim(pod, volume))));
         found.refs.extend(tokens(pod).map(|token| token_secret(pod, token)));
+        found.refs.extend(trusts(pod).map(trust_map));
         found.refs.extend(runtime_class(pod));
     }
     found.refs
+}
+
+/// The claim that a cluster makes of a pod's generic ephemeral volume.
+pub fn ephemeral_claim(pod: &ValidPod, volume: &Volume) -> String {
+    format!("{}-{}", pod.name(), volume.name)
 }
 
 /// The RuntimeClass that a pod names.
@@ -44,6 +52,24 @@ pub fn token_secret(pod: &ValidPod, token: &ServiceAccountTokenProjection) -> Ob
     ObjectRef::new(ObjectKind::Secret, pod.namespace(), &name)
 }
 
+/// The trust anchors that a pod's volumes want.
+pub fn trusts(pod: &ValidPod) -> impl Iterator<Item = &ClusterTrustBundleProjection> {
+    let volumes = pod.spec().volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
+    volumes.flat_map(|p| p.sources.iter().flatten()).filter_map(|source| source.cluster_trust_bundle.as_ref())
+}
+
+/// The ConfigMap that what ClusterTrustBundles say is kept as: no ConfigMap of a cluster can have such a name.
+pub fn trust_map(source: &ClusterTrustBundleProjection) -> ObjectRef {
+    let name = match (&source.name, &source.signer_name, &source.label_selector) {
+        (Some(name), _, _) => format!("trust/{name}"),
+        (None, signer, selector) => {
+            let signer = signer.as_deref().unwrap_or_default();
+            format!("trust//{signer}/{}", serde_json::to_string(selector).unwrap_or_default())
+        }
+    };
+    ObjectRef::new(ObjectKind::ConfigMap, "", &name)
+}
+
 struct Found<'a> {
     namespace: &'a str,
     refs: BTreeSet<ObjectRef>,
@@ -60,6 +86,10 @@ impl Found<'_> {
         self.add(ObjectKind::ConfigMap, volume.config_map.as_ref().map(|s| &s.name));
         self.add(ObjectKind::Secret, volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()));
         self.add(ObjectKind::PersistentVolumeClaim, volume.persistent_volume_claim.as_ref().map(|s| &s.claim_name));
+        if let Some(source) = &volume.csi {
+            self.add(ObjectKind::Secret, source.node_publish_secret_ref.as_ref().map(|s| &s.name));
+            self.refs.insert(ObjectRef::new(ObjectKind::CsiDriver, "", &source.driver));
+        }
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             self.add(ObjectKind::ConfigMap, source.config_map.as_ref().map(|s| &s.name));
             self.add(ObjectKind::Secret, source.secret.as_ref().map(|s| &s.name));

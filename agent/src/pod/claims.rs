@@ -1,13 +1,17 @@
 //! Claims of a cluster's pods: each stands for what the PersistentVolume that it is bound to is made of, as if the pod had said so itself.
 //! Files' pods have folders instead (`runtime::volumes::claim`).
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
-    HostPathVolumeSource, ISCSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Volume,
+    CSIVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::Node;
 use super::objects::Objects;
-use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod, references};
+use crate::plugin::csi::wanted::{self, Wanted};
 use crate::runtime;
 
 /// The volume that a claim is bound to; none: it isn't, or isn't a claim.
@@ -17,39 +21,66 @@ pub fn volume_of(object: &ValidObject) -> Option<ObjectRef> {
     Some(ObjectRef::new(ObjectKind::PersistentVolume, "", name))
 }
 
+/// What of an API server's objects is behind a claim: its volume, and what mounting that takes on this node.
+pub fn behind(objects: &Objects, claim: &ValidObject, node: &str) -> Vec<ObjectRef> {
+    let Some(key) = volume_of(claim) else { return Vec::new() };
+    let mut keys = vec![key.clone()];
+    if let Some(Body::PersistentVolume(volume)) = objects.get(&key).as_ref().map(ValidObject::body)
+        && let Some(wanted) = Wanted::persistent(volume)
+    {
+        let attachment = wanted::attachment(&wanted.handle, &wanted.driver, node);
+        keys.push(ObjectRef::new(ObjectKind::VolumeAttachment, "", &attachment));
+        keys.push(ObjectRef::new(ObjectKind::CsiDriver, "", &wanted.driver));
+        keys.extend(wanted.secrets.iter().flatten().map(|secret| wanted::secret_key(&wanted.name, secret)));
+    }
+    keys
+}
+
 /// A pod whose volumes are none of an API server's objects any more.
 pub(super) struct Resolved {
     pub pod: ValidPod,
     /// Volumes that no container may write, whatever its mount says.
     pub read_only: Vec<String>,
+    /// Volumes that CSI drivers mount, by their names in the pod.
+    pub csi: BTreeMap<String, Wanted>,
 }
 
 impl Node {
     /// What a pod's claims stand for.
     pub(super) fn resolve_claims(&self, pod: &ValidPod) -> Result<Resolved, runtime::Error> {
         let mut read_only = Vec::new();
-        let claims = |volume: &Volume| volume.persistent_volume_claim.is_some();
+        let mut csi = super::csi::inline(pod);
+        let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         if *pod.origin() != Origin::Api || !pod.spec().volumes.iter().flatten().any(claims) {
-            return Ok(Resolved { pod: pod.clone(), read_only });
+            return Ok(Resolved { pod: pod.clone(), read_only, csi });
         }
         let mut object = k8s_openapi::api::core::v1::Pod::clone(pod.object());
         for volume in object.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten()) {
-            let Some(source) = volume.persistent_volume_claim.take() else { continue };
-            let found = find(&self.objects.cluster, pod.namespace(), &source);
+            let (name, only_read) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+                (Some(source), _) => (source.claim_name.clone(), source.read_only == Some(true)),
+                (None, Some(_)) => (references::ephemeral_claim(pod, volume), false),
+                (None, None) => continue,
+            };
+            let found = find(&self.objects.cluster, pod.namespace(), &name);
+            let found = found.and_then(|found| if volume.ephemeral.is_some() { of_pod(found, pod) } else { Ok(found) });
             let (claim, of) = found.map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
-            if source.read_only == Some(true) || reads_only(&claim) {
+            let only_read = only_read || reads_only(&claim);
+            if only_read {
                 read_only.push(volume.name.clone());
+            }
+            if let Some(mut wanted) = Wanted::persistent(&of) {
+                wanted.read_only |= only_read;
+                csi.insert(volume.name.clone(), wanted);
             }
             *volume = made_of(&volume.name, &of).map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
         }
-        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only })
+        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only, csi })
     }
 }
 
 type Bound = (std::sync::Arc<PersistentVolumeClaim>, std::sync::Arc<PersistentVolume>);
 
-fn find(objects: &Objects, namespace: &str, source: &PersistentVolumeClaimVolumeSource) -> Result<Bound, String> {
-    let name = &source.claim_name;
+fn find(objects: &Objects, namespace: &str, name: &str) -> Result<Bound, String> {
     let claim = objects.get(&ObjectRef::new(ObjectKind::PersistentVolumeClaim, namespace, name));
     let Some(claim) = claim else { return Err(format!("persistentvolumeclaim \"{name}\" not found")) };
     let volume = volume_of(&claim).and_then(|key| objects.get(&key));
@@ -57,6 +88,17 @@ fn find(objects: &Objects, namespace: &str, source: &PersistentVolumeClaimVolume
         (Body::PersistentVolumeClaim(claim), Some(Body::PersistentVolume(volume))) => Ok((claim.clone(), volume.clone())),
         _ => Err(format!("error processing PVC {namespace}/{name}: PVC is not bound")),
     }
+}
+
+/// Somebody else's claim may have the name that this pod's would have.
+fn of_pod(found: Bound, pod: &ValidPod) -> Result<Bound, String> {
+    let metadata = &found.0.metadata;
+    let is_owner = |owner: &OwnerReference| owner.controller == Some(true) && owner.uid == pod.uid().as_str();
+    if metadata.owner_references.iter().flatten().any(is_owner) {
+        return Ok(found);
+    }
+    let name = metadata.name.as_deref().unwrap_or_default();
+    Err(format!("PVC {}/{name} was not created for pod {}/{} (pod is not owner)", pod.namespace(), pod.namespace(), pod.name()))
 }
 
 fn reads_only(claim: &PersistentVolumeClaim) -> bool {
@@ -94,9 +136,12 @@ fn made_of(name: &str, of: &PersistentVolume) -> Result<Volume, String> {
             secret_ref: None,
             target_portal: iscsi.target_portal.clone(),
         });
+    } else if let Some(source) = &spec.csi {
+        volume.csi =
+            Some(CSIVolumeSource { driver: source.driver.clone(), read_only: source.read_only, ..CSIVolumeSource::default() });
     } else {
         return Err(format!(
-            "PersistentVolume {pv} is of a kind that this node has no driver for: hostPath, local, nfs and iscsi are served"
+            "PersistentVolume {pv} is of a kind that this node has no driver for: csi, hostPath, local, nfs and iscsi are served"
         ));
     }
     Ok(volume)
@@ -126,15 +171,18 @@ mod tests {
             made(json!({"nfs": {"server": "s", "path": "/p"}})),
             Ok(json!({"name": "data", "nfs": {"server": "s", "path": "/p"}}))
         );
-        assert!(made(json!({"csi": {"driver": "d", "volumeHandle": "h"}})).unwrap_err().contains("no driver"));
+        assert_eq!(
+            made(json!({"csi": {"driver": "d", "volumeHandle": "h"}})),
+            Ok(json!({"name": "data", "csi": {"driver": "d"}}))
+        );
+        assert!(made(json!({"rbd": {"image": "i", "monitors": []}})).unwrap_err().contains("no driver"));
         assert!(made(json!({"volumeMode": "Block", "local": {"path": "/dev/sdb"}})).unwrap_err().contains("block device"));
     }
 
     #[test]
     fn what_is_missing_of_a_claim_is_told() {
         let objects = Objects::default();
-        let source = PersistentVolumeClaimVolumeSource { claim_name: "data".into(), read_only: None };
-        let find = || find(&objects, "shop", &source).map(drop);
+        let find = || find(&objects, "shop", "data").map(drop);
         assert_eq!(find().unwrap_err(), "persistentvolumeclaim \"data\" not found");
         let claim = |spec: Value| {
             let claim = json!({"metadata": {"name": "data", "namespace": "shop"}, "spec": spec});

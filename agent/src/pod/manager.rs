@@ -300,7 +300,7 @@ impl Manager {
             match self.adopted.remove(&uid) {
                 Some(adopted) => self.end_orphan(adopted, grace),
                 None if self.clearing.contains(&uid) => {}
-                None if self.node.runtime.has_leftovers(&uid) => {
+                None if self.node.has_leftovers(&uid) => {
                     self.node.store.put_pod(&uid, Pod::clone(pod.object()));
                     self.clear(uid);
                 }
@@ -332,7 +332,7 @@ impl Manager {
         if !self.awaited.is_empty() {
             return;
         }
-        for uid in self.node.runtime.leftovers() {
+        for uid in self.node.runtime.leftovers().into_iter().chain(self.node.csi.pods()) {
             let known = self.wanted.contains_key(&uid) || self.running.contains_key(&uid) || self.clearing.contains(&uid);
             if !known {
                 self.clear(uid);
@@ -376,7 +376,7 @@ impl Manager {
         let node = self.node.clone();
         self.clearing.insert(uid.clone());
         self.workers.spawn(async move {
-            if let Err(error) = node.runtime.remove_pod(&uid, None).await {
+            if let Err(error) = node.clear(&uid).await {
                 tracing::warn!(%uid, %error, "what is left of a pod could not be cleared away; the next start of the agent tries again");
             }
             uid

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 use crate::image::Images;
-use crate::image::provider::Providers;
+use crate::image::provider::{Accounts, Providers};
 use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::plugin::csi::Csi;
 use crate::plugin::device::Devices;
 use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
 use crate::service::Services;
@@ -22,6 +23,7 @@ pub mod backoff;
 pub mod claims;
 pub mod completed;
 pub mod counters;
+mod csi;
 pub mod handle;
 pub mod handler;
 pub mod hook;
@@ -75,6 +77,8 @@ pub struct Node {
     pub images: Images,
     /// Programs that give logins for images.
     pub providers: Option<Providers>,
+    /// Who knows service accounts: a cluster.
+    pub accounts: Option<Arc<dyn Accounts>>,
     /// Images of image volumes.
     pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.
@@ -83,12 +87,35 @@ pub struct Node {
     pub admission: Arc<Admission>,
     /// What device plugins have to give.
     pub devices: Arc<Devices>,
+    /// Volumes that CSI drivers mount.
+    pub csi: Arc<Csi>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
     /// Whether the files have told all their pods.
     pub files_told: tokio::sync::watch::Sender<bool>,
     /// Marks of pods that were told to stay ended; on tmpfs.
     pub stopped_dir: PathBuf,
+}
+
+/// What ends with a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Nothing else: the pod gets another one.
+    Sandbox,
+    /// The pod has completed. What it wrote and said stays; others may have its storage.
+    Work,
+    /// All of the pod.
+    Pod,
+}
+
+impl Ends {
+    fn of(pod: &ValidPod, observed: &observed::Observed) -> Self {
+        match observed.ending {
+            Some(_) => Self::Pod,
+            None if plan::is_complete(pod, observed) => Self::Work,
+            None => Self::Sandbox,
+        }
+    }
 }
 
 impl Node {
@@ -150,7 +177,7 @@ impl Node {
     }
 
     async fn take_back(&self, pod: &ValidPod, sandbox: Option<Sandbox>, error: String) -> String {
-        if let Err(left) = self.remove_sandbox(pod, sandbox, false).await {
+        if let Err(left) = self.remove_sandbox(pod, sandbox, Ends::Sandbox).await {
             tracing::warn!(%pod, left, "a sandbox that failed could not be cleared away");
         }
         error
@@ -207,16 +234,18 @@ impl Node {
         Ok(())
     }
 
-    /// Takes a pod's sandbox down; with `all`, its volumes, logs and memory too. Goes on past errors and tells them all.
-    async fn remove_sandbox(&self, pod: &ValidPod, sandbox: Option<Sandbox>, all: bool) -> Result<(), String> {
+    /// Takes a pod's sandbox down, and with it as much of the pod as ends now. Goes on past errors and tells them all.
+    async fn remove_sandbox(&self, pod: &ValidPod, sandbox: Option<Sandbox>, ends: Ends) -> Result<(), String> {
         let mut errors = Vec::new();
-        let removed = if all {
-            self.runtime.remove_pod(pod.uid(), sandbox.as_ref()).await
-        } else {
-            self.runtime.remove_sandbox(pod.uid(), sandbox.as_ref()).await
+        let removed = match ends {
+            Ends::Pod => self.runtime.remove_pod(pod.uid(), sandbox.as_ref()).await,
+            Ends::Work | Ends::Sandbox => self.runtime.remove_sandbox(pod.uid(), sandbox.as_ref()).await,
         };
         errors.extend(removed.err().map(|e| e.to_string()));
-        if all && errors.is_empty() {
+        if ends != Ends::Sandbox && errors.is_empty() {
+            errors.extend(self.csi.unmount(pod.uid()).await.err());
+        }
+        if ends == Ends::Pod && errors.is_empty() {
             let resolved = self.resolve_claims(pod).map_or_else(|_| pod.clone(), |resolved| resolved.pod);
             errors.extend(self.runtime.detach_volumes(&resolved).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());

@@ -72,6 +72,13 @@ impl Objects {
         old
     }
 
+    /// Wakes all who need objects of these kinds, as if these had changed.
+    pub fn touch(&self, kinds: &[ObjectKind]) {
+        let mut inner = self.write();
+        let keys: Vec<ObjectRef> = inner.watchers.keys().filter(|key| kinds.contains(&key.kind)).cloned().collect();
+        keys.iter().for_each(|key| inner.tell(key));
+    }
+
     /// An object by its name.
     pub fn get(&self, key: &ObjectRef) -> Option<ValidObject> {
         self.read().objects.get(key).cloned()

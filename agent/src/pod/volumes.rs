@@ -36,13 +36,15 @@ impl Node {
             return Ok(Volumes::new());
         }
         let turn = turn.take().await;
-        let Resolved { pod, read_only } = self.resolve_claims(pod)?;
+        let Resolved { pod, read_only, csi } = self.resolve_claims(pod)?;
         let images = self.attach_volumes(&pod).await?;
+        let mounted = self.mount_all(&pod, csi).await?;
         let (node, pod_ips) = (self.clone(), pod_ips.to_vec());
         let place = pod.to_string();
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let input = Input { pod: &pod, pod_ips: &pod_ips, objects: node.objects.of(&pod), images: &images };
+            let objects = node.objects.of(&pod);
+            let input = Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted };
             let mut volumes = node.runtime.prepare_volumes(input)?;
             for name in read_only {
                 volumes.entry(name).and_modify(|volume| volume.read_only = true);
@@ -58,8 +60,9 @@ impl Node {
         let place = pod.to_string();
         let refreshed = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let images = BTreeMap::new();
-            self.runtime.refresh_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects: self.objects.of(&pod), images: &images })
+            let (images, mounted) = (BTreeMap::new(), BTreeMap::new());
+            let objects = self.objects.of(&pod);
+            self.runtime.refresh_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted })
         });
         refreshed.await.unwrap_or_else(|error| vec![runtime::Error::pod(place, format!("refreshing its volumes: {error}"))])
     }

@@ -36,7 +36,7 @@ use super::restart;
 use super::status;
 use super::trace::Trace;
 use super::volumes::Turn;
-use super::{Node, SandboxNote};
+use super::{Ends, Node, SandboxNote};
 use crate::admission::Lease;
 use crate::image;
 use crate::model::{Origin, ValidPod, change, references};
@@ -186,7 +186,7 @@ impl Worker {
         let mut worker = Self::new(node, pod, live);
         worker.recall();
         worker.admit();
-        if worker.node.runtime.has_leftovers(worker.pod.uid()) {
+        if worker.node.has_leftovers(worker.pod.uid()) {
             worker.remove_sandbox();
         }
         worker
@@ -642,10 +642,10 @@ impl Worker {
         let sandbox = self.sandbox.take();
         self.events = None;
         let (node, pod, volumes) = (self.node.clone(), self.pod.clone(), self.volumes.clone());
-        let all = self.observed.ending.is_some();
+        let ends = Ends::of(&self.pod, &self.observed);
         self.outcomes.push(Box::pin(async move {
             let _turn = volumes.take().await;
-            Outcome::Removed(node.remove_sandbox(&pod, sandbox, all).await)
+            Outcome::Removed(node.remove_sandbox(&pod, sandbox, ends).await)
         }));
     }
 
@@ -863,10 +863,10 @@ impl Worker {
             Err(error) => {
                 // Goes on until clean: something may still be busy.
                 self.say(None, Level::Warning, "FailedKillPod", &format!("error killing pod: {error}"));
-                let (node, pod, all) = (self.node.clone(), self.pod.clone(), self.observed.ending.is_some());
+                let (node, pod, ends) = (self.node.clone(), self.pod.clone(), Ends::of(&self.pod, &self.observed));
                 self.outcomes.push(Box::pin(async move {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    Outcome::Removed(node.remove_sandbox(&pod, None, all).await)
+                    Outcome::Removed(node.remove_sandbox(&pod, None, ends).await)
                 }));
             }
         }

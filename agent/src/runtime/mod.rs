@@ -34,7 +34,7 @@ pub use holder::Wires;
 pub use log_folder::LogFolder;
 pub use readers::Reading;
 pub use redact::Redaction;
-pub use remove::remove_tree;
+pub use remove::{is_mount_point, remove_tree};
 pub use run::{Adopted, Beginning, Runtime, Sandbox, SharedRuntime, StartInput, Started};
 pub use settings::{Allocatable, Settings, own_capabilities};
 pub use sockets::Sockets;

@@ -117,6 +117,8 @@ fn body(body: &Body) -> Value {
         Body::Namespace(o) => declared(o.as_ref()),
         Body::PersistentVolume(o) => declared(o.as_ref()),
         Body::RuntimeClass(o) => declared(o.as_ref()),
+        Body::CsiDriver(o) => declared(o.as_ref()),
+        Body::VolumeAttachment(o) => declared(o.as_ref()),
     }
 }
 

@@ -189,3 +189,66 @@ fn the_node_object_has_what_a_kubelets_has() {
     let resolver = node.pod("asks").container("main").demo("read /etc/resolv.conf");
     assert!(resolver.contains("nameserver 10.96.0.10") && resolver.contains("default.svc.cluster.test"), "{resolver}");
 }
+
+const TRUSTS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
+  volumes:
+  - name: v
+    projected:
+      sources:
+      - clusterTrustBundle: {name: all, path: named.pem}
+      - clusterTrustBundle: {name: none, path: none.pem, optional: true}
+      - clusterTrustBundle: {signerName: example.com/signer, labelSelector: {matchLabels: {live: 'yes'}}, path: signed.pem}
+";
+
+#[test]
+fn trust_bundles_of_a_name_and_of_a_signer_are_files_that_follow_them() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let certificate = || {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().pem().replace("\r\n", "\n")
+    };
+    let bundle = |name: &str, more: &str, text: &str| {
+        let text = text.replace('\n', "\n    ");
+        let (metadata, spec) = more.split_once('|').unwrap();
+        plane.apply(&format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: ClusterTrustBundle\nmetadata: {{name: '{name}'{metadata}}}\nspec:\n{spec}  trustBundle: |\n    {text}\n"
+        ));
+    };
+    plane.apply(TRUSTS);
+    let client = node.pod("client");
+    client.tells(&["FailedMount", "clustertrustbundle.certificates.k8s.io \"all\" not found"]);
+    let [one, two, three] = [certificate(), certificate(), certificate()];
+    bundle("all", "|", &format!("{one}{two}"));
+    client.tells(&["FailedMount", "combination of signerName and labelSelector matched zero ClusterTrustBundles"]);
+    let signed = "|  signerName: example.com/signer\n";
+    bundle("example.com:signer:dead", &format!(", labels: {{live: 'no'}}{signed}"), &two);
+    bundle("example.com:signer:live", &format!(", labels: {{live: 'yes'}}{signed}"), &three);
+    plane.until("pod", "client", "runs", runs);
+    let read = |file: &str| client.container("main").demo(&format!("read /v/{file}"));
+    let named = read("named.pem");
+    assert_eq!(named.matches("BEGIN").count(), 2, "{named}");
+    assert!(named.contains(one.trim()) && named.contains(two.trim()), "{named}");
+    assert_eq!((read("signed.pem").trim(), read("none.pem").trim()), (three.trim(), ""));
+    // They follow.
+    bundle("all", "|", &three);
+    eventually("the file has the new anchors", || {
+        let named = read("named.pem");
+        if named.trim() == three.trim() { Ok(()) } else { Err(named) }
+    });
+    plane.kubectl(&["label", "clustertrustbundle", "example.com:signer:dead", "--overwrite", "live=yes"]).ok();
+    eventually("one more bundle is the signer's", || {
+        let signed = read("signed.pem");
+        if signed.matches("BEGIN").count() == 2 { Ok(()) } else { Err(signed) }
+    });
+}

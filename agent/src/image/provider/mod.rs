@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 
 use self::cache::{Cache, Scope, Who};
@@ -33,12 +34,15 @@ pub struct Account {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// A token and when it expires.
+pub type TokenResult = Result<(String, Timestamp), String>;
+
 /// Who knows service accounts: a cluster.
 pub trait Accounts: Send + Sync {
     /// A service account.
     fn account<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Account, String>>;
-    /// A token for this audience that is bound to the pod.
-    fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str) -> BoxFuture<'a, Result<String, String>>;
+    /// A token for this audience that is bound to the pod, and when it expires; it is to live so many seconds, or as usual.
+    fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str, seconds: Option<i64>) -> BoxFuture<'a, TokenResult>;
 }
 
 /// All of a node.
@@ -155,8 +159,8 @@ impl Program {
         }
         let wanted = required.iter().chain(&attributes.optional_service_account_annotation_keys);
         let annotations: BTreeMap<_, _> = wanted.filter_map(|key| Some((key.clone(), all.get(key)?.clone()))).collect();
-        let token = accounts.token(subject, &attributes.service_account_token_audience).await;
-        let token = token.map_err(|why| format!("failed to get service account token: {why}"))?;
+        let token = accounts.token(subject, &attributes.service_account_token_audience, None).await;
+        let (token, _) = token.map_err(|why| format!("failed to get service account token: {why}"))?;
         let mut who = Who { account: Some((subject.namespace.clone(), account.clone(), uid, annotations.clone())), token: None };
         if attributes.by_token() {
             let hash = digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap_or_default();
@@ -252,8 +256,8 @@ mod tests {
             let annotations = [("role".into(), "reader".into()), ("secret".into(), "x".into())].into();
             async { Ok(Account { uid: "u1".into(), annotations }) }.boxed()
         }
-        fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str) -> BoxFuture<'a, Result<String, String>> {
-            async move { Ok(format!("{}-for-{audience}", subject.pod)) }.boxed()
+        fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str, _: Option<i64>) -> BoxFuture<'a, TokenResult> {
+            async move { Ok((format!("{}-for-{audience}", subject.pod), Timestamp::MAX)) }.boxed()
         }
     }
 

@@ -32,7 +32,7 @@ pub fn object(body: &Body, root: &Node) -> Vec<Problem> {
             report.each_invalid(&Path::ROOT.child("metadata").child("name"), name, names::dns_label(name));
         }
         // An API server has checked them.
-        Body::PersistentVolume(_) | Body::RuntimeClass(_) => {}
+        Body::PersistentVolume(_) | Body::RuntimeClass(_) | Body::CsiDriver(_) | Body::VolumeAttachment(_) => {}
     }
     report.finish()
 }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, KeyToPath, ProjectedVolumeSource,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    CSIVolumeSource, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, KeyToPath,
+    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -49,8 +49,9 @@ pub(super) fn all(report: &mut Report<'_>, at: &Path<'_>, volumes: &[Volume], po
 
 /// Sources that a cluster's storage drivers serve, and those that Kubernetes itself gave up.
 fn needs_a_cluster(report: &mut Report<'_>, at: &Path<'_>, volume: &Volume) {
-    const SERVED: [&str; 11] = [
+    const SERVED: [&str; 12] = [
         "configMap",
+        "csi",
         "downwardAPI",
         "emptyDir",
         "ephemeral",
@@ -64,7 +65,6 @@ fn needs_a_cluster(report: &mut Report<'_>, at: &Path<'_>, volume: &Volume) {
     ];
     for name in sources(volume).into_iter().filter(|name| !SERVED.contains(name)) {
         let why = match name {
-            "csi" => "CSI drivers are served to a node that is part of a cluster: use a hostPath or a PersistentVolumeClaim file",
             "gitRepo" => "Kubernetes has disabled gitRepo: let an init container clone into an emptyDir",
             _ => "this storage needs a cluster's driver: mount it on the node and use a hostPath",
         };
@@ -134,7 +134,7 @@ fn source(report: &mut Report<'_>, at: &Path<'_>, v: &Volume) {
         iscsi(report, &at.child("iscsi"), source);
     }
     if let Some(source) = &v.csi {
-        needed(report, &at.child("csi").child("driver"), Some(&source.driver));
+        csi(report, &at.child("csi"), source);
     }
     if let Some(source) = &v.git_repo {
         needed(report, &at.child("gitRepo").child("repository"), Some(&source.repository));
@@ -290,6 +290,20 @@ fn projected_paths(source: &VolumeProjection) -> Vec<(&str, &str)> {
     let token = source.service_account_token.iter().map(|t| t.path.as_str());
     let own = downward.chain(token).map(|path| (path, path));
     maps.chain(secrets).chain(own).filter(|(path, _)| !path.is_empty()).collect()
+}
+
+fn csi(report: &mut Report<'_>, at: &Path<'_>, source: &CSIVolumeSource) {
+    let driver = at.child("driver");
+    needed(report, &driver, Some(&source.driver));
+    if source.driver.len() > 63 {
+        report.say(&driver, "Too long: may not be more than 63 bytes");
+    }
+    if !source.driver.is_empty() {
+        report.each_invalid(&driver, &source.driver, names::dns_subdomain(&source.driver.to_lowercase()));
+    }
+    if let Some(secret) = &source.node_publish_secret_ref {
+        report.name(&at.child("nodePublishSecretRef").child("name"), &secret.name, names::dns_subdomain);
+    }
 }
 
 fn iscsi(report: &mut Report<'_>, at: &Path<'_>, source: &ISCSIVolumeSource) {

@@ -31,7 +31,7 @@ impl Store {
             Body::NetworkPolicy(policy) => self.put_aged(key, NetworkPolicy::clone(policy)),
             Body::Namespace(namespace) => self.put_aged(key, Namespace::clone(namespace)),
             // The API server itself shows them.
-            Body::PersistentVolume(_) | Body::RuntimeClass(_) => {}
+            Body::PersistentVolume(_) | Body::RuntimeClass(_) | Body::CsiDriver(_) | Body::VolumeAttachment(_) => {}
         }
     }
 
@@ -45,7 +45,7 @@ impl Store {
             ObjectKind::Service => self.remove_kept::<Service>(&key),
             ObjectKind::NetworkPolicy => self.remove_kept::<NetworkPolicy>(&key),
             ObjectKind::Namespace => self.remove_kept::<Namespace>(&key),
-            ObjectKind::PersistentVolume | ObjectKind::RuntimeClass => {}
+            ObjectKind::PersistentVolume | ObjectKind::RuntimeClass | ObjectKind::CsiDriver | ObjectKind::VolumeAttachment => {}
         }
     }
 

@@ -64,6 +64,8 @@ pub struct Input<'a> {
     pub objects: &'a dyn Objects,
     /// The layers of image volumes, the lowest first, by the volumes' names.
     pub images: &'a BTreeMap<String, Vec<PathBuf>>,
+    /// Where drivers have mounted volumes, by the volumes' names.
+    pub mounted: &'a BTreeMap<String, PathBuf>,
 }
 
 /// Makes, or finds, all volumes of a pod. May be repeated.
@@ -105,6 +107,10 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
         host_path::check(source)?;
         return Ok((source.path.clone().into(), false));
     }
+    if let Some(source) = &volume.csi {
+        let path = input.mounted.get(&volume.name).ok_or_else(|| ConfigError::new("it is not mounted (yet)"))?;
+        return Ok((path.clone(), source.read_only == Some(true)));
+    }
     if let Some(path) = network::place(pod, settings, volume) {
         return Ok((network::find(path)?, network::is_read_only(volume)));
     }
@@ -128,7 +134,7 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
 /// The kernel maps owners of most file systems; not of overlayfs (image volumes), hugetlbfs and those of other machines.
 fn can_be_mapped(volume: &Volume) -> bool {
     let huge = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages"));
-    volume.image.is_none() && volume.nfs.is_none() && !huge
+    volume.image.is_none() && volume.nfs.is_none() && volume.csi.is_none() && !huge
 }
 
 /// The kind of a volume of files that the agent writes.
@@ -151,8 +157,13 @@ fn files(input: Input<'_>, settings: &Settings, volume: &Volume) -> Option<Resul
     Some(payload.map_err(Cause::from).and_then(write))
 }
 
+/// Gives a volume that somebody has mounted to the pod's fsGroup. Blocks on the disk.
+pub fn give(pod: &ValidPod, path: &Path) -> Result<(), Cause> {
+    fs_group(pod).map_or(Ok(()), |gid| ownership::give(path, gid, ownership::Policy::of(pod)))
+}
+
 /// securityContext.fsGroup.
-fn fs_group(pod: &ValidPod) -> Option<u32> {
+pub fn fs_group(pod: &ValidPod) -> Option<u32> {
     pod.spec().security_context.as_ref()?.fs_group.and_then(|gid| u32::try_from(gid).ok())
 }
 

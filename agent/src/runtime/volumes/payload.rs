@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, ServiceAccountTokenProjection, Volume, VolumeProjection,
+    ClusterTrustBundleProjection, ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, ServiceAccountTokenProjection, Volume,
+    VolumeProjection,
 };
 
 use crate::model::{Origin, ValidPod, references};
@@ -50,6 +51,9 @@ const DEFAULT_MODE: i32 = 0o644;
 
 /// The key of a token in the Secret that it is kept as.
 pub const TOKEN: &str = "token";
+
+/// The key of trust anchors in the ConfigMap that they are kept as.
+pub const TRUST: &str = "anchors";
 
 /// The files of a volume. `None`: the volume is of another kind, such as an emptyDir.
 pub fn of(sources: &Sources<'_>, volume: &Volume) -> Option<Result<Payload, ConfigError>> {
@@ -162,6 +166,21 @@ impl Sources<'_> {
         Ok(rights.file(data.0.clone(), None, None))
     }
 
+    /// An optional source without anything is a file without anything.
+    fn trust(&self, source: &ClusterTrustBundleProjection, rights: Rights) -> Result<File, ConfigError> {
+        let key = references::trust_map(source);
+        let map = self.objects.config_map(&key.namespace, &key.name);
+        let anchors = map.as_ref().and_then(|map| map.data.as_ref()?.get(TRUST).cloned());
+        match (anchors, &source.name) {
+            (Some(anchors), _) => Ok(rights.file(anchors.into_bytes(), None, source.user)),
+            _ if source.optional == Some(true) => Ok(rights.file(Vec::new(), None, source.user)),
+            (None, Some(name)) => Err(ConfigError::new(format!(
+                "while getting ClusterTrustBundle: clustertrustbundle.certificates.k8s.io \"{name}\" not found"
+            ))),
+            (None, None) => Err(ConfigError::new("combination of signerName and labelSelector matched zero ClusterTrustBundles")),
+        }
+    }
+
     fn projected(&self, projections: &[VolumeProjection], rights: Rights) -> Result<Payload, ConfigError> {
         let mut payload = Payload::new();
         for projection in projections {
@@ -173,6 +192,9 @@ impl Sources<'_> {
             }
             if let Some(token) = projection.service_account_token.as_ref().filter(|_| *self.pod.origin() == Origin::Api) {
                 payload.insert(token.path.clone(), self.token(token, rights)?);
+            }
+            if let Some(source) = projection.cluster_trust_bundle.as_ref().filter(|_| *self.pod.origin() == Origin::Api) {
+                payload.insert(source.path.clone(), self.trust(source, rights)?);
             }
             if let Some(source) = &projection.downward_api {
                 payload.extend(self.downward(source.items.as_deref(), rights)?);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -92,6 +93,8 @@ enum ObjectFile {
     Service(Arc<Service>),
     PersistentVolume(Arc<PersistentVolume>),
     RuntimeClass(Arc<RuntimeClass>),
+    CsiDriver(Arc<CSIDriver>),
+    VolumeAttachment(Arc<VolumeAttachment>),
 }
 
 impl ObjectFile {
@@ -104,6 +107,8 @@ impl ObjectFile {
             Body::Service(object) => Some(Self::Service(object.clone())),
             Body::PersistentVolume(object) => Some(Self::PersistentVolume(object.clone())),
             Body::RuntimeClass(object) => Some(Self::RuntimeClass(object.clone())),
+            Body::CsiDriver(object) => Some(Self::CsiDriver(object.clone())),
+            Body::VolumeAttachment(object) => Some(Self::VolumeAttachment(object.clone())),
             Body::NetworkPolicy(_) | Body::Namespace(_) => None,
         }
     }
@@ -116,6 +121,8 @@ impl ObjectFile {
             Self::Service(object) => Body::Service(object),
             Self::PersistentVolume(object) => Body::PersistentVolume(object),
             Self::RuntimeClass(object) => Body::RuntimeClass(object),
+            Self::CsiDriver(object) => Body::CsiDriver(object),
+            Self::VolumeAttachment(object) => Body::VolumeAttachment(object),
         }
     }
 }
@@ -209,11 +216,12 @@ impl Kept {
     }
 
     /// Those, as far as they are there.
-    fn encoded(&self, objects: &Objects) -> io::Result<Vec<Vec<u8>>> {
+    fn encoded(&self, objects: &Objects, node: &str) -> io::Result<Vec<Vec<u8>>> {
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
         let services = objects.services_of(namespace).into_iter().chain(objects.get(&kubernetes()));
         let named: Vec<ValidObject> = self.needs.iter().filter_map(|key| objects.get(key)).collect();
-        let volumes = named.iter().filter_map(claims::volume_of).filter_map(|volume| objects.get(&volume));
+        let behind = named.iter().flat_map(|object| claims::behind(objects, object, node));
+        let volumes = behind.filter_map(|key| objects.get(&key));
         let there = named.iter().cloned().chain(volumes).chain(services);
         there
             .filter_map(|object| ObjectFile::of(object.body()))
@@ -326,7 +334,7 @@ impl Writer {
         let pods = self.folder.join("pods");
         durable::private_folder(&pods)?;
         let mut files = BTreeSet::new();
-        for bytes in kept.encoded(&self.node.objects.cluster)? {
+        for bytes in kept.encoded(&self.node.objects.cluster, &self.node.name)? {
             files.insert(self.write_object(&bytes)?);
         }
         let pod = Pod { metadata: kept_metadata(&kept.pod), spec: kept.pod.spec.clone(), status: None };

@@ -3,8 +3,10 @@
 //! is [`checkpoint`]'s.
 
 mod checkpoint;
+mod claim;
 mod needs;
 mod services;
+mod trust;
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;

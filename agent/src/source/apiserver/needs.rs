@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccountTokenProjection};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccountTokenProjection};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
@@ -17,10 +18,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Eager;
 use super::checkpoint::Checkpoints;
+use super::{Eager, trust};
 use crate::cluster::{Cluster, Failure, answer, whole};
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, Subject, ValidObject, ValidPod, references};
+use crate::pod::objects::Objects;
 use crate::pod::{Node, claims};
 use crate::runtime::volumes::payload::TOKEN;
 
@@ -84,8 +86,8 @@ impl Needs {
         let objects = &self.node.objects.cluster;
         self.kept.retain(|key, _| {
             let stays = needed.contains(key);
-            if !stays && let Some(volume) = objects.remove(key).as_ref().and_then(claims::volume_of) {
-                objects.remove(&volume);
+            if !stays {
+                forget(objects, key, &self.node.name);
             }
             stays
         });
@@ -96,34 +98,45 @@ impl Needs {
         let (cluster, node, checkpoints) = (self.cluster.clone(), self.node.clone(), self.checkpoints.clone());
         let keeper = Keeper { cluster, node, checkpoints, key: key.clone(), told };
         let token = references::tokens(pod).find(|token| references::token_secret(pod, token) == *key).cloned();
+        let anchors = references::trusts(pod).find(|source| references::trust_map(source) == *key).cloned();
         let task = match (token, key.kind) {
+            (None, ObjectKind::ConfigMap) if anchors.is_some() => tokio::spawn(trust::follow(keeper, anchors?)),
             (Some(token), _) => tokio::spawn(keeper.token(pod.clone(), token)),
             (None, ObjectKind::ConfigMap) => tokio::spawn(keeper.object::<ConfigMap>(Body::ConfigMap)),
             (None, ObjectKind::Secret) => tokio::spawn(keeper.object::<Secret>(Body::Secret)),
             (None, ObjectKind::PersistentVolumeClaim) => tokio::spawn(keeper.claim()),
-            (None, ObjectKind::RuntimeClass) => tokio::spawn(keeper.runtime_class()),
+            (None, ObjectKind::RuntimeClass) => tokio::spawn(keeper.fixed::<RuntimeClass>(Body::RuntimeClass)),
+            (None, ObjectKind::CsiDriver) => tokio::spawn(keeper.fixed::<CSIDriver>(Body::CsiDriver)),
             (None, _) => return None,
         };
         Some(Kept { _task: AbortOnDropHandle::new(task), answered })
     }
 }
 
+/// An object, and what is behind it; but a driver is many volumes'.
+fn forget(objects: &Objects, key: &ObjectRef, node: &str) {
+    let behind = objects.get(key).map(|claim| claims::behind(objects, &claim, node));
+    let gone = behind.into_iter().flatten().chain([key.clone()]);
+    gone.filter(|key| key.kind != ObjectKind::CsiDriver).for_each(|key| drop(objects.remove(&key)));
+}
+
 /// Keeps one object.
-struct Keeper {
-    cluster: Arc<Cluster>,
-    node: Arc<Node>,
+pub(super) struct Keeper {
+    pub cluster: Arc<Cluster>,
+    pub node: Arc<Node>,
     checkpoints: Checkpoints,
-    key: ObjectRef,
-    told: watch::Sender<bool>,
+    pub key: ObjectRef,
+    /// Whether there was an answer about it.
+    pub told: watch::Sender<bool>,
 }
 
 impl Keeper {
-    fn put(&self, object: ValidObject) {
+    pub fn put(&self, object: ValidObject) {
         self.node.objects.cluster.put(object);
         self.checkpoints.changed(&self.key);
     }
 
-    fn remove(&self) {
+    pub fn remove(&self) {
         if self.node.objects.cluster.remove(&self.key).is_some() {
             self.checkpoints.changed(&self.key);
         }
@@ -171,63 +184,35 @@ impl Keeper {
         }
     }
 
-    /// Until the claim has its volume, of which nothing that matters here changes any more. A node may get both, and watch neither.
-    async fn claim(self) {
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client(), &self.key.namespace);
+    /// An object of the cluster, into the set of objects.
+    pub async fn fetch<T>(&self, name: &str, body: fn(Arc<T>) -> Body) -> Result<Option<Arc<T>>, Failure>
+    where
+        T: Resource<Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        T::DynamicType: Default,
+    {
+        let Some(mut object) = answer(Api::<T>::all(self.cluster.client()).get_opt(name)).await? else { return Ok(None) };
+        object.meta_mut().managed_fields = None;
+        let object = Arc::new(object);
+        self.node.objects.cluster.put(ValidObject::trusted(body(object.clone()), Origin::Api));
+        Ok(Some(object))
+    }
+
+    /// Until it is there: what matters of it doesn't change.
+    async fn fixed<T>(self, body: fn(Arc<T>) -> Body)
+    where
+        T: Resource<Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        T::DynamicType: Default,
+    {
         let mut failures = 0_u32;
         let mut waits = Eager::default();
         loop {
-            match self.bound(&claims).await {
+            match self.fetch(&self.key.name, body).await {
                 Ok(there) => {
                     self.told.send_replace(true);
-                    if there {
-                        return;
+                    if there.is_some() {
+                        return self.checkpoints.changed(&self.key);
                     }
-                }
-                Err(failure) => {
-                    failures = failures.saturating_add(u32::from(failure.code != 0));
-                    self.complain(failures, &failure.to_string());
-                }
-            }
-            tokio::time::sleep(waits.next().unwrap_or(Eager::MOST)).await;
-        }
-    }
-
-    /// Whether the claim is bound; then its volume is known too.
-    async fn bound(&self, claims: &Api<PersistentVolumeClaim>) -> Result<bool, Failure> {
-        let Some(mut claim) = answer(claims.get_opt(&self.key.name)).await? else {
-            self.remove();
-            return Ok(false);
-        };
-        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
-        let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
-        if let (Some(name), true) = (&name, bound) {
-            let volumes: Api<PersistentVolume> = Api::all(self.cluster.client());
-            let mut volume = answer(volumes.get(name)).await?;
-            volume.metadata.managed_fields = None;
-            self.node.objects.cluster.put(ValidObject::trusted(Body::PersistentVolume(Arc::new(volume)), Origin::Api));
-        }
-        claim.metadata.managed_fields = None;
-        self.put(ValidObject::trusted(Body::PersistentVolumeClaim(Arc::new(claim)), Origin::Api));
-        Ok(bound)
-    }
-
-    /// Until it is there: a RuntimeClass's handler can't be changed.
-    async fn runtime_class(self) {
-        let classes: Api<RuntimeClass> = Api::all(self.cluster.client());
-        let mut failures = 0_u32;
-        let mut waits = Eager::default();
-        loop {
-            match answer(classes.get_opt(&self.key.name)).await {
-                Ok(Some(mut class)) => {
-                    class.metadata.managed_fields = None;
-                    self.put(ValidObject::trusted(Body::RuntimeClass(Arc::new(class)), Origin::Api));
-                    self.told.send_replace(true);
-                    return;
-                }
-                Ok(None) => {
                     self.remove();
-                    self.told.send_replace(true);
                 }
                 Err(failure) => {
                     failures = failures.saturating_add(u32::from(failure.code != 0));
@@ -261,10 +246,14 @@ impl Keeper {
     }
 
     /// Once, when it isn't the API server's being a moment behind itself.
-    fn complain(&self, failures: u32, error: &str) {
+    pub fn complain(&self, failures: u32, error: &str) {
         if failures == 5 {
             let key = &self.key;
-            let what = if key.name.contains('/') { "a service account token".to_owned() } else { key.to_string() };
+            let what = match key.name.split_once('/') {
+                Some(("trust", _)) => "a ClusterTrustBundle".to_owned(),
+                Some(_) => "a service account token".to_owned(),
+                None => key.to_string(),
+            };
             tracing::warn!(
                 namespace = key.namespace,
                 error,
@@ -275,7 +264,7 @@ impl Keeper {
 }
 
 /// Whether the API server said so itself.
-fn is_answer(error: &watcher::Error) -> bool {
+pub(super) fn is_answer(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => matches!(error, kube::Error::Api(_)),

@@ -1,0 +1,89 @@
+//! One CSI driver, as its node part is called.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use prost::Message;
+
+use super::api::{Capabilities, Empty, NodeInfo, PublishRequest, StageRequest, UnpublishRequest, UnstageRequest};
+use crate::grpc::Channel;
+
+/// The kubelet's, for every call.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a driver can that matters here, by CSI's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Can {
+    /// `STAGE_UNSTAGE_VOLUME`.
+    pub stage: bool,
+    /// `SINGLE_NODE_MULTI_WRITER`: it tells writers of one node apart.
+    pub single_node_multi_writer: bool,
+    /// `VOLUME_MOUNT_GROUP`: it gives volumes to an fsGroup itself.
+    pub mount_group: bool,
+}
+
+/// One that has registered.
+#[derive(Debug, Clone)]
+pub struct Driver {
+    /// Its socket. Each call connects anew, as the kubelet's do: a driver may start again without registering again.
+    endpoint: PathBuf,
+    /// What it can.
+    pub can: Can,
+    /// What this node is to it.
+    pub info: NodeInfo,
+}
+
+impl Driver {
+    /// Asks one that says it is there what it is.
+    pub async fn meet(endpoint: &Path) -> Result<Self, String> {
+        let mut driver = Self { endpoint: endpoint.to_owned(), can: Can::default(), info: NodeInfo::default() };
+        driver.info = driver.call("NodeGetInfo", &Empty {}).await?;
+        if driver.info.node_id.is_empty() {
+            return Err("error adding CSI driver node info: driverNodeID must not be empty".into());
+        }
+        let Capabilities { capabilities } = driver.call("NodeGetCapabilities", &Empty {}).await?;
+        for number in capabilities.into_iter().filter_map(|capability| Some(capability.rpc?.kind)) {
+            match number {
+                1 => driver.can.stage = true,
+                5 => driver.can.single_node_multi_writer = true,
+                6 => driver.can.mount_group = true,
+                _ => {}
+            }
+        }
+        Ok(driver)
+    }
+
+    async fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A, String> {
+        let connected = tokio::time::timeout(LIMIT, Channel::connect(&self.endpoint)).await;
+        let failed = |why: String| format!("connect to {}: {why}", self.endpoint.display());
+        let channel = connected.map_err(|_| failed("nobody answers".into()))?.map_err(|error| failed(error.to_string()))?;
+        let answer = channel.unary(&format!("csi.v1.Node/{method}"), request, LIMIT).await;
+        answer.map_err(|status| status.to_string())
+    }
+
+    /// Labels of the node that tell where it is.
+    pub fn topology(&self) -> BTreeMap<String, String> {
+        self.info.accessible_topology.clone().unwrap_or_default().segments
+    }
+
+    /// Makes a volume ready on this node.
+    pub async fn stage(&self, request: &StageRequest) -> Result<(), String> {
+        self.call::<Empty>("NodeStageVolume", request).await.map(drop)
+    }
+
+    /// Its end.
+    pub async fn unstage(&self, request: &UnstageRequest) -> Result<(), String> {
+        self.call::<Empty>("NodeUnstageVolume", request).await.map(drop)
+    }
+
+    /// Mounts a volume for a pod.
+    pub async fn publish(&self, request: &PublishRequest) -> Result<(), String> {
+        self.call::<Empty>("NodePublishVolume", request).await.map(drop)
+    }
+
+    /// Its end.
+    pub async fn unpublish(&self, request: &UnpublishRequest) -> Result<(), String> {
+        self.call::<Empty>("NodeUnpublishVolume", request).await.map(drop)
+    }
+}

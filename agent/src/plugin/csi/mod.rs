@@ -1,0 +1,257 @@
+//! CSI drivers' node part (<https://kubernetes.io/docs/concepts/storage/volumes/#csi>): volumes that drivers of others mount. [`wanted`] says what a
+//! driver is asked for; here is the order of it. What was asked is written down before it is asked: drivers take every request twice.
+
+mod api;
+pub mod driver;
+mod records;
+pub mod wanted;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use self::api::{UnpublishRequest, UnstageRequest};
+use self::driver::Driver;
+use self::records::{Record, Records};
+use self::wanted::{Life, Request, Wanted};
+use crate::model::PodUid;
+use crate::plugin::registry::{Handler, Plugin};
+use crate::runtime::{is_mount_point, volumes};
+
+/// One for a node.
+#[derive(Debug)]
+pub struct Csi {
+    inner: Mutex<Inner>,
+    records: Records,
+    /// Counts drivers that came and went, and volumes to be asked for again.
+    changed: watch::Sender<u64>,
+    /// Where drivers look for the kubelet's folders.
+    root: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    drivers: BTreeMap<String, Driver>,
+    /// Whose turn it is to work on a volume: two pods may have it.
+    turns: HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>,
+}
+
+impl Csi {
+    /// `root`: where drivers look for the kubelet's folders. Knows what an agent before this one has written down below `lib`.
+    pub fn open(root: PathBuf, lib: &Path) -> Arc<Self> {
+        let records = Records::open(lib.join("csi"));
+        Arc::new(Self { inner: Mutex::default(), records, changed: watch::Sender::new(0), root })
+    }
+
+    /// Hears when drivers come and go, and when there is a volume to be asked for again.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The drivers by name.
+    pub fn drivers(&self) -> BTreeMap<String, Driver> {
+        self.lock().drivers.clone()
+    }
+
+    /// Whether anything of a driver's is there for a pod.
+    pub fn has(&self, uid: &PodUid) -> bool {
+        self.records.of(uid).is_some()
+    }
+
+    /// The pods that have something of a driver's.
+    pub fn pods(&self) -> Vec<PodUid> {
+        self.records.pods()
+    }
+
+    /// The pods with volumes whose drivers want to be asked again from time to time.
+    pub fn to_be_republished(&self) -> Vec<PodUid> {
+        let wants = |uid: &PodUid| self.records.of(uid).is_some_and(|all| all.values().any(|r| r.mounted && r.republish));
+        self.records.pods().into_iter().filter(wants).collect()
+    }
+
+    /// Volumes that aren't to be detached now, by Kubernetes' names for them.
+    pub fn in_use(&self) -> Vec<String> {
+        let persistent = self.records.all().into_iter().filter(|record| record.persistent);
+        let mut names: Vec<_> = persistent.map(|r| format!("kubernetes.io/csi/{}^{}", r.driver, r.handle)).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Where a volume of a pod is mounted already, if it is.
+    pub fn mounted(&self, uid: &PodUid, wanted: &Wanted) -> Option<PathBuf> {
+        let record = self.records.get(uid, &wanted.name).filter(|record| record.mounted)?;
+        is_mount_point(&record.target).then_some(record.target)
+    }
+
+    /// Mounts a volume, or finds it. Where it is. An error is the kubelet's, or the driver's own.
+    pub async fn mount(&self, request: Request<'_>) -> Result<PathBuf, String> {
+        let Request { pod, wanted, driver: spec, .. } = request;
+        let _turn = self.turn(&wanted.driver, &wanted.handle).lock_owned().await;
+        if let Some(target) = self.mounted(pod.uid(), wanted) {
+            return Ok(target);
+        }
+        wanted.check_life(pod, spec)?;
+        let driver = self.driver(&wanted.driver)?;
+        let persistent = wanted.life == Life::Persistent;
+        let target = self.target(pod.uid(), &wanted.name);
+        let staging = (persistent && driver.can.stage).then(|| self.staging(wanted));
+        let mut record = Record {
+            driver: wanted.driver.clone(),
+            handle: wanted.handle.clone(),
+            target: target.clone(),
+            staging: staging.clone(),
+            persistent,
+            mounted: false,
+            republish: spec.and_then(|spec| spec.requires_republish) == Some(true),
+        };
+        self.records.put(pod.uid(), &wanted.name, record.clone())?;
+        if let Some(staging) = &staging {
+            make_folder(staging)?;
+            driver.stage(&request.stage(driver.can, staging)).await?;
+        }
+        make_folder(target.parent().unwrap_or(&target))?;
+        driver.publish(&request.publish(driver.can, staging.as_deref(), &target)).await?;
+        if wanted.takes_fs_group(spec, driver.can) {
+            let (pod, path) = (pod.clone(), target.clone());
+            let given = tokio::task::spawn_blocking(move || volumes::give(&pod, &path)).await;
+            let failed = |why: String| format!("applyFSGroup failed for vol {}: {why}", wanted.handle);
+            given.map_err(|error| failed(error.to_string()))?.map_err(|cause| failed(cause.to_string()))?;
+        }
+        record.mounted = true;
+        let republish = record.republish;
+        self.records.put(pod.uid(), &wanted.name, record)?;
+        if republish {
+            self.tell();
+        }
+        Ok(target)
+    }
+
+    /// Tells the driver of a mounted volume anew what it was told. One that isn't mounted any more stays so.
+    pub async fn republish(&self, request: Request<'_>) -> Result<(), String> {
+        let Request { pod, wanted, .. } = request;
+        let _turn = self.turn(&wanted.driver, &wanted.handle).lock_owned().await;
+        let Some(record) = self.records.get(pod.uid(), &wanted.name).filter(|record| record.mounted) else { return Ok(()) };
+        let driver = self.driver(&wanted.driver)?;
+        driver.publish(&request.publish(driver.can, record.staging.as_deref(), &record.target)).await
+    }
+
+    /// Takes back all volumes of a pod that runs nothing any more. Goes on past errors; may be repeated until clean. Most pods have none.
+    pub async fn unmount(&self, uid: &PodUid) -> Result<(), String> {
+        let Some(volumes) = self.records.of(uid) else { return Ok(()) };
+        let mut errors = Vec::new();
+        for (name, record) in volumes {
+            if let Err(error) = self.unmount_one(uid, &name, &record).await {
+                errors.push(format!("UnmountVolume.TearDown failed for volume \"{name}\" : {error}"));
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors.join("; "));
+        }
+        self.records.forget(uid);
+        let pod = self.pod(uid);
+        for folder in ["volumes/kubernetes.io~csi", "volumes", ""] {
+            let _ = fs::remove_dir(pod.join(folder));
+        }
+        Ok(())
+    }
+
+    async fn unmount_one(&self, uid: &PodUid, name: &str, record: &Record) -> Result<(), String> {
+        let _turn = self.turn(&record.driver, &record.handle).lock_owned().await;
+        let driver = self.driver(&record.driver)?;
+        let (volume_id, target_path) = (record.handle.clone(), text(&record.target));
+        driver.unpublish(&UnpublishRequest { volume_id: volume_id.clone(), target_path }).await?;
+        // The driver's to remove; some don't.
+        remove_folder(&record.target)?;
+        remove_folder(record.target.parent().unwrap_or(&record.target))?;
+        if let Some(staging) = record.staging.as_ref().filter(|path| !self.records.is_staged_for_others(uid, name, path)) {
+            driver.unstage(&UnstageRequest { volume_id, staging_target_path: text(staging) }).await?;
+            remove_folder(staging)?;
+            remove_folder(staging.parent().unwrap_or(staging))?;
+        }
+        self.records.remove(uid, name)
+    }
+
+    fn driver(&self, name: &str) -> Result<Driver, String> {
+        let missing = || format!("driver name {name} not found in the list of registered CSI drivers");
+        self.lock().drivers.get(name).cloned().ok_or_else(missing)
+    }
+
+    fn pod(&self, uid: &PodUid) -> PathBuf {
+        self.root.join("pods").join(uid.as_str())
+    }
+
+    fn target(&self, uid: &PodUid, name: &str) -> PathBuf {
+        self.pod(uid).join("volumes/kubernetes.io~csi").join(name).join("mount")
+    }
+
+    fn staging(&self, wanted: &Wanted) -> PathBuf {
+        let volume = wanted::staging_folder(&wanted.handle);
+        self.root.join("plugins/kubernetes.io/csi").join(&wanted.driver).join(volume).join("globalmount")
+    }
+
+    fn turn(&self, driver: &str, handle: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut inner = self.lock();
+        inner.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        inner.turns.entry((driver.into(), handle.into())).or_default().clone()
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handler for Arc<Csi> {
+    fn register<'a>(&'a self, plugin: &'a Plugin) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            let Plugin { name, endpoint, versions } = plugin;
+            if !versions.iter().any(|version| version.trim_start_matches('v').starts_with("1.")) {
+                let why = format!("None of the versions specified {versions:?} are supported");
+                return Err(format!("validation failed for CSI Driver {name} at endpoint {endpoint}: {why}"));
+            }
+            let driver = Driver::meet(Path::new(endpoint)).await?;
+            tracing::info!(name, node = driver.info.node_id, "a CSI driver has registered");
+            self.lock().drivers.insert(name.clone(), driver);
+            self.tell();
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn deregister(&self, plugin: &Plugin) {
+        self.lock().drivers.remove(&plugin.name);
+        self.tell();
+    }
+}
+
+/// As requests have paths.
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn make_folder(path: &Path) -> Result<(), String> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
+    made.map_err(|error| format!("make {}: {error}", path.display()))
+}
+
+/// Only if it is empty, and nothing is mounted there.
+fn remove_folder(path: &Path) -> Result<(), String> {
+    if is_mount_point(path) {
+        return Err(format!("{} is still mounted", path.display()));
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("remove {}: {error}", path.display())),
+        _ => Ok(()),
+    }
+}

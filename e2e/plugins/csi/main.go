@@ -1,0 +1,194 @@
+// csi ROOT NAME is a CSI driver's node part for the tests, with its registrar: CSI's own messages and grpc-go, so that it speaks as real ones do.
+// ROOT is the kubelet's folder. A volume is a folder below ROOT/driver-NAME, bind-mounted where it is wanted.
+//
+// It tells on standard output what it was asked, one call a line, and does as it is told on standard input:
+//
+//	refuse CALL   that call fails from now on
+//	allow CALL    and from now on no more
+//
+// Environment: STAGE=1 stages volumes; MOUNT_GROUP=1 gives volumes to fsGroups itself.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+type driver struct {
+	csi.UnimplementedNodeServer
+	csi.UnimplementedIdentityServer
+	registration.UnimplementedRegistrationServer
+
+	name, endpoint, volumes string
+
+	lock    sync.Mutex
+	refused map[string]bool
+}
+
+func main() {
+	root, name := os.Args[1], os.Args[2]
+	d := &driver{
+		name: name, endpoint: filepath.Join(root, "plugins", name, "csi.sock"),
+		volumes: filepath.Join(root, "driver-"+name), refused: map[string]bool{},
+	}
+	must(os.MkdirAll(filepath.Dir(d.endpoint), 0o750))
+	must(os.MkdirAll(d.volumes, 0o755))
+	serve(d.endpoint, func(server *grpc.Server) {
+		csi.RegisterNodeServer(server, d)
+		csi.RegisterIdentityServer(server, d)
+	})
+	registrar := filepath.Join(root, "plugins_registry", name+"-reg.sock")
+	serve(registrar, func(server *grpc.Server) { registration.RegisterRegistrationServer(server, d) })
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		if len(words) == 2 {
+			d.lock.Lock()
+			d.refused[words[1]] = words[0] == "refuse"
+			d.lock.Unlock()
+		}
+		say("did %s", lines.Text())
+	}
+	os.Remove(registrar)
+}
+
+func serve(socket string, register func(*grpc.Server)) {
+	os.Remove(socket)
+	listener, err := net.Listen("unix", socket)
+	must(err)
+	server := grpc.NewServer()
+	register(server)
+	go server.Serve(listener)
+}
+
+func (d *driver) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
+	return &registration.PluginInfo{
+		Type: registration.CSIPlugin, Name: d.name, Endpoint: d.endpoint, SupportedVersions: []string{"1.0.0"},
+	}, nil
+}
+
+func (d *driver) NotifyRegistrationStatus(_ context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
+	say("status %v %s", status.PluginRegistered, status.Error)
+	return &registration.RegistrationStatusResponse{}, nil
+}
+
+func (d *driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	return &csi.NodeGetInfoResponse{
+		NodeId: "id-of-node", MaxVolumesPerNode: 7,
+		AccessibleTopology: &csi.Topology{Segments: map[string]string{"topology." + d.name + "/zone": "z1"}},
+	}, nil
+}
+
+func (d *driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
+	response := &csi.NodeGetCapabilitiesResponse{}
+	for variable, kind := range map[string]csi.NodeServiceCapability_RPC_Type{
+		"STAGE": csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME, "MOUNT_GROUP": csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
+	} {
+		if os.Getenv(variable) != "" {
+			response.Capabilities = append(response.Capabilities, &csi.NodeServiceCapability{
+				Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: kind}},
+			})
+		}
+	}
+	return response, nil
+}
+
+// May says that a call was made, and whether it goes well.
+func (d *driver) may(call, format string, words ...any) error {
+	say(call+" "+format, words...)
+	d.lock.Lock()
+	defer d.lock.Unlock()
+	if d.refused[call] {
+		return status.Errorf(codes.Internal, "%s: the disk is on fire", call)
+	}
+	return nil
+}
+
+func (d *driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	return &csi.NodeStageVolumeResponse{}, d.may("stage", "%s %s", r.VolumeId, told(r.Secrets, r.VolumeContext, r.PublishContext, r.VolumeCapability))
+}
+
+func (d *driver) NodeUnstageVolume(_ context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
+	return &csi.NodeUnstageVolumeResponse{}, d.may("unstage", "%s", r.VolumeId)
+}
+
+func (d *driver) NodePublishVolume(_ context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	if err := d.may("publish", "%s readonly=%v %s", r.VolumeId, r.Readonly, told(r.Secrets, r.VolumeContext, r.PublishContext, r.VolumeCapability)); err != nil {
+		return nil, err
+	}
+	volume := filepath.Join(d.volumes, r.VolumeId)
+	if err := os.MkdirAll(volume, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(r.TargetPath, 0o755); err != nil && !os.IsExist(err) {
+		return nil, err
+	}
+	if mounted(r.TargetPath) {
+		return &csi.NodePublishVolumeResponse{}, nil
+	}
+	return &csi.NodePublishVolumeResponse{}, syscall.Mount(volume, r.TargetPath, "", syscall.MS_BIND, "")
+}
+
+func (d *driver) NodeUnpublishVolume(_ context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+	if err := d.may("unpublish", "%s", r.VolumeId); err != nil {
+		return nil, err
+	}
+	for mounted(r.TargetPath) {
+		if err := syscall.Unmount(r.TargetPath, 0); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Remove(r.TargetPath); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	if strings.HasPrefix(r.VolumeId, "csi-") {
+		os.RemoveAll(filepath.Join(d.volumes, r.VolumeId))
+	}
+	return &csi.NodeUnpublishVolumeResponse{}, nil
+}
+
+func mounted(path string) bool {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	return strings.Contains(string(text), " "+path+" ")
+}
+
+// Told are the parts of a request that the tests look at.
+func told(secrets, volume, attachment map[string]string, capability *csi.VolumeCapability) string {
+	mount := capability.GetMount()
+	return fmt.Sprintf("fs=%s flags=%s group=%s mode=%d secrets=%s context=%s attached=%s", mount.GetFsType(),
+		strings.Join(mount.GetMountFlags(), "+"), mount.GetVolumeMountGroup(), capability.GetAccessMode().GetMode(), list(secrets), list(volume), list(attachment))
+}
+
+func list(values map[string]string) string {
+	var all []string
+	for name, value := range values {
+		all = append(all, strings.TrimPrefix(name, "csi.storage.k8s.io/")+":"+value)
+	}
+	sort.Strings(all)
+	return "[" + strings.Join(all, ",") + "]"
+}
+
+func say(format string, words ...any) {
+	fmt.Printf(format+"\n", words...)
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "csi driver:", err)
+		os.Exit(1)
+	}
+}
