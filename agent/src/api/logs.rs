@@ -182,17 +182,17 @@ impl Source {
     fn after(&self, part: Option<&Part>) -> io::Result<Option<Part>> {
         let mut last = part.map_or_else(String::new, |part| part.last.clone());
         loop {
-            let rotated = self.rotated_after(&last);
-            // A folder that changes while it is listed may hide a name, and show a later one.
-            if rotated.first() != self.rotated_after(&last).first() {
-                continue;
-            }
-            for name in rotated {
-                // Not there: the oldest, removed just now.
-                let Some(file) = open(&self.folder, &name)? else { continue };
+            if let Some(name) = self.rotated_after(&last).into_iter().next() {
+                // A folder that changes while it is listed may hide a name, and show a later one: not twice the same.
+                if self.rotated_after(&last).first() != Some(&name) {
+                    continue;
+                }
+                let file = open(&self.folder, &name)?;
                 last = name;
-                if !same(part, &file)? {
-                    return Ok(Some(Part { file, last }));
+                match file {
+                    Some(file) if !same(part, &file)? => return Ok(Some(Part { file, last })),
+                    // Ours; or the oldest, removed just now.
+                    _ => continue,
                 }
             }
             let Some(file) = open(&self.folder, &format!("{}.log", self.attempt))? else { return Ok(None) };
@@ -208,7 +208,15 @@ impl Source {
     /// What there is now, oldest first.
     fn parts(&self) -> io::Result<Vec<Part>> {
         let mut parts = Vec::new();
-        for name in self.rotated_after("") {
+        let mut rotated = self.rotated_after("");
+        loop {
+            let again = self.rotated_after("");
+            if again == rotated {
+                break;
+            }
+            rotated = again;
+        }
+        for name in rotated {
             if let Some(file) = open(&self.folder, &name)? {
                 parts.push(Part { file, last: name });
             }
