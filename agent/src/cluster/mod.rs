@@ -1,6 +1,7 @@
 //! This node as one of a cluster's: registered with the API server, its pods from there and their state told there. Nothing on the node
 //! waits for the API server but what is new from it.
 
+mod accounts;
 mod connect;
 mod events;
 mod identity;

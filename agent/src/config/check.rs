@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::file::{Declared, Source};
+use super::file::{Declared, ImageSection, Source};
 use super::{
-    Api, Backoff, ConfigError, ContainerLogs, Flags, Images, Log, OnStop, Paths, Settings, Userns, cluster, kubelet, network,
-    pods,
+    Api, Backoff, ConfigError, ContainerLogs, CredentialProviders, Flags, Images, Log, OnStop, Paths, Settings, Userns, cluster,
+    kubelet, network, pods,
 };
-use crate::model::Path;
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
+use crate::model::{self, Path};
 
 pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> Result<Settings, Vec<ConfigError>> {
     let mut checker = Checker { source, errors: Vec::new() };
@@ -106,7 +106,7 @@ impl Checker<'_> {
 
     pub(super) fn duration(&mut self, field: &str, value: Option<&String>, default: Duration) -> Duration {
         let Some(value) = value else { return default };
-        parse_duration(value).unwrap_or_else(|| {
+        model::duration::parse(value).unwrap_or_else(|| {
             self.file(field, format!("Invalid value: {value:?}: must be a duration such as \"10s\", \"1m30s\" or \"500ms\""));
             default
         })
@@ -179,32 +179,22 @@ fn backoff(c: &mut Checker<'_>, declared: &Declared) -> Backoff {
     Backoff { initial, max, reset_after }
 }
 
-/// Go's durations, without its fractions' odd corners: `1h30m`, `1.5s`, `500ms`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
+/// The one needs the other.
+fn providers(c: &mut Checker<'_>, section: &ImageSection) -> Option<CredentialProviders> {
+    let config = c.path("images.credentialProviderConfig", section.credential_provider_config.as_ref());
+    let programs = c.path("images.credentialProviderBinDir", section.credential_provider_bin_dir.as_ref());
+    match (config, programs) {
+        (Some(config), Some(programs)) => Some(CredentialProviders { config, programs }),
+        (None, None) => None,
+        (Some(_), None) => {
+            c.file("images.credentialProviderBinDir", "Required value: credentialProviderConfig names programs in it".into());
+            None
+        }
+        (None, Some(_)) => {
+            c.file("images.credentialProviderConfig", "Required value: it says which programs are for which images".into());
+            None
+        }
     }
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let (number, tail) = rest.split_at(number_end);
-        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_end);
-        let seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        let number: f64 = number.parse().ok()?;
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-        rest = tail;
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 fn container_logs(c: &mut Checker<'_>, declared: &Declared) -> ContainerLogs {
@@ -241,6 +231,7 @@ fn images(c: &mut Checker<'_>, declared: &Declared) -> Images {
             .path("images.registriesConf", section.registries_conf.as_ref())
             .unwrap_or_else(|| "/etc/containers/registries.conf".into()),
         auth_file: c.path("images.authFile", section.auth_file.as_ref()).unwrap_or_else(|| "/root/.docker/config.json".into()),
+        providers: providers(c, section),
     }
 }
 

@@ -154,6 +154,9 @@ pub struct ImageSection {
     pub(super) max_parallel_pulls: Option<u32>,
     pub(super) registries_conf: Option<PathBuf>,
     pub(super) auth_file: Option<PathBuf>,
+    /// The kubelet has both as flags.
+    pub(super) credential_provider_config: Option<PathBuf>,
+    pub(super) credential_provider_bin_dir: Option<PathBuf>,
 }
 
 /// `api`.

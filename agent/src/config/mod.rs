@@ -181,6 +181,17 @@ pub struct Images {
     pub registries_conf: PathBuf,
     /// Docker's config.json with credentials and their helpers.
     pub auth_file: PathBuf,
+    /// Programs that give logins.
+    pub providers: Option<CredentialProviders>,
+}
+
+/// Where the kubelet's credential provider plugins are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialProviders {
+    /// A CredentialProviderConfig, or a folder of such.
+    pub config: PathBuf,
+    /// The folder of their programs.
+    pub programs: PathBuf,
 }
 
 /// The local API.

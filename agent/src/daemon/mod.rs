@@ -107,6 +107,9 @@ pub enum DaemonError {
     /// What is run with.
     #[error("prepare the container runtime: {0}")]
     Runtime(String),
+    /// Image credential providers.
+    #[error("images.credentialProviderConfig: {0}")]
+    Providers(String),
     /// The API.
     #[error(transparent)]
     Api(#[from] api::ServeError),
@@ -145,7 +148,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         ranges::of_cluster(&mut settings, cluster).await;
     }
 
-    let (node, services) = node(&settings).await?;
+    let (node, services) = node(&settings, cluster.as_ref()).await?;
     let node = Arc::new(node);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
@@ -237,7 +240,8 @@ async fn leave_as_found(node: &Node) {
 }
 
 /// All that the pods' workers share.
-async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), DaemonError> {
+async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
+    let providers = plugins::providers(settings, cluster)?;
     let images = open_images(settings).await?;
     let network = pod_network(settings).await?;
     let host_ips = machine::addresses(&settings.network.bridge);
@@ -274,6 +278,7 @@ async fn node(settings: &Settings) -> Result<(Node, Option<services::Parts>), Da
         network,
         services,
         images,
+        providers,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,

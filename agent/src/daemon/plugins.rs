@@ -2,11 +2,21 @@
 
 use std::sync::Arc;
 
+use super::DaemonError;
+use crate::cluster::Cluster;
 use crate::config::Settings;
+use crate::image::provider::{Accounts, Providers};
 use crate::plugin::device::registration;
 use crate::plugin::registry::{self, Handlers};
 use crate::pod::Node;
 use crate::pod::recorder::Level;
+
+/// The programs that give logins for images, if there are any.
+pub fn providers(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<Option<Providers>, DaemonError> {
+    let Some(places) = &settings.images.providers else { return Ok(None) };
+    let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
+    Providers::open(&places.config, &places.programs, accounts).map(Some).map_err(DaemonError::Providers)
+}
 
 /// Begins to take plugins. Where a kubelet does so already, it stays that kubelet's business.
 pub fn serve(settings: &Settings, node: &Arc<Node>) {

@@ -78,6 +78,14 @@ impl Credential {
     }
 }
 
+/// Whether a pattern of matchImages is meant for an image, `host/path`: the kubelet's rule.
+pub(super) fn matches(pattern: &str, image: &str) -> bool {
+    let pattern = pattern.trim_start_matches("https://").trim_start_matches("http://");
+    let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((pattern, ""));
+    let (host, path) = image.split_once('/').unwrap_or((image, ""));
+    host_fits(pattern_host, host) && path.starts_with(pattern_path)
+}
+
 /// Part by part, as the kubelet compares: `*.example.com` isn't a.b.example.com, and ports must be equal.
 fn host_fits(pattern: &str, host: &str) -> bool {
     let (pattern, pattern_port) = split_port(pattern);

@@ -151,13 +151,21 @@ impl Images {
     ) -> Result<Image> {
         // A bad name is a bad name under every policy.
         let reference = Reference::parse(name)?;
-        match (policy, self.resolve(name)) {
-            // No registry has it: it came with the agent.
-            (_, Some(image)) if image.embedded => Ok(image),
-            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(image)) => Ok(image),
-            (PullPolicy::Never, None) => Err(Error::NotPresentNever { name: name.to_owned() }),
-            _ => self.pull_reference(reference, credentials, progress).await,
+        match self.present(name, policy) {
+            Some(image) => Ok(image),
+            None if policy == PullPolicy::Never => Err(Error::NotPresentNever { name: name.to_owned() }),
+            None => self.pull_reference(reference, credentials, progress).await,
         }
+    }
+
+    /// Whether [`Self::ensure`] would ask a registry.
+    pub fn must_be_pulled(&self, name: &str, policy: PullPolicy) -> bool {
+        policy != PullPolicy::Never && self.present(name, policy).is_none()
+    }
+
+    /// The image, if the policy is content with what is here. No registry has what came with the agent.
+    fn present(&self, name: &str, policy: PullPolicy) -> Option<Image> {
+        self.resolve(name).filter(|image| image.embedded || policy != PullPolicy::Always)
     }
 
     /// Asks the registry, and fetches what isn't here.

@@ -17,6 +17,7 @@ mod layer;
 mod manifest;
 mod pax;
 mod progress;
+pub mod provider;
 mod pull;
 mod reference;
 mod registries;

@@ -4,6 +4,7 @@ pub mod change;
 pub mod decode;
 pub mod defaults;
 pub mod difference;
+pub mod duration;
 pub mod ephemeral;
 mod error;
 mod exported;
@@ -14,6 +15,7 @@ mod path;
 pub mod quantity;
 pub mod references;
 mod secret;
+mod subject;
 pub mod validate;
 pub mod workload;
 pub mod yaml;
@@ -29,6 +31,7 @@ pub use error::{FileError, Position, Problem};
 pub use load::{Defaults, Loaded, load};
 pub use object::{Body, ObjectKind, ObjectRef, ValidObject, namespaced_name};
 pub use path::Path;
+pub use subject::Subject;
 pub use workload::{ValidWorkload, Workload, WorkloadKind, WorkloadRef};
 
 /// `metadata.uid`: a pod's identity. Safe as one path component: 1..=63 characters of `[a-z0-9-]`, checked by validation.

@@ -81,7 +81,8 @@ impl Images for ImageApi {
                     let _ = progress.try_send(step);
                 }
             };
-            let image = self.node.images.pull(image, &[], &tell).await.map_err(|e| refused(&e))?;
+            let logins = self.node.logins_for(image).await;
+            let image = self.node.images.pull(image, &logins, &tell).await.map_err(|e| refused(&e))?;
             Ok(summary(&image, &self.uses()))
         }
         .boxed()

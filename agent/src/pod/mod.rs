@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
 use crate::image::Images;
+use crate::image::provider::Providers;
 use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
 use crate::plugin::device::Devices;
 use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
@@ -73,6 +74,8 @@ pub struct Node {
     pub services: Services,
     /// The image store.
     pub images: Images,
+    /// Programs that give logins for images.
+    pub providers: Option<Providers>,
     /// Images of image volumes.
     pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.

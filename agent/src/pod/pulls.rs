@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use super::Node;
-use crate::image::{Credential, Image, Pin, PullPolicy};
-use crate::model::{PodUid, ValidPod};
+use crate::image::{self, Credential, Image, Pin, PullPolicy, Reference};
+use crate::model::{PodUid, Subject, ValidPod};
 use crate::runtime;
 use crate::runtime::recipe::env::Objects as _;
 
@@ -34,6 +34,29 @@ impl Node {
         credentials
     }
 
+    /// An image as the policy wants it; pulled with the pod's logins, if it must be.
+    pub(super) async fn ensure_image(&self, pod: &ValidPod, reference: &str, policy: PullPolicy) -> image::Result<Image> {
+        let logins = if self.images.must_be_pulled(reference, policy) { self.logins(pod, reference).await } else { Vec::new() };
+        self.images.ensure(reference, policy, &logins, &|_| ()).await
+    }
+
+    /// The logins for an image that a pod pulls: of its imagePullSecrets, then of credential providers.
+    async fn logins(&self, pod: &ValidPod, reference: &str) -> Vec<Credential> {
+        let mut logins = self.credentials(pod);
+        if let (Some(providers), Ok(image)) = (&self.providers, Reference::parse(reference)) {
+            logins.extend(providers.logins(&image, Some(&Subject::of(pod))).await);
+        }
+        logins
+    }
+
+    /// The logins for an image that a person pulls.
+    pub(super) async fn logins_for(&self, image: &str) -> Vec<Credential> {
+        match (&self.providers, Reference::parse(image)) {
+            (Some(providers), Ok(image)) => providers.logins(&image, None).await,
+            _ => Vec::new(),
+        }
+    }
+
     /// What volumes need before they can be made, and may wait for: other machines, images. The images' layers, as
     /// [`Self::volume_images`] has them.
     pub(super) async fn attach_volumes(&self, pod: &ValidPod) -> Result<BTreeMap<String, Vec<PathBuf>>, runtime::Error> {
@@ -52,8 +75,7 @@ impl Node {
             }
             let reference = source.reference.as_deref().unwrap_or_default();
             let policy = PullPolicy::named(source.pull_policy.as_deref());
-            let pulled = self.images.ensure(reference, policy, &self.credentials(pod), &|_| ()).await;
-            let image = pulled.map_err(|error| {
+            let image = self.ensure_image(pod, reference, policy).await.map_err(|error| {
                 let message = format!("failed to pull image \"{reference}\": {error}");
                 runtime::Error::volume(pod, &volume.name, message)
             })?;

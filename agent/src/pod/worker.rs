@@ -673,10 +673,10 @@ impl Worker {
             // Shown as it was until it is known whether this try did better.
             *retry_at = Timestamp::MAX;
         }
-        let (node, name, credentials) = (self.node.clone(), name.to_owned(), self.node.credentials(&self.pod));
+        let (node, name, pod) = (self.node.clone(), name.to_owned(), self.pod.clone());
         self.outcomes.push(Box::pin(async move {
             let begun = Instant::now();
-            let result = node.images.ensure(&reference, policy, &credentials, &|_| ()).await;
+            let result = node.ensure_image(&pod, &reference, policy).await;
             Outcome::Image { name, reference, took: begun.elapsed(), pulled: policy != image::PullPolicy::Never, result }
         }));
     }

@@ -4,6 +4,7 @@
 mod adopt;
 mod away;
 mod join;
+mod logins;
 mod mirror;
 mod resources;
 mod told;

@@ -8,13 +8,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount, ServiceAccountTokenProjection,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccountTokenProjection};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -24,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Eager;
 use super::checkpoint::Checkpoints;
 use crate::cluster::{Cluster, Failure, answer, whole};
-use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, Subject, ValidObject, ValidPod, references};
 use crate::pod::{Node, claims};
 use crate::runtime::volumes::payload::TOKEN;
 
@@ -299,30 +295,8 @@ async fn request(
     pod: &ValidPod,
     token: &ServiceAccountTokenProjection,
 ) -> Result<(Vec<u8>, Timestamp), Failure> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), pod.namespace());
-    let account = pod.spec().service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
-    let seconds = token.expiration_seconds.unwrap_or(3600);
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec {
-            audiences: token.audience.clone().filter(|audience| !audience.is_empty()).map(|audience| vec![audience]),
-            bound_object_ref: Some(BoundObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                name: Some(pod.name().into()),
-                uid: Some(pod.uid().as_str().into()),
-            }),
-            expiration_seconds: Some(seconds),
-            ..TokenRequestSpec::default()
-        }),
-        ..TokenRequest::default()
-    };
-    let answered: TokenRequest = answer(accounts.create_subresource("token", account, &PostParams::default(), &request)).await?;
-    let none = || Failure { code: 0, message: "the answer has no token".into() };
-    let status = answered.status.ok_or_else(none)?;
-    let asked = Duration::from_secs(seconds.max(0).unsigned_abs());
-    let expires = status.expiration_timestamp.map(|time| time.0);
-    let expires = expires.or_else(|| Timestamp::now().checked_add(asked).ok()).unwrap_or(Timestamp::MAX);
-    Ok((status.token.ok_or_else(none)?.into_bytes(), expires))
+    let (token, expires) = cluster.token(&Subject::of(pod), token.audience.as_deref(), token.expiration_seconds).await?;
+    Ok((token.into_bytes(), expires))
 }
 
 fn secret(key: &ObjectRef, token: Vec<u8>) -> ValidObject {
