@@ -33,7 +33,7 @@ pub fn between(old: &ValidPod, new: &ValidPod) -> Change {
 }
 
 /// The spec without what may be edited in place.
-fn fixed(spec: &PodSpec) -> PodSpec {
+pub fn fixed(spec: &PodSpec) -> PodSpec {
     let mut spec = spec.clone();
     for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
         container.image = None;

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::TICKET;
-use crate::model::change::{Change, between};
-use crate::model::{Body, Defaults, ValidObject, ValidPod, difference, load, references};
+use crate::model::change::{Change, between, fixed};
+use crate::model::{Body, Defaults, ValidObject, ValidPod, difference, load, references, text};
 
 /// A manifest to be written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,8 +103,7 @@ pub fn manifest(
     }
     let path = folder.join(format!("{}.yaml", pod.name()));
     let documents = objects.iter().filter_map(document).chain([pod_document(pod)]);
-    let text: String =
-        documents.map(|document| format!("---\n{}", serde_yaml::to_string(&document).unwrap_or_default())).collect();
+    let text: String = documents.map(|document| format!("---\n{}", text::write(&document))).collect();
     says(&path, &text, pod, objects, defaults)?;
     Ok(Manifest { path, text, secret, restored: false })
 }
@@ -136,7 +135,7 @@ fn says(path: &Path, text: &str, pod: &ValidPod, objects: &[ValidObject], defaul
 
 /// Where two specs differ.
 pub fn different(old: &ValidPod, new: &ValidPod) -> String {
-    let lines = difference::between(&json!(old.spec()), &json!(new.spec()));
+    let lines = difference::between(&json!(fixed(old.spec())), &json!(fixed(new.spec())));
     let places: Vec<String> = lines.iter().map(|one| one.path.clone()).collect();
     if places.is_empty() { "the identity".into() } else { places.join(", ") }
 }
