@@ -163,6 +163,7 @@ impl Admission {
 
     /// Promises what the pod asks for, or says why not.
     pub fn admit(self: &Arc<Self>, pod: &ValidPod, settings: &Settings) -> Result<Lease, Rejection> {
+        system_permits(pod)?;
         if !self.labels.permit(pod.spec()) {
             let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
             return Err(Rejection::new("NodeAffinity", message));
@@ -286,6 +287,19 @@ fn tolerates_memory_pressure(pod: &ValidPod) -> bool {
         let exists = t.operator.as_deref() == Some("Exists") || t.value.as_deref().unwrap_or_default().is_empty();
         matches!(key, "" | "node.kubernetes.io/memory-pressure") && matches!(effect, "" | "NoSchedule") && exists
     })
+}
+
+/// Pods for another system. A manifest's is refused when it is read; the API server's come as they are.
+fn system_permits(pod: &ValidPod) -> Result<(), Rejection> {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if label.is_some_and(|os| os != "linux") {
+        let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Err(Rejection::new("PodOSSelectorNodeLabelDoesNotMatch", message));
+    }
+    if pod.spec().os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
+    }
+    Ok(())
 }
 
 /// What the kernel or the configuration can't give.
@@ -428,6 +442,19 @@ mod tests {
         admission.suffers(conditions);
         let rejection = admission.admit(&pod("p", &format!("{spec}containers: [{{name: a}}]")), &settings()).err();
         assert_eq!(rejection.map(|r| r.message).as_deref(), expected);
+    }
+
+    #[rstest]
+    #[case("uid: p", "os: {name: linux}, ", None)]
+    #[case("uid: p", "os: {name: windows}, ", Some(("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS")))]
+    #[case("labels: {kubernetes.io/os: linux}", "", None)]
+    #[case("labels: {kubernetes.io/os: windows}", "", Some(("PodOSSelectorNodeLabelDoesNotMatch",
+        "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label")))]
+    fn pods_for_another_system(#[case] metadata: &str, #[case] spec: &str, #[case] expected: Option<(&str, &str)>) {
+        let yaml = format!("{{metadata: {{name: p, {metadata}}}, spec: {{{spec}containers: [{{name: a}}]}}}}");
+        let pod = ValidPod::trusted(serde_yaml::from_str(&yaml).unwrap(), Origin::Api);
+        let rejection = Admission::new(ROOM, Labels::default(), devices()).admit(&pod, &settings()).err();
+        assert_eq!(rejection.as_ref().map(|r| (r.reason.as_str(), r.message.as_str())), expected);
     }
 
     #[test]

@@ -260,27 +260,61 @@ fn commands_run_in_containers() {
     assert!(by_uid.ends_with("200"), "{by_uid}");
     let other = lab.curl(Some("admin"), "/run/default/web/another/app?cmd=/demo%20env", &["--request", "POST"]).ok();
     assert!(other.ends_with("404"), "{other}");
-    // A WebSocket by hand: its frames come as they are.
-    let words = [
-        "--http1.1",
-        "--no-buffer",
-        "--header",
-        "Connection: Upgrade",
-        "--header",
-        "Upgrade: websocket",
-        "--header",
-        "Sec-WebSocket-Version: 13",
-        "--header",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "--header",
-        "Sec-WebSocket-Protocol: v5.channel.k8s.io",
-    ];
+    let words = websocket(Some("v5.channel.k8s.io"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let said = lab.curl(Some("admin"), "/exec/default/web/app?command=/demo&command=env&output=1&error=1", &words).all();
     assert!(said.contains('\u{1}') && said.contains("HOSTNAME=web") && said.contains("\"status\":\"Success\""), "{said}");
     let plain = lab.curl(Some("admin"), "/exec/default/web/app?command=/demo&output=1", &[]).ok();
     assert!(plain.ends_with("400") && plain.contains("Upgrade request required"), "{plain}");
     let nothing = lab.curl(Some("admin"), "/attach/default/web/app", &words).ok();
     assert!(nothing.ends_with("400") && nothing.contains("at least one of stdin, stdout, stderr"), "{nothing}");
+}
+
+/// A WebSocket by hand: its frames come as they are.
+fn websocket(protocol: Option<&str>) -> Vec<String> {
+    let headers =
+        ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="];
+    let protocol = protocol.map(|protocol| format!("Sec-WebSocket-Protocol: {protocol}"));
+    let headers = headers.map(ToOwned::to_owned).into_iter().chain(protocol);
+    let words = headers.flat_map(|header| ["--header".to_owned(), header]);
+    ["--http1.1", "--no-buffer", "--include"].map(ToOwned::to_owned).into_iter().chain(words).collect()
+}
+
+/// The API server hands on what clients other than kubectl offer, browsers' for example.
+#[test]
+fn older_clients_of_streams_are_answered_in_their_own_words() {
+    let lab = Lab::start();
+    let ask = |protocol: Option<&str>, path: &str| {
+        let words = websocket(protocol);
+        let said = lab.curl(Some("admin"), path, &words.iter().map(String::as_str).collect::<Vec<_>>()).all();
+        let named = said.lines().find_map(|line| line.strip_prefix("sec-websocket-protocol: "));
+        assert_eq!(named.map(str::trim), protocol, "{said}");
+        said
+    };
+    let echo = "/exec/default/web/app?command=/demo&command=echo&command=hi&output=1";
+    let fails = "/exec/default/web/app?command=/demo&command=exit&command=3&output=1&error=1";
+    for (protocol, hello, success, failure) in [
+        (Some("v4.channel.k8s.io"), "\u{1}hi\n", Some("\u{3}{"), "\u{3}{"),
+        (Some("v4.base64.channel.k8s.io"), "1aGkK", Some("3ey"), "3ey"),
+        (Some("channel.k8s.io"), "\u{1}hi\n", None, "\u{3}command terminated with non-zero exit code"),
+        (Some("base64.channel.k8s.io"), "1aGkK", None, "3Y29tbWFuZCB0ZXJtaW5hdGVkIHdpdGggbm9uLXplcm8gZXhpdCBjb2Rl"),
+        (None, "\u{1}hi\n", None, "\u{3}command terminated with non-zero exit code"),
+    ] {
+        let said = ask(protocol, echo);
+        assert!(said.contains(hello), "{protocol:?}: {said}");
+        match success {
+            Some(status) => assert!(said.contains(status), "{protocol:?}: {said}"),
+            None => assert!(!said.contains("Success"), "{protocol:?}: {said}"),
+        }
+        assert!(ask(protocol, fails).contains(failure), "{protocol:?}");
+    }
+    // Nobody listens there: each port has its two channels, with the port first.
+    let ports = "/portForward/default/web?port=1,2";
+    let said = ask(Some("v4.base64.channel.k8s.io"), ports);
+    for words in ["0AQA=", "1AQA=", "2AgA=", "3AgA="] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(ask(None, ports).to_lowercase().matches("refused").count() >= 2);
 }
 
 #[rstest]

@@ -91,3 +91,22 @@ fn a_rule_may_have_all_containers_begin_anew() {
     let conditions = anew.get().unwrap()["status"]["conditions"].to_string();
     assert!(!conditions.contains("AllContainersRestarting"), "{conditions}");
 }
+
+#[test]
+fn a_sidecars_rule_has_all_containers_begin_anew_though_none_would_run_again() {
+    let node = quick();
+    let rule = rule("RestartAllContainers", "In", "[42]").replace("restartPolicy: Never", "restartPolicy: Always");
+    let manifest = pod("anew")
+        .shares_a_folder()
+        .spec("restartPolicy: Never")
+        .first_runs("init", "append /shared/inits x", SHARED)
+        .first_runs("side", "fail-until /shared/enough 42", &format!("{SHARED}\n{rule}"))
+        .runs_with("main", "sleep", SHARED);
+    let anew = node.put(&manifest);
+    for name in ["init", "side", "main"] {
+        anew.container(name).was_restarted(2);
+    }
+    let shared = node.root().join("var/lib/nodeagent/pods").join(anew.uid()).join("volumes/empty-dir/shared");
+    std::fs::write(shared.join("enough"), "yes").unwrap();
+    anew.is_ready();
+}

@@ -3,6 +3,7 @@
 //! for the kubelet API as well.
 
 pub mod call;
+pub mod channels;
 pub mod cri;
 pub mod descriptor;
 mod discovery;

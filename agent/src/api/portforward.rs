@@ -1,32 +1,25 @@
-//! `pods/portforward`: by WebSocket channels (one connection a request), and by SPDY, straight or inside a WebSocket (any number of
+//! `pods/portforward`: by WebSocket channels (a connection for each port that the request names), and by SPDY, straight or inside a WebSocket (any number of
 //! connections).
+
+pub mod channels;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Message;
 
 use super::call::{Call, Target};
+use super::channels::Codec;
 use super::spdy::{self, Patience, Sender, Stream};
-use super::websocket::{Socket, message};
 use super::{ApiError, Response, remote, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::Node;
-
-/// WebSocket protocol: each port of the request has a channel for data and one for errors, both beginning with the port.
-pub const CHANNELS: &str = "v4.channel.k8s.io";
-/// The first port's data.
-pub const DATA: u8 = 0;
-/// The first port's error.
-pub const ERROR: u8 = 1;
 
 /// WebSocket protocol: SPDY in binary messages.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
@@ -42,7 +35,8 @@ const CHUNK: usize = 32 * 1024;
 pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
     let (node, uid, place) = (call.node.clone(), target.uid.clone(), call.place.clone());
     if websocket::is_wanted(call.request.headers()) {
-        let (response, protocol, socket) = websocket::accept(&mut call.request, &[TUNNEL, CHANNELS])?;
+        let [newest, base64, nameless] = channels::PROTOCOLS;
+        let (response, protocol, socket) = websocket::accept(&mut call.request, &[TUNNEL, newest, base64, nameless])?;
         if protocol == TUNNEL {
             tokio::spawn(async move {
                 let _place = place;
@@ -53,11 +47,11 @@ pub fn answer(mut call: Call, target: &Target) -> Result<Response, ApiError> {
             });
             return Ok(response);
         }
-        let port = port(&call)?;
+        let ports = channels::ports(&call.query)?;
         tokio::spawn(async move {
             let _place = place;
             if let Ok(socket) = socket.await {
-                carry(socket, &node, &uid, port).await;
+                channels::carry(socket, Codec::of(protocol), &node, &uid, &ports).await;
             }
         });
         return Ok(response);
@@ -206,59 +200,6 @@ async fn splice(stream: TcpStream, mut incoming: mpsc::Receiver<Bytes>, data: &S
         // A server that has said all and closed reads no more either.
         () = download => {}
         () = async { upload.await; std::future::pending::<()>().await } => {}
-    }
-}
-
-fn port(call: &Call) -> Result<u16, ApiError> {
-    let ports: Vec<&str> = call.query.all("ports").flat_map(|list| list.split(',')).collect();
-    match ports[..] {
-        [one] => one
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| ApiError::bad_request(format!("ports: {one:?} is not a port"))),
-        [] => Err(ApiError::bad_request("query parameter \"ports\" is required")),
-        _ => Err(ApiError::bad_request("ports: one port a WebSocket; open one for each")),
-    }
-}
-
-async fn carry<S: AsyncRead + AsyncWrite + Unpin + Send>(socket: Socket<S>, node: &Arc<dyn Node>, uid: &PodUid, port: u16) {
-    let (mut sink, mut messages) = socket.split();
-    for channel in [DATA, ERROR] {
-        if sink.send(message(channel, &port.to_le_bytes())).await.is_err() {
-            return;
-        }
-    }
-    let stream = match node.connect(uid, port).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let _ = sink.send(message(ERROR, error.to_string().as_bytes())).await;
-            let _ = sink.send(Message::Close(None)).await;
-            return;
-        }
-    };
-    let (mut reader, mut writer) = stream.into_split();
-    let upload = async {
-        while let Some(Ok(message)) = messages.next().await {
-            match message {
-                Message::Binary(bytes) if bytes.first() == Some(&DATA) && writer.write_all(&bytes[1..]).await.is_err() => return,
-                Message::Close(_) => return,
-                _ => {}
-            }
-        }
-    };
-    let download = async {
-        let mut chunk = vec![0; CHUNK];
-        while let Ok(length @ 1..) = reader.read(&mut chunk).await {
-            if sink.send(message(DATA, &chunk[..length])).await.is_err() {
-                return;
-            }
-        }
-        let _ = sink.send(Message::Close(None)).await;
-    };
-    tokio::select! {
-        () = upload => {}
-        () = download => {}
     }
 }
 

@@ -17,7 +17,7 @@ use super::call::{Call, Target};
 use super::descriptor::Descriptor;
 use super::logs::{container, remark};
 use super::query::Query;
-use super::{ApiError, Response, streams, websocket};
+use super::{ApiError, Response, channels, streams, websocket};
 use crate::model::PodUid;
 use crate::pod::node::{AtEnd, AttachRequest, ExecProcess, ExecRequest, Node, NodeError, Stdio, TerminalSize};
 
@@ -139,12 +139,12 @@ where
 {
     let place = call.place.clone();
     if websocket::is_wanted(call.request.headers()) {
-        let (response, version, socket) = websocket::accept(&mut call.request, websocket::REMOTE_COMMAND)?;
+        let (response, protocol, socket) = websocket::accept(&mut call.request, channels::REMOTE_COMMAND)?;
         tokio::spawn(async move {
             let _place = place;
             let Ok(socket) = socket.await else { return };
             let (peer, transport) = pair(options.stdin);
-            tokio::join!(run(options, peer), websocket::carry(socket, version, transport));
+            tokio::join!(run(options.clone(), peer), channels::carry(socket, protocol, &options, transport));
         });
         return Ok(response);
     }

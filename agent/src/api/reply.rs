@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -154,10 +155,18 @@ pub fn whole(content_type: &'static str, body: impl Into<Bytes>) -> Response {
     with_type(content_type, Full::new(body.into()).boxed_unsync())
 }
 
-/// A body that comes bit by bit from whoever has the sender. The producer ends when the sender's `closed()` says so.
+/// A body that comes bit by bit from whoever has the sender. The producer ends when the sender's `closed()` says so. The end is told after
+/// all else was sent: an API server that carries logs in a WebSocket drops what comes to it together with the end.
 pub fn streamed(content_type: &'static str) -> (mpsc::Sender<Bytes>, Response) {
     let (sender, mut receiver) = mpsc::channel(BACKLOG);
-    let chunks = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+    let mut ends = false;
+    let chunks = futures::stream::poll_fn(move |context| match receiver.poll_recv(context) {
+        Poll::Ready(None) if !std::mem::replace(&mut ends, true) => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+        next => next,
+    });
     let body = StreamBody::new(chunks.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
     (sender, with_type(content_type, body))
 }
@@ -182,5 +191,24 @@ pub fn warn(response: &mut Response, text: &str) {
         .collect();
     if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
         response.headers_mut().append("warning", value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_comes_after_what_was_sent() {
+        let (sender, response) = streamed("text/plain");
+        sender.send(Bytes::from_static(b"all")).await.unwrap();
+        drop(sender);
+        let mut body = response.into_body();
+        let data = body.frame().now_or_never().unwrap().unwrap().unwrap();
+        assert_eq!(data.into_data().unwrap(), "all");
+        assert!(body.frame().now_or_never().is_none(), "whoever writes flushes here");
+        assert!(body.frame().now_or_never().unwrap().is_none());
     }
 }

@@ -178,6 +178,16 @@ async fn custom(mut asked: Asked, path: &[&str]) -> Result<Response, ApiError> {
                 ("inspect", Method::GET) => Ok(reply::json(&asked.node().inspect(&target.uid).await?)),
                 ("explain", Method::GET) => Ok(reply::json(&asked.node().explain(&target.uid).await?)),
                 ("trace", Method::GET) => trace(&asked, &target).await,
+                ("adoption", Method::POST) => Ok(reply::json(&asked.node().offer(&target.uid).await?)),
+                // Answered once it has come about.
+                ("adoption", Method::GET) => {
+                    asked.node().adopted(&target.uid).await?;
+                    Ok(reply::success(&json!({ "name": name, "kind": "pods" })))
+                }
+                ("adoption", Method::DELETE) => {
+                    let file = asked.node().give_back(&target.uid).await?;
+                    Ok(reply::success(&json!({ "name": name, "kind": "pods", "file": file })))
+                }
                 ("stop", Method::POST) => {
                     asked.node().stop(&target.uid).await?;
                     Ok(reply::success(&json!({ "name": name, "kind": "pods", "uid": target.uid.as_str() })))

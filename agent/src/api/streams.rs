@@ -11,9 +11,9 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 
+use super::channels::WireSize;
 use super::remote::{Options, Output, Transport};
 use super::spdy::{self, Patience, Sender, Stream};
-use super::websocket::WireSize;
 use super::{ApiError, Response, reply};
 use crate::pod::node::TerminalSize;
 

@@ -14,8 +14,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, pod_name, pod_path};
 use super::{CliError, Namespace, terminal};
+use crate::api::channels::{NEWEST, channel, message};
 use crate::api::encode;
-use crate::api::websocket::{REMOTE_COMMAND, Socket, channel, message};
+use crate::api::websocket::Socket;
 
 /// Running a command.
 #[derive(Debug, Args)]
@@ -100,7 +101,7 @@ pub async fn attach(client: &Client, args: AttachArgs) -> Result<ExitCode, CliEr
 }
 
 async fn converse(client: &Client, path: &str, streams: &Streams) -> Result<ExitCode, CliError> {
-    let socket = client.websocket(path, REMOTE_COMMAND[0]).await?;
+    let socket = client.websocket(path, NEWEST).await?;
     let raw = (streams.tty && streams.stdin && terminal::is_terminal()).then(terminal::Raw::enter).transpose()?;
     let mut ended = signal(SignalKind::terminate())?;
     let mut hung_up = signal(SignalKind::hangup())?;

@@ -12,8 +12,8 @@ use tokio_tungstenite::tungstenite::Message;
 use super::client::{Client, pod_name, pod_path};
 use super::get::show;
 use super::{CliError, Namespace};
-use crate::api::portforward::{CHANNELS, DATA, ERROR};
-use crate::api::websocket::message;
+use crate::api::channels::message;
+use crate::api::portforward::channels::{DATA, ERROR, PROTOCOLS};
 
 /// Forwarding ports.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ async fn accept(client: Client, listener: TcpListener, path: String, local: u16)
 }
 
 async fn carry(client: &Client, path: &str, stream: TcpStream) -> Result<(), CliError> {
-    let socket = client.websocket(path, CHANNELS).await?;
+    let socket = client.websocket(path, PROTOCOLS[0]).await?;
     let broken = |error: tokio_tungstenite::tungstenite::Error| CliError::Broken {
         doing: "forward a connection",
         message: error.to_string(),

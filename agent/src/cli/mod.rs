@@ -1,5 +1,6 @@
 //! The command line: a client of the local API, as kubectl is. Knows the agent only through its socket.
 
+mod adopt;
 mod client;
 mod debug;
 mod delete;
@@ -73,6 +74,8 @@ pub enum Command {
     Stop(delete::StopArgs),
     /// Let a stopped pod run again
     Start(delete::StartArgs),
+    /// Give a file's pod to the API server, or take it back, while it runs
+    Adopt(adopt::AdoptArgs),
     /// Show what a pod is on this machine: namespaces, processes, mounts, cgroups
     Inspect(inspect::InspectArgs),
     /// Show each step of a pod's start with its time, and what it waits for
@@ -236,6 +239,7 @@ fn execute(command: Command, socket: &Path, local: &Local<'_>) -> Result<ExitCod
             Command::Delete(args) => delete::run(&client, args).await,
             Command::Stop(args) => delete::stop(&client, args).await,
             Command::Start(args) => delete::start(&client, args).await,
+            Command::Adopt(args) => adopt::run(&client, args).await,
             Command::Inspect(args) => inspect::run(&client, args).await,
             Command::Explain(args) => inspect::explain(&client, args).await,
             Command::Net(args) => net::run(&client, args).await,

@@ -50,7 +50,8 @@ fn of_cluster(cluster: &Cluster, event: &Event) -> Option<Event> {
     event.metadata.resource_version = None;
     match object.kind.as_deref() {
         Some("Pod") => {
-            cluster.pod(&PodUid::new(object.uid.as_deref()?))?;
+            let pod = cluster.pod(&PodUid::new(object.uid.as_deref()?))?;
+            event.involved_object.uid.clone_from(&pod.metadata.uid);
             // The store's version says nothing there.
             event.involved_object.resource_version = None;
         }

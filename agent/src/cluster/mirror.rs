@@ -142,12 +142,21 @@ impl Task<'_> {
 
     fn hear(&mut self, pod: Arc<Pod>, gone: bool) {
         let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
-        if self.cluster.pod(&uid).is_some() || pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node") {
+        if pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node") {
             return;
         }
         let (namespace, name) = key(&pod);
         let key = (namespace, format!("{name}-{}", self.node_name));
-        if gone {
+        // The API server's own; perhaps it was a file's until now.
+        let theirs = self.cluster.pod(&uid).is_some();
+        if theirs && self.wanted.get(&key).is_none_or(|wanted| wanted.metadata.uid != pod.metadata.uid) {
+            return;
+        }
+        if pod.metadata.deletion_timestamp.is_some() && !self.wanted.contains_key(&key) {
+            // One of the API server's that it has no more: nobody needs to see its end.
+            return;
+        }
+        if gone || theirs {
             self.wanted.remove(&key)
         } else {
             self.wanted.insert(key.clone(), pod)
@@ -193,8 +202,8 @@ impl Task<'_> {
         if sent.or(there.status.as_ref()).is_some_and(|told| same(told, &status)) {
             return Ok(());
         }
-        let uid = PodUid::new(there.metadata.uid.as_deref().unwrap_or_default());
-        let patch = Patch::Strategic(patch(&uid, there.status.as_ref(), sent, &status));
+        let uid = there.metadata.uid.as_deref().unwrap_or_default();
+        let patch = Patch::Strategic(patch(uid, there.status.as_ref(), sent, &status));
         answer(pods.patch_status(&key.1, &PatchParams::default(), &patch)).await?;
         self.sent.insert(key.clone(), (there.metadata.uid.clone(), status));
         Ok(())

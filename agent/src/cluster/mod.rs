@@ -14,13 +14,14 @@ mod signing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Client;
+use kube::api::{DeleteParams, Preconditions};
+use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 
 pub use connect::ConnectError;
@@ -254,6 +255,27 @@ impl Cluster {
         }
     }
 
+    /// Deletes a pod of this UID at once; false: it is for the watch to tell that it is gone. Tried until there is an answer.
+    pub(crate) async fn delete_pod(&self, namespace: &str, name: &str, uid: Option<String>) -> bool {
+        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
+        let preconditions = Preconditions { uid, resource_version: None };
+        let parameters =
+            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        let mut failures = 0;
+        loop {
+            match answer(pods.delete(name, &parameters)).await {
+                Ok(_) => return false,
+                // There is none, or another one.
+                Err(failure) if matches!(failure.code, 404 | 409) => return true,
+                Err(failure) => {
+                    failures += 1;
+                    tracing::warn!(namespace, pod = name, %failure, "a pod that is a file's again is not deleted at the API server; it is tried again");
+                    self.pause(failures).await;
+                }
+            }
+        }
+    }
+
     /// All that are known.
     pub(crate) fn known(&self) -> Vec<PodUid> {
         self.pods.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
@@ -289,6 +311,13 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.code == 0 { f.write_str(&self.message) } else { write!(f, "{} ({})", self.message, self.code) }
     }
+}
+
+/// A client with the rights that a kubeconfig gives.
+pub(crate) async fn client_of(kubeconfig: &Path) -> Result<Client, ConnectError> {
+    let config = connect::read(kubeconfig, "--kubeconfig").await?;
+    let wrong = |source| ConnectError::Client { path: kubeconfig.into(), source: Box::new(source) };
+    connect::client(&config).map(|(client, _)| client).map_err(wrong)
 }
 
 /// A certificate as text.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
@@ -103,7 +103,8 @@ impl Report {
             if unchanged && !news.gone {
                 continue;
             }
-            let patch = (!unchanged).then(|| patch(&uid, known.status.as_ref(), self.sent.get(&uid), &status));
+            let there = known.metadata.uid.as_deref().unwrap_or_default();
+            let patch = (!unchanged).then(|| patch(there, known.status.as_ref(), self.sent.get(&uid), &status));
             self.busy.insert(uid.clone());
             self.requests.push(Box::pin(tell(self.cluster.clone(), uid, news, patch)));
         }
@@ -143,9 +144,9 @@ async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Valu
         result = answer(pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))).await.map(drop);
     }
     // Only what is asked to go is taken away: a pod that was evicted is there until somebody deletes it.
-    let asked = cluster.pod(&uid).is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
-    if news.gone && asked && result.is_ok() {
-        let preconditions = Preconditions { uid: Some(uid.as_str().into()), resource_version: None };
+    let asked = cluster.pod(&uid).filter(|pod| pod.metadata.deletion_timestamp.is_some());
+    if let Some(known) = asked.filter(|_| news.gone && result.is_ok()) {
+        let preconditions = Preconditions { uid: known.metadata.uid.clone(), resource_version: None };
         let parameters =
             DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
         result = answer(pods.delete(name, &parameters)).await.map(drop);
@@ -171,7 +172,7 @@ pub(super) fn same(told: &PodStatus, new: &PodStatus) -> bool {
 }
 
 /// A strategic merge patch from `known` (as the API server told it) and `sent` (as we told it) to `new`.
-pub(super) fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodStatus>, new: &PodStatus) -> Value {
+pub(super) fn patch(uid: &str, known: Option<&PodStatus>, sent: Option<&PodStatus>, new: &PodStatus) -> Value {
     let mut status = json!(new);
     let old = || known.into_iter().chain(sent);
     if let Some(fields) = status.as_object_mut() {
@@ -188,6 +189,7 @@ pub(super) fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodSt
         }
         if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
             conditions.retain(|c| !c["type"].as_str().is_some_and(is_others));
+            conditions.iter_mut().for_each(|new| take_back(new, old().flat_map(|old| old.conditions.iter().flatten())));
             let now: Vec<Value> = conditions.iter().map(|c| c["type"].clone()).collect();
             let before = old().flat_map(|old| old.conditions.iter().flatten()).map(|c| c.type_.as_str());
             let mut ended: Vec<&str> = before.filter(|type_| !is_others(type_) && !now.contains(&json!(type_))).collect();
@@ -195,7 +197,20 @@ pub(super) fn patch(uid: &PodUid, known: Option<&PodStatus>, sent: Option<&PodSt
             conditions.extend(ended.into_iter().map(|type_| json!({"$patch": "delete", "type": type_})));
         }
     }
-    json!({"metadata": {"uid": uid.as_str()}, "status": status})
+    json!({"metadata": {"uid": uid}, "status": status})
+}
+
+/// What was said of a condition and is not said any more: a patch leaves it there unless it is told.
+fn take_back<'a>(new: &mut Value, old: impl Iterator<Item = &'a PodCondition>) {
+    let type_ = new["type"].clone();
+    let Some(fields) = new.as_object_mut() else { return };
+    for old in old.filter(|old| old.type_ == type_) {
+        for (name, said) in [("reason", &old.reason), ("message", &old.message)] {
+            if said.as_ref().is_some_and(|said| !said.is_empty()) {
+                fields.entry(name).or_insert(Value::Null);
+            }
+        }
+    }
 }
 
 /// Fields of a status that can end.
@@ -214,18 +229,20 @@ mod tests {
     fn a_patch_replaces_what_is_ours_and_leaves_what_is_others() {
         let known = status(json!({
             "phase": "Pending", "message": "waits", "podIPs": [{"ip": "10.0.0.1"}], "nominatedNodeName": "n",
-            "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodResizePending", "status": "True"}, {"type": "example.com/gate", "status": "True"}],
+            "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "unready"},
+                {"type": "PodResizePending", "status": "True"}, {"type": "example.com/gate", "status": "True"}],
         }));
         let new = status(json!({
             "phase": "Running", "podIPs": [{"ip": "10.0.0.2"}],
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "False"}],
         }));
-        let patch = patch(&PodUid::new("u"), Some(&known), None, &new);
+        let patch = patch("u", Some(&known), None, &new);
         assert_eq!(
             patch,
             json!({"metadata": {"uid": "u"}, "status": {
                 "phase": "Running", "message": null, "podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.2"}],
-                "conditions": [{"type": "Ready", "status": "True"}, {"$patch": "delete", "type": "PodResizePending"}],
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null},
+                    {"$patch": "delete", "type": "PodResizePending"}],
             }})
         );
     }

@@ -31,9 +31,10 @@ use crate::model;
 use crate::plugin::csi::Csi;
 use crate::plugin::device::Devices;
 use crate::pod::Node;
+use crate::pod::adoption::Adoptions;
 use crate::pod::backoff::Backoff;
 use crate::pod::counters::Counters;
-use crate::pod::handle::Handle;
+use crate::pod::handle::{Handle, Ways};
 use crate::pod::manager::{Manager, Order, Whose};
 use crate::pod::network::{Plugins, PodNetwork};
 use crate::pod::node::{Check, Verdict};
@@ -174,8 +175,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
-    let defaults = model::Defaults { node_name: settings.node_name.clone() };
-    let watching = tokio::spawn(watch(settings.manifests.clone(), defaults, keys, events));
+    let watching = tokio::spawn(watch(settings.manifests.clone(), defaults(&settings), keys, events));
     if let Some(cluster) = cluster {
         let object = machine_object(&settings, &node);
         tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
@@ -208,6 +208,11 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         leave_as_found(&node).await;
     }
     Ok(())
+}
+
+/// What manifests leave open.
+fn defaults(settings: &Settings) -> model::Defaults {
+    model::Defaults { node_name: settings.node_name.clone() }
 }
 
 /// How the node comes into its cluster.
@@ -288,6 +293,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         devices,
         csi: Csi::open(plugins::root(settings), &settings.paths.lib()),
         live: std::sync::RwLock::default(),
+        adoptions: Adoptions::open(settings.paths.lib().join("adoptions"), defaults(settings)),
         files_told: tokio::sync::watch::Sender::new(false),
         stopped_dir: settings.paths.run().join("stopped"),
     };
@@ -417,7 +423,9 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
     let object = machine_object(settings, &node);
     let lib = settings.paths.lib();
     let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
-    Handle::new(node, orders, object, move || machine::check::thorough(&lib, (&bridge, &table)))
+    let manifests = settings.manifests.iter().find(|path| path.is_dir()).cloned();
+    let ways = Ways { manifests, of_cluster: settings.cluster.is_some() };
+    Handle::new(node, orders, ways, object, move || machine::check::thorough(&lib, (&bridge, &table)))
 }
 
 /// The Node object, as of whenever it is asked for.

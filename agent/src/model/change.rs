@@ -33,7 +33,7 @@ pub fn between(old: &ValidPod, new: &ValidPod) -> Change {
 }
 
 /// The spec without what may be edited in place.
-fn fixed(spec: &PodSpec) -> PodSpec {
+pub fn fixed(spec: &PodSpec) -> PodSpec {
     let mut spec = spec.clone();
     for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
         container.image = None;
@@ -50,6 +50,9 @@ fn fixed(spec: &PodSpec) -> PodSpec {
     spec.termination_grace_period_seconds = None;
     spec.tolerations = None;
     spec.node_name = None;
+    // What an API server says of a file's pod that it takes over; of pods of its own it never says another.
+    (spec.service_account, spec.service_account_name, spec.automount_service_account_token) = (None, None, None);
+    (spec.priority, spec.preemption_policy) = (None, None);
     spec
 }
 
@@ -121,6 +124,8 @@ mod tests {
     #[case::of_the_pod("/resources", json!({"limits": {"cpu": "3"}}), Change::Keep)]
     #[case::of_the_pod_another("/resources", json!({"limits": {"hugepages-2Mi": "2Mi"}}), Change::Recreate)]
     #[case::other_resource("/containers/0/resources/limits/ephemeral-storage", json!("2Gi"), Change::Recreate)]
+    #[case::service_account("/serviceAccountName", json!("default"), Change::Keep)]
+    #[case::priority("/priority", json!(0), Change::Keep)]
     #[case::grace("/terminationGracePeriodSeconds", json!(1), Change::Keep)]
     fn an_edit_costs_what_it_must(#[case] field: &str, #[case] value: Value, #[case] expected: Change) {
         let mut edited = spec();

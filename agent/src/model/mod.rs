@@ -16,6 +16,7 @@ pub mod quantity;
 pub mod references;
 mod secret;
 mod subject;
+pub mod text;
 pub mod validate;
 pub mod workload;
 pub mod yaml;

@@ -1,5 +1,7 @@
 //! The running agent as the API knows it: [`node::Node`] over the workers, the runtime and the image store.
 
+mod adopt;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -23,7 +25,7 @@ use super::network::view::{NetworkView, TraceView};
 use super::node::{
     self, Answer, AtEnd, AttachRequest, Attached, Check, Deletion, Edit, ExecProcess, ExecRequest, Explanation,
     Holder as HolderInfo, Images, InspectedContainer, InspectedMount, InspectedProcess, InspectedRootfs, Inspection, NodeError,
-    Stdio,
+    Offer, Stdio,
 };
 use super::objects::Objects;
 use super::observed::Attempt;
@@ -39,9 +41,19 @@ pub struct Handle {
     node: Arc<Node>,
     images: ImageApi,
     orders: mpsc::UnboundedSender<Order>,
+    ways: Ways,
     object: Box<dyn Fn() -> k8s::Node + Send + Sync>,
     check: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
     seen: Arc<Seen>,
+}
+
+/// Where pods may come from.
+#[derive(Debug, Clone, Default)]
+pub struct Ways {
+    /// The first folder of manifests.
+    pub manifests: Option<PathBuf>,
+    /// Also from an API server.
+    pub of_cluster: bool,
 }
 
 /// In which the manager must say that it is there.
@@ -52,6 +64,7 @@ impl Handle {
     pub fn new(
         node: Arc<Node>,
         orders: mpsc::UnboundedSender<Order>,
+        ways: Ways,
         object: impl Fn() -> k8s::Node + Send + Sync + 'static,
         check: impl Fn() -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
@@ -59,6 +72,7 @@ impl Handle {
             images: ImageApi::new(node.clone()),
             node,
             orders,
+            ways,
             object: Box::new(object),
             check: Box::new(check),
             seen: Arc::default(),
@@ -258,6 +272,18 @@ impl node::Node for Handle {
             self.order(Order::Stop { uid: uid.clone() })
         }
         .boxed()
+    }
+
+    fn offer<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Offer> {
+        async move { adopt::offer(self, uid) }.boxed()
+    }
+
+    fn adopted<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()> {
+        adopt::adopted(self, uid).boxed()
+    }
+
+    fn give_back<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, PathBuf> {
+        adopt::give_back(self, uid).boxed()
     }
 
     fn inspect<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Inspection> {

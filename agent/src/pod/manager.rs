@@ -195,11 +195,13 @@ impl Manager {
             }
             source::Event::Listed => self.told(Whose::Cluster),
             source::Event::End { pod, grace } => self.end(pod, grace),
-            source::Event::Delete(uid) => {
-                self.wanted.remove(&uid);
-                self.node.stopped(&uid, false);
-                self.tell(&uid, Command::End { grace: None, then: Then::Gone });
+            source::Event::Told { uid, conditions } => {
+                // Of one that ends nothing more is heard; nobody waits for the answer.
+                let (done, _) = oneshot::channel();
+                self.tell(&uid, Command::Edit { edit: Edit::Conditions(conditions), done });
             }
+            source::Event::Delete(uid) => self.delete(&uid, Whose::Files),
+            source::Event::Gone(uid) => self.delete(&uid, Whose::Cluster),
             source::Event::Fault { file, errors } => {
                 for error in errors {
                     self.node.recorder.node(Level::Warning, "InvalidManifest", &error.to_string());
@@ -221,6 +223,9 @@ impl Manager {
 
     fn apply(&mut self, pod: ValidPod) {
         let uid = pod.uid().clone();
+        if self.is_anothers(&uid, Whose::of(&pod)) {
+            return;
+        }
         let edited = self.wanted.insert(uid.clone(), pod.clone()).is_some_and(|old| old.object() != pod.object());
         self.in_doubt.remove(&uid);
         if self.draining {
@@ -286,6 +291,20 @@ impl Manager {
         });
     }
 
+    fn delete(&mut self, uid: &PodUid, whose: Whose) {
+        if self.is_anothers(uid, whose) {
+            return;
+        }
+        self.wanted.remove(uid);
+        self.node.stopped(uid, false);
+        self.tell(uid, Command::End { grace: None, then: Then::Gone });
+    }
+
+    /// Of an adopted pod one of the sources alone is heard.
+    fn is_anothers(&self, uid: &PodUid, whose: Whose) -> bool {
+        self.node.adoptions.whose(uid).is_some_and(|owner| owner != whose)
+    }
+
     fn told(&mut self, whose: Whose) {
         self.awaited.remove(&whose);
         self.forget_unwanted();
@@ -316,7 +335,8 @@ impl Manager {
 
     /// The sources have named all that they want: what else runs is to end.
     fn forget_unwanted(&mut self) {
-        let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !self.awaited.contains(&Whose::of(pod)));
+        let whose = |pod: &ValidPod| self.node.adoptions.whose(pod.uid()).unwrap_or_else(|| Whose::of(pod));
+        let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !self.awaited.contains(&whose(pod)));
         let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
             self.adopted.drain().filter(|(uid, _)| !self.wanted.contains_key(uid)).partition(|(_, a)| theirs(a));
         self.adopted = others;

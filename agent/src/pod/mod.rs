@@ -19,6 +19,7 @@ use crate::plugin::device::Devices;
 use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
 use crate::service::Services;
 
+pub mod adoption;
 pub mod backoff;
 pub mod claims;
 pub mod completed;
@@ -91,6 +92,8 @@ pub struct Node {
     pub csi: Arc<Csi>,
     /// The workers, as the API may see them.
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
+    /// Pods that go from files to the API server, and back.
+    pub adoptions: adoption::Adoptions,
     /// Whether the files have told all their pods.
     pub files_told: tokio::sync::watch::Sender<bool>,
     /// Marks of pods that were told to stay ended; on tmpfs.

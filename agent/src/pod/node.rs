@@ -197,6 +197,12 @@ pub trait Node: Send + Sync + 'static {
     fn stop<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()>;
     /// Lets a stopped pod begin again. It is named, not identified: the store doesn't have it.
     fn start<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()>;
+    /// What an API server is to create so that a file's pod becomes its own as it runs.
+    fn offer<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Offer>;
+    /// Waits until that has happened.
+    fn adopted<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()>;
+    /// Makes a pod of the API server a file's, and says which one.
+    fn give_back<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, PathBuf>;
     /// What the pod is on this machine.
     fn inspect<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, Inspection>;
     /// How the pod's start went, and what it waits for.
@@ -215,6 +221,16 @@ pub trait Node: Send + Sync + 'static {
     fn counters(&self) -> &Counters;
     /// Whether the one who manages pods answers.
     fn alive(&self) -> Answer<'_, ()>;
+}
+
+/// What becomes the API server's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Offer {
+    /// As it is to be created: the node knows it by an annotation.
+    pub pod: Pod,
+    /// ConfigMaps and Secrets of files that it refers to.
+    pub objects: Vec<serde_json::Value>,
 }
 
 /// Operations on the image store.

@@ -45,6 +45,8 @@ impl ObjectSets {
 #[derive(Debug, Default)]
 pub struct Watch {
     keys: BTreeSet<ObjectRef>,
+    /// Among which objects: the address of these. An adopted pod turns from the files' to the cluster's.
+    of: usize,
     changed: Arc<Notify>,
 }
 
@@ -102,9 +104,11 @@ impl Objects {
 
     /// Sets what a watch is about. The same keys again cost nothing.
     pub fn watch(&self, watch: &mut Watch, keys: BTreeSet<ObjectRef>) {
-        if watch.keys == keys {
+        let of = std::ptr::from_ref(self).addr();
+        if watch.keys == keys && watch.of == of {
             return;
         }
+        watch.of = of;
         let mut inner = self.write();
         // A new signal: the old one is dropped, and with it the old keys' entries.
         watch.changed = Arc::new(Notify::new());
@@ -204,5 +208,18 @@ mod tests {
         drop(two);
         objects.put(config_map("b", "2"));
         assert!(told(&one));
+    }
+    #[test]
+    fn a_watch_that_turns_to_other_objects_hears_of_those() {
+        let (files, cluster) = (Objects::default(), Objects::default());
+        let mut watch = Watch::default();
+        let keys = BTreeSet::from([ObjectRef::new(ObjectKind::ConfigMap, "default", "a")]);
+        files.watch(&mut watch, keys.clone());
+        cluster.watch(&mut watch, keys);
+        assert!(told(&watch));
+        files.put(config_map("a", "1"));
+        assert!(!told(&watch));
+        cluster.put(config_map("a", "2"));
+        assert!(told(&watch));
     }
 }

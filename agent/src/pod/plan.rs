@@ -105,8 +105,9 @@ pub fn plan(pod: &ValidPod, observed: &Observed, backoff: &Backoff, now: Timesta
 
 /// Whether every regular container has ended and none is to run again: the pod's phase is Succeeded or Failed.
 pub fn is_complete(pod: &ValidPod, observed: &Observed) -> bool {
-    let ended = |c: &k8s::Container| observed.containers.get(&c.name).is_some_and(|o| has_ended(pod, c, o));
-    observed.failure.is_some() || init_failed(pod, observed) || pod.spec().containers.iter().all(ended)
+    let stays = |c: &k8s::Container| observed.containers.get(&c.name).is_some_and(|o| stays_ended(pod, observed, c, o));
+    observed.failure.is_some()
+        || (!restart::is_asked_to_reset(pod, observed) && (init_failed(pod, observed) || pod.spec().containers.iter().all(stays)))
 }
 
 /// Whether an init container failed for good.
@@ -114,8 +115,13 @@ pub fn init_failed(pod: &ValidPod, observed: &Observed) -> bool {
     pod.spec().init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
         let Some(seen) = observed.containers.get(&c.name) else { return false };
         let failed = seen.last.as_ref().and_then(Attempt::finished).is_some_and(|f| f.code != 0);
-        failed && has_ended(pod, c, seen)
+        failed && stays_ended(pod, observed, c, seen)
     })
+}
+
+/// It ended, and nothing has it run again: not its policy, nor that all begin anew.
+fn stays_ended(pod: &ValidPod, observed: &Observed, container: &k8s::Container, seen: &Container) -> bool {
+    has_ended(pod, container, seen) && !seen.last.as_ref().is_some_and(|attempt| observed.is_before_reset(attempt))
 }
 
 /// The gates that keep the pod from starting, in words. Here nobody but the manifest's author can remove them.

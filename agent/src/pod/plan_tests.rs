@@ -379,6 +379,26 @@ fn what_begins_anew_does_so_in_its_order(#[case] done: &[&str], #[case] expected
     assert_eq!(words(&next(with_rule(), &observed)), expected);
 }
 
+/// A pod that runs nothing twice of its own accord, with a sidecar whose end has all begin anew: those that were ended for it aren't done.
+#[rstest]
+#[case::ends_all(1, &[("first", exited(0, -60)), ("side", exited(42, -60)), ("a", running())], &["stop a 30"])]
+#[case::then(1, &[("first", exited(0, -60)), ("side", exited(42, -60)), ("a", exited(137, -50))], &["reset"])]
+#[case::also_in_the_midst_of_init(1, &[("first", exited(137, -50)), ("side", exited(42, -60))], &["reset"])]
+#[case::begins_anew(2, &[("first", exited(0, -60)), ("side", exited(42, -60)), ("a", exited(137, -50))], &["start side 20"])]
+fn a_sidecar_may_have_all_begin_anew(#[case] generation: u64, #[case] seen: &[(&str, Container)], #[case] expected: &[&str]) {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [
+            {"name": "side", "image": "i", "restartPolicy": "Always", "restartPolicyRules": rule}, {"name": "first", "image": "i"}],
+        "containers": [{"name": "a", "image": "i"}]
+    });
+    let sandbox = Sandbox::Ready { generation, ips: Vec::new(), since: at(-100) };
+    let mut observed = Observed { resets: generation - 1, ..observe(sandbox, seen) };
+    observed.containers.entry("a".into()).or_insert_with(idle);
+    assert_eq!(words(&next(spec, &observed)), expected);
+}
+
 #[rstest]
 #[case::beside_the_others(&[("a", running())], &["pull e"])]
 #[case::during_init(&[("first", running()), ("e", idle())], &["start e 0"])]

@@ -34,10 +34,7 @@ pub fn fate(pod: &ValidPod, container: &k8s::Container, observed: &Container, fi
     if done || pod.ephemeral().iter().any(|c| c.name == container.name) {
         return Fate::Stays;
     }
-    let is_init = pod.spec().init_containers.iter().flatten().any(|c| c.name == container.name);
-    // Sidecars have rules for nothing, as Kubernetes has it.
-    let rule = if is_init && is_sidecar(container) { None } else { by_rule(container, finish.code) };
-    match rule {
+    match by_rule(container, finish.code) {
         Some("Restart") => return Fate::Again,
         Some("RestartAllContainers") => return Fate::AllAgain,
         _ => {}
@@ -85,14 +82,18 @@ pub fn cause_of_reset<'a>(pod: &ValidPod, observed: &'a Observed, generation: u6
     })
 }
 
+/// Whether a container's end asks that all begin anew, and that hasn't been done.
+pub fn is_asked_to_reset(pod: &ValidPod, observed: &Observed) -> bool {
+    matches!(&observed.sandbox, Sandbox::Ready { generation, .. } if cause_of_reset(pod, observed, *generation).is_some())
+}
+
 /// Whether all containers begin anew now: some of them haven't yet.
 pub fn is_resetting(pod: &ValidPod, observed: &Observed) -> bool {
-    let Sandbox::Ready { generation, .. } = &observed.sandbox else { return false };
     let before = |c: &k8s::Container| {
         let last = observed.containers.get(&c.name).and_then(|seen| seen.last.as_ref());
         last.is_some_and(|attempt| observed.is_before_reset(attempt))
     };
-    cause_of_reset(pod, observed, *generation).is_some() || pod.spec().containers.iter().any(before)
+    is_asked_to_reset(pod, observed) || pod.spec().containers.iter().any(before)
 }
 
 /// It ended, and that is that.
@@ -153,8 +154,8 @@ mod tests {
     #[case::own("Always", json!({"restartPolicy": "Never"}), 1, Fate::Stays)]
     #[case::own_rule("Always", json!({"restartPolicy": "Never", "restartPolicyRules": [rule("Restart", "In", &[1])]}), 1, Fate::Again)]
     #[case::sidecar("Never", json!({"restartPolicy": "Always"}), 0, Fate::Again)]
-    #[case::sidecars_have_no_rules("Never", json!({"restartPolicy": "Always", "restartPolicyRules":
-        [rule("RestartAllContainers", "In", &[1])]}), 1, Fate::Again)]
+    #[case::sidecars_rule("Never", json!({"restartPolicy": "Always", "restartPolicyRules":
+        [rule("RestartAllContainers", "In", &[1])]}), 1, Fate::AllAgain)]
     #[case::all("Never", json!({"restartPolicy": "Never", "restartPolicyRules": [rule("RestartAllContainers", "In", &[1])]}), 1, Fate::AllAgain)]
     fn init_containers(#[case] pod: &str, #[case] c: Value, #[case] code: i32, #[case] fate: Fate) {
         assert_eq!(decide(pod, "initContainers", c, code, None), fate);

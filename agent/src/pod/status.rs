@@ -314,6 +314,9 @@ fn states(
     }
 }
 
+/// Of a container that nothing else is to be said of.
+const CREATING: &str = "ContainerCreating";
+
 /// Why a container doesn't run although it should; unset for one that ended and stays so.
 fn waiting(
     container: &k8s::Container,
@@ -327,8 +330,12 @@ fn waiting(
     if stays || (seen.last.is_some() && (observed.ending.is_some() || is_complete(pod, observed))) {
         return None;
     }
+    // The kubelet's word for one that hasn't run, init containers among them.
+    let initialising = seen.last.is_none() && pod.spec().init_containers.iter().flatten().next().is_some();
+    let not_yet = if initialising { "PodInitializing" } else { CREATING };
     if let Some(refused) = &seen.refused {
-        return because(refused.reason, Some(refused.message.clone()));
+        let reason = if refused.reason == CREATING { not_yet } else { refused.reason };
+        return because(reason, Some(refused.message.clone()));
     }
     if let Image::Failed { reason, message, delay, .. } = &seen.image {
         // The first failure shows what it is; the waits after it show that it is waited.
@@ -337,7 +344,7 @@ fn waiting(
         return because(reason, Some(message.clone()));
     }
     if let Sandbox::Failed { message, .. } = &observed.sandbox {
-        return because("ContainerCreating", Some(message.clone()));
+        return because(not_yet, Some(message.clone()));
     }
     if let Some(finish) = seen.last.as_ref().filter(|_| !seen.starting).and_then(Attempt::finished) {
         let delay = seen.last.as_ref().map_or(0, |a| a.note.delay_ms);
@@ -355,9 +362,7 @@ fn waiting(
             return because("CrashLoopBackOff", Some(message));
         }
     }
-    let initialising = pod.spec().init_containers.iter().flatten().next().is_some();
-    let is_init = pod.spec().init_containers.iter().flatten().any(|c| c.name == container.name);
-    because(if initialising && !is_init && seen.last.is_none() { "PodInitializing" } else { "ContainerCreating" }, None)
+    because(not_yet, None)
 }
 
 /// The containers that wait, by name, each with the reason.

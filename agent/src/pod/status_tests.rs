@@ -129,6 +129,21 @@ fn a_container_says_what_it_is_at(#[case] container: Container, #[case] expected
 }
 
 #[test]
+fn whoever_has_not_run_initialises_where_there_are_init_containers() {
+    let refused = |reason| {
+        let refused = super::super::observed::Refused { reason, message: "no".into(), retry_at: at(0) };
+        Container { refused: Some(refused), ..Container::default() }
+    };
+    let mounts =
+        observe(&[("init", ended(0)), ("side", refused("ContainerCreating")), ("a", refused("CreateContainerConfigError"))]);
+    let status = write("Always", &mounts);
+    let reason = |list: &str, i: usize| status[list][i]["state"]["waiting"]["reason"].clone();
+    assert_eq!(reason("initContainerStatuses", 1), "PodInitializing");
+    assert_eq!(reason("containerStatuses", 0), "CreateContainerConfigError");
+    assert_eq!(reason("containerStatuses", 1), "PodInitializing");
+}
+
+#[test]
 fn the_end_before_stays_as_last_state() {
     let container = Container { previous: ended(7).last, last: Some(attempt(1, 10_000, None)), ..Container::default() };
     let status = write("Always", &observe(&[("a", container)]));

@@ -468,6 +468,11 @@ impl Runtime {
         record::write(&self.settings.pod_json(pod.uid()), pod).map_err(|cause| Place::pod(pod).error(cause))
     }
 
+    /// The spec that a pod runs with, as [`Self::make_sandbox`] or [`Self::save_pod`] noted it.
+    pub fn load_pod(&self, uid: &PodUid) -> Result<ValidPod, Error> {
+        record::read(&self.settings.pod_json(uid)).map_err(|cause| Place::pod(uid).error(cause))
+    }
+
     /// Makes the folders and cgroups of containers that will be the first to start, with the numbers of these attempts, once the pod has its
     /// own: while holder and network are at work, a processor is free. What can't be made is left to the start, which will say why.
     pub fn prepare_containers<'a>(&self, pod: &ValidPod, containers: impl Iterator<Item = (&'a Container, u32)>) {

@@ -10,6 +10,8 @@ pub mod sealed;
 
 use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::PodCondition;
+
 use crate::model::{FileError, ObjectRef, PodUid, ValidObject, ValidPod, ValidWorkload, WorkloadRef};
 
 pub use directory::{WatchError, watch};
@@ -31,6 +33,8 @@ pub enum Event {
     InitDone,
     /// This pod shall not be any more.
     Delete(PodUid),
+    /// The same of one of the API server's, which has it no more.
+    Gone(PodUid),
     /// The API server's part of `InitDone`: all its pods of this node have been told.
     Listed,
     /// The API server asks that this pod end, in so many seconds; it is there until it has.
@@ -39,6 +43,13 @@ pub enum Event {
         pod: ValidPod,
         /// metadata.deletionGracePeriodSeconds.
         grace: Option<i64>,
+    },
+    /// What others tell of a pod of the API server, all of it: its readiness gates.
+    Told {
+        /// Whose.
+        uid: PodUid,
+        /// Of types that are not the node's to tell.
+        conditions: Vec<PodCondition>,
     },
     /// This object is no more.
     DeleteObject(ObjectRef),

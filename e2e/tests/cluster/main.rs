@@ -1,12 +1,14 @@
 //! The node as one of a real cluster's: pods from a real API server, by real controllers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod adopt;
 mod away;
 mod csi;
 mod join;
 mod logins;
 mod mirror;
 mod resources;
+mod told;
 
 use e2e::{ControlPlane, NodeBox, eventually, is_true};
 use serde_json::Value;

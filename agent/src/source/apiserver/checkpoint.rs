@@ -230,6 +230,10 @@ impl Kept {
     }
 }
 
+fn needs_of(pod: &Pod) -> BTreeSet<ObjectRef> {
+    uid(pod).map(|uid| references::of(&wanted(pod, &uid))).unwrap_or_default()
+}
+
 /// The API server itself, of which every container's environment tells.
 fn kubernetes() -> ObjectRef {
     ObjectRef::new(ObjectKind::Service, "default", "kubernetes")
@@ -285,9 +289,9 @@ impl Writer {
                         kept.pod = pod;
                         return;
                     }
-                    Some(kept) => (kept.needs, kept.pod) = (references::of(&wanted(&pod)), pod),
+                    Some(kept) => (kept.needs, kept.pod) = (needs_of(&pod), pod),
                     None => {
-                        let needs = references::of(&wanted(&pod));
+                        let needs = needs_of(&pod);
                         self.pods.insert(uid.clone(), Kept { pod, needs, files: BTreeSet::new(), written: None });
                     }
                 }

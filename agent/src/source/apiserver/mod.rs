@@ -17,7 +17,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::Api;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -27,6 +27,8 @@ use super::Event;
 use crate::cluster::mirror::MIRROR;
 use crate::cluster::{Cluster, Standing, whole};
 use crate::model::{Origin, PodUid, ValidPod};
+use crate::pod::adoption::Place;
+use crate::pod::status::is_others;
 use crate::pod::{Node, completed};
 use checkpoint::{Checkpoint, Checkpoints};
 use needs::{Needs, PATIENCE};
@@ -54,10 +56,15 @@ pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sen
         waiting: HashMap::new(),
         recalled: HashMap::new(),
         begun: HashSet::new(),
+        told: HashMap::new(),
+        returning: HashSet::new(),
     };
+    let (returning, returns) = node.adoptions.returning();
+    source.returning.extend(returning);
     if source.recall(found).await.is_err() {
         return;
     }
+    let Some(mut returns) = returns else { return };
     let mut first_answer = pin!(tokio::time::sleep(FIRST_ANSWER_WITHIN));
     let mut standing = cluster.standing();
     let mut silent = false;
@@ -69,6 +76,13 @@ pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sen
         let told = tokio::select! {
             _ = standing.changed() => Ok(()),
             () = &mut first_answer, if stands != Standing::Taken && !source.recalled.is_empty() => source.begin_recalled().await,
+            Some((uid, done)) = returns.recv() => {
+                source.returning.insert(uid.clone());
+                source.let_go(&uid);
+                // Whoever waited has gone.
+                let _ = done.send(());
+                Ok(())
+            }
             Some(uid) = source.fetches.next(), if !source.fetches.is_empty() => source.fetched(&uid).await,
             event = stream.next(), if stands == Standing::Member => match event {
                 Some(Ok(event)) => {
@@ -109,6 +123,10 @@ struct Source<'a> {
     recalled: HashMap<PodUid, ValidPod>,
     /// Pods that the manager was told of.
     begun: HashSet<PodUid>,
+    /// What others had said of them when the manager heard it last.
+    told: HashMap<PodUid, Vec<PodCondition>>,
+    /// Pods that are files' again, and that the API server still has.
+    returning: HashSet<PodUid>,
 }
 
 /// How far a list has come.
@@ -129,7 +147,7 @@ impl Source<'_> {
     async fn recall(&mut self, found: Vec<Checkpoint>) -> Told {
         let mut pods = Vec::new();
         for Checkpoint { pod, objects } in found {
-            let Some(uid) = uid(&pod) else { continue };
+            let Some(Place::Own(uid) | Place::Adopted(uid)) = self.place(&pod) else { continue };
             let known = Arc::new(pod);
             self.cluster.learn(&uid, Some(known.clone()));
             self.checkpoints.keep(&known);
@@ -137,7 +155,7 @@ impl Source<'_> {
             pods.push((uid, known));
         }
         for (uid, known) in pods {
-            let pod = wanted(&known);
+            let pod = wanted(&known, &uid);
             if let Some(deadline) = &known.metadata.deletion_timestamp {
                 let left = deadline.0.duration_since(Timestamp::now()).as_secs().max(0);
                 self.manager.send(Event::End { pod, grace: Some(left) }).await?;
@@ -162,18 +180,36 @@ impl Source<'_> {
     }
 
     async fn begin(&mut self, pod: ValidPod) -> Told {
-        self.begun.insert(pod.uid().clone());
-        self.manager.send(Event::Apply(pod)).await
+        let uid = pod.uid().clone();
+        let gated = pod.spec().readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+        let first = self.begun.insert(uid.clone());
+        self.manager.send(Event::Apply(pod)).await?;
+        if first {
+            // Not before: with the file goes what it said that the pod refers to.
+            self.node.adoptions.set_aside(&uid);
+        }
+        let conditions = self.cluster.pod(&uid).map(|known| of_others(&known)).unwrap_or_default();
+        // An agent before this one may have heard of some that are gone: gates are told at the first time, whatever they are.
+        let news = match self.told.get(&uid) {
+            Some(told) => *told != conditions,
+            None => gated || !conditions.is_empty(),
+        };
+        if !news {
+            return Ok(());
+        }
+        self.told.insert(uid.clone(), conditions.clone());
+        self.manager.send(Event::Told { uid, conditions }).await
     }
 
     async fn event(&mut self, event: watcher::Event<Pod>) -> Told {
         match event {
             watcher::Event::Init => self.listed = Listing::Begun(HashSet::new()),
             watcher::Event::InitApply(pod) => {
-                if let (Listing::Begun(listed), Some(uid)) = (&mut self.listed, uid(&pod)) {
-                    listed.insert(uid);
+                let api = uid(&pod);
+                let uid = self.apply(pod).await?;
+                if let Listing::Begun(listed) = &mut self.listed {
+                    listed.extend(api.into_iter().chain(uid));
                 }
-                self.apply(pod).await?;
             }
             watcher::Event::InitDone => {
                 if let Listing::Begun(listed) = std::mem::replace(&mut self.listed, Listing::Known) {
@@ -182,42 +218,72 @@ impl Source<'_> {
                     for uid in self.cluster.known().into_iter().filter(|uid| !listed.contains(uid)) {
                         self.gone(&uid).await?;
                     }
+                    self.returning.retain(|uid| {
+                        let there = self.node.adoptions.api_uid(uid).is_some_and(|api| listed.contains(&PodUid::new(&api)));
+                        if !there {
+                            self.node.adoptions.gone(uid);
+                        }
+                        there
+                    });
                 }
                 self.tell_listed().await?;
             }
-            watcher::Event::Apply(pod) => self.apply(pod).await?,
+            watcher::Event::Apply(pod) => drop(self.apply(pod).await?),
             watcher::Event::Delete(pod) if is_mirror(&pod) => self.cluster.mirrors.forget(&pod),
-            watcher::Event::Delete(pod) => {
-                if let Some(uid) = uid(&pod) {
-                    self.gone(&uid).await?;
+            watcher::Event::Delete(pod) => match self.place(&pod) {
+                Some(Place::Own(uid) | Place::Adopted(uid)) => self.gone(&uid).await?,
+                Some(Place::Returned(uid)) => {
+                    self.returning.remove(&uid);
+                    self.node.adoptions.gone(&uid);
                 }
-            }
+                None => {}
+            },
         }
         Ok(())
     }
 
-    async fn apply(&mut self, mut pod: Pod) -> Told {
+    /// What a pod of the API server is here.
+    fn place(&self, pod: &Pod) -> Option<Place> {
+        Some(self.node.adoptions.place(pod, uid(pod)?))
+    }
+
+    /// Returns what it is called here, unless it is none of the manager's.
+    async fn apply(&mut self, mut pod: Pod) -> Result<Option<PodUid>, mpsc::error::SendError<Event>> {
         pod.metadata.managed_fields = None;
-        let Some(uid) = uid(&pod) else { return Ok(()) };
         if is_mirror(&pod) {
             self.cluster.mirrors.learn(pod);
-            return Ok(());
+            return Ok(None);
         }
+        match self.place(&pod) {
+            Some(Place::Own(uid) | Place::Adopted(uid)) => {
+                self.take(pod, &uid).await?;
+                Ok(Some(uid))
+            }
+            Some(Place::Returned(uid)) => {
+                self.returning.insert(uid.clone());
+                self.let_go(&uid);
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn take(&mut self, pod: Pod, uid: &PodUid) -> Told {
         let known = Arc::new(pod);
-        let before = self.cluster.learn(&uid, Some(known.clone()));
-        let pod = wanted(&known);
-        self.recalled.remove(&uid);
+        let before = self.cluster.learn(uid, Some(known.clone()));
+        let pod = wanted(&known, uid);
+        self.recalled.remove(uid);
         if known.metadata.deletion_timestamp.is_some() {
-            self.waiting.remove(&uid);
+            self.waiting.remove(uid);
             self.checkpoints.keep(&known);
             return self.manager.send(Event::End { pod, grace: known.metadata.deletion_grace_period_seconds }).await;
         }
         let phase = known.status.as_ref().and_then(|status| status.phase.as_deref());
-        let over = matches!(phase, Some("Succeeded" | "Failed")) && !self.begun.contains(&uid);
-        if over && completed::read(&self.node.runtime, &uid).is_none() {
+        let over = matches!(phase, Some("Succeeded" | "Failed")) && !self.begun.contains(uid);
+        if over && completed::read(&self.node.runtime, uid).is_none() {
             // It is never begun again. Nothing of it is here.
-            self.checkpoints.forget(&uid);
-            self.needs.release(&uid);
+            self.forget_checkpoint(uid);
+            self.needs.release(uid);
             return Ok(());
         }
         self.checkpoints.keep(&known);
@@ -226,11 +292,12 @@ impl Source<'_> {
             return self.begin(pod).await;
         }
         let asked = self.needs.want(&pod);
-        if before.is_some() && !self.waiting.contains_key(&uid) {
+        if before.is_some() && !self.waiting.contains_key(uid) {
             // What it refers to is known, or comes when it comes.
             return self.begin(pod).await;
         }
         self.waiting.insert(uid.clone(), pod);
+        let uid = uid.clone();
         let mut services = self.services.listed();
         self.fetches.push(Box::pin(async move {
             let listed = async { drop(services.wait_for(|listed| *listed).await.map(drop)) };
@@ -257,13 +324,39 @@ impl Source<'_> {
     }
 
     async fn gone(&mut self, uid: &PodUid) -> Told {
+        self.drop_all_of(uid);
+        self.node.adoptions.gone(uid);
+        self.manager.send(Event::Gone(uid.clone())).await
+    }
+
+    fn drop_all_of(&mut self, uid: &PodUid) {
         self.cluster.learn(uid, None);
         self.waiting.remove(uid);
         self.recalled.remove(uid);
         self.begun.remove(uid);
-        self.checkpoints.forget(uid);
+        self.told.remove(uid);
+        self.forget_checkpoint(uid);
         self.needs.release(uid);
-        self.manager.send(Event::Delete(uid.clone())).await
+    }
+
+    /// It is kept under the name that the API server gave it.
+    fn forget_checkpoint(&self, uid: &PodUid) {
+        let api = self.node.adoptions.api_uid(uid).map(|api| PodUid::new(&api));
+        self.checkpoints.forget(api.as_ref().unwrap_or(uid));
+    }
+
+    /// A pod that is a file's again: nothing more of it is the API server's, where it goes.
+    fn let_go(&mut self, uid: &PodUid) {
+        self.drop_all_of(uid);
+        let Some((namespace, name)) = self.node.adoptions.name(uid) else { return };
+        let api_uid = self.node.adoptions.api_uid(uid);
+        let (cluster, node, uid) = (self.cluster.clone(), self.node.clone(), uid.clone());
+        tokio::spawn(async move {
+            cluster.member().await;
+            if cluster.delete_pod(&namespace, &name, api_uid).await {
+                node.adoptions.gone(&uid);
+            }
+        });
     }
 }
 
@@ -294,6 +387,12 @@ impl Backoff for Eager {
     }
 }
 
+/// The conditions that are not ours to tell.
+fn of_others(pod: &Pod) -> Vec<PodCondition> {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.filter(|condition| is_others(&condition.type_)).cloned().collect()
+}
+
 /// Of a pod of this node's own files.
 fn is_mirror(pod: &Pod) -> bool {
     pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MIRROR))
@@ -309,10 +408,11 @@ fn uid(pod: &Pod) -> Option<PodUid> {
     safe.then(|| PodUid::new(uid))
 }
 
-/// The pod as it shall be: without what changes as it runs.
-fn wanted(pod: &Pod) -> ValidPod {
+/// The pod as it shall be, as it is called here: without what changes as it runs.
+fn wanted(pod: &Pod, uid: &PodUid) -> ValidPod {
     let mut pod = pod.clone();
     pod.status = None;
+    pod.metadata.uid = Some(uid.as_str().into());
     pod.metadata.resource_version = None;
     pod.metadata.deletion_timestamp = None;
     pod.metadata.deletion_grace_period_seconds = None;

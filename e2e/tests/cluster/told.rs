@@ -1,0 +1,133 @@
+//! What is told of a pod: by others, whose words the node hears and leaves as they are, and by the node, that it will not have it.
+
+use e2e::{ControlPlane, is_true};
+use serde_json::Value;
+
+use super::node;
+
+const GATED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: gated}
+spec:
+  terminationGracePeriodSeconds: 1
+  readinessGates: [{conditionType: example.com/balanced}]
+  containers: [{name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [serve]}]
+";
+
+fn condition<'a>(pod: &'a Value, type_: &str) -> &'a Value {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.and_then(|all| all.iter().find(|c| c["type"] == type_)).unwrap_or(&Value::Null)
+}
+
+#[test]
+fn a_readiness_gate_is_somebody_elses_to_open_and_to_close() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(GATED);
+    let says = |status: &str| {
+        let patch = format!(
+            r#"{{"status": {{"conditions": [{{"type": "example.com/balanced", "status": "{status}", "reason": "Theirs"}}]}}}}"#
+        );
+        plane.kubectl(&["patch", "pod", "gated", "--subresource=status", "-p", &patch]).ok();
+    };
+    plane.until("pod", "gated", "runs and isn't ready", |pod| {
+        let closed = condition(pod, "Ready")["reason"] == "ReadinessGatesNotReady";
+        (closed && is_true(pod, "ContainersReady")).then_some(())
+    });
+    says("True");
+    let pod = plane.until("pod", "gated", "is ready", |pod| is_true(pod, "Ready").then(|| pod.clone()));
+    // Nothing is left of what was said while it wasn't, and what they said is as they said it.
+    let ready = condition(&pod, "Ready");
+    assert!(ready["reason"].is_null() && ready["message"].is_null(), "{ready}");
+    assert_eq!(condition(&pod, "example.com/balanced")["reason"], "Theirs");
+
+    // Told while nobody is here.
+    node.kill_agent();
+    says("False");
+    plane.joins(&node);
+    let pod =
+        plane.until("pod", "gated", "isn't ready", |pod| (condition(pod, "Ready")["status"] == "False").then(|| pod.clone()));
+    assert_eq!(condition(&pod, "example.com/balanced")["status"], "False");
+    says("True");
+    plane.until("pod", "gated", "is ready again", |pod| is_true(pod, "Ready").then_some(()));
+}
+
+#[test]
+fn a_pod_for_another_system_has_failed() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: panes}, spec: {nodeName: node, os: {name: windows}, \
+         containers: [{name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [sleep]}]}}",
+    );
+    let status =
+        plane.until("pod", "panes", "has failed", |pod| (pod["status"]["phase"] == "Failed").then(|| pod["status"].clone()));
+    assert_eq!(status["reason"], "PodOSNotSupported", "{status}");
+    assert!(
+        status["message"].as_str().unwrap().ends_with("Failed to admit pod as the OS field doesn't match node OS"),
+        "{status}"
+    );
+    assert!(status["podIP"].is_null(), "{status}");
+}
+
+#[test]
+fn the_api_server_carries_logs_and_commands_in_websockets_of_any_age() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: says}, spec: {terminationGracePeriodSeconds: 1, containers: [\
+         {name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [serve]}, \
+         {name: once, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [echo, container is alive], restartPolicy: Never}]}}",
+    );
+    node.pod("says").container("once").exited_with(0);
+    node.pod("says").container("main").is_running();
+    let ask = |protocol: &str, path: &str| {
+        let url = format!("https://{}:6443/api/v1/namespaces/default/pods/says/{path}", e2e::OUTSIDE);
+        let words = [
+            "--silent",
+            "--insecure",
+            "--include",
+            "--no-buffer",
+            "--max-time",
+            "20",
+            "--http1.1",
+            "--cert",
+            "pki/client-admin.crt",
+            "--key",
+            "pki/client-admin.key",
+        ];
+        let headers = [
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Origin: http://localhost",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        ]
+        .map(ToOwned::to_owned);
+        let headers = headers.into_iter().chain([format!("Sec-WebSocket-Protocol: {protocol}")]);
+        let mut command = node.outside().command("env");
+        command
+            .arg("--chdir")
+            .arg(plane.folder())
+            .arg("curl")
+            .args(words)
+            .args(headers.flat_map(|header| ["--header".to_owned(), header]));
+        e2e::run(command.arg(url)).all()
+    };
+    for _ in 0..10 {
+        let said = ask("binary.k8s.io", "log?container=once");
+        assert!(said.contains("container is alive"), "{said}");
+    }
+    let said = ask("base64.binary.k8s.io", "log?container=once");
+    assert!(said.contains("Y29udGFpbmVyIGlzIGFsaXZlCg=="), "{said}");
+    for (protocol, hello) in
+        [("channel.k8s.io", "\u{1}hi\n"), ("v4.base64.channel.k8s.io", "1aGkK"), ("v5.channel.k8s.io", "\u{1}hi\n")]
+    {
+        let said = ask(protocol, "exec?container=main&command=/demo&command=echo&command=hi&stdout=1");
+        assert!(said.contains(hello), "{protocol}: {said}");
+    }
+}
