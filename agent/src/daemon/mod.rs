@@ -245,8 +245,9 @@ async fn leave_as_found(node: &Node) {
 async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
     let providers = plugins::providers(settings, accounts.clone())?;
-    let images = open_images(settings).await?;
-    let network = pod_network(settings).await?;
+    // The network has a thread of its own: its order is given first.
+    let images = async { open_images(settings).await.map_err(DaemonError::from) };
+    let (network, images) = tokio::try_join!(pod_network(settings), images)?;
     let host_ips = machine::addresses(&settings.network.bridge);
     let store = Arc::new(Store::default());
     let counters = Arc::new(Counters::default());
