@@ -106,10 +106,7 @@ async fn create_object(cluster: &Cluster, namespace: &str, object: &Value) -> Re
     let objects: Api<DynamicObject> = Api::namespaced_with(cluster.clone(), namespace, &resource);
     let wish = serde_json::from_value(object.clone())
         .map_err(|error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() })?;
-    let failure = match answer(objects.create(&PostParams::default(), &wish)).await {
-        Ok(_) => return Ok(()),
-        Err(failure) => failure,
-    };
+    let Err(failure) = answer(objects.create(&PostParams::default(), &wish)).await else { return Ok(()) };
     if failure.code != 409 {
         return Err(refused("create what the pod refers to", &failure));
     }

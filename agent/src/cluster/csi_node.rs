@@ -72,23 +72,19 @@ async fn tell(cluster: &Cluster, before: &BTreeMap<String, Told>, now: &BTreeMap
     let patch = Patch::Strategic(json!({"metadata": node_metadata(now)}));
     answer(nodes.patch(cluster.node_name(), &PatchParams::default(), &patch)).await?;
     let all: Api<CSINode> = Api::all(cluster.client());
-    match answer(all.get_opt(cluster.node_name())).await? {
-        Some(mut object) => {
-            merge(&mut object.spec.drivers, before, now);
-            object.metadata.managed_fields = None;
-            answer(all.replace(cluster.node_name(), &PostParams::default(), &object)).await.map(drop)
-        }
-        None => {
-            let metadata = ObjectMeta {
-                name: Some(cluster.node_name().to_owned()),
-                owner_references: Some(vec![cluster.owner()]),
-                ..ObjectMeta::default()
-            };
-            let drivers = now.values().map(|told| told.entry.clone()).collect();
-            let object = CSINode { metadata, spec: CSINodeSpec { drivers }, ..CSINode::default() };
-            answer(all.create(&PostParams::default(), &object)).await.map(drop)
-        }
+    if let Some(mut object) = answer(all.get_opt(cluster.node_name())).await? {
+        merge(&mut object.spec.drivers, before, now);
+        object.metadata.managed_fields = None;
+        return answer(all.replace(cluster.node_name(), &PostParams::default(), &object)).await.map(drop);
     }
+    let metadata = ObjectMeta {
+        name: Some(cluster.node_name().to_owned()),
+        owner_references: Some(vec![cluster.owner()]),
+        ..ObjectMeta::default()
+    };
+    let drivers = now.values().map(|told| told.entry.clone()).collect();
+    let object = CSINode { metadata, spec: CSINodeSpec { drivers }, ..CSINode::default() };
+    answer(all.create(&PostParams::default(), &object)).await.map(drop)
 }
 
 /// Drivers of this life are as they are now; of those before, nothing is known to be otherwise.

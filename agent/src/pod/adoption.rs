@@ -176,10 +176,10 @@ impl Adoptions {
         let moved = fs::rename(&file, aside(&file)).and_then(|()| durable::sync_folder(file.parent().unwrap_or(Path::new("/"))));
         match moved {
             Ok(()) => {
-                tracing::info!(file = %file.display(), "its pods are the API server's now: the manifest is kept as NAME.{ASIDE}")
+                tracing::info!(file = %file.display(), "its pods are the API server's now: the manifest is kept as NAME.{ASIDE}");
             }
             Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "the manifest could not be moved aside; it counts no more")
+                tracing::warn!(file = %file.display(), %error, "the manifest could not be moved aside; it counts no more");
             }
         }
     }

@@ -200,12 +200,11 @@ impl Node {
             self.write_files(pod, &self.host_ips, trace)?;
             self.host_ips.clone()
         } else {
-            let ips = match ips {
-                Some(ips) => ips?,
-                None => {
-                    let wired = self.network.attach(pod, (sandbox, wires), self.runtime.settings(), trace).await?;
-                    self.addressed(pod, wired, trace).await?
-                }
+            let ips = if let Some(ips) = ips {
+                ips?
+            } else {
+                let wired = self.network.attach(pod, (sandbox, wires), self.runtime.settings(), trace).await?;
+                self.addressed(pod, wired, trace).await?
             };
             self.network.attach_more(pod, sandbox, trace).await?;
             ips
