@@ -8,7 +8,7 @@ PACKAGES := apache2-utils busybox-static containernetworking-plugins crun curl d
 # A small virtual machine with cgroup v2 alone.
 VM_PACKAGES := busybox-static cpio e2fsprogs jq kmod qemu-system-x86
 # The other side of `make bench`.
-BENCH_PACKAGES := netavark aardvark-dns catatonit conmon
+BENCH_PACKAGES := netavark aardvark-dns catatonit conmon e2fsprogs
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 

@@ -23,4 +23,5 @@ pub mod runtime;
 pub mod service;
 pub mod source;
 pub mod tls;
+mod turns;
 pub mod workload;

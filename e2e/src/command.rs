@@ -184,3 +184,13 @@ fn collect(mut from: impl Read + Send + 'static, into: std::sync::Arc<std::sync:
         }
     });
 }
+
+/// curl's words for a WebSocket by hand: its frames come as they are.
+pub fn websocket(protocol: Option<&str>) -> Vec<String> {
+    let headers =
+        ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="];
+    let protocol = protocol.map(|protocol| format!("Sec-WebSocket-Protocol: {protocol}"));
+    let headers = headers.map(ToOwned::to_owned).into_iter().chain(protocol);
+    let words = headers.flat_map(|header| ["--header".to_owned(), header]);
+    ["--http1.1", "--no-buffer", "--include"].map(ToOwned::to_owned).into_iter().chain(words).collect()
+}

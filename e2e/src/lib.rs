@@ -24,7 +24,7 @@ mod snapshot;
 mod yaml;
 
 pub use api_server::{ApiServer, Asked, Trouble};
-pub use command::{Output, Running, feed, run};
+pub use command::{Output, Running, feed, run, websocket};
 pub use control_plane::{ControlPlane, is_true};
 pub use debian::{Debian, package};
 pub use eventually::{Patience, eventually};

@@ -241,6 +241,16 @@ impl NodeBox {
         run(self.command(program).args(words))
     }
 
+    /// A CSI driver of that name, with these variables, that has registered with the agent.
+    #[track_caller]
+    pub fn csi_driver(&self, name: &str, variables: &[&str]) -> Running {
+        let mut command = self.command("env");
+        command.args(variables).arg(paths::plugin("csi")).arg(self.root().join("var/lib/kubelet")).arg(name);
+        let driver = Running::start(&mut command);
+        driver.says("status true");
+        driver
+    }
+
     // --- the agent ---
 
     /// The command that runs the agent.

@@ -8,15 +8,6 @@ use e2e::{NodeBox, Running, eventually, pod};
 
 const DRIVER: &str = "disk.example.com";
 
-/// The driver, with these variables.
-fn driver(node: &NodeBox, variables: &[&str]) -> Running {
-    let mut command = node.command("env");
-    command.args(variables).arg(e2e::plugin("csi")).arg(root(node)).arg(DRIVER);
-    let driver = Running::start(&mut command);
-    driver.says("status true");
-    driver
-}
-
 fn root(node: &NodeBox) -> PathBuf {
     node.root().join("var/lib/kubelet")
 }
@@ -42,7 +33,7 @@ fn a_files_pod_has_a_volume_of_a_driver_as_long_as_it_lives() {
     // There is no driver yet.
     let waits = "MountVolume.SetUp failed for volume \"data\" : driver name disk.example.com not found in the list of registered CSI drivers";
     web.tells(&["FailedMount", waits]);
-    let mut driver = driver(&node, &[]);
+    let mut driver = node.csi_driver(DRIVER, &[]);
     web.is_ready();
     let uid = web.uid();
     let request = asked(&driver, "publish").pop().unwrap();
@@ -81,7 +72,7 @@ fn a_files_pod_has_a_volume_of_a_driver_as_long_as_it_lives() {
 #[test]
 fn a_volume_is_mounted_once_however_often_containers_start() {
     let node = NodeBox::start();
-    let driver = driver(&node, &["MOUNT_GROUP=1"]);
+    let driver = node.csi_driver(DRIVER, &["MOUNT_GROUP=1"]);
     let web = node.put(&asks("web", ", readOnly: true").spec("securityContext: {fsGroup: 4242}"));
     web.is_ready();
     let main = web.container("main");
@@ -103,7 +94,7 @@ fn a_volume_is_mounted_once_however_often_containers_start() {
     node.reboot();
     node.inside("umount", &[target.to_str().unwrap()]).ok();
     node.start_agent();
-    let driver = self::driver(&node, &["MOUNT_GROUP=1"]);
+    let driver = node.csi_driver(DRIVER, &["MOUNT_GROUP=1"]);
     web.is_ready();
     let again = asked(&driver, "publish").pop().unwrap();
     assert_eq!(again.split(' ').nth(1), request.split(' ').nth(1));
@@ -112,7 +103,7 @@ fn a_volume_is_mounted_once_however_often_containers_start() {
 #[test]
 fn a_driver_that_refuses_is_quoted_and_asked_again() {
     let node = NodeBox::start();
-    let mut driver = driver(&node, &[]);
+    let mut driver = node.csi_driver(DRIVER, &[]);
     driver.write("refuse publish\n");
     driver.says("did refuse");
     let web = node.put(&asks("web", ""));
@@ -132,7 +123,7 @@ fn a_driver_that_refuses_is_quoted_and_asked_again() {
 #[test]
 fn a_pod_that_has_completed_gives_its_volumes_back_and_is_still_shown() {
     let node = NodeBox::start();
-    let driver = driver(&node, &[]);
+    let driver = node.csi_driver(DRIVER, &[]);
     let volumes = format!("volumes: [{{name: data, csi: {{driver: {DRIVER}}}}}]");
     let once = pod("once").spec(&volumes).spec("restartPolicy: Never");
     let once = node.put(&once.runs_with("main", "write /data/file words", "volumeMounts: [{name: data, mountPath: /data}]"));

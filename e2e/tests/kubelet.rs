@@ -260,7 +260,7 @@ fn commands_run_in_containers() {
     assert!(by_uid.ends_with("200"), "{by_uid}");
     let other = lab.curl(Some("admin"), "/run/default/web/another/app?cmd=/demo%20env", &["--request", "POST"]).ok();
     assert!(other.ends_with("404"), "{other}");
-    let words = websocket(Some("v5.channel.k8s.io"));
+    let words = e2e::websocket(Some("v5.channel.k8s.io"));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let said = lab.curl(Some("admin"), "/exec/default/web/app?command=/demo&command=env&output=1&error=1", &words).all();
     assert!(said.contains('\u{1}') && said.contains("HOSTNAME=web") && said.contains("\"status\":\"Success\""), "{said}");
@@ -270,22 +270,12 @@ fn commands_run_in_containers() {
     assert!(nothing.ends_with("400") && nothing.contains("at least one of stdin, stdout, stderr"), "{nothing}");
 }
 
-/// A WebSocket by hand: its frames come as they are.
-fn websocket(protocol: Option<&str>) -> Vec<String> {
-    let headers =
-        ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="];
-    let protocol = protocol.map(|protocol| format!("Sec-WebSocket-Protocol: {protocol}"));
-    let headers = headers.map(ToOwned::to_owned).into_iter().chain(protocol);
-    let words = headers.flat_map(|header| ["--header".to_owned(), header]);
-    ["--http1.1", "--no-buffer", "--include"].map(ToOwned::to_owned).into_iter().chain(words).collect()
-}
-
 /// The API server hands on what clients other than kubectl offer, browsers' for example.
 #[test]
 fn older_clients_of_streams_are_answered_in_their_own_words() {
     let lab = Lab::start();
     let ask = |protocol: Option<&str>, path: &str| {
-        let words = websocket(protocol);
+        let words = e2e::websocket(protocol);
         let said = lab.curl(Some("admin"), path, &words.iter().map(String::as_str).collect::<Vec<_>>()).all();
         let named = said.lines().find_map(|line| line.strip_prefix("sec-websocket-protocol: "));
         assert_eq!(named.map(str::trim), protocol, "{said}");

@@ -209,6 +209,7 @@ impl Source {
     fn parts(&self) -> io::Result<Vec<Part>> {
         let mut parts = Vec::new();
         let mut rotated = self.rotated_after("");
+        // As in `after`: until two lists are the same, one may lack a name.
         loop {
             let again = self.rotated_after("");
             if again == rotated {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, EnvVar, Pod, PodSpec, PodStatus, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Patch, PatchParams, PostParams};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::report::{patch, same};
-use super::{Cluster, Failure, answer};
+use super::{Cluster, Failure, answer, delete_at_once};
 use crate::image::Digest;
 use crate::model::PodUid;
 use crate::pod::Node;
@@ -211,12 +211,9 @@ impl Task<'_> {
 }
 
 async fn delete(pods: &Api<Pod>, there: &Pod) -> Result<(), Failure> {
-    let preconditions = Preconditions { uid: there.metadata.uid.clone(), resource_version: None };
-    let parameters =
-        DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
-    match answer(pods.delete(there.metadata.name.as_deref().unwrap_or_default(), &parameters)).await {
+    match delete_at_once(pods, there.metadata.name.as_deref().unwrap_or_default(), there.metadata.uid.clone()).await {
         Err(failure) if failure.code == 404 => Ok(()),
-        deleted => deleted.map(drop),
+        deleted => deleted,
     }
 }
 

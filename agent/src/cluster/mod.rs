@@ -258,13 +258,10 @@ impl Cluster {
     /// Deletes a pod of this UID at once; false: it is for the watch to tell that it is gone. Tried until there is an answer.
     pub(crate) async fn delete_pod(&self, namespace: &str, name: &str, uid: Option<String>) -> bool {
         let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
-        let preconditions = Preconditions { uid, resource_version: None };
-        let parameters =
-            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
         let mut failures = 0;
         loop {
-            match answer(pods.delete(name, &parameters)).await {
-                Ok(_) => return false,
+            match delete_at_once(&pods, name, uid.clone()).await {
+                Ok(()) => return false,
                 // There is none, or another one.
                 Err(failure) if matches!(failure.code, 404 | 409) => return true,
                 Err(failure) => {
@@ -311,6 +308,13 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.code == 0 { f.write_str(&self.message) } else { write!(f, "{} ({})", self.message, self.code) }
     }
+}
+
+/// Deletes the pod of that name and UID, without grace; another one of the name is refused.
+async fn delete_at_once(pods: &Api<Pod>, name: &str, uid: Option<String>) -> Result<(), Failure> {
+    let preconditions = Some(Preconditions { uid, resource_version: None });
+    let parameters = DeleteParams { grace_period_seconds: Some(0), preconditions, ..DeleteParams::default() };
+    answer(pods.delete(name, &parameters)).await.map(drop)
 }
 
 /// A client with the rights that a kubeconfig gives.

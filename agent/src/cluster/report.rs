@@ -9,11 +9,11 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Cluster, Failure, answer};
+use super::{Cluster, Failure, answer, delete_at_once};
 use crate::model::PodUid;
 use crate::pod::Node;
 use crate::pod::status::is_others;
@@ -146,10 +146,7 @@ async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Valu
     // Only what is asked to go is taken away: a pod that was evicted is there until somebody deletes it.
     let asked = cluster.pod(&uid).filter(|pod| pod.metadata.deletion_timestamp.is_some());
     if let Some(known) = asked.filter(|_| news.gone && result.is_ok()) {
-        let preconditions = Preconditions { uid: known.metadata.uid.clone(), resource_version: None };
-        let parameters =
-            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
-        result = answer(pods.delete(name, &parameters)).await.map(drop);
+        result = delete_at_once(&pods, name, known.metadata.uid.clone()).await;
     }
     Done { uid, news, result }
 }

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt as _;
 
 use super::error::{Error, Result};
 
@@ -206,21 +204,9 @@ async fn ask_helper(name: &str, host: &str) -> Result<Option<Credential>> {
         return Err(fault("its name may have no slash: it is looked up in PATH".into()));
     }
     let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-    let run = async {
-        let mut child = tokio::process::Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A helper that doesn't read it says the rest by its exit status.
-            let _ = stdin.write_all(server.as_bytes()).await;
-        }
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(Duration::from_secs(30), run).await {
+    let mut command = tokio::process::Command::new(&program);
+    command.arg("get");
+    let output = match tokio::time::timeout(Duration::from_secs(30), super::program::ask(command, server.as_bytes())).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => return Err(fault(format!("it can't be run: {error}; install it or remove it from the configuration"))),
         Err(_) => return Err(fault("no answer in 30 seconds".into())),

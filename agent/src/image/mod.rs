@@ -16,6 +16,7 @@ mod implicit;
 mod layer;
 mod manifest;
 mod pax;
+mod program;
 mod progress;
 pub mod provider;
 mod pull;

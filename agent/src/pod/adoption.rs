@@ -19,7 +19,7 @@ use super::manager::Whose;
 use crate::durable;
 use crate::model::{Defaults, PodUid, load};
 
-pub use manifest::{Manifest, NotAsItRuns, Original, different, for_the_api_server, manifest};
+pub use manifest::{Manifest, NotAsItRuns, Original, different, document, for_the_api_server, manifest};
 
 /// By this annotation a pod of the API server says which offer it takes: nobody else knows the number.
 pub const TICKET: &str = "nodeagent.dev/adopts";
@@ -99,6 +99,11 @@ impl Adoptions {
             }
         }
         adoptions
+    }
+
+    /// What manifests leave open.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
     }
 
     /// Whose word about a pod counts, where two might have one.

@@ -134,11 +134,12 @@ impl Node {
         if let Some(problem) = self.network.problem().filter(|_| pod.spec().host_network != Some(true)) {
             return Err(format!("network is not ready: {problem}"));
         }
+        let begun = Instant::now();
+        // With its folders, in which something is written as soon as its addresses are known.
         let mut beginning = match self.runtime.begin_sandbox(pod, serde_json::Value::Null) {
             Ok(beginning) => beginning,
             Err(error) => return Err(self.take_back(pod, None, error.to_string()).await),
         };
-        let begun = Instant::now();
         let wires = beginning.wires();
         let containers = || {
             let begun = Instant::now();
@@ -214,7 +215,7 @@ impl Node {
         Ok(ips)
     }
 
-    /// What follows from a pod's having its addresses. Its folders are there.
+    /// What follows from a pod's having its addresses.
     async fn addressed(&self, pod: &ValidPod, wired: network::Wired, trace: &trace::Trace) -> Result<Vec<IpAddr>, String> {
         for unheard in wired.unheard {
             self.recorder.pod(pod, None, recorder::Level::Warning, "MissingCapability", &unheard);

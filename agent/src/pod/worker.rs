@@ -1032,7 +1032,12 @@ impl Worker {
         if let Some(spec) = &mut object.spec {
             spec.node_name = Some(self.node.name.clone());
         }
+        // Whoever reads in the status that a container runs may join it at once.
+        self.show_live();
         self.node.store.put_pod(self.pod.uid(), object);
+    }
+
+    fn show_live(&self) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.sandbox.clone_from(&self.sandbox);
         live.ips = match &self.observed.sandbox {

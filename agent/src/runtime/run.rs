@@ -85,6 +85,7 @@ pub struct Sandbox {
 pub struct Beginning {
     recipe: SandboxRecipe,
     spare: Option<Spare>,
+    clock: Clock,
 }
 
 impl Beginning {
@@ -242,15 +243,23 @@ impl Runtime {
         files::write(pod, &self.settings, pod_ips).map_err(|cause| Place::pod(pod).error(cause))
     }
 
-    /// What the pod's sandbox will be, with the holder that waits for the next pod, if there is one.
+    /// Makes the pod's folders, and says what its sandbox will be, with the holder that waits for the next pod, if there is one.
     pub fn begin_sandbox(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Beginning, Error> {
-        let recipe = self.hold(pod).and_then(|ids| Ok(sandbox::sandbox(pod, &self.settings, ids, note)?));
-        let recipe = recipe.map_err(|cause| Place::pod(pod).error(cause))?;
-        let spare = self.spares.get().and_then(|spares| spares.take(&recipe));
-        Ok(Beginning { recipe, spare })
+        self.begin(pod, note).map_err(|cause| Place::pod(pod).error(cause))
     }
 
-    /// Makes a pod's cgroup, folders and namespaces; `meanwhile` is done while the holder works. On an error nothing runs; what lies
+    fn begin(&self, pod: &ValidPod, note: serde_json::Value) -> Result<Beginning, Cause> {
+        let mut clock = Clock::start();
+        let ids = self.hold(pod)?;
+        let recipe = sandbox::sandbox(pod, &self.settings, ids, note)?;
+        self.make_pod_dirs(pod)?;
+        record::write(&self.settings.pod_json(pod.uid()), pod)?;
+        clock.step("folders");
+        let spare = self.spares.get().and_then(|spares| spares.take(&recipe));
+        Ok(Beginning { recipe, spare, clock })
+    }
+
+    /// Makes a pod's cgroup and namespaces; `meanwhile` is done while the holder works. On an error nothing runs; what lies
     /// about is [`Self::remove_pod`]'s. With the way into its network namespace, if it has one of its own that isn't
     /// [`Beginning::wires`]'.
     pub async fn make_sandbox(
@@ -266,13 +275,9 @@ impl Runtime {
     async fn make(
         &self,
         pod: &ValidPod,
-        Beginning { mut recipe, spare }: Beginning,
+        Beginning { mut recipe, spare, mut clock }: Beginning,
         meanwhile: impl FnOnce(),
     ) -> Result<(Sandbox, Option<Wires>), Cause> {
-        let mut clock = Clock::start();
-        self.make_pod_dirs(pod)?;
-        record::write(&self.settings.pod_json(pod.uid()), pod)?;
-        clock.step("folders");
         let group = self.group(pod);
         group.create(&self.pod_limits(pod))?;
         let holders = group.for_holder();
@@ -604,6 +609,7 @@ impl Runtime {
 }
 
 /// Names of steps and their times.
+#[derive(Debug)]
 struct Clock {
     last: Instant,
     steps: Vec<Step>,

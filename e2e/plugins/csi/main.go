@@ -13,7 +13,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sort"
@@ -26,14 +25,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+	"nodeagent.dev/e2e/plugins/registrar"
 )
 
 type driver struct {
 	csi.UnimplementedNodeServer
 	csi.UnimplementedIdentityServer
-	registration.UnimplementedRegistrationServer
 
-	name, endpoint, volumes string
+	name, volumes string
 
 	lock    sync.Mutex
 	refused map[string]bool
@@ -41,18 +40,19 @@ type driver struct {
 
 func main() {
 	root, name := os.Args[1], os.Args[2]
-	d := &driver{
-		name: name, endpoint: filepath.Join(root, "plugins", name, "csi.sock"),
-		volumes: filepath.Join(root, "driver-"+name), refused: map[string]bool{},
-	}
-	must(os.MkdirAll(filepath.Dir(d.endpoint), 0o750))
-	must(os.MkdirAll(d.volumes, 0o755))
-	serve(d.endpoint, func(server *grpc.Server) {
+	d := &driver{name: name, volumes: filepath.Join(root, "driver-"+name), refused: map[string]bool{}}
+	endpoint := filepath.Join(root, "plugins", name, "csi.sock")
+	registrar.Must(os.MkdirAll(filepath.Dir(endpoint), 0o750))
+	registrar.Must(os.MkdirAll(d.volumes, 0o755))
+	registrar.Serve(endpoint, func(server *grpc.Server) {
 		csi.RegisterNodeServer(server, d)
 		csi.RegisterIdentityServer(server, d)
 	})
-	registrar := filepath.Join(root, "plugins_registry", name+"-reg.sock")
-	serve(registrar, func(server *grpc.Server) { registration.RegisterRegistrationServer(server, d) })
+	info := &registration.PluginInfo{Type: registration.CSIPlugin, Name: name, Endpoint: endpoint, SupportedVersions: []string{"1.0.0"}}
+	socket := filepath.Join(root, "plugins_registry", name+"-reg.sock")
+	registrar.Serve(socket, func(server *grpc.Server) {
+		registration.RegisterRegistrationServer(server, &registrar.Registrar{Info: info})
+	})
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
@@ -61,29 +61,9 @@ func main() {
 			d.refused[words[1]] = words[0] == "refuse"
 			d.lock.Unlock()
 		}
-		say("did %s", lines.Text())
+		registrar.Say("did %s", lines.Text())
 	}
-	os.Remove(registrar)
-}
-
-func serve(socket string, register func(*grpc.Server)) {
 	os.Remove(socket)
-	listener, err := net.Listen("unix", socket)
-	must(err)
-	server := grpc.NewServer()
-	register(server)
-	go server.Serve(listener)
-}
-
-func (d *driver) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
-	return &registration.PluginInfo{
-		Type: registration.CSIPlugin, Name: d.name, Endpoint: d.endpoint, SupportedVersions: []string{"1.0.0"},
-	}, nil
-}
-
-func (d *driver) NotifyRegistrationStatus(_ context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	say("status %v %s", status.PluginRegistered, status.Error)
-	return &registration.RegistrationStatusResponse{}, nil
 }
 
 func (d *driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
@@ -109,7 +89,7 @@ func (d *driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 
 // May says that a call was made, and whether it goes well.
 func (d *driver) may(call, format string, words ...any) error {
-	say(call+" "+format, words...)
+	registrar.Say(call+" "+format, words...)
 	d.lock.Lock()
 	defer d.lock.Unlock()
 	if d.refused[call] {
@@ -180,15 +160,4 @@ func list(values map[string]string) string {
 	}
 	sort.Strings(all)
 	return "[" + strings.Join(all, ",") + "]"
-}
-
-func say(format string, words ...any) {
-	fmt.Printf(format+"\n", words...)
-}
-
-func must(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "csi driver:", err)
-		os.Exit(1)
-	}
 }

@@ -14,7 +14,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,13 +25,13 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	device "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+	"nodeagent.dev/e2e/plugins/registrar"
 )
 
 type plugin struct {
 	device.UnimplementedDevicePluginServer
-	registration.UnimplementedRegistrationServer
 
-	resource, socket string
+	resource string
 
 	lock      sync.Mutex
 	health    map[string]string
@@ -56,14 +55,14 @@ func main() {
 	if registry != "" {
 		folder = registry
 	}
-	p.socket = filepath.Join(folder, name)
-	os.Remove(p.socket)
-	listener, err := net.Listen("unix", p.socket)
-	must(err)
-	server := grpc.NewServer()
-	device.RegisterDevicePluginServer(server, p)
-	registration.RegisterRegistrationServer(server, p)
-	go server.Serve(listener)
+	socket := filepath.Join(folder, name)
+	info := &registration.PluginInfo{
+		Type: registration.DevicePlugin, Name: resource, Endpoint: socket, SupportedVersions: []string{device.Version},
+	}
+	server := registrar.Serve(socket, func(server *grpc.Server) {
+		device.RegisterDevicePluginServer(server, p)
+		registration.RegisterRegistrationServer(server, &registrar.Registrar{Info: info})
+	})
 	if registry == "" {
 		p.register(filepath.Join(folder, "kubelet.sock"), name)
 	}
@@ -78,7 +77,7 @@ func (p *plugin) register(kubelet, name string) {
 	}
 	connection, err := grpc.NewClient("passthrough:///"+kubelet, grpc.WithContextDialer(dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(err)
+	registrar.Must(err)
 	defer connection.Close()
 	version := os.Getenv("VERSION")
 	if version == "" {
@@ -88,10 +87,10 @@ func (p *plugin) register(kubelet, name string) {
 		Version: version, Endpoint: name, ResourceName: p.resource,
 	})
 	if err != nil {
-		say("refused %v", err)
+		registrar.Say("refused %v", err)
 		return
 	}
-	say("registered")
+	registrar.Say("registered")
 }
 
 func (p *plugin) obey() {
@@ -111,19 +110,8 @@ func (p *plugin) obey() {
 			p.refuses = true
 		}
 		p.lock.Unlock()
-		say("did %s", lines.Text())
+		registrar.Say("did %s", lines.Text())
 	}
-}
-
-func (p *plugin) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
-	return &registration.PluginInfo{
-		Type: registration.DevicePlugin, Name: p.resource, Endpoint: p.socket, SupportedVersions: []string{device.Version},
-	}, nil
-}
-
-func (p *plugin) NotifyRegistrationStatus(_ context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	say("status %v %s", status.PluginRegistered, status.Error)
-	return &registration.RegistrationStatusResponse{}, nil
 }
 
 func (p *plugin) GetDevicePluginOptions(context.Context, *device.Empty) (*device.DevicePluginOptions, error) {
@@ -163,7 +151,7 @@ func (p *plugin) GetPreferredAllocation(_ context.Context, request *device.Prefe
 	p.lock.Lock()
 	defer p.lock.Unlock()
 	one := request.ContainerRequests[0]
-	say("prefer %s of %s", sorted(one.MustIncludeDeviceIDs), sorted(one.AvailableDeviceIDs))
+	registrar.Say("prefer %s of %s", sorted(one.MustIncludeDeviceIDs), sorted(one.AvailableDeviceIDs))
 	return &device.PreferredAllocationResponse{
 		ContainerResponses: []*device.ContainerPreferredAllocationResponse{{DeviceIDs: p.preferred}},
 	}, nil
@@ -178,7 +166,7 @@ func (p *plugin) Allocate(_ context.Context, request *device.AllocateRequest) (*
 	response := &device.AllocateResponse{}
 	for _, one := range request.ContainerRequests {
 		ids := sorted(one.DevicesIds)
-		say("allocate %s", ids)
+		registrar.Say("allocate %s", ids)
 		container := &device.ContainerAllocateResponse{
 			Envs:        map[string]string{"DEVICES": ids, "OWN": "the plugin's"},
 			Mounts:      []*device.Mount{{ContainerPath: "/opt/device", HostPath: "/etc/hostname", ReadOnly: true}},
@@ -197,24 +185,13 @@ func (p *plugin) Allocate(_ context.Context, request *device.AllocateRequest) (*
 }
 
 func (p *plugin) PreStartContainer(_ context.Context, request *device.PreStartContainerRequest) (*device.PreStartContainerResponse, error) {
-	say("prestart %s", sorted(request.DevicesIds))
+	registrar.Say("prestart %s", sorted(request.DevicesIds))
 	return &device.PreStartContainerResponse{}, nil
 }
 
 func sorted(ids []string) string {
 	sort.Strings(ids)
 	return strings.Join(ids, ",")
-}
-
-func say(format string, words ...any) {
-	fmt.Printf(format+"\n", words...)
-}
-
-func must(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "device plugin:", err)
-		os.Exit(1)
-	}
 }
 
 func node() string {

@@ -1,6 +1,6 @@
 //! Volumes of a CSI driver that the cluster knows: claims, attachments, CSINode. The driver is e2e/plugins/csi.
 
-use e2e::{ControlPlane, NodeBox, Running, eventually};
+use e2e::{ControlPlane, Running, eventually};
 
 use super::{node, runs};
 
@@ -46,14 +46,6 @@ spec:
   volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
 ";
 
-fn driver(node: &NodeBox, name: &str, variables: &[&str]) -> Running {
-    let mut command = node.command("env");
-    command.args(variables).arg(e2e::plugin("csi")).arg(node.root().join("var/lib/kubelet")).arg(name);
-    let driver = Running::start(&mut command);
-    driver.says("status true");
-    driver
-}
-
 /// The line in which a driver told of a call.
 fn line(driver: &Running, call: &str) -> String {
     let said = driver.output();
@@ -65,7 +57,7 @@ fn a_claim_is_attached_staged_and_published_and_all_of_it_is_taken_back() {
     let node = node();
     let plane = ControlPlane::beside(&node);
     plane.joins(&node);
-    let mut driver = driver(&node, "disk.example.com", &["STAGE=1"]);
+    let mut driver = node.csi_driver("disk.example.com", &["STAGE=1"]);
     plane.until("csinode", "node", "has the driver", |object| {
         let driver = &object["spec"]["drivers"][0];
         let fine = driver["nodeID"] == "id-of-node"
@@ -161,8 +153,8 @@ fn a_driver_of_the_pods_own_volumes_gets_a_token_of_its_account() {
     let node = node();
     let plane = ControlPlane::beside(&node);
     plane.joins(&node);
-    let _disk = driver(&node, "disk.example.com", &[]);
-    let vault = driver(&node, "vault.example.com", &[]);
+    let _disk = node.csi_driver("disk.example.com", &[]);
+    let vault = node.csi_driver("vault.example.com", &[]);
     plane.apply(VAULT);
     plane.until("pod", "reader", "runs", runs);
     let publish = line(&vault, "publish csi-");

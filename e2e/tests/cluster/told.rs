@@ -87,35 +87,10 @@ fn the_api_server_carries_logs_and_commands_in_websockets_of_any_age() {
     node.pod("says").container("main").is_running();
     let ask = |protocol: &str, path: &str| {
         let url = format!("https://{}:6443/api/v1/namespaces/default/pods/says/{path}", e2e::OUTSIDE);
-        let words = [
-            "--silent",
-            "--insecure",
-            "--include",
-            "--no-buffer",
-            "--max-time",
-            "20",
-            "--http1.1",
-            "--cert",
-            "pki/client-admin.crt",
-            "--key",
-            "pki/client-admin.key",
-        ];
-        let headers = [
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Origin: http://localhost",
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        ]
-        .map(ToOwned::to_owned);
-        let headers = headers.into_iter().chain([format!("Sec-WebSocket-Protocol: {protocol}")]);
+        let words = ["--silent", "--insecure", "--max-time", "20", "--header", "Origin: http://localhost"];
+        let identity = ["--cert", "pki/client-admin.crt", "--key", "pki/client-admin.key"];
         let mut command = node.outside().command("env");
-        command
-            .arg("--chdir")
-            .arg(plane.folder())
-            .arg("curl")
-            .args(words)
-            .args(headers.flat_map(|header| ["--header".to_owned(), header]));
+        command.arg("--chdir").arg(plane.folder()).arg("curl").args(words).args(identity).args(e2e::websocket(Some(protocol)));
         e2e::run(command.arg(url)).all()
     };
     for _ in 0..10 {

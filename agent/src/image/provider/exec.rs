@@ -1,21 +1,17 @@
 //! One question to a credential provider: a CredentialProviderRequest on its standard input, the answer on its standard output.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use super::super::program;
 use super::config::Provider;
 
 /// The kubelet's.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of an answer.
-const LONGEST: u64 = 1 << 20;
 
 /// What a program is told of who asks.
 #[derive(Default)]
@@ -75,7 +71,7 @@ pub(super) async fn ask(program: &Path, provider: &Provider, image: &str, identi
     let question = serde_json::to_vec(&question).map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.args(&provider.args).envs(provider.env.iter().map(|variable| (&variable.name, &variable.value)));
-    let output = tokio::time::timeout(PATIENCE, run(command, &question)).await;
+    let output = tokio::time::timeout(PATIENCE, program::ask(command, &question)).await;
     let output = output.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?.map_err(|error| error.to_string())?;
     if !output.status.success() {
         let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(1000).collect();
@@ -89,27 +85,4 @@ pub(super) async fn ask(program: &Path, provider: &Provider, image: &str, identi
         return Err(format!("it answers with a {kind} of {api_version}, and {} was asked for", provider.api_version));
     }
     Ok(answer)
-}
-
-async fn run(mut command: Command, question: &[u8]) -> io::Result<Output> {
-    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = pipes.kill_on_drop(true).spawn()?;
-    let stdin = child.stdin.take();
-    let ask = async {
-        if let Some(mut stdin) = stdin {
-            // One that doesn't read it says the rest by its exit status.
-            let _ = stdin.write_all(question).await;
-        }
-    };
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let ((), stdout, stderr) = tokio::join!(ask, all_of(stdout), all_of(stderr));
-    Ok(Output { status: child.wait().await?, stdout: stdout?, stderr: stderr? })
-}
-
-async fn all_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        pipe.take(LONGEST).read_to_end(&mut bytes).await?;
-    }
-    Ok(bytes)
 }

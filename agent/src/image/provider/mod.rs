@@ -8,7 +8,7 @@ mod cache;
 mod config;
 mod exec;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,7 @@ use self::exec::Identity;
 use super::auth::{self, Credential};
 use super::reference::Reference;
 use crate::model::{Subject, duration};
+use crate::turns::Turns;
 
 /// A service account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +57,8 @@ struct Program {
     path: PathBuf,
     cache: Mutex<Cache>,
     /// The same question is asked once.
-    turns: Mutex<Turns>,
+    turns: Turns<(String, Who)>,
 }
-
-type Turns = HashMap<(String, Who), Arc<tokio::sync::Mutex<()>>>;
 
 impl Providers {
     /// From a CredentialProviderConfig, or a folder of such; every program must be in `folder`.
@@ -71,7 +70,7 @@ impl Providers {
                 let (config, name) = (config.display(), &provider.name);
                 return Err(format!("{config}: providers.name: Invalid value: {name:?}: {} is no program", path.display()));
             }
-            programs.push(Program { provider, path, cache: Mutex::default(), turns: Mutex::default() });
+            programs.push(Program { provider, path, cache: Mutex::default(), turns: Turns::default() });
         }
         Ok(Self { programs, accounts })
     }
@@ -114,8 +113,7 @@ impl Program {
         accounts: Option<&dyn Accounts>,
     ) -> Result<Vec<Credential>, String> {
         let Some((who, identity)) = self.identify(subject, accounts).await? else { return Ok(Vec::new()) };
-        let turn = self.turn(image, &who);
-        let _turn = turn.lock().await;
+        let _turn = self.turns.take((image.to_owned(), who.clone())).await;
         if let Some(known) = lock(&self.cache).find(image, &who, Instant::now()) {
             return Ok(known);
         }
@@ -167,12 +165,6 @@ impl Program {
             who.token = Some((subject.uid.clone(), hash));
         }
         Ok(Some((who, Identity { token: Some(token), annotations })))
-    }
-
-    fn turn(&self, image: &str, who: &Who) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = lock(&self.turns);
-        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        turns.entry((image.to_owned(), who.clone())).or_default().clone()
     }
 }
 

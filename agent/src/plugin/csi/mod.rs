@@ -6,7 +6,7 @@ pub mod driver;
 mod records;
 pub mod wanted;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,11 +24,15 @@ use self::wanted::{Life, Request, Wanted};
 use crate::model::PodUid;
 use crate::plugin::registry::{Handler, Plugin};
 use crate::runtime::{is_mount_point, volumes};
+use crate::turns::Turns;
 
 /// One for a node.
 #[derive(Debug)]
 pub struct Csi {
-    inner: Mutex<Inner>,
+    /// By name.
+    drivers: Mutex<BTreeMap<String, Driver>>,
+    /// Whose turn it is to work on a volume of a driver's: two pods may have it.
+    turns: Turns<(String, String)>,
     records: Records,
     /// Counts drivers that came and went, and volumes to be asked for again.
     changed: watch::Sender<u64>,
@@ -36,18 +40,11 @@ pub struct Csi {
     root: PathBuf,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    drivers: BTreeMap<String, Driver>,
-    /// Whose turn it is to work on a volume: two pods may have it.
-    turns: HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>,
-}
-
 impl Csi {
     /// `root`: where drivers look for the kubelet's folders. Knows what an agent before this one has written down below `lib`.
     pub fn open(root: PathBuf, lib: &Path) -> Arc<Self> {
         let records = Records::open(lib.join("csi"));
-        Arc::new(Self { inner: Mutex::default(), records, changed: watch::Sender::new(0), root })
+        Arc::new(Self { drivers: Mutex::default(), turns: Turns::default(), records, changed: watch::Sender::new(0), root })
     }
 
     /// Hears when drivers come and go, and when there is a volume to be asked for again.
@@ -57,7 +54,7 @@ impl Csi {
 
     /// The drivers by name.
     pub fn drivers(&self) -> BTreeMap<String, Driver> {
-        self.lock().drivers.clone()
+        self.lock().clone()
     }
 
     /// Whether anything of a driver's is there for a pod.
@@ -94,7 +91,7 @@ impl Csi {
     /// Mounts a volume, or finds it. Where it is. An error is the kubelet's, or the driver's own.
     pub async fn mount(&self, request: Request<'_>) -> Result<PathBuf, String> {
         let Request { pod, wanted, driver: spec, .. } = request;
-        let _turn = self.turn(&wanted.driver, &wanted.handle).lock_owned().await;
+        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
         if let Some(target) = self.mounted(pod.uid(), wanted) {
             return Ok(target);
         }
@@ -137,7 +134,7 @@ impl Csi {
     /// Tells the driver of a mounted volume anew what it was told. One that isn't mounted any more stays so.
     pub async fn republish(&self, request: Request<'_>) -> Result<(), String> {
         let Request { pod, wanted, .. } = request;
-        let _turn = self.turn(&wanted.driver, &wanted.handle).lock_owned().await;
+        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
         let Some(record) = self.records.get(pod.uid(), &wanted.name).filter(|record| record.mounted) else { return Ok(()) };
         let driver = self.driver(&wanted.driver)?;
         driver.publish(&request.publish(driver.can, record.staging.as_deref(), &record.target)).await
@@ -164,7 +161,7 @@ impl Csi {
     }
 
     async fn unmount_one(&self, uid: &PodUid, name: &str, record: &Record) -> Result<(), String> {
-        let _turn = self.turn(&record.driver, &record.handle).lock_owned().await;
+        let _turn = self.turns.take((record.driver.clone(), record.handle.clone())).await;
         let driver = self.driver(&record.driver)?;
         let (volume_id, target_path) = (record.handle.clone(), text(&record.target));
         driver.unpublish(&UnpublishRequest { volume_id: volume_id.clone(), target_path }).await?;
@@ -181,7 +178,7 @@ impl Csi {
 
     fn driver(&self, name: &str) -> Result<Driver, String> {
         let missing = || format!("driver name {name} not found in the list of registered CSI drivers");
-        self.lock().drivers.get(name).cloned().ok_or_else(missing)
+        self.lock().get(name).cloned().ok_or_else(missing)
     }
 
     fn pod(&self, uid: &PodUid) -> PathBuf {
@@ -197,18 +194,12 @@ impl Csi {
         self.root.join("plugins/kubernetes.io/csi").join(&wanted.driver).join(volume).join("globalmount")
     }
 
-    fn turn(&self, driver: &str, handle: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut inner = self.lock();
-        inner.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        inner.turns.entry((driver.into(), handle.into())).or_default().clone()
-    }
-
     fn tell(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Driver>> {
+        self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,7 +213,7 @@ impl Handler for Arc<Csi> {
             }
             let driver = Driver::meet(Path::new(endpoint)).await?;
             tracing::info!(name, node = driver.info.node_id, "a CSI driver has registered");
-            self.lock().drivers.insert(name.clone(), driver);
+            self.lock().insert(name.clone(), driver);
             self.tell();
             Ok(())
         }
@@ -230,7 +221,7 @@ impl Handler for Arc<Csi> {
     }
 
     fn deregister(&self, plugin: &Plugin) {
-        self.lock().drivers.remove(&plugin.name);
+        self.lock().remove(&plugin.name);
         self.tell();
     }
 }

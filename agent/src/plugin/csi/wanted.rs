@@ -4,11 +4,12 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, SecretReference};
 use k8s_openapi::api::storage::v1::CSIDriverSpec;
-use ring::digest::{SHA256, digest};
 
 use super::api::{AccessMode, Map, MountVolume, PublishRequest, StageRequest, VolumeCapability};
 use super::driver::Can;
+use crate::image::Digest;
 use crate::model::{ObjectKind, ObjectRef, Origin, ValidPod};
+use crate::runtime::volumes;
 
 /// A volume of a pod that a CSI driver makes.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,8 +55,9 @@ impl Life {
     }
 }
 
+/// SHA-256.
 fn hex(text: &str) -> String {
-    digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    Digest::of(text.as_bytes()).hex().to_owned()
 }
 
 /// The folder in which a driver stages a volume.
@@ -149,7 +151,7 @@ impl Wanted {
         }
     }
 
-    fn capability(&self, can: Can, fs_group: Option<i64>) -> VolumeCapability {
+    fn capability(&self, can: Can, fs_group: Option<u32>) -> VolumeCapability {
         let mode = match self.access_modes.first().map(String::as_str) {
             Some("ReadWriteMany") => 5,
             Some("ReadOnlyMany") => 3,
@@ -184,8 +186,7 @@ pub struct Request<'a> {
 
 impl Request<'_> {
     fn capability(&self, can: Can) -> VolumeCapability {
-        let fs_group = self.pod.spec().security_context.as_ref().and_then(|context| context.fs_group);
-        self.wanted.capability(can, fs_group)
+        self.wanted.capability(can, volumes::fs_group(self.pod))
     }
 
     /// What the driver is asked for first, if it can.

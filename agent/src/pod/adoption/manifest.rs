@@ -150,8 +150,8 @@ fn pod_document(pod: &ValidPod) -> Value {
     json!(Pod { metadata, spec: Some(spec), status: None })
 }
 
-/// ConfigMaps and Secrets as a manifest has them.
-fn document(object: &ValidObject) -> Option<Value> {
+/// ConfigMaps and Secrets as a manifest has them, and as an API server is asked to create them; nothing of other kinds.
+pub fn document(object: &ValidObject) -> Option<Value> {
     match object.body() {
         Body::ConfigMap(object) => Some(json!(ConfigMap { metadata: plain(&object.metadata), ..ConfigMap::clone(object) })),
         Body::Secret(object) => {

@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use serde_json::json;
-
-use super::super::adoption::{for_the_api_server, manifest};
+use super::super::adoption::{document, for_the_api_server, manifest};
 use super::super::node::{NodeError, Offer};
 use super::{Handle, controller};
-use crate::model::{Body, Defaults, ObjectKind, Origin, PodUid, ValidObject, ValidPod, references};
+use crate::model::{ObjectKind, Origin, PodUid, ValidPod, references};
 
 /// In which the node must have seen what was created at the API server.
 const SEEN_WITHIN: Duration = Duration::from_secs(60);
@@ -54,24 +51,11 @@ pub(super) fn offer(handle: &Handle, uid: &PodUid) -> Result<Offer, NodeError> {
                 key.name
             ));
         }
-        objects.extend(handle.node.objects.files.get(&key).as_ref().and_then(created));
+        objects.extend(handle.node.objects.files.get(&key).as_ref().and_then(document));
     }
     let internal = |error: std::io::Error| NodeError::Internal(format!("note the offer: {error}"));
     let ticket = handle.node.adoptions.offer(uid, &pod, &file).map_err(internal)?;
     Ok(Offer { pod: for_the_api_server(&pod, &ticket, &handle.node.name), objects })
-}
-
-/// As it is created at the API server.
-fn created(object: &ValidObject) -> Option<serde_json::Value> {
-    let mut value = match object.body() {
-        Body::ConfigMap(object) => json!(ConfigMap::clone(object)),
-        Body::Secret(object) => json!(Secret::clone(object)),
-        _ => return None,
-    };
-    let metadata = value["metadata"].take();
-    let kept = ["name", "namespace", "labels", "annotations"].map(|name| (name.to_owned(), metadata[name].clone()));
-    value["metadata"] = kept.into_iter().filter(|(_, value)| !value.is_null()).collect();
-    Some(value)
 }
 
 /// Until the API server's pod is the one that runs.
@@ -105,10 +89,9 @@ pub(super) async fn give_back(handle: &Handle, uid: &PodUid) -> Result<PathBuf, 
         }
     }
     let adoptions = &handle.node.adoptions;
-    let defaults = Defaults { node_name: handle.node.name.clone() };
     let original = adoptions.original(uid);
     let in_place = original.as_ref().is_some_and(|original| !original.aside);
-    let manifest = manifest(&pod, &objects, original, folder, &defaults).map_err(|error| refuse(error.to_string()))?;
+    let manifest = manifest(&pod, &objects, original, folder, adoptions.defaults()).map_err(|error| refuse(error.to_string()))?;
     if !in_place && manifest.path.exists() {
         return Err(refuse(format!("{} is there already: it would be the pod's manifest", manifest.path.display())));
     }

@@ -74,12 +74,10 @@ impl PodNetwork {
     /// Gives a pod its address on our bridge while the rest of its sandbox is being made. Nothing, where plugins do it, or where there
     /// is no way into its namespace yet.
     pub async fn attach_early(&self, pod: &ValidPod, wires: Option<Wires>, trace: &Trace) -> Option<Result<Wired, String>> {
-        let Primary::Bridge { network, .. } = &self.primary else { return None };
-        let wires = wires?;
-        Some(match Asks::of(&pod.metadata) {
-            Ok(asks) => attach_to_bridge(network, pod, &asks, wires, trace).await,
-            Err(wrong) => Err(list(&wrong)),
-        })
+        match (&self.primary, wires) {
+            (Primary::Bridge { network, .. }, Some(wires)) => Some(attach_to_bridge(network, pod, wires, trace).await),
+            _ => None,
+        }
     }
 
     /// Gives a pod its first interface and addresses, by the way into its namespace that came with the sandbox; without it, the holder is
@@ -91,17 +89,16 @@ impl PodNetwork {
         settings: &Settings,
         trace: &Trace,
     ) -> Result<Wired, String> {
-        let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
         match &self.primary {
             Primary::Bridge { network, .. } => {
                 let wires = match wires {
                     Some(wires) => wires,
                     None => sandbox.holder.wires().await.map_err(|e| e.to_string())?,
                 };
-                attach_to_bridge(network, pod, &asks, wires, trace).await
+                attach_to_bridge(network, pod, wires, trace).await
             }
             Primary::Plugins => {
-                let begun = Instant::now();
+                let (begun, asks) = (Instant::now(), asks_of(pod)?);
                 let netns = sandbox.holder.net_namespace().await.map_err(|e| e.to_string())?;
                 let wired = self.plugins.attach(pod, &asks, netns, dns(&files::resolver_of(pod, settings))).await?;
                 trace.step("net: plugins", None, begun);
@@ -112,7 +109,7 @@ impl PodNetwork {
 
     /// Gives a pod the further interfaces that it asks for.
     pub async fn attach_more(&self, pod: &ValidPod, sandbox: &Sandbox, trace: &Trace) -> Result<(), String> {
-        let asks = Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))?;
+        let asks = asks_of(pod)?;
         if asks.networks.is_empty() {
             return Ok(());
         }
@@ -231,10 +228,10 @@ async fn come_up(network: netplug::Network, plugins: Plugins, tell: watch::Sende
 async fn attach_to_bridge(
     network: &netplug::Network,
     pod: &ValidPod,
-    asks: &Asks,
     Wires { netns, netlink }: Wires,
     trace: &Trace,
 ) -> Result<Wired, String> {
+    let asks = asks_of(pod)?;
     if asks.mac.is_some() {
         return Err(
             "annotation nodeagent.dev/mac: the agent's own bridge gives each address its MAC; CNI plugins can do otherwise"
@@ -249,12 +246,17 @@ async fn attach_to_bridge(
         netns: netns.as_fd(),
         netlink,
         ports: host_ports(pod),
-        fixed: asks.ips.clone(),
-        bandwidth: bandwidth(asks),
+        bandwidth: bandwidth(&asks),
+        fixed: asks.ips,
     };
     let attached = network.attach(attachment).await.map_err(|e| e.to_string())?;
     trace.steps(None, begun, attached.steps.iter().map(|(n, d)| (format!("net: {n}"), *d)));
     Ok(Wired { ips: attached.ips, unheard: Vec::new() })
+}
+
+/// What a pod asks of its network, or what is wrong with its annotations.
+fn asks_of(pod: &ValidPod) -> Result<Asks, String> {
+    Asks::of(&pod.metadata).map_err(|wrong| list(&wrong))
 }
 
 fn list(wrong: &[Wrong]) -> String {

@@ -26,6 +26,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use error::{CallError, sentence};
 pub use spare::{Spare, Spares};
@@ -100,16 +101,7 @@ pub struct AttachStreams {
 #[derive(Debug, Clone)]
 pub struct Holder {
     shared: Arc<Shared>,
-    _reader: Arc<AbortOnDrop>,
-}
-
-#[derive(Debug)]
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _reader: Arc<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -218,7 +210,7 @@ impl Holder {
             unheard: Mutex::new(Some(unheard)),
             gone,
         });
-        let reader = Arc::new(AbortOnDrop(tokio::spawn(read_all(shared.clone()))));
+        let reader = Arc::new(AbortOnDropHandle::new(tokio::spawn(read_all(shared.clone()))));
         Ok(Self { shared, _reader: reader })
     }
 

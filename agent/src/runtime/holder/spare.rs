@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use podholder::protocol::{Request, SandboxRecipe};
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::spawn::Program;
-use super::{AbortOnDrop, CallError, Holder, Parent, SandboxReply, Wires};
+use super::{CallError, Holder, Parent, SandboxReply, Wires};
 
 /// So long no pod has begun before a spare one is made: starts come first.
 const QUIET: Duration = Duration::from_millis(300);
@@ -47,7 +48,7 @@ impl Spare {
 #[derive(Debug)]
 pub struct Spares {
     shared: Arc<Shared>,
-    _keeper: AbortOnDrop,
+    _keeper: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +63,7 @@ impl Spares {
         let shared = Arc::new(Shared::default());
         shared.taken.notify_one();
         let keeper = tokio::spawn(keep(shared.clone(), program));
-        Self { shared, _keeper: AbortOnDrop(keeper) }
+        Self { shared, _keeper: AbortOnDropHandle::new(keeper) }
     }
 
     /// The spare one, if there is one.

@@ -5,8 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ClusterTrustBundleProjection, ConfigMap};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,7 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::Eager;
 use super::needs::Keeper;
-use crate::cluster::whole;
+use crate::cluster::{pem, whole};
 use crate::model::{Body, ObjectRef, Origin, ValidObject};
 use crate::runtime::volumes::payload::TRUST;
 
@@ -106,13 +104,6 @@ fn normal<'a>(bundles: impl Iterator<Item = &'a String>) -> String {
     let certificates = bundles.flat_map(|text| CertificateDer::pem_slice_iter(text.as_bytes()).flatten());
     let certificates: BTreeSet<Vec<u8>> = certificates.map(|certificate| certificate.to_vec()).collect();
     certificates.iter().map(|certificate| pem(certificate)).collect()
-}
-
-/// As Go and openssl write it: lines of 64.
-fn pem(certificate: &[u8]) -> String {
-    let text = STANDARD.encode(certificate);
-    let lines: String = text.as_bytes().chunks(64).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
 }
 
 #[cfg(test)]
