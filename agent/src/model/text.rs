@@ -91,8 +91,11 @@ fn scalar(value: &Value) -> String {
 
 fn string(text: &str) -> String {
     const WORDS: [&str; 11] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"];
-    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'/');
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+    let first = text.strip_prefix("--").unwrap_or(text).bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'/');
+    // Behind a colon, as behind a space that a `#` follows, something else would begin.
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:@+=,()% ".contains(&b))
+        && !text.contains(": ")
+        && !text.ends_with([':', ' ']);
     let word = WORDS.iter().any(|word| text.eq_ignore_ascii_case(word));
     if first && plain && !word { text.to_owned() } else { Value::from(text).to_string() }
 }
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn blocks_as_people_write_them() {
         let value = json!({"kind": "Pod", "spec": {"containers": [{"args": ["a b", "yes", "if a\n\n  b\n"], "name": "x", "ports": []}, {"name": "y"}], "v": {}, "w": "1\n2"}});
-        let text = "kind: Pod\nspec:\n  containers:\n  - args:\n    - \"a b\"\n    - \"yes\"\n    - |\n      if a\n\n        b\n    name: x\n    ports: []\n  - name: \"y\"\n  v: {}\n  w: |-\n    1\n    2\n";
+        let text = "kind: Pod\nspec:\n  containers:\n  - args:\n    - a b\n    - \"yes\"\n    - |\n      if a\n\n        b\n    name: x\n    ports: []\n  - name: \"y\"\n  v: {}\n  w: |-\n    1\n    2\n";
         assert_eq!(write(&value), text);
     }
 
@@ -123,6 +126,10 @@ mod tests {
             "- a",
             "#",
             "line\nline\n",
+            "--flag=a:b",
+            "x: y",
+            "x:",
+            "a --- b",
             "- a\n  b: c\n\n# d",
             "---\n...\n",
             "a \n b\n\n",
@@ -137,6 +144,7 @@ mod tests {
             any::<i64>().prop_map(Value::from),
             words.prop_map(Value::from),
             "[ -~]{0,8}".prop_map(Value::from),
+            "[a-z:@=+,()% -]{0,8}".prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
