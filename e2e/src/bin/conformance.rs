@@ -1,8 +1,8 @@
 //! `make conformance`: Kubernetes' own node tests, with this agent as the node of a real cluster. Prints what passed, failed and was skipped
 //! by name, and holds it against the committed list of what passes, which may only grow.
 //!
-//! `conformance [--procs N] [--accept] [PATTERN]`: PATTERN is matched against `Kubernetes e2e suite NAME` of the tests that the list is about;
-//! `--accept` adds what passes to the list; `--output DIR` keeps the agent's words and those of failed tests.
+//! `conformance [--procs N] [--minutes N] [--accept] [PATTERN]`: PATTERN is matched against `Kubernetes e2e suite NAME` of the tests that the list is about;
+//! `--accept` adds what passes to the list; `--minutes N` ends it after so long, with a report of what ran; `--output DIR` keeps the agent's words and those of failed tests.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -61,6 +61,7 @@ fn main() -> ExitCode {
 /// What the command line asks for.
 struct Wish {
     procs: usize,
+    minutes: usize,
     accept: bool,
     output: Option<PathBuf>,
     pattern: String,
@@ -68,10 +69,11 @@ struct Wish {
 
 impl Wish {
     fn of(mut words: impl Iterator<Item = String>) -> Self {
-        let mut wish = Self { procs: 4, accept: false, output: None, pattern: TESTS.into() };
+        let mut wish = Self { procs: 4, minutes: 180, accept: false, output: None, pattern: TESTS.into() };
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--procs" => wish.procs = words.next().and_then(|n| n.parse().ok()).expect("--procs NUMBER"),
+                "--minutes" => wish.minutes = words.next().and_then(|n| n.parse().ok()).expect("--minutes NUMBER"),
                 "--accept" => wish.accept = true,
                 "--output" => wish.output = Some(words.next().expect("--output DIR").into()),
                 _ => wish.pattern = word,
@@ -150,7 +152,8 @@ fn tests(wish: &Wish, node: &NodeBox, plane: &ControlPlane<'_>, programs: &Path)
         .arg(folder)
         .arg(format!("KUBE_TEST_REPO_LIST={}", repositories.display()))
         .arg(programs.join("ginkgo"));
-    command.args(["--procs", &wish.procs.to_string(), "--no-color", "--silence-skips", "--timeout", "3h", "--keep-going"]);
+    command.args(["--procs", &wish.procs.to_string(), "--no-color", "--silence-skips", "--keep-going"]);
+    command.args(["--timeout", &format!("{}m", wish.minutes)]);
     command.args(["--focus", &wish.pattern]).args(["--output-dir"]).arg(folder).args(["--json-report", "report.json"]);
     command.arg(programs.join("e2e.test")).args(["--", "--provider=skeleton", "--num-nodes=1", "--disable-log-dump"]);
     command.arg(format!("--kubeconfig={}", plane.folder().join("admin.kubeconfig").display()));
