@@ -29,6 +29,7 @@ use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
 use crate::plugin::csi::Csi;
+use crate::plugin::csi::growth::Claims;
 use crate::plugin::device::Devices;
 use crate::pod::Node;
 use crate::pod::adoption::Adoptions;
@@ -244,6 +245,7 @@ async fn leave_as_found(node: &Node) {
 /// All that the pods' workers share.
 async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
+    let claims = cluster.map(|cluster| cluster.clone() as Arc<dyn Claims>);
     let providers = plugins::providers(settings, accounts.clone())?;
     // The network has a thread of its own: its order is given first.
     let images = async { open_images(settings).await.map_err(DaemonError::from) };
@@ -284,6 +286,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         images,
         providers,
         accounts,
+        claims,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,

@@ -4,6 +4,7 @@
 mod adopt;
 mod away;
 mod csi;
+mod disks;
 mod join;
 mod logins;
 mod mirror;
