@@ -99,10 +99,11 @@ func (d *driver) publishDisk(r *csi.NodePublishVolumeRequest) error {
 	return syscall.Mount(disk.device.Name(), r.TargetPath, "ext4", 0, "")
 }
 
-// ExpandDisk makes a disk larger, and the file system on it, if there is one.
-func (d *driver) expandDisk(volume string, size int64) error {
+// ExpandDisk makes a disk larger, and the file system on it, if there is one. That is taken away meanwhile: to let ext4 grow as it is mounted
+// takes more rights than root of a container has.
+func (d *driver) expandDisk(r *csi.NodeExpandVolumeRequest, size int64) error {
 	d.lock.Lock()
-	disk := d.disks[volume]
+	disk := d.disks[r.VolumeId]
 	d.lock.Unlock()
 	if disk == nil {
 		return nil
@@ -116,7 +117,11 @@ func (d *driver) expandDisk(volume string, size int64) error {
 	if os.Getenv("DISK") == "" {
 		return nil
 	}
-	return run("resize2fs", disk.device.Name())
+	if err := syscall.Unmount(r.VolumePath, 0); err != nil {
+		return err
+	}
+	err := run("e2fsck", "-fp", disk.device.Name())
+	return errors.Join(err, run("resize2fs", disk.device.Name()), syscall.Mount(disk.device.Name(), r.VolumePath, "ext4", 0, ""))
 }
 
 // CloseDisk lets go of a volume's device.

@@ -159,7 +159,7 @@ func (d *driver) NodeExpandVolume(_ context.Context, r *csi.NodeExpandVolumeRequ
 	if err := d.may("expand", "%s size=%d %s", r.VolumeId, size, told(r.Secrets, nil, nil, r.VolumeCapability)); err != nil {
 		return nil, err
 	}
-	return &csi.NodeExpandVolumeResponse{CapacityBytes: size}, d.expandDisk(r.VolumeId, size)
+	return &csi.NodeExpandVolumeResponse{CapacityBytes: size}, d.expandDisk(r, size)
 }
 
 func mounted(path string) bool {

@@ -99,8 +99,9 @@ fn grows(plane: &ControlPlane<'_>, name: &str) {
 fn has_grown(plane: &ControlPlane<'_>, name: &str) {
     plane.until("pvc", name, "is as large as it should be", |claim| {
         let status = &claim["status"];
-        let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-        let done = nothing(&status["conditions"]) && status["allocatedResourceStatuses"].is_null();
+        let of_size = |condition: &Value| condition["type"].as_str().is_some_and(|type_| type_.contains("Resize"));
+        let done =
+            !status["conditions"].as_array().into_iter().flatten().any(of_size) && status["allocatedResourceStatuses"].is_null();
         (status["capacity"]["storage"] == "32Mi" && done).then_some(())
     });
 }
