@@ -6,6 +6,7 @@ mod away;
 mod csi;
 mod disks;
 mod join;
+mod lines;
 mod logins;
 mod mirror;
 mod resources;
