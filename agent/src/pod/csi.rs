@@ -44,13 +44,12 @@ impl Node {
     }
 
     async fn mount(&self, pod: &ValidPod, wanted: &Wanted) -> Result<PathBuf, String> {
-        let path = match self.csi.mounted(pod.uid(), wanted) {
-            Some(path) => path,
-            None => {
-                let driver = driver(self.objects.of(pod), &wanted.driver);
-                let given = self.given(pod, wanted, driver.as_ref()).await?;
-                self.csi.mount(Request { pod, wanted, driver: driver.as_ref(), given: &given }).await?
-            }
+        let path = if let Some(path) = self.csi.mounted(pod.uid(), wanted) {
+            path
+        } else {
+            let driver = driver(self.objects.of(pod), &wanted.driver);
+            let given = self.given(pod, wanted, driver.as_ref()).await?;
+            self.csi.mount(Request { pod, wanted, driver: driver.as_ref(), given: &given }).await?
         };
         self.grow_at_first(pod, wanted).await?;
         Ok(path)

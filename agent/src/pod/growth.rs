@@ -69,7 +69,10 @@ impl Node {
         let claim = match claims.claim(namespace, name).await {
             Ok(claim) => claim,
             // Nothing on the node waits for the API server: it is looked at again.
-            Err(why) => return Ok(tracing::debug!(claim = name, why, "a claim's size could not be asked for")),
+            Err(why) => {
+                tracing::debug!(claim = name, why, "a claim's size could not be asked for");
+                return Ok(());
+            }
         };
         let version = claim.metadata.resource_version.clone().unwrap_or_default();
         if size.bytes.is_some() && size.seen == version {

@@ -432,7 +432,8 @@ mod tests {
         let asked = request.expand(Can::default(), Some(Path::new("/s")), Path::new("/t"), 42);
         let capability = asked.volume_capability.clone().unwrap();
         assert_eq!((capability.block, capability.mount), (Some(Empty {}), None));
-        assert_eq!((asked.volume_path.as_str(), asked.capacity_range.unwrap().required_bytes), ("/t", 42));
+        let range = asked.capacity_range.clone().unwrap();
+        assert_eq!((asked.volume_path.as_str(), range.required_bytes), ("/t", 42));
         assert_eq!(asked.secrets["key"], "hunter2");
         assert!(!format!("{asked:?}").contains("hunter2"), "secrets are not shown");
     }
