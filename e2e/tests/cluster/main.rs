@@ -3,9 +3,11 @@
 
 mod adopt;
 mod away;
+mod chart;
 mod csi;
 mod disks;
 mod join;
+mod kind;
 mod lines;
 mod logins;
 mod mirror;
