@@ -169,13 +169,19 @@ impl Cluster {
         );
     }
 
-    /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's; empty: it was one before and has none, or the
-    /// API server can't be asked. May take for ever.
+    /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's, within moments; empty: it has none, or the API
+    /// server can't be asked. May take for ever.
     pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
         match self.identity.try_establish(&self.transport).await {
             Ok(()) => membership::pod_cidrs(self, labels, spec).await,
             Err(_) => Vec::new(),
         }
+    }
+
+    /// Waits until the cluster gives the node's pods ranges, and others than these.
+    pub async fn other_pod_cidrs(&self, than: &[String]) -> Vec<String> {
+        self.member().await;
+        membership::other_pod_cidrs(self, than).await
     }
 
     async fn keep_serving(&self) {

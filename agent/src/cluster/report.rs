@@ -27,7 +27,7 @@ const AT_ONCE: usize = 16;
 
 /// Between two repairs of a pod's state at least: whoever writes over it again and again has the last word in between. The kubelet looks as
 /// often.
-const REPAIR: Duration = Duration::from_secs(10);
+pub(super) const REPAIR: Duration = Duration::from_secs(10);
 
 /// Follows the pods' states; never returns.
 pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
@@ -103,13 +103,13 @@ struct Sent {
 }
 
 /// A pod's state as the API server has it.
-struct There {
+pub(super) struct There {
     version: Option<u64>,
     status: PodStatus,
 }
 
 impl There {
-    fn of(pod: &Pod) -> Self {
+    pub(super) fn of(pod: &Pod) -> Self {
         let version = pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
         let status = pod.status.clone().unwrap_or_default();
         // The scheduler's and the controllers'.
@@ -124,7 +124,7 @@ impl There {
 
     /// Whether somebody else has changed what is ours of a pod since: of what the API server said before, nothing follows. It may have made
     /// something else of our words, which is then as good as ours.
-    fn is_written_over(&self, known: &Pod) -> bool {
+    pub(super) fn is_written_over(&self, known: &Pod) -> bool {
         let known = Self::of(known);
         known.version > self.version && !same(&self.status, &known.status)
     }

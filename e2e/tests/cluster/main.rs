@@ -11,6 +11,7 @@ mod kind;
 mod lines;
 mod logins;
 mod mirror;
+mod ranges;
 mod resources;
 mod told;
 
