@@ -76,6 +76,26 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<
     Ok(())
 }
 
+/// The addresses that connections were redirected to: what answers there must be translated back.
+pub(crate) fn translated(wire: &mut Wire, socket: &Socket) -> Result<BTreeSet<IpAddr>, Refused> {
+    let mut found = BTreeSet::new();
+    for family in FAMILIES {
+        let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
+        let mut refused = None;
+        wire.exchange(socket, &request, |_, answer| match answer {
+            Answer::Message(message) => {
+                found.extend(flow(message).filter(|flow| flow.asked != flow.answers).map(|flow| flow.answers.0));
+            }
+            Answer::Refused(refusal) => refused = Some(refusal),
+            Answer::Ack => {}
+        })?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+    }
+    Ok(found)
+}
+
 /// A flow's two directions: who asks whom, and who answers whom.
 #[derive(Debug, Clone, Copy)]
 struct Flow {
@@ -88,12 +108,21 @@ struct Flow {
 
 /// A flow's original tuple, if it is stale.
 fn original_if_stale(message: &[u8], stale: &Stale) -> Option<Vec<u8>> {
-    let body = message.get(20..)?;
-    let part = |wanted: u16| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let (original, reply) = (part(TUPLE_ORIGINAL)?, part(TUPLE_REPLY)?);
-    let (protocol, asked, client) = ends(original)?;
-    let (_, hears, answers) = ends(reply)?;
-    stale.has(&Flow { protocol, client, asked, answers, hears }).then(|| original.to_vec())
+    if !stale.has(&flow(message)?) {
+        return None;
+    }
+    part(message, TUPLE_ORIGINAL).map(<[u8]>::to_vec)
+}
+
+/// What a message tells of a flow.
+fn flow(message: &[u8]) -> Option<Flow> {
+    let (protocol, asked, client) = ends(part(message, TUPLE_ORIGINAL)?)?;
+    let (_, hears, answers) = ends(part(message, TUPLE_REPLY)?)?;
+    Some(Flow { protocol, client, asked, answers, hears })
+}
+
+fn part(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(message.get(20..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// Address and port.

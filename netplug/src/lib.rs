@@ -28,6 +28,7 @@ mod bandwidth;
 mod cidr;
 pub mod cni;
 mod conntrack;
+mod direct;
 pub mod dns;
 mod engine;
 mod error;
