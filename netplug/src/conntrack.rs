@@ -3,7 +3,10 @@
 //! as the client goes on.
 //! linux/netfilter/nfnetlink_conntrack.h is the reference.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use netlink_sys::Socket;
 
@@ -15,10 +18,26 @@ use crate::{
 };
 
 const SUBSYSTEM: u16 = 1;
+const NEW: u16 = 0;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOINFO: u16 = 4;
+const TIMEOUT: u16 = 7;
+const PROTOINFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const TCP_FLAGS_ORIGINAL: u16 = 4;
+const TCP_FLAGS_REPLY: u16 = 5;
+const TCP_ESTABLISHED: u8 = 3;
+/// Flags and their mask: SACK is taken for agreed upon, and windows, whose scale isn't known, are not held against packets.
+const LENIENT: u8 = 0x02 | 0x08;
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+const CONFIRMED: u32 = 1 << 3;
+/// How long a connection that says nothing stays known; as soon as it says something, it is as long as for every other.
+const IDLE_SECONDS: u32 = 24 * 3600;
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PORTS: u16 = 2;
 const FAMILIES: [u8; 2] = [2, 10];
@@ -78,14 +97,109 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<
 
 /// The addresses that connections were redirected to: what answers there must be translated back.
 pub(crate) fn translated(wire: &mut Wire, socket: &Socket) -> Result<BTreeSet<IpAddr>, Refused> {
-    let mut found = BTreeSet::new();
+    let flows = netlink::until_whole(|| list(wire, socket))?.into_iter();
+    Ok(flows.filter(|flow| flow.asked != flow.answers).map(|flow| flow.answers.0).collect())
+}
+
+/// A TCP connection that nobody translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Connection {
+    /// Who opened it.
+    pub(crate) client: SocketAddr,
+    /// To whom.
+    pub(crate) server: SocketAddr,
+}
+
+/// The connections between these that are known, which are not from now on: they are somebody else's to know.
+pub(crate) fn take_connections(
+    wire: &mut Wire,
+    socket: &Socket,
+    fit: impl Fn(IpAddr) -> bool,
+) -> Result<Vec<Connection>, Refused> {
+    let plain = |flow: &Flow| flow.protocol == Protocol::Tcp.number() && flow.asked == flow.answers && flow.client == flow.hears;
+    let flows = netlink::until_whole(|| list(wire, socket))?
+        .into_iter()
+        .filter(plain)
+        .filter(|flow| fit(flow.client.0) && fit(flow.asked.0));
+    let taken: Vec<Connection> = flows.map(|flow| Connection { client: flow.client.into(), server: flow.asked.into() }).collect();
+    for connection in &taken {
+        let mut tuple = Attrs::default();
+        write_tuple(&mut tuple, TUPLE_ORIGINAL, connection.client, connection.server);
+        // Refused when it has ended meanwhile.
+        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection), &tuple.0), |_, _| {})?;
+    }
+    Ok(taken)
+}
+
+/// Makes connections known as such that have been there for long: what passes for it goes on to pass. The kernel picks up their windows from
+/// what it sees, as it does with connections that it comes upon.
+pub(crate) fn know(wire: &mut Wire, socket: &Socket, connections: &[Connection]) -> Result<(), Refused> {
+    for connection in connections {
+        let mut refused = None;
+        let request = message(
+            NEW,
+            netlink_packet_core::NLM_F_ACK | netlink_packet_core::NLM_F_CREATE,
+            family(connection),
+            &standing(connection).0,
+        );
+        wire.exchange(socket, &request, |_, answer| {
+            if let Answer::Refused(refusal) = answer {
+                refused = Some(refusal);
+            }
+        })?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+    }
+    Ok(())
+}
+
+fn standing(connection: &Connection) -> Attrs {
+    let Connection { client, server } = *connection;
+    let mut attrs = Attrs::default();
+    write_tuple(&mut attrs, TUPLE_ORIGINAL, client, server);
+    write_tuple(&mut attrs, TUPLE_REPLY, server, client);
+    attrs.u32(STATUS, SEEN_REPLY | ASSURED | CONFIRMED).u32(TIMEOUT, IDLE_SECONDS);
+    attrs.nest(PROTOINFO, |info| {
+        info.nest(PROTOINFO_TCP, |tcp| {
+            tcp.bytes(TCP_STATE, &[TCP_ESTABLISHED])
+                .bytes(TCP_FLAGS_ORIGINAL, &[LENIENT; 2])
+                .bytes(TCP_FLAGS_REPLY, &[LENIENT; 2]);
+        });
+    });
+    attrs
+}
+
+fn write_tuple(attrs: &mut Attrs, kind: u16, source: SocketAddr, destination: SocketAddr) {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let (from, to) = if source.is_ipv4() { (1, 2) } else { (3, 4) };
+    attrs.nest(kind, |tuple| {
+        tuple.nest(TUPLE_ADDRESSES, |ips| {
+            ips.bytes(from, &octets(source.ip())).bytes(to, &octets(destination.ip()));
+        });
+        tuple.nest(TUPLE_PORTS, |ports| {
+            ports
+                .bytes(1, &[Protocol::Tcp.number()])
+                .bytes(2, &source.port().to_be_bytes())
+                .bytes(3, &destination.port().to_be_bytes());
+        });
+    });
+}
+
+fn family(connection: &Connection) -> u8 {
+    FAMILIES[usize::from(!connection.client.is_ipv4())]
+}
+
+fn list(wire: &mut Wire, socket: &Socket) -> Result<Vec<Flow>, Refused> {
+    let mut found = Vec::new();
     for family in FAMILIES {
         let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
         let mut refused = None;
         wire.exchange(socket, &request, |_, answer| match answer {
-            Answer::Message(message) => {
-                found.extend(flow(message).filter(|flow| flow.asked != flow.answers).map(|flow| flow.answers.0));
-            }
+            Answer::Message(message) => found.extend(flow(message)),
             Answer::Refused(refusal) => refused = Some(refusal),
             Answer::Ack => {}
         })?;

@@ -72,7 +72,10 @@ pub(crate) fn trace(
         return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
     }
     if direct.contains(&flow.source) && direct.contains(&destination) && flow.protocol != Protocol::Sctp {
-        let reason = format!("no rule speaks of either pod: straight to {}, past the host and what it could refuse", world.name(destination));
+        let reason = format!(
+            "no rule speaks of either pod: straight to {}, past the host and what it could refuse",
+            world.name(destination)
+        );
         return vec![vec![Step { chain: "direct".into(), verdict: Verdict::Accept, reason }]];
     }
     let (entry, targets) = world.entrance(flow);

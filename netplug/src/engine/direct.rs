@@ -1,13 +1,16 @@
 //! Who takes the direct way at this moment, and the order in which that changes: a pod leaves it before rules come into force that have
 //! to see its packets, and before its address may be another's; it takes it when those that had to are gone.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use rustix::io::Errno;
 
 use super::Engine;
 use crate::{
-    conntrack,
+    conntrack::{self, Connection},
     direct::{self, Shortcut},
     error::{Doing, Error},
     lease::Lease,
@@ -60,16 +63,6 @@ impl Direct {
             None => drop(self.links.remove(uid)),
         }
     }
-
-    fn dismiss(&mut self, uid: &str) -> Result<(), Error> {
-        if let (Some(shortcut), Some(ips)) = (&self.shortcut, self.admitted.get(uid)) {
-            for ip in ips {
-                shortcut.dismiss(*ip).doing(|| format!("take {ip} off the direct way"))?;
-            }
-        }
-        self.admitted.remove(uid);
-        Ok(())
-    }
 }
 
 impl Engine {
@@ -77,21 +70,24 @@ impl Engine {
     /// what stands from now on.
     pub(super) fn begin_direct(&mut self) -> Result<(), Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        let mut connections = Vec::new();
         for link in Link::all(&messages) {
             let Some(lease) = self.leases.of_link(&link.name).filter(|lease| lease.host_if == link.name) else { continue };
             match direct::clear(link.index) {
+                Ok(found) => connections.extend(found),
                 // Who has no such programs, or may have none, left none.
                 Err(error) if !refuses(&error) => {
                     return Err(error).doing(|| format!("take the last process's program off {}", link.name));
                 }
-                _ => {}
+                Err(_) => {}
             }
             self.direct.found(&lease.uid, Some(link.index));
         }
+        self.hand_back(&connections);
         if self.settings.isolation != Isolation::Routed || !self.settings.direct {
             return Ok(());
         }
-        match direct::clear(LOOPBACK_INDEX).and_then(|()| Shortcut::load()) {
+        match direct::clear(LOOPBACK_INDEX).and_then(|_| Shortcut::load()) {
             Ok(shortcut) => self.direct.shortcut = Some(shortcut),
             Err(error) => {
                 self.direct.refused = Some(format!("the kernel has no tcx (Linux 6.6), or allows us no eBPF: {error}"));
@@ -109,12 +105,35 @@ impl Engine {
     pub(super) fn leave_direct(&mut self) -> Result<(), Error> {
         let may = |uid: &String| self.leases.get(uid).is_some_and(|lease| self.may_go_directly(lease));
         let leaving: Vec<String> = self.direct.admitted.keys().filter(|uid| !may(uid)).cloned().collect();
-        leaving.iter().try_for_each(|uid| self.direct.dismiss(uid))
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let ips: HashSet<IpAddr> = leaving.iter().filter_map(|uid| self.direct.admitted.get(uid)).flatten().copied().collect();
+        leaving.iter().try_for_each(|uid| self.leave_direct_with(uid))?;
+        // From here on their packets are seen. The connections that they have are known before rules come that would take them for new.
+        let Some(shortcut) = &self.direct.shortcut else { return Ok(()) };
+        let connections =
+            shortcut.take_connections(|ip| ips.contains(&ip)).doing(|| "list connections that went directly".into())?;
+        self.hand_back(&connections);
+        Ok(())
+    }
+
+    /// Tells connection tracking of connections that it hasn't seen.
+    fn hand_back(&mut self, connections: &[Connection]) {
+        if let Err(error) = conntrack::know(&mut self.wire, &self.nft, connections) {
+            tracing::warn!(%error, "connections that went directly are judged as new ones");
+        }
     }
 
     /// Takes a pod off, for it goes, or is to change.
     pub(super) fn leave_direct_with(&mut self, uid: &str) -> Result<(), Error> {
-        self.direct.dismiss(uid)
+        if let (Some(shortcut), Some(ips)) = (&self.direct.shortcut, self.direct.admitted.get(uid)) {
+            for ip in ips {
+                shortcut.dismiss(*ip).doing(|| format!("take {ip} off the direct way"))?;
+            }
+        }
+        self.direct.admitted.remove(uid);
+        Ok(())
     }
 
     /// Lets all on it who may.
@@ -124,7 +143,18 @@ impl Engine {
         }
         let joining = |lease: &&Lease| !self.direct.has(&lease.uid) && self.may_go_directly(lease);
         let joining: Vec<Lease> = self.leases.values().filter(joining).cloned().collect();
+        if joining.is_empty() {
+            return;
+        }
         joining.iter().for_each(|lease| self.join_direct_with(lease));
+        // Connection tracking won't see their end.
+        let all: HashSet<IpAddr> = self.direct.addresses().collect();
+        let Some(shortcut) = &self.direct.shortcut else { return };
+        let known = conntrack::take_connections(&mut self.wire, &self.nft, |ip| all.contains(&ip));
+        let noted = known.map(|known| known.into_iter().try_for_each(|connection| shortcut.note(connection)));
+        if !matches!(noted, Ok(Ok(()))) {
+            tracing::debug!(?noted, "connections that go directly from now on stay known to connection tracking");
+        }
     }
 
     /// Lets a pod on it, if it may.

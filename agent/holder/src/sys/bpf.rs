@@ -9,10 +9,12 @@ use super::check;
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_ATTACH: u32 = 8;
 const BPF_PROG_DETACH: u32 = 9;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
+const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 
@@ -153,7 +155,7 @@ pub fn ingress_programs(link: u32, name: &str) -> io::Result<Vec<OwnedFd>> {
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>()) })?;
     let mut found = Vec::new();
     for id in ids.into_iter().take(query.count as usize) {
-        let Some(program) = open(id)? else { continue };
+        let Some(program) = open(BPF_PROG_GET_FD_BY_ID, id)? else { continue };
         if name_of(program.as_fd())? == named(name) {
             found.push(program);
         }
@@ -161,11 +163,11 @@ pub fn ingress_programs(link: u32, name: &str) -> io::Result<Vec<OwnedFd>> {
     Ok(found)
 }
 
-/// A program by its number; none: it is gone.
-fn open(id: u32) -> io::Result<Option<OwnedFd>> {
+/// A program or a map by its number; none: it is gone.
+fn open(command: u32, id: u32) -> io::Result<Option<OwnedFd>> {
     let attributes = [id, 0, 0];
     // SAFETY: `attributes` lives until the call returns; the kernel only reads it.
-    let opened = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, attributes.as_ptr(), size_of_val(&attributes)) };
+    let opened = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(&attributes)) };
     match check(opened) {
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })),
@@ -174,36 +176,81 @@ fn open(id: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn name_of(program: BorrowedFd<'_>) -> io::Result<[u8; NAME]> {
-    /// The beginning of `struct bpf_prog_info`: the kernel fills in as much as there is room.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        kind: u32,
-        id: u32,
-        tag: u64,
-        jited_len: u32,
-        xlated_len: u32,
-        jited: u64,
-        xlated: u64,
-        load_time: u64,
-        created_by_uid: u32,
-        nr_map_ids: u32,
-        map_ids: u64,
-        name: [u8; NAME],
-    }
+/// The beginning of `struct bpf_prog_info`: the kernel fills in as much as there is room.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    load_time: u64,
+    created_by_uid: u32,
+    map_count: u32,
+    /// Where it writes as many numbers as `map_count` says.
+    maps: u64,
+    name: [u8; NAME],
+}
+
+/// Of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+}
+
+/// What the kernel tells of an object.
+///
+/// # Safety
+/// `T` is the beginning of the structure for such objects, of integers alone, and what it points at has room for what it says.
+unsafe fn inform<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct Ask {
         fd: u32,
         length: u32,
         info: u64,
     }
-    let mut info = Info::default();
-    let ask = Ask { fd: program.as_raw_fd() as u32, length: size_of::<Info>() as u32, info: ptr::from_mut(&mut info) as u64 };
-    // SAFETY: `ask` and `info` live until the call returns; the kernel writes no more than `length` bytes, of integers alone, into the
-    // latter, and nothing where it says that buffers have no room.
+    let ask = Ask { fd: object.as_raw_fd() as u32, length: size_of::<T>() as u32, info: ptr::from_mut(info) as u64 };
+    // SAFETY: `ask` and `info` live until the call returns; the kernel writes no more than `length` bytes into the latter. The rest is
+    // what the caller promises.
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, ptr::from_ref(&ask), size_of::<Ask>()) })?;
+    Ok(())
+}
+
+fn name_of(program: BorrowedFd<'_>) -> io::Result<[u8; NAME]> {
+    let mut info = ProgramInfo::default();
+    // SAFETY: it says that none of its buffers has any room.
+    unsafe { inform(program, &mut info) }?;
     Ok(info.name)
+}
+
+/// The hash maps of a program, in the order in which it has them.
+///
+/// # Errors
+/// The kernel's.
+pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<Map>> {
+    let mut ids = [0_u32; QUERIED];
+    let mut info = ProgramInfo { map_count: QUERIED as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
+    // SAFETY: `ids` has room for as many numbers as it says, and lives until the call returns.
+    unsafe { inform(program, &mut info) }?;
+    let mut maps = Vec::new();
+    for id in ids.into_iter().take(info.map_count as usize) {
+        let Some(fd) = open(BPF_MAP_GET_FD_BY_ID, id)? else { continue };
+        let mut info = MapInfo::default();
+        // SAFETY: nothing in it is a pointer.
+        unsafe { inform(fd.as_fd(), &mut info) }?;
+        if info.kind == BPF_MAP_TYPE_HASH {
+            maps.push(Map { fd, key: info.key as usize, value: info.value as usize, entries: info.entries });
+        }
+    }
+    Ok(maps)
 }
 
 /// A hash map that programs look into.
@@ -212,6 +259,7 @@ pub struct Map {
     fd: OwnedFd,
     key: usize,
     value: usize,
+    entries: u32,
 }
 
 impl Map {
@@ -248,7 +296,12 @@ impl Map {
         // SAFETY: `create` lives until the call returns; the kernel only reads it.
         let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, ptr::from_ref(&create), size_of::<Create>()) })?;
         // SAFETY: the kernel has just made this descriptor for us.
-        Ok(Map { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, key, value })
+        Ok(Map { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, key, value, entries })
+    }
+
+    /// Of its keys, in bytes.
+    pub fn key_size(&self) -> usize {
+        self.key
     }
 
     /// Puts a value in place of what the key had.
@@ -273,25 +326,55 @@ impl Map {
         }
     }
 
-    fn element(&self, command: u32, key: &[u8], value: u64) -> io::Result<()> {
-        #[repr(C)]
-        struct Element {
-            map: u32,
-            unused: u32,
-            key: u64,
-            value: u64,
-            flags: u64,
+    /// All keys. What comes and goes meanwhile may be among them or not, and a key may be there twice.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        // Who asks behind a key that is gone begins anew: there is an end to it all the same.
+        while keys.len() < 2 * self.entries as usize {
+            let mut next = vec![0; self.key];
+            let before = keys.last().map_or(0, |key| key.as_ptr() as u64);
+            let element = self.attributes(before, next.as_mut_ptr() as u64);
+            // SAFETY: `element` and the keys that it points at, as long as the map's, live until the call returns; the kernel reads the one
+            // (or none) and writes the other.
+            match check(unsafe {
+                libc::syscall(libc::SYS_bpf, BPF_MAP_GET_NEXT_KEY, ptr::from_ref(&element), size_of::<Element>())
+            }) {
+                Ok(_) => keys.push(next),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error),
+            }
         }
+        Ok(keys)
+    }
+
+    /// `value`: the address of as many bytes as the map's values have, or 0 for a command that takes none.
+    fn element(&self, command: u32, key: &[u8], value: u64) -> io::Result<()> {
         if key.len() != self.key {
             return Err(invalid());
         }
-        let map = self.fd.as_raw_fd() as u32;
-        let element = Element { map, unused: 0, key: key.as_ptr() as u64, value, flags: 0 };
+        let element = self.attributes(key.as_ptr() as u64, value);
         // SAFETY: `element` and what it points at live until the call returns, and are as long as the map's key and value; the kernel only
         // reads them.
         check(unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(&element), size_of::<Element>()) })?;
         Ok(())
     }
+
+    fn attributes(&self, key: u64, value: u64) -> Element {
+        Element { map: self.fd.as_raw_fd() as u32, unused: 0, key, value, flags: 0 }
+    }
+}
+
+/// Of commands about one element.
+#[repr(C)]
+struct Element {
+    map: u32,
+    unused: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 impl AsFd for Map {
