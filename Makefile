@@ -12,13 +12,16 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon e2fsprogs
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help cluster conformance clusterbench controlplane test packages build images plugins unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster conformance clusterbench controlplane test packages vm-packages build images plugins unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-test: packages tools build images ## All tests: of the parts, and end to end
-	@e2e/count cargo test --workspace --no-fail-fast
+test: packages vm-packages tools build images ## All tests: of the parts, end to end, and those of control groups on cgroup v2 too
+	@e2e/count bash -c 'cargo test --workspace --no-fail-fast; on_v1=$$?; e2e/vm/tests short && exit $$on_v1'
+
+vm-packages: packages
+	@e2e/packages $(VM_PACKAGES)
 
 packages: ## Debian packages that the tests need: only those that aren't there
 	@e2e/packages $(PACKAGES)
@@ -39,9 +42,8 @@ unit: ## Tests that need neither images nor the whole agent
 e2e: packages tools build images ## The end-to-end tests alone
 	cargo test -p e2e --no-fail-fast
 
-v2: packages ## The tests of control groups, in a virtual machine with cgroup v2 alone
-	@e2e/packages $(VM_PACKAGES)
-	e2e/vm/tests
+v2: vm-packages ## The tests of control groups, in a virtual machine with cgroup v2 alone: all of them
+	@e2e/count e2e/vm/tests
 
 PACKAGE := target/package
 tools: ## What the tests need that Debian hasn't
@@ -52,8 +54,9 @@ deb: ## One static binary, and a Debian package with it: target/package/nodeagen
 	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --package nodeagent --target $(HOST)
 	agent/packaging/deb target/$(HOST)/release/nodeagent $(PACKAGE)
 
-controlplane: ## etcd, API server, controllers, kubectl from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
+controlplane: ## etcd, API server, controllers, kubectl of v1.37 and v1.34 from the Go module proxy; minutes, once (e2e/kubernetes up starts them)
 	@e2e/controlplane/build target/e2e/controlplane
+	@e2e/controlplane/build target/e2e/controlplane-v1.34 v1.34
 
 cluster: packages build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
 	cargo test -p e2e --features cluster --test cluster --test csi --test devices

@@ -69,11 +69,6 @@ impl Hierarchies {
         if self.mounted.is_empty() && !paths.is_empty() {
             self.find()?;
         }
-        let purpose = match paths {
-            // It is shown by a mount of the whole, of which a cgroup namespace shows the right part.
-            [only] if self.of(only).is_some_and(|hierarchy| hierarchy.is_unified()) => Purpose::Join,
-            _ => purpose,
-        };
         paths.iter().map(|path| self.open_one(path, purpose)).collect()
     }
 
@@ -89,6 +84,8 @@ impl Hierarchies {
     fn open_one(&mut self, path: &Path, purpose: Purpose) -> Result<Group, Fault> {
         let fault = |e| kernel(Stage::Cgroup, path.display(), e);
         let hierarchy = self.of(path).ok_or_else(|| fault(rustix::io::Errno::NOENT))?;
+        // v2 alone is shown by a mount of the whole, of which a cgroup namespace shows the right part; beside v1 it isn't shown.
+        let purpose = if hierarchy.is_unified() { Purpose::Join } else { purpose };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(fault(rustix::io::Errno::INVAL));
         };

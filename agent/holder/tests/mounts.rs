@@ -154,5 +154,9 @@ fn a_container_is_in_its_cgroups_and_sees_them_as_the_root() {
         let line = table.lines().find(|l| l.split(':').nth(1) == Some(if kind == "unified" { "" } else { kind }));
         assert!(line.is_none_or(|l| l.ends_with(":/")), "{table}");
     }
+    // What a hybrid machine's v2 is for isn't a container's to see: it would take the machine for one of v2.
+    let process = Process { argv: ["ls", "/sys/fs/cgroup"].map(String::from).to_vec(), ..recipe.process.clone() };
+    let (_, shown, _) = pod.exec(&recipe, process).unwrap();
+    assert!(shown.lines().all(|name| name != "unified") && !shown.is_empty(), "{shown}");
     drop(pod);
 }

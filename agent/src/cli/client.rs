@@ -292,8 +292,3 @@ pub fn pod_name(argument: &str) -> Result<&str, CliError> {
 pub fn pretty(object: &Value) -> String {
     serde_json::to_string_pretty(object).unwrap_or_default()
 }
-
-/// YAML.
-pub fn yaml(object: &Value) -> Result<String, CliError> {
-    serde_yaml::to_string(object).map_err(|error| CliError::Broken { doing: "write YAML", message: error.to_string() })
-}

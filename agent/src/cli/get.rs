@@ -8,9 +8,10 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::CliError;
-use super::client::{Client, Lines, TABLE, pretty, yaml};
+use super::client::{Client, Lines, TABLE, pretty};
 use crate::api::encode;
 use crate::api::table::{Look, Printer, Row, Table};
+use crate::model::text;
 
 /// Listing.
 #[derive(Debug, Args)]
@@ -201,7 +202,7 @@ pub async fn run(client: &Client, args: GetArgs) -> Result<ExitCode, CliError> {
         return match args.output {
             None | Some(Format::Wide) => tables(client, &get).await,
             Some(format) if args.watch => watch_objects(client, &get, format).await,
-            Some(format) => show(&formatted(&[(one.kind, get.object(client).await?)], format)?).map(|()| ExitCode::SUCCESS),
+            Some(format) => show(&formatted(&[(one.kind, get.object(client).await?)], format)).map(|()| ExitCode::SUCCESS),
         };
     }
     if args.watch {
@@ -249,7 +250,7 @@ async fn several(client: &Client, args: &GetArgs, wanted: &[Wanted]) -> Result<E
         }
     }
     if let Some(format) = args.output.filter(|_| !lists.is_empty()) {
-        show(&formatted(&lists, format)?)?;
+        show(&formatted(&lists, format))?;
     }
     Ok(code)
 }
@@ -424,7 +425,7 @@ async fn watch_objects(client: &Client, args: &Get<'_>, format: Format) -> Resul
             Some("ERROR") => return Err(CliError::status(&event["object"])),
             Some("BOOKMARK") => {}
             _ => {
-                let text = formatted(&[(args.kind, event["object"].take())], format)?;
+                let text = formatted(&[(args.kind, event["object"].take())], format);
                 show(&if format == Format::Yaml { format!("---\n{text}") } else { text })?;
             }
         }
@@ -433,13 +434,13 @@ async fn watch_objects(client: &Client, args: &Get<'_>, format: Format) -> Resul
 }
 
 /// Objects or lists of objects, as one.
-fn formatted(objects: &[(Kind, Value)], format: Format) -> Result<String, CliError> {
+fn formatted(objects: &[(Kind, Value)], format: Format) -> String {
     let items = |object: &Value| object["items"].as_array().cloned().unwrap_or_else(|| vec![object.clone()]);
     if format == Format::Name {
         let line =
             |kind: Kind, item: &Value| format!("{}/{}\n", kind.prefix(), item["metadata"]["name"].as_str().unwrap_or_default());
         let of = |(kind, object): &(Kind, Value)| items(object).iter().map(|item| line(*kind, item)).collect::<String>();
-        return Ok(objects.iter().map(of).collect());
+        return objects.iter().map(of).collect();
     }
     let all;
     let object = match objects {
@@ -450,7 +451,7 @@ fn formatted(objects: &[(Kind, Value)], format: Format) -> Result<String, CliErr
             &all
         }
     };
-    if format == Format::Yaml { yaml(object) } else { Ok(pretty(object) + "\n") }
+    if format == Format::Yaml { text::write(object) } else { pretty(object) + "\n" }
 }
 
 /// Prints at once, also into a pipe: whoever watches wants it now.

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::client::{Client, own_path, pod_name, pretty, yaml};
+use super::client::{Client, own_path, pod_name, pretty};
 use super::get::show;
 use super::{CliError, Namespace};
 use crate::api::human;
+use crate::model::text;
 use crate::pod::node::{Explanation, InspectedContainer, Inspection};
 
 /// Looking into a pod.
@@ -67,7 +68,7 @@ pub(super) fn print<T: serde::de::DeserializeOwned>(
     let read = |error: serde_json::Error| CliError::Broken { doing: "read the agent's answer", message: error.to_string() };
     show(&match format {
         Some(Format::Json) => pretty(&object) + "\n",
-        Some(Format::Yaml) => yaml(&object)?,
+        Some(Format::Yaml) => text::write(&object),
         None => text(&serde_json::from_value(object).map_err(read)?),
     })?;
     Ok(ExitCode::SUCCESS)

@@ -269,7 +269,7 @@ async fn version(client: &Client) -> Result<ExitCode, CliError> {
 
 async fn kubeconfig(client: &Client, args: KubeconfigArgs) -> Result<ExitCode, CliError> {
     let config = client.get(&format!("/apis/{}/v1/kubeconfig", crate::api::GROUP)).await?;
-    let text = client::yaml(&config)?;
+    let text = crate::model::text::write(&config);
     match args.output {
         Some(path) => {
             durable::write(&path, text.as_bytes()).map_err(|error| CliError::file(&path, error))?;

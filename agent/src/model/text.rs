@@ -48,6 +48,15 @@ fn beside(value: &Value, depth: usize, text: &mut String) {
     if is_block(value) {
         text.push('\n');
         block(value, depth, text);
+    } else if let Some(lines) = lines(value) {
+        text.push_str(if lines.ends_with('\n') { " |\n" } else { " |-\n" });
+        for line in lines.lines() {
+            if !line.is_empty() {
+                text.push_str(&"  ".repeat(depth + 1));
+                text.push_str(line);
+            }
+            text.push('\n');
+        }
     } else {
         text.push(' ');
         text.push_str(&scalar(value));
@@ -61,6 +70,15 @@ fn is_block(value: &Value) -> bool {
         Value::Array(items) => !items.is_empty(),
         _ => false,
     }
+}
+
+/// A string that is best read as it is, line by line: nothing of it is lost so.
+fn lines(value: &Value) -> Option<&str> {
+    let text = value.as_str()?;
+    let inner = text.strip_suffix('\n').unwrap_or(text);
+    let plain = inner.chars().all(|c| matches!(c, ' '..='~' | '\t' | '\n' | '\u{a1}'..='\u{ff}'));
+    (inner.contains('\n') && plain && !inner.starts_with([' ', '\t', '\n']) && !inner.ends_with([' ', '\t', '\n']))
+        .then_some(text)
 }
 
 /// JSON's form is YAML's, too.
@@ -88,8 +106,8 @@ mod tests {
 
     #[test]
     fn blocks_as_people_write_them() {
-        let value = json!({"kind": "Pod", "spec": {"containers": [{"args": ["a b", "yes"], "name": "x", "ports": []}, {"name": "y"}], "v": {}}});
-        let text = "kind: Pod\nspec:\n  containers:\n  - args:\n    - \"a b\"\n    - \"yes\"\n    name: x\n    ports: []\n  - name: \"y\"\n  v: {}\n";
+        let value = json!({"kind": "Pod", "spec": {"containers": [{"args": ["a b", "yes", "if a\n\n  b\n"], "name": "x", "ports": []}, {"name": "y"}], "v": {}, "w": "1\n2"}});
+        let text = "kind: Pod\nspec:\n  containers:\n  - args:\n    - \"a b\"\n    - \"yes\"\n    - |\n      if a\n\n        b\n    name: x\n    ports: []\n  - name: \"y\"\n  v: {}\n  w: |-\n    1\n    2\n";
         assert_eq!(write(&value), text);
     }
 
@@ -105,6 +123,10 @@ mod tests {
             "- a",
             "#",
             "line\nline\n",
+            "- a\n  b: c\n\n# d",
+            "---\n...\n",
+            "a \n b\n\n",
+            "\ta\nb",
             "ä\u{7}",
             ".5",
             "=",

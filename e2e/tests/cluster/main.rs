@@ -5,6 +5,7 @@ mod adopt;
 mod away;
 mod csi;
 mod join;
+mod lines;
 mod logins;
 mod mirror;
 mod resources;

@@ -208,7 +208,8 @@ fn made_of(kind: &str, options: &str, pid: Option<BorrowedFd<'_>>, attributes: u
 }
 
 /// v2 alone: the tree. Else a tmpfs with the container's own directory of each hierarchy: a new superblock for each of them, as a mount
-/// of its own needs, takes ten times as long.
+/// of its own needs, takes ten times as long. v2 beside v1 is left out: programs that see it take the machine for one of v2, and it
+/// controls nothing.
 fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[Shown<'_>]) -> Result<(), Fault> {
     let attributes = mount_attributes(mount);
     if let [Shown { name: UNIFIED, .. }] = cgroups {
@@ -217,7 +218,7 @@ fn attach_cgroup(root: &Root, mount: &Mount, cgroups: &[Shown<'_>]) -> Result<()
     let holder = filesystem("tmpfs", "mode=755", attributes & !attr::RDONLY, &mount.target)?;
     attach_tree(root, &holder, &mount.target)?;
     let set = MountAttributes { set: attributes, propagation: attr::PRIVATE, ..MountAttributes::default() };
-    for Shown { name, tree } in cgroups {
+    for Shown { name, tree } in cgroups.iter().filter(|group| group.name != UNIFIED) {
         let place = || shown(&mount.target.join(name));
         // Nobody else has put anything into this new file system: no link is on the way.
         match rustix::fs::mkdirat(&holder, *name, Mode::from_raw_mode(0o755)) {
