@@ -57,7 +57,7 @@ impl Stale {
     }
 
     fn has(&self, flow: &Flow) -> bool {
-        let Flow { protocol, client, asked, answers, hears } = *flow;
+        let Flow { protocol, client, asked, answers, hears, .. } = *flow;
         if asked != answers {
             return self.gone.iter().any(|(p, ip, port)| p.number() == protocol && answers == (*ip, *port));
         }
@@ -110,13 +110,13 @@ pub(crate) struct Connection {
     pub(crate) server: SocketAddr,
 }
 
-/// The connections between these that are known, which are not from now on: they are somebody else's to know.
+/// The open connections between these that are known, which are not from now on: they are somebody else's to know.
 pub(crate) fn take_connections(
     wire: &mut Wire,
     socket: &Socket,
     fit: impl Fn(IpAddr) -> bool,
 ) -> Result<Vec<Connection>, Refused> {
-    let plain = |flow: &Flow| flow.protocol == Protocol::Tcp.number() && flow.asked == flow.answers && flow.client == flow.hears;
+    let plain = |flow: &Flow| flow.established && flow.asked == flow.answers && flow.client == flow.hears;
     let flows = netlink::until_whole(|| list(wire, socket))?
         .into_iter()
         .filter(plain)
@@ -132,26 +132,19 @@ pub(crate) fn take_connections(
 }
 
 /// Makes connections known as such that have been there for long: what passes for it goes on to pass. The kernel picks up their windows from
-/// what it sees, as it does with connections that it comes upon.
+/// what it sees, as it does with connections that it comes upon. All are tried; the last refusal is told.
 pub(crate) fn know(wire: &mut Wire, socket: &Socket, connections: &[Connection]) -> Result<(), Refused> {
+    let flags = netlink_packet_core::NLM_F_ACK | netlink_packet_core::NLM_F_CREATE;
+    let mut outcome = Ok(());
     for connection in connections {
-        let mut refused = None;
-        let request = message(
-            NEW,
-            netlink_packet_core::NLM_F_ACK | netlink_packet_core::NLM_F_CREATE,
-            family(connection),
-            &standing(connection).0,
-        );
+        let request = message(NEW, flags, family(connection), &standing(connection).0);
         wire.exchange(socket, &request, |_, answer| {
             if let Answer::Refused(refusal) = answer {
-                refused = Some(refusal);
+                outcome = Err(refusal);
             }
         })?;
-        if let Some(refused) = refused {
-            return Err(refused);
-        }
     }
-    Ok(())
+    outcome
 }
 
 fn standing(connection: &Connection) -> Attrs {
@@ -218,6 +211,8 @@ struct Flow {
     asked: End,
     answers: End,
     hears: End,
+    /// Of TCP: opened, and not closed yet.
+    established: bool,
 }
 
 /// A flow's original tuple, if it is stale.
@@ -232,7 +227,10 @@ fn original_if_stale(message: &[u8], stale: &Stale) -> Option<Vec<u8>> {
 fn flow(message: &[u8]) -> Option<Flow> {
     let (protocol, asked, client) = ends(part(message, TUPLE_ORIGINAL)?)?;
     let (_, hears, answers) = ends(part(message, TUPLE_REPLY)?)?;
-    Some(Flow { protocol, client, asked, answers, hears })
+    let tcp = part(message, PROTOINFO).and_then(|info| attributes(info).find(|(kind, _)| *kind == PROTOINFO_TCP));
+    let state = tcp.and_then(|(_, tcp)| attributes(tcp).find(|(kind, _)| *kind == TCP_STATE));
+    let established = state.is_some_and(|(_, state)| state == [TCP_ESTABLISHED]);
+    Some(Flow { protocol, client, asked, answers, hears, established })
 }
 
 fn part(message: &[u8], wanted: u16) -> Option<&[u8]> {
@@ -291,6 +289,6 @@ mod tests {
             gone: [(Protocol::Udp, "10.88.0.2".parse().unwrap(), 5353)].into(),
             opened: [(Protocol::Udp, None, 99), (Protocol::Udp, Some("192.0.2.11".parse().unwrap()), 88)].into(),
         };
-        assert_eq!(stale.has(&Flow { protocol, client, asked, answers, hears }), expected);
+        assert_eq!(stale.has(&Flow { protocol, client, asked, answers, hears, established: false }), expected);
     }
 }

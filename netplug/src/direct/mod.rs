@@ -25,7 +25,7 @@ const NAME: &str = "netplug_direct";
 /// More addresses than a bridge's ports can have.
 const ADDRESSES: u32 = 8192;
 /// Connections that are noted. Beyond, those that begin are not.
-const CONNECTIONS: u32 = 65_536;
+const CONNECTIONS: u32 = 32_768;
 
 /// The program, loaded, and its maps.
 #[derive(Debug)]

@@ -87,10 +87,10 @@ impl Engine {
         if self.settings.isolation != Isolation::Routed || !self.settings.direct {
             return Ok(());
         }
-        match direct::clear(LOOPBACK_INDEX).and_then(|_| Shortcut::load()) {
+        match load() {
             Ok(shortcut) => self.direct.shortcut = Some(shortcut),
-            Err(error) => {
-                self.direct.refused = Some(format!("the kernel has no tcx (Linux 6.6), or allows us no eBPF: {error}"));
+            Err(reason) => {
+                self.direct.refused = Some(reason);
                 return Ok(());
             }
         }
@@ -143,10 +143,11 @@ impl Engine {
         }
         let joining = |lease: &&Lease| !self.direct.has(&lease.uid) && self.may_go_directly(lease);
         let joining: Vec<Lease> = self.leases.values().filter(joining).cloned().collect();
-        if joining.is_empty() {
+        let before = self.direct.admitted.len();
+        joining.iter().for_each(|lease| self.join_direct_with(lease));
+        if self.direct.admitted.len() == before {
             return;
         }
-        joining.iter().for_each(|lease| self.join_direct_with(lease));
         // Connection tracking won't see their end.
         let all: HashSet<IpAddr> = self.direct.addresses().collect();
         let Some(shortcut) = &self.direct.shortcut else { return };
@@ -159,9 +160,7 @@ impl Engine {
 
     /// Lets a pod on it, if it may.
     pub(super) fn join_direct_with(&mut self, lease: &Lease) {
-        if !lease.ports.is_empty() {
-            self.standing.watched().translate(lease.ips.iter().copied());
-        }
+        self.standing.has_ports(lease);
         if !self.may_go_directly(lease) {
             return;
         }
@@ -201,6 +200,17 @@ impl Engine {
         let closed = self.direct.closed().map(str::to_owned);
         closed.or(hindrance).or_else(|| Some("its link was not found".into()))
     }
+}
+
+/// Whether this kernel lets pods reach each other past the host's rules ([`crate::Settings::direct`]); if not, why.
+pub fn can_go_directly() -> Result<(), String> {
+    load().map(drop)
+}
+
+/// A kernel may take the program and still have no place for it: the loopback is asked.
+fn load() -> Result<Shortcut, String> {
+    let loaded = direct::clear(LOOPBACK_INDEX).and_then(|_| Shortcut::load());
+    loaded.map_err(|error| format!("the kernel has no tcx (Linux 6.6), or allows us no eBPF: {error}"))
 }
 
 fn refuses(error: &std::io::Error) -> bool {

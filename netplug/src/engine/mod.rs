@@ -30,7 +30,7 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-pub use self::shape::can_limit_bandwidth;
+pub use self::{direct::can_go_directly, shape::can_limit_bandwidth};
 use self::{
     leases::Leases,
     ports::{Ports, index, unindex},
@@ -173,6 +173,7 @@ impl Engine {
     fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
         keep(&mut self.pools, &lease)?;
         index(&mut self.ports, &lease);
+        self.standing.has_ports(&lease);
         self.leases.insert(lease);
         Ok(())
     }

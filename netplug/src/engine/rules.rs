@@ -60,6 +60,13 @@ impl Standing {
         &mut self.watched
     }
 
+    /// A pod to which host ports lead, if it has any.
+    pub(super) fn has_ports(&mut self, lease: &Lease) {
+        if !lease.ports.is_empty() {
+            self.watched.translate(lease.ips.iter().copied());
+        }
+    }
+
     /// What keeps a pod off the direct way, of what concerns this pod.
     pub(super) fn hinders(&self, lease: &Lease) -> Option<Hindrance> {
         self.watched.hinders(lease)
