@@ -12,7 +12,7 @@ BENCH_PACKAGES := netavark aardvark-dns catatonit conmon e2fsprogs
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help cluster conformance clusterbench controlplane test packages vm-packages build images plugins unit e2e v2 tools deb bench netbench oracle lint check clean
+.PHONY: help cluster conformance helm soak clusterbench controlplane test packages vm-packages build images plugins unit e2e v2 tools deb bench netbench oracle lint check clean
 
 help: ## This list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,8 +58,15 @@ controlplane: ## etcd, API server, controllers, kubectl of v1.37 and v1.34 from 
 	@e2e/controlplane/build target/e2e/controlplane
 	@e2e/controlplane/build target/e2e/controlplane-v1.34 v1.34
 
-cluster: packages build controlplane plugins ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
+helm: ## helm, from its Go module, in target/e2e/bin; minutes, once
+	@command -v go > /dev/null || { echo 'go is not installed: apt-get install golang, or https://go.dev/dl' >&2; exit 1; }
+	cd e2e/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../target/e2e/bin/helm helm.sh/helm/v4/cmd/helm
+
+cluster: packages tools build controlplane plugins helm ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
 	cargo test -p e2e --features cluster --test cluster --test csi --test devices
+
+soak: packages build controlplane ## 300 pods that come and go while the API server dies, and two nodes whose pods talk: minutes
+	cargo test -p e2e --features cluster --test soak -- --test-threads 1 --nocapture
 
 conformance: packages build controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long
 	@e2e/conformance/build target/e2e/conformance

@@ -3,8 +3,10 @@
 
 mod adopt;
 mod away;
+mod chart;
 mod csi;
 mod join;
+mod kind;
 mod lines;
 mod logins;
 mod mirror;
