@@ -395,6 +395,7 @@ fn network(settings: &Settings) -> netplug::Settings {
         masquerade_except: settings.network.masquerade_except.clone(),
         // By the host, where Services and policies see every packet.
         isolation: netplug::Isolation::Routed,
+        direct: settings.network.direct_path,
     }
 }
 
@@ -620,6 +621,7 @@ mod tests {
             reuse_after: std::time::Duration::ZERO,
             probe: None,
             masquerade: true,
+            direct_path: true,
             masquerade_except: Vec::new(),
             service_cidrs: Vec::new(),
             dns: false,
