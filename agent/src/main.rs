@@ -1,6 +1,7 @@
 //! Parses the command line, and runs the agent or a command against one that runs.
 #![forbid(unsafe_code)]
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -123,13 +124,23 @@ fn agent(flags: &Flags) -> ExitCode {
         }
         Err(error) => Err(error.into()),
     };
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nodeagent: {error}");
-            ExitCode::FAILURE
-        }
+    let error = match ran {
+        Ok(daemon::Ending::Stopped) => return ExitCode::SUCCESS,
+        Ok(daemon::Ending::Again) => begin_anew().to_string(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("nodeagent: {error}");
+    ExitCode::FAILURE
+}
+
+/// As if the agent had been killed and started: that is how every agent comes after another. Returns only if that fails.
+fn begin_anew() -> std::io::Error {
+    let mut words = std::env::args_os();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = words.next() {
+        command.arg0(name);
     }
+    command.args(words).exec()
 }
 
 fn log(settings: &Settings) {

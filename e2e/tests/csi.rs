@@ -37,7 +37,7 @@ fn a_files_pod_has_a_volume_of_a_driver_as_long_as_it_lives() {
     web.is_ready();
     let uid = web.uid();
     let request = asked(&driver, "publish").pop().unwrap();
-    assert!(request.contains("readonly=false fs=ext4 flags= group= mode=1 secrets=[password:hunter2]"), "{request}");
+    assert!(request.contains("readonly=false block=false fs=ext4 flags= group= mode=1 secrets=[password:hunter2]"), "{request}");
     let context =
         format!("context=[ephemeral:true,pod.name:web,pod.namespace:default,pod.uid:{uid},serviceAccount.name:robot,size:small]");
     assert!(request.contains(&context), "{request}");

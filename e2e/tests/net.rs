@@ -50,6 +50,7 @@ fn the_network_is_drawn() {
     ] {
         assert!(tree.contains(line), "{line:?} in\n{tree}");
     }
+    assert!(tree.contains("─ from pod to pod directly, where no rule has to see it\n"), "{tree}");
     let data = view(&node);
     assert_eq!(data["wiring"], "bridge");
     assert_eq!(data["pods"].as_array().unwrap().len(), 3, "{data}");
@@ -82,6 +83,8 @@ fn a_trace_says_what_packets_do() {
     assert!(!get(&stranger));
 
     let trace = |to: &str| node.run(&["net", "trace", "client", to]).ok();
+    let straight = trace(&format!("{}:80", stranger.ip()));
+    assert!(straight.contains("no rule speaks of either pod") && straight.contains("⇒ passes"), "{straight}");
     assert!(trace("web:81").contains("⇒ refused"), "no such port of the service: {}", trace("web:81"));
     assert!(trace("192.0.2.1:8088").contains("host port 8088 of pod default/web"));
     assert!(trace("192.0.2.1:30080").contains("node port of service default/web:http"));

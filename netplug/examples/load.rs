@@ -1,6 +1,6 @@
 //! What packets cost on the ways that pods have, side by side in one run: our network, and podman's (netavark with its bridge and iptables).
-//! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod, pod → host, from outside by a
-//! host port and, on our side, by a Service, with as many host ports published and Services as are asked for. Both sides take turns, so that
+//! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod (of which nothing speaks), to a pod
+//! that has the host ports and is the Services' endpoint, pod → host, from outside by a host port and, on our side, by a Service, with as many host ports published and Services as are asked for. Both sides take turns, so that
 //! what the machine does besides touches both alike. Where br_netfilter is there (as Kubernetes' nodes have it), what podman's bridge
 //! passes on goes through iptables; pod → pod is measured without that, too.
 //!
@@ -113,6 +113,9 @@ struct Side {
     client: Space,
     server: Space,
     server_ip: String,
+    /// As the server, but without ports and Services.
+    plain: Space,
+    plain_ip: String,
     gateway: &'static str,
     /// Ends with the side.
     _network: Option<Network>,
@@ -121,19 +124,19 @@ struct Side {
 const HOST: &str = "192.0.2.1";
 
 impl Side {
-    fn spaces() -> Fallible<[Space; 4]> {
-        let [node, outside, client, server] = [Space::new()?, Space::new()?, Space::new()?, Space::new()?];
+    fn spaces() -> Fallible<[Space; 5]> {
+        let [node, outside, client, server, plain] = [Space::new()?, Space::new()?, Space::new()?, Space::new()?, Space::new()?];
         node.ip(&format!("link add up0 type veth peer name eth0 netns {}", outside.tid))?;
         node.ip(&format!("address add {HOST}/24 dev up0"))?;
         node.ip("link set up0 up")?;
         outside.ip("address add 192.0.2.2/24 dev eth0")?;
         outside.ip("link set eth0 up")?;
         node.ip("route add default via 192.0.2.2")?;
-        Ok([node, outside, client, server])
+        Ok([node, outside, client, server, plain])
     }
 
     fn ours(ports: u16, state: std::path::PathBuf) -> Fallible<Side> {
-        let [node, outside, client, server] = Side::spaces()?;
+        let [node, outside, client, server, plain] = Side::spaces()?;
         let settings = Settings {
             bridge: "pods0".into(),
             ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
@@ -144,8 +147,8 @@ impl Side {
             ..Settings::default()
         };
         let network = node.run(|| Ok(futures::executor::block_on(Network::open(settings))?))?;
-        let mut server_ip = String::new();
-        for (uid, space, ports) in [("client", &client, 0..0), ("server", &server, 0..ports)] {
+        let mut ips = Vec::new();
+        for (uid, space, ports) in [("client", &client, 0..0), ("server", &server, 0..ports), ("plain", &plain, 0..0)] {
             let netlink: OwnedFd = space.run(|| {
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
@@ -155,15 +158,18 @@ impl Side {
             let ports = ports.map(port).collect();
             let netns = space.file.as_fd();
             let attachment = Attachment { uid, pod: uid, netns, netlink, ports, fixed: Vec::new(), bandwidth: None };
-            server_ip = futures::executor::block_on(network.attach(attachment))?.ips[0].to_string();
+            ips.push(futures::executor::block_on(network.attach(attachment))?.ips[0].to_string());
         }
+        let (plain_ip, server_ip) = (ips.pop().unwrap_or_default(), ips.pop().unwrap_or_default());
         futures::executor::block_on(network.enforce(services(ports, &server_ip)?))?;
-        Side { name: "netplug", node, outside, client, server, server_ip, gateway: "10.88.0.1", _network: Some(network) }.served()
+        let gateway = "10.88.0.1";
+        Side { name: "netplug", node, outside, client, server, server_ip, plain, plain_ip, gateway, _network: Some(network) }
+            .served()
     }
 
     fn podmans(ports: u16, state: &std::path::Path) -> Fallible<Side> {
-        let [node, outside, client, server] = Side::spaces()?;
-        for (number, (space, ports)) in [(&client, 0..0), (&server, 0..ports)].into_iter().enumerate() {
+        let [node, outside, client, server, plain] = Side::spaces()?;
+        for (number, (space, ports)) in [(&client, 0..0), (&server, 0..ports), (&plain, 0..0)].into_iter().enumerate() {
             let mappings: Vec<_> = ports
                 .map(|port| json!({"host_ip": "", "container_port": PORT + port, "host_port": PORT + port, "range": 1, "protocol": "tcp"}))
                 .collect();
@@ -188,12 +194,13 @@ impl Side {
                 if child.wait()?.success() { Ok(()) } else { Err("netavark failed".into()) }
             })?;
         }
-        let server_ip = "10.88.0.3".into();
-        Side { name: "podman", node, outside, client, server, server_ip, gateway: "10.88.0.1", _network: None }.served()
+        let (server_ip, plain_ip, gateway) = ("10.88.0.3".into(), "10.88.0.4".into(), "10.88.0.1");
+        Side { name: "podman", node, outside, client, server, server_ip, plain, plain_ip, gateway, _network: None }.served()
     }
 
     fn served(self) -> Fallible<Side> {
         self.server.serve()?;
+        self.plain.serve()?;
         self.node.serve()?;
         Ok(self)
     }
@@ -201,7 +208,8 @@ impl Side {
     /// From where to where.
     fn way(&self, way: &str) -> Fallible<(&Space, SocketAddr)> {
         let (from, ip) = match way {
-            "pod → pod" => (&self.client, self.server_ip.as_str()),
+            "pod → pod" => (&self.client, self.plain_ip.as_str()),
+            "pod → endpoint" => (&self.client, self.server_ip.as_str()),
             "pod → host" => (&self.client, self.gateway),
             "pod → Service" => (&self.client, SERVICE),
             _ => (&self.outside, HOST),
@@ -231,7 +239,7 @@ fn services(count: u16, server: &str) -> Fallible<Rules> {
 }
 
 const SERVICE: &str = "10.96.0.1";
-const WAYS: [&str; 3] = ["pod → pod", "pod → host", "outside → hostPort"];
+const WAYS: [&str; 4] = ["pod → pod", "pod → endpoint", "pod → host", "outside → hostPort"];
 
 fn main() -> Fallible<()> {
     let mut counts = std::env::args().skip(1).map(|word| word.parse::<u16>()).collect::<Result<Vec<_>, _>>()?;
@@ -252,6 +260,7 @@ fn main() -> Fallible<()> {
             }
             println!("| without br_netfilter: | | | | | |");
             compare(&sides, WAYS[0], ports)?;
+            compare(&sides, WAYS[1], ports)?;
         }
     }
     Ok(())
@@ -276,12 +285,12 @@ fn compare(sides: &[Side; 2], way: &str, ports: u16) -> Fallible<()> {
     Ok(())
 }
 
-/// A Service against the direct way, of our side alone, taking turns.
+/// A Service against its endpoint, of our side alone, taking turns.
 fn by_service(side: &Side, services: u16) -> Fallible<()> {
     for (name, unit, measure) in MEASURES {
         let mut samples: [Vec<f64>; 2] = Default::default();
         for round in 0..=ROUNDS {
-            for (way, samples) in ["pod → Service", "pod → pod"].into_iter().zip(&mut samples) {
+            for (way, samples) in ["pod → Service", "pod → endpoint"].into_iter().zip(&mut samples) {
                 let (from, to) = side.way(way)?;
                 let value = from.run(move || measure(to)).map_err(|error| format!("{way}: {error}"))?;
                 if round > 0 {
@@ -289,10 +298,10 @@ fn by_service(side: &Side, services: u16) -> Fallible<()> {
                 }
             }
         }
-        let [service, direct] = samples.map(median);
+        let [service, endpoint] = samples.map(median);
         println!(
-            "| pod → Service, against the direct way | {name}, {unit} | {services} | {service:.0} | {direct:.0} (direct) | {:.2} |",
-            service / direct
+            "| pod → Service, against its endpoint | {name}, {unit} | {services} | {service:.0} | {endpoint:.0} (endpoint) | {:.2} |",
+            service / endpoint
         );
     }
     Ok(())

@@ -27,8 +27,9 @@ async fn main() -> Fallible<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let state = tempfile::tempdir_in("/dev/shm")?;
     let network = Network::open(settings(state.path(), Isolation::Routed)?).await?;
+    let mut pods = Vec::new();
     for count in counts {
-        fill(&network, count).await?;
+        fill(&network, &mut pods, count).await?;
         let link = network.attached().await?.first().map(|lease| lease.host_if.clone()).unwrap_or_default();
         for (what, harm) in [
             ("bridge deleted", format!("ip link delete {BRIDGE}")),

@@ -3,7 +3,10 @@
 //! as the client goes on.
 //! linux/netfilter/nfnetlink_conntrack.h is the reference.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use netlink_sys::Socket;
 
@@ -15,10 +18,26 @@ use crate::{
 };
 
 const SUBSYSTEM: u16 = 1;
+const NEW: u16 = 0;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOINFO: u16 = 4;
+const TIMEOUT: u16 = 7;
+const PROTOINFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const TCP_FLAGS_ORIGINAL: u16 = 4;
+const TCP_FLAGS_REPLY: u16 = 5;
+const TCP_ESTABLISHED: u8 = 3;
+/// Flags and their mask: SACK is taken for agreed upon, and windows, whose scale isn't known, are not held against packets.
+const LENIENT: u8 = 0x02 | 0x08;
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+const CONFIRMED: u32 = 1 << 3;
+/// How long a connection that says nothing stays known; as soon as it says something, it is as long as for every other.
+const IDLE_SECONDS: u32 = 24 * 3600;
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PORTS: u16 = 2;
 const FAMILIES: [u8; 2] = [2, 10];
@@ -38,7 +57,7 @@ impl Stale {
     }
 
     fn has(&self, flow: &Flow) -> bool {
-        let Flow { protocol, client, asked, answers, hears } = *flow;
+        let Flow { protocol, client, asked, answers, hears, .. } = *flow;
         if asked != answers {
             return self.gone.iter().any(|(p, ip, port)| p.number() == protocol && answers == (*ip, *port));
         }
@@ -76,6 +95,114 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<
     Ok(())
 }
 
+/// The addresses that connections were redirected to: what answers there must be translated back.
+pub(crate) fn translated(wire: &mut Wire, socket: &Socket) -> Result<BTreeSet<IpAddr>, Refused> {
+    let flows = netlink::until_whole(|| list(wire, socket))?.into_iter();
+    Ok(flows.filter(|flow| flow.asked != flow.answers).map(|flow| flow.answers.0).collect())
+}
+
+/// A TCP connection that nobody translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Connection {
+    /// Who opened it.
+    pub(crate) client: SocketAddr,
+    /// To whom.
+    pub(crate) server: SocketAddr,
+}
+
+/// The open connections between these that are known, which are not from now on: they are somebody else's to know.
+pub(crate) fn take_connections(
+    wire: &mut Wire,
+    socket: &Socket,
+    fit: impl Fn(IpAddr) -> bool,
+) -> Result<Vec<Connection>, Refused> {
+    let plain = |flow: &Flow| flow.established && flow.asked == flow.answers && flow.client == flow.hears;
+    let flows = netlink::until_whole(|| list(wire, socket))?
+        .into_iter()
+        .filter(plain)
+        .filter(|flow| fit(flow.client.0) && fit(flow.asked.0));
+    let taken: Vec<Connection> = flows.map(|flow| Connection { client: flow.client.into(), server: flow.asked.into() }).collect();
+    for connection in &taken {
+        let mut tuple = Attrs::default();
+        write_tuple(&mut tuple, TUPLE_ORIGINAL, connection.client, connection.server);
+        // Refused when it has ended meanwhile.
+        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection), &tuple.0), |_, _| {})?;
+    }
+    Ok(taken)
+}
+
+/// Makes connections known as such that have been there for long: what passes for it goes on to pass. The kernel picks up their windows from
+/// what it sees, as it does with connections that it comes upon. All are tried; the last refusal is told.
+pub(crate) fn know(wire: &mut Wire, socket: &Socket, connections: &[Connection]) -> Result<(), Refused> {
+    let flags = netlink_packet_core::NLM_F_ACK | netlink_packet_core::NLM_F_CREATE;
+    let mut outcome = Ok(());
+    for connection in connections {
+        let request = message(NEW, flags, family(connection), &standing(connection).0);
+        wire.exchange(socket, &request, |_, answer| {
+            if let Answer::Refused(refusal) = answer {
+                outcome = Err(refusal);
+            }
+        })?;
+    }
+    outcome
+}
+
+fn standing(connection: &Connection) -> Attrs {
+    let Connection { client, server } = *connection;
+    let mut attrs = Attrs::default();
+    write_tuple(&mut attrs, TUPLE_ORIGINAL, client, server);
+    write_tuple(&mut attrs, TUPLE_REPLY, server, client);
+    attrs.u32(STATUS, SEEN_REPLY | ASSURED | CONFIRMED).u32(TIMEOUT, IDLE_SECONDS);
+    attrs.nest(PROTOINFO, |info| {
+        info.nest(PROTOINFO_TCP, |tcp| {
+            tcp.bytes(TCP_STATE, &[TCP_ESTABLISHED])
+                .bytes(TCP_FLAGS_ORIGINAL, &[LENIENT; 2])
+                .bytes(TCP_FLAGS_REPLY, &[LENIENT; 2]);
+        });
+    });
+    attrs
+}
+
+fn write_tuple(attrs: &mut Attrs, kind: u16, source: SocketAddr, destination: SocketAddr) {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let (from, to) = if source.is_ipv4() { (1, 2) } else { (3, 4) };
+    attrs.nest(kind, |tuple| {
+        tuple.nest(TUPLE_ADDRESSES, |ips| {
+            ips.bytes(from, &octets(source.ip())).bytes(to, &octets(destination.ip()));
+        });
+        tuple.nest(TUPLE_PORTS, |ports| {
+            ports
+                .bytes(1, &[Protocol::Tcp.number()])
+                .bytes(2, &source.port().to_be_bytes())
+                .bytes(3, &destination.port().to_be_bytes());
+        });
+    });
+}
+
+fn family(connection: &Connection) -> u8 {
+    FAMILIES[usize::from(!connection.client.is_ipv4())]
+}
+
+fn list(wire: &mut Wire, socket: &Socket) -> Result<Vec<Flow>, Refused> {
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
+        let mut refused = None;
+        wire.exchange(socket, &request, |_, answer| match answer {
+            Answer::Message(message) => found.extend(flow(message)),
+            Answer::Refused(refusal) => refused = Some(refusal),
+            Answer::Ack => {}
+        })?;
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+    }
+    Ok(found)
+}
+
 /// A flow's two directions: who asks whom, and who answers whom.
 #[derive(Debug, Clone, Copy)]
 struct Flow {
@@ -84,16 +211,30 @@ struct Flow {
     asked: End,
     answers: End,
     hears: End,
+    /// Of TCP: opened, and not closed yet.
+    established: bool,
 }
 
 /// A flow's original tuple, if it is stale.
 fn original_if_stale(message: &[u8], stale: &Stale) -> Option<Vec<u8>> {
-    let body = message.get(20..)?;
-    let part = |wanted: u16| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let (original, reply) = (part(TUPLE_ORIGINAL)?, part(TUPLE_REPLY)?);
-    let (protocol, asked, client) = ends(original)?;
-    let (_, hears, answers) = ends(reply)?;
-    stale.has(&Flow { protocol, client, asked, answers, hears }).then(|| original.to_vec())
+    if !stale.has(&flow(message)?) {
+        return None;
+    }
+    part(message, TUPLE_ORIGINAL).map(<[u8]>::to_vec)
+}
+
+/// What a message tells of a flow.
+fn flow(message: &[u8]) -> Option<Flow> {
+    let (protocol, asked, client) = ends(part(message, TUPLE_ORIGINAL)?)?;
+    let (_, hears, answers) = ends(part(message, TUPLE_REPLY)?)?;
+    let tcp = part(message, PROTOINFO).and_then(|info| attributes(info).find(|(kind, _)| *kind == PROTOINFO_TCP));
+    let state = tcp.and_then(|(_, tcp)| attributes(tcp).find(|(kind, _)| *kind == TCP_STATE));
+    let established = state.is_some_and(|(_, state)| state == [TCP_ESTABLISHED]);
+    Some(Flow { protocol, client, asked, answers, hears, established })
+}
+
+fn part(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(message.get(20..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// Address and port.
@@ -148,6 +289,6 @@ mod tests {
             gone: [(Protocol::Udp, "10.88.0.2".parse().unwrap(), 5353)].into(),
             opened: [(Protocol::Udp, None, 99), (Protocol::Udp, Some("192.0.2.11".parse().unwrap()), 88)].into(),
         };
-        assert_eq!(stale.has(&Flow { protocol, client, asked, answers, hears }), expected);
+        assert_eq!(stale.has(&Flow { protocol, client, asked, answers, hears, established: false }), expected);
     }
 }

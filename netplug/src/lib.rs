@@ -10,6 +10,7 @@
 //! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
 //! | `service`, `policy` | from services and policies to parts of the table: pure | settings |
 //! | [`dns`] | a resolver on the bridge | cidr |
+//! | `direct` | from pod to pod past the host's rules: who may, and the program for it | settings, lease |
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
@@ -28,6 +29,7 @@ mod bandwidth;
 mod cidr;
 pub mod cni;
 mod conntrack;
+mod direct;
 pub mod dns;
 mod engine;
 mod error;
@@ -47,7 +49,7 @@ pub mod whole;
 
 pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};
-pub use engine::{can_limit_bandwidth, obstacles_to, rules::Rules};
+pub use engine::{can_go_directly, can_limit_bandwidth, obstacles_to, rules::Rules};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};

@@ -15,6 +15,8 @@ pub struct Picture {
     pub table: String,
     /// Whether the table is there, made of these settings.
     pub table_stands: bool,
+    /// Why no pod takes the direct way to others; none: those do that nothing keeps off it.
+    pub no_direct_way: Option<String>,
     /// What pods hold, by their names.
     pub pods: Vec<PodState>,
     /// Links in the bridge that are no pod's.
@@ -43,6 +45,8 @@ pub struct PodState {
     pub link: Option<LinkState>,
     /// Whether that is a port of the bridge.
     pub bridged: bool,
+    /// Why it doesn't take the direct way to other pods; none: it does.
+    pub not_direct: Option<String>,
 }
 
 impl LinkState {

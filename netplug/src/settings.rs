@@ -48,6 +48,9 @@ pub struct Settings {
     pub probe: Option<Duration>,
     /// Whether pods may talk to each other.
     pub isolation: Isolation,
+    /// With [`Isolation::Routed`]: whether pods whose packets no rule has to see may hand them to each other past the host's rules, where
+    /// the kernel can (tcx: Linux 6.6).
+    pub direct: bool,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             reuse_after: Duration::from_secs(60),
             probe: None,
             isolation: Isolation::Off,
+            direct: true,
         }
     }
 }

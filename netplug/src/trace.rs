@@ -1,6 +1,7 @@
 //! What would become of a connection: the table's rules told in words, step by step. Pure: a function of leases, rules and question.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -53,15 +54,29 @@ pub struct Flow {
     pub protocol: Protocol,
 }
 
-/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `host`: addresses of the node, beside
-/// the bridge's.
-pub(crate) fn trace(settings: &Settings, leases: &[Lease], rules: &Rules, host: &[IpAddr], flow: Flow) -> Vec<Vec<Step>> {
+/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `direct`: who takes the direct way. `host`:
+/// addresses of the node, beside the bridge's.
+pub(crate) fn trace(
+    settings: &Settings,
+    leases: &[Lease],
+    rules: &Rules,
+    direct: &HashSet<IpAddr>,
+    host: &[IpAddr],
+    flow: Flow,
+) -> Vec<Vec<Step>> {
     let gateways = settings.ranges.iter().map(Range::gateway);
     let world = World { settings, leases, rules, host: host.iter().copied().chain(gateways).collect() };
     let destination = flow.destination.ip();
     if !world.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
         let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
         return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+    }
+    if direct.contains(&flow.source) && direct.contains(&destination) && flow.protocol != Protocol::Sctp {
+        let reason = format!(
+            "no rule speaks of either pod: straight to {}, past the host and what it could refuse",
+            world.name(destination)
+        );
+        return vec![vec![Step { chain: "direct".into(), verdict: Verdict::Accept, reason }]];
     }
     let (entry, targets) = world.entrance(flow);
     targets.into_iter().map(|target| world.way(flow, entry.clone(), target)).collect()
@@ -271,7 +286,8 @@ mod tests {
         };
         let service_ranges = vec!["10.96.0.0/16".parse().unwrap()];
         let rules = Rules { service_ranges, services: vec![std::sync::Arc::new(web)], policies: vec![Arc::new(policy)] };
-        (settings, vec![lease("client", 2, vec![]), lease("web", 3, vec![port]), lease("db", 4, vec![])], rules)
+        let plain = lease("plain", 5, vec![]);
+        (settings, vec![lease("client", 2, vec![]), lease("web", 3, vec![port]), lease("db", 4, vec![]), plain], rules)
     }
 
     #[rstest]
@@ -284,6 +300,9 @@ mod tests {
     #[case("10.88.0.2", "10.88.0.4:5432", "egress accept, ingress accept")]
     #[case("10.88.0.2", "10.88.0.4:5433", "egress accept, ingress drop")]
     #[case("10.88.0.3", "10.88.0.4:5432", "egress accept, ingress drop")]
+    #[case("10.88.0.2", "10.88.0.5:80", "direct accept")]
+    #[case("10.88.0.3", "10.88.0.5:80", "egress accept, ingress accept")]
+    #[case("10.88.0.5", "10.96.0.1:80", "prerouting rewrite, egress accept, ingress accept")]
     #[case("10.88.0.2", "203.0.113.9:443", "egress accept, ingress accept, postrouting rewrite")]
     #[case("10.88.0.2", "127.0.0.1:80", "loopback accept")]
     #[case("10.88.0.3", "10.88.0.3:80", "loopback accept")]
@@ -297,7 +316,8 @@ mod tests {
     fn ways(#[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
         let (settings, leases, rules) = world();
         let flow = Flow { source: source.parse().unwrap(), destination: destination.parse().unwrap(), protocol: Protocol::Tcp };
-        let ways = trace(&settings, &leases, &rules, &["192.0.2.1".parse().unwrap()], flow);
+        let direct = ["10.88.0.2", "10.88.0.5"].map(|ip| ip.parse().unwrap()).into();
+        let ways = trace(&settings, &leases, &rules, &direct, &["192.0.2.1".parse().unwrap()], flow);
         let show = |step: &Step| format!("{} {}", step.chain, format!("{:?}", step.verdict).to_lowercase());
         assert_eq!(ways[0].iter().map(show).collect::<Vec<_>>().join(", "), expected);
     }

@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+pub mod bpf;
+
 /// `CLONE_*` for [`clone3`], [`unshare`] and [`setns`].
 pub mod ns {
     /// Mounts.
@@ -216,63 +218,6 @@ pub fn seccomp(program: &[u8], flags: u32) -> io::Result<()> {
     check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::c_ulong::from(flags), ptr::from_ref(&program))
     })?;
-    Ok(())
-}
-
-/// Loads a program of type `BPF_PROG_TYPE_CGROUP_DEVICE`: eBPF instructions of 8 bytes each, in memory order. It does nothing until it
-/// is attached ([`bpf_attach_device`]). Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
-///
-/// # Errors
-/// The kernel's; `EINVAL` also for a program that its verifier refuses.
-pub fn bpf_load_device(program: &[u8]) -> io::Result<OwnedFd> {
-    const BPF_PROG_LOAD: u32 = 5;
-    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    #[repr(C)]
-    struct Load {
-        prog_type: u32,
-        count: u32,
-        instructions: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log: u64,
-        kernel_version: u32,
-        flags: u32,
-    }
-    if !program.len().is_multiple_of(8) {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    let count = u32::try_from(program.len() / 8).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
-    let load = Load {
-        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        count,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    // SAFETY: `load` and what it points at live until the call returns; the kernel only reads them, `count` instructions and the
-    // licence up to its NUL.
-    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, ptr::from_ref(&load), size_of::<Load>()) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// Lets a program of [`bpf_load_device`] decide, beside those that are there, which devices the processes of a cgroup (v2) may open.
-/// It stays as long as the cgroup.
-///
-/// # Errors
-/// The kernel's.
-pub fn bpf_attach_device(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    const BPF_PROG_ATTACH: u32 = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
-    let attach: [u32; 4] = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
-    // SAFETY: `attach` lives until the call returns; the kernel only reads it.
-    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, ptr::from_ref(&attach), size_of_val(&attach)) })?;
     Ok(())
 }
 

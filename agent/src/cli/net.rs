@@ -87,6 +87,13 @@ fn tree(view: &NetworkView) -> String {
     let mut root = Branch::default();
     root.below.extend(view.uplinks.iter().map(|link| Branch::leaf(format!("uplink {}", shown(link)))));
     root.below.push(pods(view));
+    if view.bridge.is_some() {
+        let way = view.no_direct_path.as_ref().map_or_else(
+            || "directly, where no rule has to see it".to_owned(),
+            |reason| format!("by the host's rules: {reason}"),
+        );
+        root.below.push(Branch::leaf(format!("from pod to pod {way}")));
+    }
     root.below.extend(group("services", view.services.iter().map(service)));
     root.below.extend(group("network policies", view.policies.iter().map(|it| policy(it, view))));
     root.below.extend(group("other firewalls", view.obstacles.iter().map(Branch::leaf)));
@@ -129,6 +136,9 @@ fn pod(pod: &PodView, view: &NetworkView) -> Branch {
     }
     for (what, rate) in [("gets", pod.ingress_bandwidth), ("sends", pod.egress_bandwidth)] {
         below.extend(rate.map(|bits| Branch::leaf(format!("{what} at most {bits} bit/s"))));
+    }
+    if let (Some(reason), None) = (&pod.no_direct_path, &view.no_direct_path) {
+        below.push(Branch::leaf(format!("to and from pods by the host's rules: {reason}")));
     }
     let link = match (pod.host_interface.as_str(), pod.problem.as_str()) {
         ("", _) => String::new(),
@@ -244,6 +254,7 @@ mod tests {
                 host_ports: vec![HostPort { host_ip: None, host_port: 8088, container_port: 80, protocol: "TCP".into() }],
                 services: vec!["default/web:http".into()],
                 policies: vec!["default/shut".into()],
+                no_direct_path: Some("network policies select it".into()),
                 ..PodView::default()
             }],
             services: vec![ServiceView {
@@ -263,7 +274,9 @@ node
 │  └─ veth1 ↔ default/web  10.85.0.2
 │     ├─ host port 8088/TCP → 80
 │     ├─ service default/web:http
-│     └─ policy default/shut (ingress: nothing is allowed)
+│     ├─ policy default/shut (ingress: nothing is allowed)
+│     └─ to and from pods by the host's rules: network policies select it
+├─ from pod to pod directly, where no rule has to see it
 ├─ services
 │  └─ default/none  10.96.0.1:80/TCP
 │     └─ no ready endpoint: connections are refused

@@ -55,7 +55,7 @@ fn of_cluster(cluster: &Cluster, event: &Event) -> Option<Event> {
             // The store's version says nothing there.
             event.involved_object.resource_version = None;
         }
-        Some("Node") => {}
+        Some("Node" | "PersistentVolumeClaim") => {}
         _ => return None,
     }
     Some(event)

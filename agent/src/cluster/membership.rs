@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::watcher::watch_object;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -80,6 +82,24 @@ pub(super) async fn pod_cidrs(cluster: &Cluster, labels: BTreeMap<String, String
             Ok(node) => there = node,
             Err(_) => return Vec::new(),
         }
+    }
+}
+
+/// Follows the Node until it has ranges, and others than these.
+pub(super) async fn other_pod_cidrs(cluster: &Cluster, than: &[String]) -> Vec<String> {
+    let nodes: Api<Node> = Api::all(cluster.client());
+    let mut failures = 0;
+    loop {
+        let mut stream = watch_object(nodes.clone(), &cluster.node_name).boxed();
+        while let Some(Ok(there)) = stream.next().await {
+            failures = 0;
+            let given = there.and_then(|node| node.spec?.pod_cidrs).unwrap_or_default();
+            if !given.is_empty() && given != than {
+                return given;
+            }
+        }
+        failures += 1;
+        tokio::time::sleep(pause(failures)).await;
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::report::{patch, same};
+use super::report::{REPAIR, There, patch, same};
 use super::{Cluster, Failure, answer, delete_at_once};
 use crate::image::Digest;
 use crate::model::PodUid;
@@ -123,10 +123,21 @@ struct Task<'a> {
     node_name: &'a str,
     /// The files' pods by the names of their mirrors.
     wanted: HashMap<Key, Arc<Pod>>,
-    /// The statuses that were told, of which mirror.
-    sent: HashMap<Key, (Option<String>, PodStatus)>,
+    /// What was told.
+    sent: HashMap<Key, Sent>,
     /// What is to be looked at, and when.
     due: BTreeMap<Key, Instant>,
+}
+
+/// What the API server was told last of a mirror.
+struct Sent {
+    /// Of which of the name.
+    uid: Option<String>,
+    status: PodStatus,
+    /// What it made of it.
+    there: There,
+    /// When somebody else's word was last written over.
+    repaired: Option<Instant>,
 }
 
 impl Task<'_> {
@@ -198,14 +209,26 @@ impl Task<'_> {
             return delete(&pods, &there).await;
         }
         let status = wanted.status.clone().unwrap_or_default();
-        let sent = self.sent.get(key).filter(|(uid, _)| *uid == there.metadata.uid).map(|(_, status)| status);
+        let known = self.sent.get(key).filter(|sent| sent.uid == there.metadata.uid);
+        let (written_over, mut repaired) =
+            known.map_or((false, None), |sent| (sent.there.is_written_over(&there), sent.repaired));
+        if written_over {
+            let (now, next) = (Instant::now(), repaired.map(|at| at + REPAIR));
+            if let Some(next) = next.filter(|next| *next > now) {
+                self.due.insert(key.clone(), next);
+                return Ok(());
+            }
+            repaired = Some(now);
+        }
+        let sent = known.filter(|_| !written_over).map(|sent| &sent.status);
         if sent.or(there.status.as_ref()).is_some_and(|told| same(told, &status)) {
             return Ok(());
         }
         let uid = there.metadata.uid.as_deref().unwrap_or_default();
         let patch = Patch::Strategic(patch(uid, there.status.as_ref(), sent, &status));
-        answer(pods.patch_status(&key.1, &PatchParams::default(), &patch)).await?;
-        self.sent.insert(key.clone(), (there.metadata.uid.clone(), status));
+        let told = answer(pods.patch_status(&key.1, &PatchParams::default(), &patch)).await?;
+        let sent = Sent { uid: there.metadata.uid.clone(), status, there: There::of(&told), repaired };
+        self.sent.insert(key.clone(), sent);
         Ok(())
     }
 }

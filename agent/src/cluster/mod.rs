@@ -2,6 +2,7 @@
 //! waits for the API server but what is new from it.
 
 mod accounts;
+mod claims;
 mod connect;
 mod csi_node;
 mod events;
@@ -22,7 +23,7 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, Client};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 pub use connect::ConnectError;
 use connect::Transport;
@@ -51,6 +52,8 @@ pub struct Cluster {
     standing: watch::Sender<Standing>,
     node_uid: watch::Sender<String>,
     pub(crate) mirrors: mirror::Mirrors,
+    /// Pods of which the API server has said something.
+    heard: broadcast::Sender<PodUid>,
     /// How often the API server has listed the node's pods: it is there again.
     listings: watch::Sender<u64>,
     pods: RwLock<HashMap<PodUid, Arc<Pod>>>,
@@ -121,6 +124,7 @@ impl Cluster {
             standing,
             node_uid,
             mirrors,
+            heard: broadcast::Sender::new(1024),
             listings,
             pods,
         })
@@ -165,13 +169,19 @@ impl Cluster {
         );
     }
 
-    /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's; empty: it was one before and has none, or the
-    /// API server can't be asked. May take for ever.
+    /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's, within moments; empty: it has none, or the API
+    /// server can't be asked. May take for ever.
     pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
         match self.identity.try_establish(&self.transport).await {
             Ok(()) => membership::pod_cidrs(self, labels, spec).await,
             Err(_) => Vec::new(),
         }
+    }
+
+    /// Waits until the cluster gives the node's pods ranges, and others than these.
+    pub async fn other_pod_cidrs(&self, than: &[String]) -> Vec<String> {
+        self.member().await;
+        membership::other_pod_cidrs(self, than).await
     }
 
     async fn keep_serving(&self) {
@@ -248,11 +258,15 @@ impl Cluster {
 
     /// What the API server says of a pod; none: it is gone. Returns what it said before.
     pub(crate) fn learn(&self, uid: &PodUid, pod: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        match pod {
-            Some(pod) => pods.insert(uid.clone(), pod),
-            None => pods.remove(uid),
-        }
+        let before = {
+            let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+            match pod {
+                Some(pod) => pods.insert(uid.clone(), pod),
+                None => pods.remove(uid),
+            }
+        };
+        let _ = self.heard.send(uid.clone());
+        before
     }
 
     /// Deletes a pod of this UID at once; false: it is for the watch to tell that it is gone. Tried until there is an answer.

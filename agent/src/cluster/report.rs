@@ -1,8 +1,10 @@
 //! What has become of the cluster's pods, told to the API server: each pod's newest status, when it has changed, and its deletion once
-//! nothing is left of it. Of one pod one request is on its way at a time, so that nothing older overtakes what is newer.
+//! nothing is left of it. Of one pod one request is on its way at a time, so that nothing older overtakes what is newer. What somebody else
+//! writes over it there is put back, as the kubelet's status manager does, but no more often than that does.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -12,6 +14,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 
 use super::{Cluster, Failure, answer, delete_at_once};
 use crate::model::PodUid;
@@ -22,6 +25,10 @@ use crate::pod::store::{Change, Verb};
 /// Requests that are on their way at the same time.
 const AT_ONCE: usize = 16;
 
+/// Between two repairs of a pod's state at least: whoever writes over it again and again has the last word in between. The kubelet looks as
+/// often.
+pub(super) const REPAIR: Duration = Duration::from_secs(10);
+
 /// Follows the pods' states; never returns.
 pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
     let mut report = Report {
@@ -30,18 +37,40 @@ pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
         sent: HashMap::new(),
         busy: HashSet::new(),
         requests: FuturesUnordered::new(),
+        later: FuturesUnordered::new(),
     };
+    let mut heard = cluster.heard.subscribe();
     cluster.member().await;
     let mut changes = report.look(node);
     loop {
         report.send();
         tokio::select! {
+            uid = heard.recv() => match uid {
+                Ok(uid) => report.compare(&uid, node),
+                Err(RecvError::Lagged(_)) => {
+                    for uid in report.sent.keys().cloned().collect::<Vec<_>>() {
+                        report.compare(&uid, node);
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            },
+            Some(uid) = report.later.next(), if !report.later.is_empty() => {
+                if let Some(sent) = report.sent.get_mut(&uid) {
+                    sent.waits = false;
+                }
+                report.compare(&uid, node);
+            }
             change = changes.recv() => match change {
                 Ok(change) => report.changed(&change),
                 Err(RecvError::Lagged(_)) => changes = report.look(node),
                 Err(RecvError::Closed) => return,
             },
-            Some(done) = report.requests.next(), if !report.requests.is_empty() => report.done(done),
+            Some(done) = report.requests.next(), if !report.requests.is_empty() => {
+                let uid = done.uid.clone();
+                report.done(done);
+                // What was heard meanwhile.
+                report.compare(&uid, node);
+            }
         }
     }
 }
@@ -58,15 +87,57 @@ struct News {
 struct Done {
     uid: PodUid,
     news: News,
-    result: Result<(), Failure>,
+    /// The pod as the API server has it then, if it was told something.
+    result: Result<Option<There>, Failure>,
+}
+
+/// What the API server was told last of a pod.
+struct Sent {
+    status: PodStatus,
+    /// What it made of it; none: it is to be told again.
+    there: Option<There>,
+    /// When somebody else's word was last written over.
+    repaired: Option<Instant>,
+    /// A later comparison is coming.
+    waits: bool,
+}
+
+/// A pod's state as the API server has it.
+pub(super) struct There {
+    version: Option<u64>,
+    status: PodStatus,
+}
+
+impl There {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let version = pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
+        let status = pod.status.clone().unwrap_or_default();
+        // The scheduler's and the controllers'.
+        let status = PodStatus {
+            nominated_node_name: None,
+            resource_claim_statuses: None,
+            extended_resource_claim_status: None,
+            ..status
+        };
+        Self { version, status }
+    }
+
+    /// Whether somebody else has changed what is ours of a pod since: of what the API server said before, nothing follows. It may have made
+    /// something else of our words, which is then as good as ours.
+    pub(super) fn is_written_over(&self, known: &Pod) -> bool {
+        let known = Self::of(known);
+        known.version > self.version && !same(&self.status, &known.status)
+    }
 }
 
 struct Report {
     cluster: Arc<Cluster>,
     news: HashMap<PodUid, News>,
-    sent: HashMap<PodUid, PodStatus>,
+    sent: HashMap<PodUid, Sent>,
     busy: HashSet<PodUid>,
     requests: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Pods that are compared once more, since they were repaired a moment ago.
+    later: FuturesUnordered<BoxFuture<'static, PodUid>>,
 }
 
 impl Report {
@@ -92,19 +163,49 @@ impl Report {
         self.news.insert(uid, News { pod, gone, failures: 0 });
     }
 
+    /// Whether the API server has a pod's state as it was told; else it is told again.
+    fn compare(&mut self, uid: &PodUid, node: &Node) {
+        if self.busy.contains(uid) || self.news.contains_key(uid) {
+            return;
+        }
+        let (Some(sent), Some(known)) = (self.sent.get_mut(uid), self.cluster.pod(uid)) else { return };
+        if sent.waits || !sent.there.as_ref().is_some_and(|there| there.is_written_over(&known)) {
+            return;
+        }
+        let Some(pod) = node.store.pod(uid) else { return };
+        let now = Instant::now();
+        if let Some(next) = sent.repaired.map(|at| at + REPAIR).filter(|next| *next > now) {
+            sent.waits = true;
+            let uid = uid.clone();
+            return self.later.push(Box::pin(async move {
+                tokio::time::sleep_until(next).await;
+                uid
+            }));
+        }
+        tracing::info!(
+            pod = known.metadata.name,
+            "somebody else has changed the pod's state at the API server; it is told again"
+        );
+        (sent.repaired, sent.there) = (Some(now), None);
+        self.news.insert(uid.clone(), News { pod, gone: false, failures: 0 });
+    }
+
     fn send(&mut self) {
         while self.busy.len() < AT_ONCE {
             let Some(uid) = self.news.keys().find(|uid| !self.busy.contains(*uid)).cloned() else { return };
             let Some(news) = self.news.remove(&uid) else { return };
             let Some(known) = self.cluster.pod(&uid) else { continue };
             let status = news.pod.status.clone().unwrap_or_default();
-            let told = self.sent.get(&uid).or(known.status.as_ref());
+            let sent = self.sent.get(&uid).filter(|sent| sent.there.is_some()).map(|sent| &sent.status);
+            let told = sent.or(known.status.as_ref());
             let unchanged = told.is_some_and(|told| same(told, &status));
             if unchanged && !news.gone {
+                let there = || Sent { status, there: Some(There::of(&known)), repaired: None, waits: false };
+                self.sent.entry(uid).or_insert_with(there);
                 continue;
             }
             let there = known.metadata.uid.as_deref().unwrap_or_default();
-            let patch = (!unchanged).then(|| patch(there, known.status.as_ref(), self.sent.get(&uid), &status));
+            let patch = (!unchanged).then(|| patch(there, known.status.as_ref(), sent, &status));
             self.busy.insert(uid.clone());
             self.requests.push(Box::pin(tell(self.cluster.clone(), uid, news, patch)));
         }
@@ -113,11 +214,13 @@ impl Report {
     fn done(&mut self, Done { uid, mut news, result }: Done) {
         self.busy.remove(&uid);
         match result {
-            Ok(()) if news.gone => {
+            Ok(_) if news.gone => {
                 self.sent.remove(&uid);
             }
-            Ok(()) => {
-                self.sent.insert(uid, news.pod.status.clone().unwrap_or_default());
+            Ok(there) => {
+                let before = self.sent.remove(&uid);
+                let (repaired, waits) = before.map_or((None, false), |sent| (sent.repaired, sent.waits));
+                self.sent.insert(uid, Sent { status: news.pod.status.clone().unwrap_or_default(), there, repaired, waits });
             }
             // The pod of this UID is gone: nobody wants to know any more.
             Err(failure) if failure.code == 404 || self.cluster.pod(&uid).is_none() => {
@@ -139,14 +242,16 @@ async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Valu
     let meta = &news.pod.metadata;
     let (namespace, name) = (meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default());
     let pods: Api<Pod> = Api::namespaced(cluster.client(), namespace);
-    let mut result = Ok(());
+    let mut result = Ok(None);
     if let Some(patch) = patch {
-        result = answer(pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))).await.map(drop);
+        result = answer(pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)))
+            .await
+            .map(|pod| Some(There::of(&pod)));
     }
     // Only what is asked to go is taken away: a pod that was evicted is there until somebody deletes it.
     let asked = cluster.pod(&uid).filter(|pod| pod.metadata.deletion_timestamp.is_some());
     if let Some(known) = asked.filter(|_| news.gone && result.is_ok()) {
-        result = delete_at_once(&pods, name, known.metadata.uid.clone()).await;
+        result = delete_at_once(&pods, name, known.metadata.uid.clone()).await.map(|()| None);
     }
     Done { uid, news, result }
 }
@@ -242,6 +347,22 @@ mod tests {
                     {"$patch": "delete", "type": "PodResizePending"}],
             }})
         );
+    }
+
+    #[test]
+    fn only_what_is_ours_and_newer_is_written_over() {
+        let pod = |version: &str, status: Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "status": status})).unwrap()
+        };
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let there = pod("9", json!({"phase": "Running", "conditions": ready}));
+        let now = |version: &str, status: Value| There::of(&there).is_written_over(&pod(version, status));
+        assert!(!now("10", json!({"phase": "Running", "conditions": ready})));
+        assert!(now("10", json!({"phase": "Running", "conditions": []})), "as numbers, not as words");
+        assert!(now("10", json!({"phase": "Failed", "conditions": ready})));
+        assert!(!now("8", json!({"phase": "Pending"})), "the watch is behind");
+        let others = json!([{"type": "example.com/gate", "status": "True"}, {"type": "Ready", "status": "True"}]);
+        assert!(!now("10", json!({"phase": "Running", "conditions": others, "nominatedNodeName": "n"})));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Declared {
     /// A duration.
     pub(super) address_probe: Option<String>,
     pub(super) masquerade: Option<bool>,
+    /// Pods whose packets nothing has to see hand them to each other past the host's rules; on by default.
+    pub(super) direct_path: Option<bool>,
     pub(super) masquerade_except: Vec<String>,
     pub(super) nft_table: Option<String>,
     #[serde(rename = "serviceCIDRs")]

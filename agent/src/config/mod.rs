@@ -88,6 +88,8 @@ pub struct Network {
     pub probe: Option<Duration>,
     /// Whether what pods send to the world has the node's address.
     pub masquerade: bool,
+    /// Whether pods may reach each other past the host's rules, where no rule has to see it.
+    pub direct_path: bool,
     /// Where pods' own addresses are seen, beside their ranges.
     pub masquerade_except: Vec<netplug::Cidr>,
     /// The nftables table of this agent's own.

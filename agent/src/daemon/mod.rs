@@ -29,6 +29,7 @@ use crate::image::{self, Embedded, Images};
 use crate::machine;
 use crate::model;
 use crate::plugin::csi::Csi;
+use crate::plugin::csi::growth::Claims;
 use crate::plugin::device::Devices;
 use crate::pod::Node;
 use crate::pod::adoption::Adoptions;
@@ -131,8 +132,8 @@ fn advice(checks: &[Check]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Runs the agent until it is told to stop.
-pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
+/// Runs the agent until it is told to stop, or has to begin anew.
+pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     let lib = settings.paths.lib();
     let lacking: Vec<Check> = machine::check::all(&lib).into_iter().filter(|c| c.verdict == Verdict::Bad).collect();
     if !lacking.is_empty() {
@@ -146,12 +147,14 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         Some(cluster) => Some(Arc::new(Cluster::open(join(&settings, cluster)?).await?)),
         None => None,
     };
-    if let Some(cluster) = &cluster {
-        ranges::of_cluster(&mut settings, cluster).await;
-    }
+    let given = match &cluster {
+        Some(cluster) => ranges::of_cluster(&mut settings, cluster).await,
+        None => None,
+    };
 
     let (node, services) = node(&settings, cluster.as_ref()).await?;
     let node = Arc::new(node);
+    ranges::gate(given.as_ref(), &node);
     let (orders, inbox) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
@@ -176,6 +179,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults(&settings), keys, events));
+    let other_ranges = ranges::follow(given, cluster.clone(), node.clone());
     if let Some(cluster) = cluster {
         let object = machine_object(&settings, &node);
         tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
@@ -184,7 +188,16 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
     service::ready(&format!("Running pods of {}", told_manifests(&settings)));
 
-    stop.wait().await;
+    tokio::select! {
+        () = stop.wait() => {}
+        () = other_ranges => {
+            // Nobody has the old range; those who wait for the new one are found by the agent that comes now.
+            if let Err(error) = node.network.close().await {
+                tracing::warn!(%error, "the pod network could not be taken down");
+            }
+            return Ok(Ending::Again);
+        }
+    }
     service::stopping(match settings.on_stop {
         OnStop::Drain => "Ending all pods",
         OnStop::Keep => "Leaving the pods to the next agent",
@@ -207,7 +220,16 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     if settings.on_stop == OnStop::Drain && node.runtime.leftovers().is_empty() {
         leave_as_found(&node).await;
     }
-    Ok(())
+    Ok(Ending::Stopped)
+}
+
+/// What is next when the agent has ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing: it was told to stop.
+    Stopped,
+    /// The same program, to the same words: what it is told once, at its start, is another thing now.
+    Again,
 }
 
 /// What manifests leave open.
@@ -244,6 +266,7 @@ async fn leave_as_found(node: &Node) {
 /// All that the pods' workers share.
 async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
+    let claims = cluster.map(|cluster| cluster.clone() as Arc<dyn Claims>);
     let providers = plugins::providers(settings, accounts.clone())?;
     // The network has a thread of its own: its order is given first.
     let images = async { open_images(settings).await.map_err(DaemonError::from) };
@@ -284,6 +307,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         images,
         providers,
         accounts,
+        claims,
         volume_images: std::sync::Mutex::default(),
         backoff: Backoff {
             initial: settings.backoff.initial,
@@ -371,6 +395,7 @@ fn network(settings: &Settings) -> netplug::Settings {
         masquerade_except: settings.network.masquerade_except.clone(),
         // By the host, where Services and policies see every packet.
         isolation: netplug::Isolation::Routed,
+        direct: settings.network.direct_path,
     }
 }
 
@@ -596,6 +621,7 @@ mod tests {
             reuse_after: std::time::Duration::ZERO,
             probe: None,
             masquerade: true,
+            direct_path: true,
             masquerade_except: Vec::new(),
             service_cidrs: Vec::new(),
             dns: false,

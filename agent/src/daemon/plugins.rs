@@ -37,6 +37,7 @@ pub fn serve(settings: &Settings, node: &Arc<Node>) {
     tokio::spawn(async move { admission.follow_devices().await });
     tokio::spawn(wake_for_drivers(node.clone()));
     tokio::spawn(node.clone().republish());
+    tokio::spawn(node.clone().follow_growth());
     let handlers: Handlers =
         [("DevicePlugin", Box::new(node.devices.clone()) as _), ("CSIPlugin", Box::new(node.csi.clone()) as _)].into();
     let folder = root.join("plugins_registry");

@@ -59,6 +59,8 @@ impl From<h2::Error> for Status {
 pub struct Code(pub u32);
 
 impl Code {
+    /// Whoever asked wants it no more.
+    pub const CANCELLED: Self = Self(1);
     /// Whoever answered knows no better.
     pub const UNKNOWN: Self = Self(2);
     /// The request can never succeed.
@@ -67,6 +69,14 @@ impl Code {
     pub const DEADLINE_EXCEEDED: Self = Self(4);
     /// There is no such thing.
     pub const NOT_FOUND: Self = Self(5);
+    /// Something has run out.
+    pub const RESOURCE_EXHAUSTED: Self = Self(8);
+    /// Not in the present state.
+    pub const FAILED_PRECONDITION: Self = Self(9);
+    /// Somebody else is at it.
+    pub const ABORTED: Self = Self(10);
+    /// Beyond what there is.
+    pub const OUT_OF_RANGE: Self = Self(11);
     /// There is no such method.
     pub const UNIMPLEMENTED: Self = Self(12);
     /// A rule of gRPC was broken.

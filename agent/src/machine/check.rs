@@ -28,6 +28,7 @@ pub fn thorough(lib: &Path, (bridge, table): (&str, &str)) -> Vec<Check> {
     let mut checks = all(lib);
     checks.push(bandwidth());
     checks.push(firewalls(bridge, table));
+    checks.push(direct_path());
     checks
 }
 
@@ -40,6 +41,17 @@ fn firewalls(bridge: &str, table: &str) -> Check {
             check("firewalls", Verdict::Limited, all.join("; "), "let the bridge through where that isn't so yet")
         }
         Err(error) => check("firewalls", Verdict::Limited, error.to_string(), "what other firewalls do to pods is unknown"),
+    }
+}
+
+fn direct_path() -> Check {
+    match netplug::can_go_directly() {
+        Ok(()) => {
+            check("direct path", Verdict::Good, "pods can reach each other past the host's rules, where none speaks of them", "")
+        }
+        Err(reason) => {
+            check("direct path", Verdict::Limited, reason, "pods reach each other by the host's rules alone: somewhat slower")
+        }
     }
 }
 

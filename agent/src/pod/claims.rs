@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume,
+    CSIVolumeSource, HostPathVolumeSource, ISCSIVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume, VolumeDevice,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::Node;
 use super::objects::Objects;
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod, references};
-use crate::plugin::csi::wanted::{self, Wanted};
+use crate::plugin::csi::wanted::{self, Mode, Wanted};
 use crate::runtime;
 
 /// The volume that a claim is bound to; none: it isn't, or isn't a claim.
@@ -63,6 +64,7 @@ impl Node {
             };
             let found = find(&self.objects.cluster, pod.namespace(), &name);
             let found = found.and_then(|found| if volume.ephemeral.is_some() { of_pod(found, pod) } else { Ok(found) });
+            let found = found.and_then(|found| check_use(pod, &volume.name, Mode::of(&found.1)).map(|()| found));
             let (claim, of) = found.map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
             let only_read = only_read || reads_only(&claim);
             if only_read {
@@ -78,9 +80,9 @@ impl Node {
     }
 }
 
-type Bound = (std::sync::Arc<PersistentVolumeClaim>, std::sync::Arc<PersistentVolume>);
+pub(super) type Bound = (std::sync::Arc<PersistentVolumeClaim>, std::sync::Arc<PersistentVolume>);
 
-fn find(objects: &Objects, namespace: &str, name: &str) -> Result<Bound, String> {
+pub(super) fn find(objects: &Objects, namespace: &str, name: &str) -> Result<Bound, String> {
     let claim = objects.get(&ObjectRef::new(ObjectKind::PersistentVolumeClaim, namespace, name));
     let Some(claim) = claim else { return Err(format!("persistentvolumeclaim \"{name}\" not found")) };
     let volume = volume_of(&claim).and_then(|key| objects.get(&key));
@@ -101,6 +103,25 @@ fn of_pod(found: Bound, pod: &ValidPod) -> Result<Bound, String> {
     Err(format!("PVC {}/{name} was not created for pod {}/{} (pod is not owner)", pod.namespace(), pod.namespace(), pod.name()))
 }
 
+/// A device can't be mounted, a folder be no device.
+fn check_use(pod: &ValidPod, volume: &str, mode: Mode) -> Result<(), String> {
+    let spec = pod.spec();
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let ephemeral = || spec.ephemeral_containers.iter().flatten();
+    let (used, field) = match mode {
+        Mode::Block => {
+            let mounts = |mounts: &Option<Vec<VolumeMount>>| mounts.iter().flatten().any(|mount| mount.name == volume);
+            (containers.any(|c| mounts(&c.volume_mounts)) || ephemeral().any(|c| mounts(&c.volume_mounts)), "volumeMounts")
+        }
+        Mode::Filesystem => {
+            let devices = |devices: &Option<Vec<VolumeDevice>>| devices.iter().flatten().any(|device| device.name == volume);
+            (containers.any(|c| devices(&c.volume_devices)) || ephemeral().any(|c| devices(&c.volume_devices)), "volumeDevices")
+        }
+    };
+    let wrong = || format!("volume {volume} has volumeMode {}, but is specified in {field}", mode.as_str());
+    if used { Err(wrong()) } else { Ok(()) }
+}
+
 fn reads_only(claim: &PersistentVolumeClaim) -> bool {
     let modes = claim.spec.iter().flat_map(|spec| spec.access_modes.iter().flatten());
     let mut modes = modes.peekable();
@@ -111,13 +132,17 @@ fn reads_only(claim: &PersistentVolumeClaim) -> bool {
 fn made_of(name: &str, of: &PersistentVolume) -> Result<Volume, String> {
     let pv = of.metadata.name.as_deref().unwrap_or_default();
     let spec = of.spec.as_ref().ok_or_else(|| format!("PersistentVolume {pv} says nothing of what it is"))?;
-    if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(format!("PersistentVolume {pv} is a raw block device, which this node gives to no pod"));
+    let mode = Mode::of(of);
+    if mode == Mode::Block && spec.local.is_none() && spec.csi.is_none() {
+        return Err(format!(
+            "PersistentVolume {pv} is a raw block device of a kind that this node can't give: csi and local are"
+        ));
     }
     let mut volume = Volume { name: name.into(), ..Volume::default() };
     if let Some(local) = &spec.local {
         // It is somebody's disk: never made, where it isn't there.
-        volume.host_path = Some(HostPathVolumeSource { path: local.path.clone(), type_: Some("Directory".into()) });
+        let kind = if mode == Mode::Block { "BlockDevice" } else { "Directory" };
+        volume.host_path = Some(HostPathVolumeSource { path: local.path.clone(), type_: Some(kind.into()) });
     } else if let Some(path) = &spec.host_path {
         volume.host_path = Some(path.clone());
     } else if let Some(nfs) = &spec.nfs {
@@ -176,7 +201,27 @@ mod tests {
             Ok(json!({"name": "data", "csi": {"driver": "d"}}))
         );
         assert!(made(json!({"rbd": {"image": "i", "monitors": []}})).unwrap_err().contains("no driver"));
-        assert!(made(json!({"volumeMode": "Block", "local": {"path": "/dev/sdb"}})).unwrap_err().contains("block device"));
+        assert_eq!(
+            made(json!({"volumeMode": "Block", "local": {"path": "/dev/sdb"}})),
+            Ok(json!({"name": "data", "hostPath": {"path": "/dev/sdb", "type": "BlockDevice"}}))
+        );
+        assert!(made(json!({"volumeMode": "Block", "hostPath": {"path": "/dev/sdb"}})).unwrap_err().contains("block device"));
+    }
+
+    #[test]
+    fn a_device_is_not_mounted_and_a_folder_is_no_device() {
+        let pod = |container: Value| {
+            let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u"}, "spec": {"containers": [container]}});
+            ValidPod::trusted(serde_json::from_value(pod).unwrap(), Origin::Api)
+        };
+        let mounts = pod(json!({"name": "a", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}));
+        let has = pod(json!({"name": "a", "volumeDevices": [{"name": "data", "devicePath": "/dev/x"}]}));
+        let wrong = |pod, mode| check_use(pod, "data", mode).err();
+        assert_eq!((wrong(&mounts, Mode::Filesystem), wrong(&has, Mode::Block)), (None, None));
+        let said = wrong(&mounts, Mode::Block).unwrap();
+        assert_eq!(said, "volume data has volumeMode Block, but is specified in volumeMounts");
+        let said = wrong(&has, Mode::Filesystem).unwrap();
+        assert_eq!(said, "volume data has volumeMode Filesystem, but is specified in volumeDevices");
     }
 
     #[test]

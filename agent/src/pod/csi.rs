@@ -12,11 +12,12 @@ use serde_json::json;
 use super::Node;
 use super::objects::Objects;
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, Subject, ValidObject, ValidPod};
+use crate::plugin::csi::driver::Refusal;
 use crate::plugin::csi::wanted::{self, Given, Life, Request, Wanted};
 use crate::runtime;
 
 /// About as often as the kubelet asks drivers again that want it.
-const REPUBLISH: Duration = Duration::from_secs(60);
+const REPUBLISH: Duration = Duration::from_secs(45);
 /// Between two tries to take back what nobody knows any more; doubled up to the kubelet's two minutes.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(122);
@@ -43,22 +44,33 @@ impl Node {
     }
 
     async fn mount(&self, pod: &ValidPod, wanted: &Wanted) -> Result<PathBuf, String> {
-        if let Some(path) = self.csi.mounted(pod.uid(), wanted) {
-            return Ok(path);
-        }
+        let path = if let Some(path) = self.csi.mounted(pod.uid(), wanted) {
+            path
+        } else {
+            let driver = driver(self.objects.of(pod), &wanted.driver);
+            let given = self.given(pod, wanted, driver.as_ref()).await?;
+            self.csi.mount(Request { pod, wanted, driver: driver.as_ref(), given: &given }).await?
+        };
+        self.grow_at_first(pod, wanted).await?;
+        Ok(path)
+    }
+
+    /// Tells a driver that a volume is to be so many bytes large.
+    pub(super) async fn expand(&self, pod: &ValidPod, wanted: &Wanted, bytes: u64) -> Result<(), Refusal> {
         let driver = driver(self.objects.of(pod), &wanted.driver);
-        let given = self.given(pod, wanted, driver.as_ref()).await?;
-        self.csi.mount(Request { pod, wanted, driver: driver.as_ref(), given: &given }).await
+        let given = self.given(pod, wanted, driver.as_ref()).await.map_err(Refusal::Unreached)?;
+        self.csi.expand(Request { pod, wanted, driver: driver.as_ref(), given: &given }, bytes).await
     }
 
     async fn given(&self, pod: &ValidPod, wanted: &Wanted, driver: Option<&CSIDriverSpec>) -> Result<Given, String> {
         let objects = self.objects.of(pod);
         let needs_attachment = *pod.origin() == Origin::Api && wanted.needs_attachment(driver);
-        let [stage, publish] = &wanted.secrets;
+        let [stage, publish, expand] = &wanted.secrets;
         Ok(Given {
             attachment: if needs_attachment { attachment(objects, wanted, &self.name)? } else { BTreeMap::new() },
             stage_secrets: secrets(objects, wanted, "NodeStageSecretRef", stage.as_ref())?,
             publish_secrets: secrets(objects, wanted, "NodePublishSecretRef", publish.as_ref())?,
+            expand_secrets: secrets(objects, wanted, "NodeExpandSecretRef", expand.as_ref())?,
             tokens: self.tokens(pod, driver).await?,
         })
     }

@@ -15,6 +15,7 @@ use crate::image::Images;
 use crate::image::provider::{Accounts, Providers};
 use crate::model::{Body, Origin, PodUid, ValidObject, ValidPod, references};
 use crate::plugin::csi::Csi;
+use crate::plugin::csi::growth::Claims;
 use crate::plugin::device::Devices;
 use crate::runtime::{Runtime, Sandbox, Sockets, Wires};
 use crate::service::Services;
@@ -25,6 +26,7 @@ pub mod claims;
 pub mod completed;
 pub mod counters;
 mod csi;
+mod growth;
 pub mod handle;
 pub mod handler;
 pub mod hook;
@@ -80,6 +82,8 @@ pub struct Node {
     pub providers: Option<Providers>,
     /// Who knows service accounts: a cluster.
     pub accounts: Option<Arc<dyn Accounts>>,
+    /// Who has claims as they are now: a cluster.
+    pub claims: Option<Arc<dyn Claims>>,
     /// Images of image volumes.
     pub volume_images: Mutex<HashMap<PodUid, pulls::VolumeImages>>,
     /// Waits between restarts.

@@ -422,6 +422,7 @@ impl Runtime {
             None => cdi::find(&cdi::names(pod)?, &self.settings.cdi_spec_dirs)?,
             Some(grant) => cdi::find(&cdi::names_with(pod, grant)?, &self.settings.cdi_spec_dirs)?.with(grant),
         };
+        let devices = devices.with_nodes(volumes::devices(container, volumes)?);
         if rules == DeviceRules::Default {
             group.restrict_devices(&devices.device_rules()?)?;
         }

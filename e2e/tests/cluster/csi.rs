@@ -171,3 +171,131 @@ fn a_driver_of_the_pods_own_volumes_gets_a_token_of_its_account() {
     vault.says("unpublish csi-");
     plane.is_gone("pod", "reader");
 }
+
+const ROTATED: &str = "
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: vault.example.com}
+spec:
+  attachRequired: false
+  volumeLifecycleModes: [Ephemeral]
+  requiresRepublish: true
+  tokenRequests: [{audience: vault}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key}
+stringData: {password: first}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: reader}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
+  volumes: [{name: v, csi: {driver: vault.example.com, readOnly: true, nodePublishSecretRef: {name: key}}}]
+";
+
+#[test]
+fn a_driver_that_wants_it_is_told_anew_with_todays_secret_and_token() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let vault = node.csi_driver("vault.example.com", &[]);
+    plane.apply(ROTATED);
+    plane.until("pod", "reader", "runs", runs);
+    let first = line(&vault, "publish csi-");
+    assert!(first.contains("secrets=[password:first]"), "{first}");
+    let main = node.pod("reader").container("main");
+    let id = main.id();
+    plane.apply("{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {password: second}}");
+    let again = eventually("the driver is told of the new secret", || {
+        let said = vault.output();
+        let found = said.lines().find(|line| line.starts_with("publish csi-") && line.contains("secrets=[password:second]"));
+        found.map(str::to_owned).ok_or(said)
+    });
+    // The same volume, at the same place, with a token of its own.
+    let token = |line: &str| line.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    assert_eq!(first.split(' ').nth(1), again.split(' ').nth(1));
+    assert_ne!(token(&first), token(&again));
+    assert_eq!((main.id(), main.restarts()), (id, 0));
+    let asked = |call: &str| vault.output().lines().filter(|line| line.starts_with(call)).count();
+    plane.kubectl(&["delete", "pod", "reader"]).ok();
+    vault.says("unpublish csi-");
+    assert_eq!(asked("unpublish csi-"), 1, "{}", vault.output());
+}
+
+const SCRATCH: &str = "
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: disk.example.com}
+spec: {attachRequired: false, volumeLifecycleModes: [Persistent]}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: scratch}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: scratch
+  persistentVolumeReclaimPolicy: Retain
+  csi: {driver: disk.example.com, volumeHandle: vol-scratch}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: taken}
+spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], storageClassName: taken, hostPath: {path: /var/empty}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: other-v}
+spec: {accessModes: [ReadWriteOnce], storageClassName: taken, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: worker}
+spec: &spec
+  terminationGracePeriodSeconds: 1
+  nodeName: node
+  containers:
+  - {name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
+  volumes:
+  - name: v
+    ephemeral:
+      volumeClaimTemplate:
+        metadata: {labels: {of: worker}}
+        spec: {accessModes: [ReadWriteOnce], storageClassName: scratch, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other}
+spec: *spec
+";
+
+#[test]
+fn a_generic_ephemeral_volume_is_a_claim_that_comes_and_goes_with_its_pod() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let driver = node.csi_driver("disk.example.com", &["STAGE=1"]);
+    // YAML's anchors end with their document.
+    let (_, rest) = SCRATCH.split_once("spec: &spec").unwrap();
+    let (spec, _) = rest.split_once("---").unwrap();
+    plane.apply(&SCRATCH.replace("&spec", "").replace("*spec", spec.trim_end()));
+    plane.until("pod", "worker", "runs", runs);
+    let uid = node.pod("worker").uid();
+    plane.until("pvc", "worker-v", "is the pod's", |claim| {
+        let owner = &claim["metadata"]["ownerReferences"][0];
+        let fine = owner["uid"] == uid.as_str() && claim["metadata"]["labels"]["of"] == "worker";
+        (fine && claim["spec"]["volumeName"] == "scratch").then_some(())
+    });
+    assert!(line(&driver, "publish vol-scratch").contains("mode=1"), "{}", driver.output());
+    node.pod("worker").container("main").demo("write /v/file words");
+    // A claim of that name that is somebody else's is not taken.
+    node.pod("other").tells(&["FailedMount", "PVC default/other-v was not created for pod default/other (pod is not owner)"]);
+    plane.kubectl(&["delete", "pod", "worker", "other"]).ok();
+    driver.says("unstage vol-scratch");
+    plane.is_gone("pvc", "worker-v");
+    assert!(plane.get("pvc", "other-v").is_some());
+}

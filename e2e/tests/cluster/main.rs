@@ -5,11 +5,13 @@ mod adopt;
 mod away;
 mod chart;
 mod csi;
+mod disks;
 mod join;
 mod kind;
 mod lines;
 mod logins;
 mod mirror;
+mod ranges;
 mod resources;
 mod told;
 

@@ -31,6 +31,14 @@ data: {GREETING: of the file}
     let id = node.pod("local").container("main").id();
     assert_eq!(plane.kubectl(&["exec", "local-node", "--", "/demo", "echo", "here"]).ok().trim(), "here");
 
+    // What somebody writes over its state is put back.
+    let patch = r#"{"status": {"phase": "Pending", "containerStatuses": null}}"#;
+    plane.kubectl(&["patch", "pod", "local-node", "--subresource=status", "--type=merge", "-p", patch]).ok();
+    plane.until("pod", "local-node", "is as the node says", |pod| {
+        runs(pod)?;
+        pod["status"]["containerStatuses"][0]["state"]["running"].is_object().then_some(())
+    });
+
     // Deleted there, it is there again, and was never touched here.
     plane.kubectl(&["delete", "pod", "local-node", "--wait=false"]).ok();
     plane.until("pod", "local-node", "is another", |pod| {

@@ -106,3 +106,53 @@ fn the_api_server_carries_logs_and_commands_in_websockets_of_any_age() {
         assert!(said.contains(hello), "{protocol}: {said}");
     }
 }
+
+#[test]
+fn a_state_that_somebody_writes_over_is_put_back_and_nobody_fights_over_it() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {terminationGracePeriodSeconds: 1, \
+         containers: [{name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [serve]}]}}",
+    );
+    plane.until("pod", "web", "runs", super::runs);
+    let writes = |kind: &str, patch: &str| {
+        plane.kubectl(&["patch", "pod", "web", "--subresource=status", "--type", kind, "-p", patch]).ok();
+    };
+    let repairs = || node.agent_output().matches("somebody else has changed the pod's state").count();
+    let whole = |pod: &Value| {
+        let runs = pod["status"]["containerStatuses"][0]["state"]["running"].is_object();
+        (super::runs(pod).is_some() && runs && pod["status"]["podIP"].is_string()).then_some(())
+    };
+    let is_whole = || plane.until("pod", "web", "is as the node says", whole);
+    writes("strategic", r#"{"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "Theirs"}]}}"#);
+    is_whole();
+    let pod = plane.get("pod", "web").unwrap();
+    assert!(condition(&pod, "Ready")["reason"].is_null(), "{pod:#}");
+    writes("merge", r#"{"status": {"containerStatuses": null, "phase": "Pending", "podIP": null, "podIPs": null}}"#);
+    is_whole();
+    // What is theirs stays.
+    writes("strategic", r#"{"status": {"conditions": [{"type": "example.com/theirs", "status": "True"}]}}"#);
+    // Written over while no agent is here.
+    node.kill_agent();
+    writes("merge", r#"{"status": {"containerStatuses": null}}"#);
+    plane.joins(&node);
+    is_whole();
+    // An agent that has told nothing itself keeps what it found.
+    writes("merge", r#"{"status": {"containerStatuses": null}}"#);
+    is_whole();
+    let pod = plane.get("pod", "web").unwrap();
+    assert_eq!(condition(&pod, "example.com/theirs")["status"], "True", "{pod:#}");
+
+    // Somebody who doesn't give up: ours is written once in ten seconds at most, and stands in the end.
+    let (before, begun) = (repairs(), std::time::Instant::now());
+    for _ in 0..20 {
+        writes("merge", r#"{"status": {"phase": "Pending"}}"#);
+    }
+    let most = usize::try_from(begun.elapsed().as_secs() / 10).unwrap() + 2;
+    let done = repairs() - before;
+    assert!(done <= most, "{done} repairs, {most} at most:\n{}", node.agent_output());
+    is_whole();
+    assert_eq!(node.pod("web").container("main").restarts(), 0);
+}

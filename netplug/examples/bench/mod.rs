@@ -59,12 +59,12 @@ pub async fn attach(network: &Network, uid: &str, host_port: u16, netns: &File, 
     Ok(network.attach(attachment).await?)
 }
 
-/// Attaches pods until there are so many, each with a host port. They last as long as the process.
-pub async fn fill(network: &Network, pods: usize) -> Fallible<()> {
-    for number in network.attached().await?.len()..pods {
+/// Attaches pods until there are so many, each with a host port. Their namespaces are added to `pods`, and last as long as that.
+pub async fn fill(network: &Network, pods: &mut Vec<File>, wanted: usize) -> Fallible<()> {
+    for number in network.attached().await?.len()..wanted {
         let (netns, netlink) = namespace()?;
         attach(network, &format!("pod{number}"), 1024 + number as u16, &netns, netlink).await?;
-        std::mem::forget(netns);
+        pods.push(netns);
     }
     Ok(())
 }

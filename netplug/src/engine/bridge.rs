@@ -22,6 +22,7 @@ const ETHERNET_MTU: u32 = 1500;
 pub(crate) struct Bridge {
     pub index: u32,
     pub mtu: u32,
+    pub mac: links::Mac,
     /// Whether the kernel has IPv6 at all (`ipv6.disable=1`): it would refuse its settings.
     pub ipv6: bool,
 }
@@ -58,7 +59,8 @@ impl Bridge {
             requests.push(links::add_address(index, gateway, subnet));
         }
         all(wire, socket, requests, || format!("set up bridge {name}"))?;
-        Ok(Bridge { index, mtu, ipv6: has_ipv6() })
+        let own = existing.and_then(|link| link.mac).or_else(|| mac(settings)).unwrap_or_default();
+        Ok(Bridge { index, mtu, mac: own, ipv6: has_ipv6() })
     }
 
     /// As [`Bridge::up`], but a bridge that was made here isn't examined: nothing is listed, however many links there are.
@@ -83,7 +85,7 @@ impl Bridge {
     }
 
     fn of(link: &Link) -> Bridge {
-        Bridge { index: link.index, mtu: link.mtu, ipv6: has_ipv6() }
+        Bridge { index: link.index, mtu: link.mtu, mac: link.mac.unwrap_or_default(), ipv6: has_ipv6() }
     }
 
     /// Removes the bridge if it was made here.
@@ -272,6 +274,13 @@ pub(crate) fn shows_ip_hooks() -> bool {
         let value = fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"));
         value.is_ok_and(|value| value.trim() == "1")
     })
+}
+
+/// A bridge's port has no use for IPv6 of its own. With it, the kernel adds a route to ff00::/8 for each port when its cable is plugged
+/// in, goes through those of all others to do so, and holds the lock that the next pod waits for: that made a pod cost more the more pods
+/// there were. Where it can't be written all goes on, at that cost.
+pub(super) fn without_ipv6(port: &str) {
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{port}/disable_ipv6"), "1");
 }
 
 /// Writes a setting of the calling thread's namespace, unless it has that value (`/proc/sys` may be read-only).

@@ -4,6 +4,7 @@
 //! [`bridge`] is the host's side, [`pod`] one pod's; here is what ties them: leases, ports, the table.
 
 mod bridge;
+mod direct;
 mod host_port;
 mod leases;
 mod pace;
@@ -29,7 +30,7 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-pub use self::shape::can_limit_bandwidth;
+pub use self::{direct::can_go_directly, shape::can_limit_bandwidth};
 use self::{
     leases::Leases,
     ports::{Ports, index, unindex},
@@ -68,6 +69,7 @@ pub(crate) struct Engine {
     isolated: bool,
     /// Services and policies.
     standing: rules::Standing,
+    direct: direct::Direct,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -92,10 +94,12 @@ impl Engine {
         let mut engine = Engine::idle(settings)?;
         engine.watch = Some(Watch::new()?);
         engine.complete()?;
+        engine.begin_direct()?;
         engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.render()?;
         engine.mend_ports()?;
+        engine.join_direct();
         Ok(engine)
     }
 
@@ -138,7 +142,8 @@ impl Engine {
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
             isolated: false,
-            standing: rules::Standing::new(record::Record::new(&settings.state_dir)),
+            standing: rules::Standing::new(&settings),
+            direct: direct::Direct::default(),
             watch: None,
             complete: false,
             port_ids,
@@ -168,6 +173,7 @@ impl Engine {
     fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
         keep(&mut self.pools, &lease)?;
         index(&mut self.ports, &lease);
+        self.standing.has_ports(&lease);
         self.leases.insert(lease);
         Ok(())
     }
@@ -196,6 +202,7 @@ impl Engine {
     /// Ends a pod's part in the network: ports, link, lease. A pod that isn't attached is none to detach.
     pub(crate) fn detach(&mut self, uid: &str) -> Result<(), Error> {
         let Some(lease) = self.leases.get(uid).cloned() else { return Ok(()) };
+        self.leave_direct_with(uid)?;
         let mut errors = Vec::new();
         errors.extend(self.close_ports(&lease).err());
         match self.delete_links(&links_of(&lease)) {
@@ -209,6 +216,7 @@ impl Engine {
     /// As [`Engine::detach`], but the namespace's end removes the link.
     pub(crate) fn release_when_netns_dies(&mut self, uid: &str) -> Result<(), Error> {
         let Some(lease) = self.leases.get(uid).cloned() else { return Ok(()) };
+        self.leave_direct_with(uid)?;
         let ports = self.close_ports(&lease).err();
         // Its ifb is in no namespace that ends.
         let ifb = lease.bandwidth.and_then(|_| self.delete_links(&[ifb_of(&lease.host_if)].into()).err());
@@ -231,6 +239,7 @@ impl Engine {
             .collect();
         let mut errors = Vec::new();
         for lease in &dead {
+            self.leave_direct_with(&lease.uid)?;
             errors.extend(self.close_ports(lease).err());
         }
         match self.delete_links(&stray) {
@@ -347,10 +356,11 @@ impl Engine {
         inside: &pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
+        self.leave_direct_with(&lease.uid)?;
         if before.is_some() && inside.link.is_none() {
             self.evict(&lease.host_if)?;
         }
-        let (host_if, index) = match self.pair(wanted, lease, inside) {
+        let (host_if, link) = match self.pair(wanted, lease, inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;
                 self.pair(wanted, lease, inside)?
@@ -361,7 +371,7 @@ impl Engine {
             self.rename(&lease.uid, &host_if)?;
         }
         steps.done("veth");
-        self.set_up_inside(wanted, lease, index, inside)?;
+        self.set_up_inside(wanted, lease, link.index, inside)?;
         steps.done("address");
         if lease.bandwidth.is_some() || before.is_some_and(|before| before.bandwidth.is_some()) {
             self.shape(&Lease { host_if: host_if.clone(), ..lease.clone() }, before)?;
@@ -369,6 +379,9 @@ impl Engine {
         }
         self.open_ports(wanted, lease, before)?;
         steps.done("ports");
+        self.direct.found(&lease.uid, link.peer);
+        self.join_direct_with(lease);
+        steps.done("direct");
         Ok(Attached {
             ips: lease.ips.clone(),
             gateways: lease.ips.iter().filter_map(|ip| Some(self.pools.of(*ip)?.gateway())).collect(),
@@ -404,6 +417,7 @@ impl Engine {
             self.dir.release(&lease.uid)?;
         }
         self.leases.remove(&lease.uid);
+        self.direct.found(&lease.uid, None);
         self.give_back(lease);
         Ok(())
     }
@@ -417,6 +431,10 @@ impl Engine {
     /// Rolls a failed attachment back. Its error is the one to tell, so others on the way aren't.
     fn take_back(&mut self, lease: &Lease) {
         let made = links_of(self.leases.get(&lease.uid).unwrap_or(lease));
+        if let Err(error) = self.leave_direct_with(&lease.uid) {
+            tracing::warn!(pod = lease.pod, %error, "roll back");
+        }
+        self.direct.found(&lease.uid, None);
         if let Err(error) = self.close_ports(lease) {
             tracing::warn!(pod = lease.pod, %error, "roll back");
         }

@@ -32,7 +32,8 @@ impl Engine {
         let within = |link: &Link| bridge.is_some_and(|bridge| link.bridge == Some(bridge.index));
         let pods = self.attached().into_iter().map(|lease| {
             let link = all.iter().find(|link| link.name == lease.host_if);
-            PodState { link: link.map(state), bridged: link.is_some_and(within), lease }
+            let not_direct = self.why_not_directly(&lease);
+            PodState { link: link.map(state), bridged: link.is_some_and(within), not_direct, lease }
         });
         let mut pods: Vec<PodState> = pods.collect();
         pods.sort_by(|a, b| a.lease.pod.cmp(&b.lease.pod));
@@ -43,6 +44,7 @@ impl Engine {
             bridge: bridge.map(state),
             table: self.settings.table.clone(),
             table_stands: self.table.stands(&mut self.wire, &self.nft).doing(action)?,
+            no_direct_way: self.direct.closed().map(str::to_owned),
             strangers: all.iter().filter(stranger).map(state).collect(),
             pods,
         })

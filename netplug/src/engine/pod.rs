@@ -107,11 +107,11 @@ impl Engine {
         Ok(Inside { link: Some(link), addresses, host_if })
     }
 
-    /// The pair of the pod: the one that is there, put right, or a new one. The host's end's name, and the pod's end's index.
-    pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<(String, u32), Error> {
+    /// The pair of the pod: the one that is there, put right, or a new one. The host's end's name, and the pod's end.
+    pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<(String, Link), Error> {
         if let (Some(link), Some(host_if)) = (&inside.link, &inside.host_if) {
             self.mend(&Lease { host_if: host_if.clone(), ..lease.clone() })?;
-            return Ok((host_if.clone(), link.index));
+            return Ok((host_if.clone(), link.clone()));
         }
         if inside.link.is_some() {
             let problem = format!("its interface {} is not connected to this host", wanted.link);
@@ -121,7 +121,7 @@ impl Engine {
         let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link));
         let messages = messages.doing(|| format!("find {} of pod {}", wanted.link, wanted.pod))?;
         match Link::all(&messages).next() {
-            Some(link) => Ok((host_if, link.index)),
+            Some(link) => Ok((host_if, link)),
             None => Err(Errno::NODEV).doing(|| format!("find {} of pod {}", wanted.link, wanted.pod)),
         }
     }
@@ -201,7 +201,9 @@ impl Engine {
                 Some(refused) => return Err(refused).doing(|| action(&name)),
                 None => {}
             }
-            if let Some(refused) = outcomes.find_map(Outcome::refusal) {
+            bridge::without_ipv6(&name);
+            let up = self.wire.route_one(&self.route, links::up_by_name(&name));
+            if let Some(refused) = outcomes.find_map(Outcome::refusal).or(up.err()) {
                 self.delete_links(&HashSet::from([name.clone()]))?;
                 return Err(refused).doing(|| format!("make {name} a port of bridge {bridge}"));
             }
@@ -210,14 +212,22 @@ impl Engine {
         Err(Errno::EXIST).doing(|| action(&lease.host_if))
     }
 
-    /// `first`, then what makes a veth's host end a port that is up.
+    /// `first`, then what makes a veth's host end a port.
     fn port_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
         let isolated = self.isolates();
         let mut requests = vec![first, links::set_port(host_if, &port_alias(&lease.pod), isolated)];
         if self.bridge.ipv6 {
             requests.push(links::quiet(host_if));
         }
-        requests.push(links::up_by_name(host_if));
+        requests
+    }
+
+    /// What puts a host end that exists back in order, and up.
+    fn mend_requests(&self, link: &Link, lease: &Lease) -> Vec<Request> {
+        bridge::without_ipv6(&link.name);
+        let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
+        let mut requests = self.port_requests(enslave, &link.name, lease);
+        requests.push(links::up_by_name(&link.name));
         requests
     }
 
@@ -247,8 +257,7 @@ impl Engine {
     pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
         let host_if = lease.host_if.as_str();
         let Some(link) = bridge::find(&mut self.wire, &self.route, host_if)? else { return Ok(()) };
-        let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
-        let requests = self.port_requests(enslave, host_if, lease);
+        let requests = self.mend_requests(&link, lease);
         bridge::all(&mut self.wire, &self.route, requests, || format!("put {host_if} of pod {} in order", lease.pod))
     }
 
@@ -281,8 +290,7 @@ impl Engine {
             if let Some(link) = links.get(&lease.host_if)
                 && (all || link.bridge != Some(self.bridge.index) || !link.up)
             {
-                let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
-                requests.extend(self.port_requests(enslave, &lease.host_if, lease));
+                requests.extend(self.mend_requests(link, lease));
             }
         }
         let gone = Errno::NODEV.raw_os_error();

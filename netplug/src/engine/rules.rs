@@ -6,7 +6,9 @@ use super::{Engine, record::Record};
 use crate::{
     cidr::Cidr,
     conntrack::{self, Stale},
+    direct::{Hindrance, Watched},
     error::{Doing, Error},
+    lease::Lease,
     nft::{
         fragment::Fragment,
         rule::Family,
@@ -15,6 +17,7 @@ use crate::{
     },
     policy::{self, Guard, Policy},
     service::{Balance, Change, Service},
+    settings::Settings,
     trace::{self, Flow, Step},
 };
 
@@ -37,6 +40,7 @@ pub(super) struct Standing {
     rules: Rules,
     balance: Balance,
     guard: Guard,
+    watched: Watched,
     /// The addresses that are services' alone.
     ranges: Arc<Fragment>,
     record: Record,
@@ -45,9 +49,27 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    pub(super) fn new(record: Record) -> Standing {
-        let (balance, guard) = (Balance::default(), Guard::default());
-        Standing { rules: Rules::default(), balance, guard, ranges: Arc::default(), record, stale: false }
+    pub(super) fn new(settings: &Settings) -> Standing {
+        let (balance, guard, record) = (Balance::default(), Guard::default(), Record::new(&settings.state_dir));
+        let watched = Watched::among(settings.ranges.iter().map(|range| range.subnet).collect());
+        Standing { rules: Rules::default(), balance, guard, watched, ranges: Arc::default(), record, stale: false }
+    }
+
+    /// Who must be seen.
+    pub(super) fn watched(&mut self) -> &mut Watched {
+        &mut self.watched
+    }
+
+    /// A pod to which host ports lead, if it has any.
+    pub(super) fn has_ports(&mut self, lease: &Lease) {
+        if !lease.ports.is_empty() {
+            self.watched.translate(lease.ips.iter().copied());
+        }
+    }
+
+    /// What keeps a pod off the direct way, of what concerns this pod.
+    pub(super) fn hinders(&self, lease: &Lease) -> Option<Hindrance> {
+        self.watched.hinders(lease)
     }
 
     pub(super) fn fragments(&self) -> impl Iterator<Item = Arc<Fragment>> {
@@ -58,6 +80,7 @@ impl Standing {
     fn replace(&mut self, rules: Rules) -> Change {
         let (gone, come) = difference(&self.rules.services, &rules.services);
         let mut change = self.balance.change(&gone, &come);
+        self.watched.translate_to(come.iter().map(Arc::as_ref));
         self.record.services(&gone, &come);
         if rules.service_ranges != self.rules.service_ranges {
             let new = Arc::new(virtual_addresses(&rules.service_ranges));
@@ -66,6 +89,7 @@ impl Standing {
         }
         let (gone, come) = difference(&self.rules.policies, &rules.policies);
         change.steps.extend(self.guard.change(&gone, &come));
+        self.watched.select(gone.iter().map(Arc::as_ref), come.iter().map(Arc::as_ref));
         self.record.policies(&gone, &come);
         self.rules = rules;
         change
@@ -104,9 +128,14 @@ impl Engine {
             self.mend_ports()?;
         }
         let change = self.standing.replace(rules);
+        if let Err(error) = self.leave_direct() {
+            self.standing.stale = true;
+            return Err(error);
+        }
         if self.standing.stale || self.table.change(&mut self.wire, &self.nft, &change.steps).is_err() {
             self.render()?;
         }
+        self.join_direct();
         self.forget_flows(&change.stale)
     }
 
@@ -128,7 +157,8 @@ impl Engine {
 
     /// What would become of a connection.
     pub(crate) fn trace(&self, flow: Flow, host: &[IpAddr]) -> Vec<Vec<Step>> {
-        trace::trace(&self.settings, &self.attached(), &self.standing.rules, host, flow)
+        let direct = self.direct.addresses().collect();
+        trace::trace(&self.settings, &self.attached(), &self.standing.rules, &direct, host, flow)
     }
 
     /// The rules that stand.

@@ -216,6 +216,10 @@ impl Engine {
         if !std::mem::take(&mut watch.chains_changed) || self.closed {
             return;
         }
+        match self.look_for_onlookers() {
+            Ok(()) => self.join_direct(),
+            Err(error) => tracing::error!(%error, "what pods send each other goes past other firewalls"),
+        }
         let Some(sender) = &watch.firewalls else { return };
         match self.obstacles() {
             Ok(found) => drop(sender.send_if_modified(|known| {

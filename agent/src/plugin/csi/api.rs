@@ -13,7 +13,10 @@ pub struct Empty {}
 /// How a volume is to be used.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct VolumeCapability {
-    /// As a file system; raw blocks would be 1.
+    /// As a device. This or `mount`.
+    #[prost(message, optional, tag = "1")]
+    pub block: Option<Empty>,
+    /// As a file system.
     #[prost(message, optional, tag = "2")]
     pub mount: Option<MountVolume>,
     /// By whom.
@@ -129,6 +132,44 @@ pub struct UnpublishRequest {
     /// Where it is mounted.
     #[prost(string, tag = "2")]
     pub target_path: String,
+}
+
+/// A volume has grown elsewhere: on this node, too. Secrets are in it: its `Debug` shows nothing.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct ExpandRequest {
+    /// Which.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// Where a pod has it.
+    #[prost(string, tag = "2")]
+    pub volume_path: String,
+    /// How large it is to be.
+    #[prost(message, optional, tag = "3")]
+    pub capacity_range: Option<CapacityRange>,
+    /// Where it is staged.
+    #[prost(string, tag = "4")]
+    pub staging_target_path: String,
+    /// How it is used.
+    #[prost(message, optional, tag = "5")]
+    pub volume_capability: Option<VolumeCapability>,
+    /// Keys.
+    #[prost(btree_map = "string, string", tag = "6")]
+    pub secrets: Map,
+}
+
+impl fmt::Debug for ExpandRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ExpandRequest")
+    }
+}
+
+/// How large a volume may be, in bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CapacityRange {
+    /// At least.
+    #[prost(int64, tag = "1")]
+    pub required_bytes: i64,
 }
 
 /// What a driver can.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use prost::Message;
 
-use super::api::{Capabilities, Empty, NodeInfo, PublishRequest, StageRequest, UnpublishRequest, UnstageRequest};
-use crate::grpc::Channel;
+use super::api::{Capabilities, Empty, ExpandRequest, NodeInfo, PublishRequest, StageRequest, UnpublishRequest, UnstageRequest};
+use crate::grpc::{Channel, Code, Status};
 
 /// The kubelet's, for every call.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -17,6 +17,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Can {
     /// `STAGE_UNSTAGE_VOLUME`.
     pub stage: bool,
+    /// `EXPAND_VOLUME`: it wants to be told of volumes that have grown.
+    pub expand: bool,
     /// `SINGLE_NODE_MULTI_WRITER`: it tells writers of one node apart.
     pub single_node_multi_writer: bool,
     /// `VOLUME_MOUNT_GROUP`: it gives volumes to an fsGroup itself.
@@ -46,6 +48,7 @@ impl Driver {
         for number in capabilities.into_iter().filter_map(|capability| Some(capability.rpc?.kind)) {
             match number {
                 1 => driver.can.stage = true,
+                3 => driver.can.expand = true,
                 5 => driver.can.single_node_multi_writer = true,
                 6 => driver.can.mount_group = true,
                 _ => {}
@@ -55,11 +58,14 @@ impl Driver {
     }
 
     async fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A, String> {
+        self.ask(method, request).await.map_err(|refusal| refusal.to_string())
+    }
+
+    async fn ask<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A, Refusal> {
         let connected = tokio::time::timeout(LIMIT, Channel::connect(&self.endpoint)).await;
-        let failed = |why: String| format!("connect to {}: {why}", self.endpoint.display());
+        let failed = |why: String| Refusal::Unreached(format!("connect to {}: {why}", self.endpoint.display()));
         let channel = connected.map_err(|_| failed("nobody answers".into()))?.map_err(|error| failed(error.to_string()))?;
-        let answer = channel.unary(&format!("csi.v1.Node/{method}"), request, LIMIT).await;
-        answer.map_err(|status| status.to_string())
+        channel.unary(&format!("csi.v1.Node/{method}"), request, LIMIT).await.map_err(Refusal::Status)
     }
 
     /// Labels of the node that tell where it is.
@@ -77,6 +83,12 @@ impl Driver {
         self.call::<Empty>("NodeUnstageVolume", request).await.map(drop)
     }
 
+    /// Brings a volume on this node to the size that it has elsewhere.
+    pub async fn expand(&self, request: &ExpandRequest) -> Result<(), Refusal> {
+        // The answer says how large the volume is now; nobody looks, as in the kubelet.
+        self.ask::<Empty>("NodeExpandVolume", request).await.map(drop)
+    }
+
     /// Mounts a volume for a pod.
     pub async fn publish(&self, request: &PublishRequest) -> Result<(), String> {
         self.call::<Empty>("NodePublishVolume", request).await.map(drop)
@@ -85,5 +97,44 @@ impl Driver {
     /// Its end.
     pub async fn unpublish(&self, request: &UnpublishRequest) -> Result<(), String> {
         self.call::<Empty>("NodeUnpublishVolume", request).await.map(drop)
+    }
+}
+
+/// Why a driver did not do as it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It was never asked.
+    #[error("{0}")]
+    Unreached(String),
+    /// It said so.
+    #[error("{0}")]
+    Status(Status),
+}
+
+/// What a refusal to let a volume grow means, as the kubelet understands it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Growth {
+    /// It may go better at another time; the driver may still be at it.
+    Later,
+    /// It failed, and may be tried again.
+    Failed,
+    /// It can never be that large here.
+    Infeasible,
+    /// Not as long as somebody uses the volume.
+    NotInUse,
+}
+
+impl Refusal {
+    /// See [`Growth`].
+    pub fn growth(&self) -> Growth {
+        let Self::Status(Status { code, .. }) = self else { return Growth::Later };
+        match *code {
+            Code::INVALID_ARGUMENT | Code::OUT_OF_RANGE | Code::NOT_FOUND => Growth::Infeasible,
+            Code::FAILED_PRECONDITION => Growth::NotInUse,
+            Code::CANCELLED | Code::DEADLINE_EXCEEDED | Code::UNAVAILABLE | Code::RESOURCE_EXHAUSTED | Code::ABORTED => {
+                Growth::Later
+            }
+            _ => Growth::Failed,
+        }
     }
 }

@@ -3,13 +3,14 @@
 
 mod api;
 pub mod driver;
+pub mod growth;
 mod records;
 pub mod wanted;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,13 +19,17 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::api::{UnpublishRequest, UnstageRequest};
-use self::driver::Driver;
+use self::driver::{Driver, Refusal};
+pub use self::records::Size;
 use self::records::{Record, Records};
-use self::wanted::{Life, Request, Wanted};
+use self::wanted::{Life, Mode, Request, Wanted};
 use crate::model::PodUid;
 use crate::plugin::registry::{Handler, Plugin};
 use crate::runtime::{is_mount_point, volumes};
 use crate::turns::Turns;
+
+/// Below the kubelet's folder.
+const ROOT: &str = "plugins/kubernetes.io/csi";
 
 /// One for a node.
 #[derive(Debug)]
@@ -34,20 +39,23 @@ pub struct Csi {
     /// Whose turn it is to work on a volume of a driver's: two pods may have it.
     turns: Turns<(String, String)>,
     records: Records,
-    /// Counts drivers that came and went, and volumes to be asked for again.
+    /// Counts drivers that came and went, and volumes to be asked for again, or that may grow.
     changed: watch::Sender<u64>,
     /// Where drivers look for the kubelet's folders.
     root: PathBuf,
+    /// This life of the machine.
+    boot: String,
 }
 
 impl Csi {
     /// `root`: where drivers look for the kubelet's folders. Knows what an agent before this one has written down below `lib`.
     pub fn open(root: PathBuf, lib: &Path) -> Arc<Self> {
         let records = Records::open(lib.join("csi"));
-        Arc::new(Self { drivers: Mutex::default(), turns: Turns::default(), records, changed: watch::Sender::new(0), root })
+        let (drivers, turns, changed) = (Mutex::default(), Turns::default(), watch::Sender::new(0));
+        Arc::new(Self { drivers, turns, records, changed, root, boot: boot_id() })
     }
 
-    /// Hears when drivers come and go, and when there is a volume to be asked for again.
+    /// Hears when drivers come and go, and when there is a volume to be asked for again, or that may grow.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -73,6 +81,39 @@ impl Csi {
         self.records.pods().into_iter().filter(wants).collect()
     }
 
+    /// The pods with volumes that may become larger, whose drivers want to be told of that on the node.
+    pub fn may_grow(&self) -> Vec<PodUid> {
+        let drivers = self.drivers();
+        let expands = |record: &Record| drivers.get(&record.driver).is_some_and(|driver| driver.can.expand);
+        let grows = |record: &Record| record.persistent && record.mounted && expands(record);
+        self.records.pods().into_iter().filter(|uid| self.records.of(uid).is_some_and(|all| all.values().any(grows))).collect()
+    }
+
+    /// How large a mounted volume is here, if its driver wants to be told when it is to be larger.
+    pub fn size(&self, uid: &PodUid, wanted: &Wanted) -> Option<Size> {
+        let expands = self.lock().get(&wanted.driver).is_some_and(|driver| driver.can.expand);
+        let record = self.records.get(uid, &wanted.name).filter(|record| record.persistent && record.mounted && expands)?;
+        Some(record.size)
+    }
+
+    /// Keeps how large a volume is here.
+    pub fn keep_size(&self, uid: &PodUid, wanted: &Wanted, size: Size) -> Result<(), String> {
+        match self.records.get(uid, &wanted.name) {
+            Some(record) if record.size != size => self.records.put(uid, &wanted.name, Record { size, ..record }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the driver of a mounted volume that it is to be so many bytes large. One that isn't mounted any more stays so.
+    pub async fn expand(&self, request: Request<'_>, bytes: u64) -> Result<(), Refusal> {
+        let Request { pod, wanted, .. } = request;
+        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
+        let Some(record) = self.records.get(pod.uid(), &wanted.name).filter(|record| record.mounted) else { return Ok(()) };
+        let driver = self.driver(&wanted.driver).map_err(Refusal::Unreached)?;
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        driver.expand(&request.expand(driver.can, record.staging.as_deref(), &record.target, bytes)).await
+    }
+
     /// Volumes that aren't to be detached now, by Kubernetes' names for them.
     pub fn in_use(&self) -> Vec<String> {
         let persistent = self.records.all().into_iter().filter(|record| record.persistent);
@@ -85,7 +126,11 @@ impl Csi {
     /// Where a volume of a pod is mounted already, if it is.
     pub fn mounted(&self, uid: &PodUid, wanted: &Wanted) -> Option<PathBuf> {
         let record = self.records.get(uid, &wanted.name).filter(|record| record.mounted)?;
-        is_mount_point(&record.target).then_some(record.target)
+        let there = match record.mode {
+            Mode::Filesystem => is_mount_point(&record.target),
+            Mode::Block => record.boot == self.boot && is_block_device(&record.target),
+        };
+        there.then_some(record.target)
     }
 
     /// Mounts a volume, or finds it. Where it is. An error is the kubelet's, or the driver's own.
@@ -98,15 +143,18 @@ impl Csi {
         wanted.check_life(pod, spec)?;
         let driver = self.driver(&wanted.driver)?;
         let persistent = wanted.life == Life::Persistent;
-        let target = self.target(pod.uid(), &wanted.name);
+        let target = self.target(pod.uid(), wanted);
         let staging = (persistent && driver.can.stage).then(|| self.staging(wanted));
         let mut record = Record {
             driver: wanted.driver.clone(),
             handle: wanted.handle.clone(),
             target: target.clone(),
+            mode: wanted.mode,
             staging: staging.clone(),
             persistent,
             mounted: false,
+            boot: self.boot.clone(),
+            size: Size::default(),
             republish: spec.and_then(|spec| spec.requires_republish) == Some(true),
         };
         self.records.put(pod.uid(), &wanted.name, record.clone())?;
@@ -116,6 +164,9 @@ impl Csi {
         }
         make_folder(target.parent().unwrap_or(&target))?;
         driver.publish(&request.publish(driver.can, staging.as_deref(), &target)).await?;
+        if wanted.mode == Mode::Block && !is_block_device(&target) {
+            return Err(format!("the driver has published no block device at {}", target.display()));
+        }
         if wanted.takes_fs_group(spec, driver.can) {
             let (pod, path) = (pod.clone(), target.clone());
             let given = tokio::task::spawn_blocking(move || volumes::give(&pod, &path)).await;
@@ -123,9 +174,9 @@ impl Csi {
             given.map_err(|error| failed(error.to_string()))?.map_err(|cause| failed(cause.to_string()))?;
         }
         record.mounted = true;
-        let republish = record.republish;
+        let is_followed = record.republish || persistent && driver.can.expand;
         self.records.put(pod.uid(), &wanted.name, record)?;
-        if republish {
+        if is_followed {
             self.tell();
         }
         Ok(target)
@@ -166,12 +217,12 @@ impl Csi {
         let (volume_id, target_path) = (record.handle.clone(), text(&record.target));
         driver.unpublish(&UnpublishRequest { volume_id: volume_id.clone(), target_path }).await?;
         // The driver's to remove; some don't.
-        remove_folder(&record.target)?;
-        remove_folder(record.target.parent().unwrap_or(&record.target))?;
+        remove(&record.target)?;
+        leave(&record.target, record.mode)?;
         if let Some(staging) = record.staging.as_ref().filter(|path| !self.records.is_staged_for_others(uid, name, path)) {
             driver.unstage(&UnstageRequest { volume_id, staging_target_path: text(staging) }).await?;
-            remove_folder(staging)?;
-            remove_folder(staging.parent().unwrap_or(staging))?;
+            remove(staging)?;
+            leave(staging, record.mode)?;
         }
         self.records.remove(uid, name)
     }
@@ -185,13 +236,24 @@ impl Csi {
         self.root.join("pods").join(uid.as_str())
     }
 
-    fn target(&self, uid: &PodUid, name: &str) -> PathBuf {
-        self.pod(uid).join("volumes/kubernetes.io~csi").join(name).join("mount")
+    /// The kubelet's paths, as drivers know them.
+    fn target(&self, uid: &PodUid, wanted: &Wanted) -> PathBuf {
+        match wanted.mode {
+            Mode::Filesystem => self.pod(uid).join("volumes/kubernetes.io~csi").join(&wanted.name).join("mount"),
+            Mode::Block => self.devices().join("publish").join(&wanted.name).join(uid.as_str()),
+        }
     }
 
     fn staging(&self, wanted: &Wanted) -> PathBuf {
         let volume = wanted::staging_folder(&wanted.handle);
-        self.root.join("plugins/kubernetes.io/csi").join(&wanted.driver).join(volume).join("globalmount")
+        match wanted.mode {
+            Mode::Filesystem => self.root.join(ROOT).join(&wanted.driver).join(volume).join("globalmount"),
+            Mode::Block => self.devices().join("staging").join(&wanted.name),
+        }
+    }
+
+    fn devices(&self) -> PathBuf {
+        self.root.join(ROOT).join("volumeDevices")
     }
 
     fn tell(&self) {
@@ -236,13 +298,35 @@ fn make_folder(path: &Path) -> Result<(), String> {
     made.map_err(|error| format!("make {}: {error}", path.display()))
 }
 
-/// Only if it is empty, and nothing is mounted there.
-fn remove_folder(path: &Path) -> Result<(), String> {
+/// A folder only if it is empty, and nothing is mounted there; also a device's file.
+fn remove(path: &Path) -> Result<(), String> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if is_mount_point(path) {
         return Err(format!("{} is still mounted", path.display()));
     }
-    match fs::remove_dir(path) {
+    // Something that is mounted on a file keeps it as a folder's mount does.
+    match if found.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) } {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("remove {}: {error}", path.display())),
         _ => Ok(()),
     }
+}
+
+/// Removes what was around a place that is gone: a file system's folder is its own, devices share theirs.
+fn leave(path: &Path, mode: Mode) -> Result<(), String> {
+    let around = path.parent().unwrap_or(path);
+    match mode {
+        Mode::Filesystem => remove(around),
+        Mode::Block => {
+            let _ = fs::remove_dir(around);
+            Ok(())
+        }
+    }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

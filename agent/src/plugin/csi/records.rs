@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::wanted::Mode;
 use crate::durable;
 use crate::model::PodUid;
 
@@ -20,8 +21,11 @@ pub(super) struct Record {
     pub driver: String,
     /// Its name for the volume.
     pub handle: String,
-    /// Where the pod has it.
+    /// Where the pod has it: a folder or a device.
     pub target: PathBuf,
+    /// Which of both.
+    #[serde(default)]
+    pub mode: Mode,
     /// Where it is staged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staging: Option<PathBuf>,
@@ -29,9 +33,36 @@ pub(super) struct Record {
     pub persistent: bool,
     /// All of it was done.
     pub mounted: bool,
+    /// How large it is here.
+    #[serde(default, skip_serializing_if = "Size::is_unknown")]
+    pub size: Size,
+    /// In which life of the machine: a device node may outlive that, and be another device then.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot: String,
     /// The driver wants to be asked again from time to time.
     #[serde(default)]
     pub republish: bool,
+}
+
+/// How large a volume is on this node, which may lag behind the claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Size {
+    /// So many bytes, as far as the cluster knows; none: nobody has looked since it was mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The claim's version, of which all was done.
+    pub seen: String,
+    /// The driver has failed to make it larger.
+    pub failed: bool,
+    /// The driver can't as long as the volume is in use here.
+    pub not_in_use: bool,
+}
+
+impl Size {
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Volumes by their names.
@@ -138,9 +169,12 @@ mod tests {
             driver: "d.com".into(),
             handle: "h".into(),
             target: "/t".into(),
+            mode: Mode::Filesystem,
             staging: Some(staging.into()),
             persistent: true,
             mounted: false,
+            boot: String::new(),
+            size: Size::default(),
             republish: false,
         }
     }

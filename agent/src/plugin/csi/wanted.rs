@@ -4,8 +4,11 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, SecretReference};
 use k8s_openapi::api::storage::v1::CSIDriverSpec;
+use serde::{Deserialize, Serialize};
 
-use super::api::{AccessMode, Map, MountVolume, PublishRequest, StageRequest, VolumeCapability};
+use super::api::{
+    AccessMode, CapacityRange, Empty, ExpandRequest, Map, MountVolume, PublishRequest, StageRequest, VolumeCapability,
+};
 use super::driver::Can;
 use crate::image::Digest;
 use crate::model::{ObjectKind, ObjectRef, Origin, ValidPod};
@@ -22,6 +25,10 @@ pub struct Wanted {
     pub handle: String,
     /// How long it lives.
     pub life: Life,
+    /// Namespace and name of the claim that has it.
+    pub claim: Option<(String, String)>,
+    /// What pods get of it.
+    pub mode: Mode,
     /// Such as `ext4`; empty: the driver's choice.
     pub fs_type: String,
     /// For the driver alone.
@@ -32,8 +39,34 @@ pub struct Wanted {
     pub access_modes: Vec<String>,
     /// Not to be written.
     pub read_only: bool,
-    /// The Secrets with keys for staging, and for publishing.
-    pub secrets: [Option<SecretReference>; 2],
+    /// The Secrets with keys for staging, for publishing, and for growing.
+    pub secrets: [Option<SecretReference>; 3],
+}
+
+/// What pods get of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Mode {
+    /// A folder.
+    #[default]
+    Filesystem,
+    /// A device.
+    Block,
+}
+
+impl Mode {
+    /// As Kubernetes names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Filesystem => "Filesystem",
+            Self::Block => "Block",
+        }
+    }
+
+    /// What a PersistentVolume says of itself.
+    pub fn of(volume: &PersistentVolume) -> Self {
+        let said = volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref());
+        if said == Some("Block") { Self::Block } else { Self::Filesystem }
+    }
 }
 
 /// How long a volume lives.
@@ -60,7 +93,7 @@ fn hex(text: &str) -> String {
     Digest::of(text.as_bytes()).hex().to_owned()
 }
 
-/// The folder in which a driver stages a volume.
+/// The folder in which a driver stages a file system.
 pub fn staging_folder(handle: &str) -> String {
     hex(handle)
 }
@@ -88,12 +121,14 @@ impl Wanted {
             driver: source.driver.clone(),
             handle: format!("csi-{}", hex(&format!("{}{name}", pod.uid()))),
             life: Life::Ephemeral,
+            claim: None,
+            mode: Mode::Filesystem,
             fs_type: source.fs_type.clone().unwrap_or_default(),
             attributes: source.volume_attributes.clone().unwrap_or_default(),
             options: Vec::new(),
             access_modes: vec!["ReadWriteOnce".into()],
             read_only: source.read_only == Some(true),
-            secrets: [None, secret],
+            secrets: [None, secret, None],
         }
     }
 
@@ -106,12 +141,18 @@ impl Wanted {
             driver: source.driver.clone(),
             handle: source.volume_handle.clone(),
             life: Life::Persistent,
+            claim: spec.claim_ref.as_ref().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?))),
+            mode: Mode::of(volume),
             fs_type: source.fs_type.clone().unwrap_or_default(),
             attributes: source.volume_attributes.clone().unwrap_or_default(),
             options: spec.mount_options.clone().unwrap_or_default(),
             access_modes: spec.access_modes.clone().unwrap_or_default(),
             read_only: source.read_only == Some(true),
-            secrets: [source.node_stage_secret_ref.clone(), source.node_publish_secret_ref.clone()],
+            secrets: [
+                source.node_stage_secret_ref.clone(),
+                source.node_publish_secret_ref.clone(),
+                source.node_expand_secret_ref.clone(),
+            ],
         })
     }
 
@@ -138,7 +179,7 @@ impl Wanted {
 
     /// Whether the agent gives the mounted volume to the pod's fsGroup, by CSIDriver's fsGroupPolicy.
     pub fn takes_fs_group(&self, driver: Option<&CSIDriverSpec>, can: Can) -> bool {
-        if can.mount_group || self.read_only {
+        if can.mount_group || self.read_only || self.mode == Mode::Block {
             return false;
         }
         match driver.and_then(|spec| spec.fs_group_policy.as_deref()) {
@@ -159,15 +200,13 @@ impl Wanted {
             _ if can.single_node_multi_writer => 7,
             _ => 1,
         };
-        let group = fs_group.filter(|_| can.mount_group).map(|gid| gid.to_string()).unwrap_or_default();
-        VolumeCapability {
-            mount: Some(MountVolume {
-                fs_type: self.fs_type.clone(),
-                mount_flags: self.options.clone(),
-                volume_mount_group: group,
-            }),
-            access_mode: Some(AccessMode { mode }),
+        let access_mode = Some(AccessMode { mode });
+        if self.mode == Mode::Block {
+            return VolumeCapability { block: Some(Empty {}), mount: None, access_mode };
         }
+        let group = fs_group.filter(|_| can.mount_group).map(|gid| gid.to_string()).unwrap_or_default();
+        let mount = MountVolume { fs_type: self.fs_type.clone(), mount_flags: self.options.clone(), volume_mount_group: group };
+        VolumeCapability { block: None, mount: Some(mount), access_mode }
     }
 }
 
@@ -226,6 +265,18 @@ impl Request<'_> {
         }
     }
 
+    /// What the driver is asked for when the volume has become so many bytes large.
+    pub(super) fn expand(&self, can: Can, staging: Option<&Path>, target: &Path, bytes: i64) -> ExpandRequest {
+        ExpandRequest {
+            volume_id: self.wanted.handle.clone(),
+            volume_path: target.display().to_string(),
+            capacity_range: Some(CapacityRange { required_bytes: bytes }),
+            staging_target_path: staging.map(|path| path.display().to_string()).unwrap_or_default(),
+            volume_capability: Some(self.wanted.capability(can, None)),
+            secrets: self.given.expand_secrets.clone(),
+        }
+    }
+
     fn about_the_pod(&self) -> Map {
         let account = self.pod.spec().service_account_name.clone().unwrap_or_default();
         let told = [
@@ -248,6 +299,8 @@ pub struct Given {
     pub stage_secrets: Map,
     /// Of nodePublishSecretRef.
     pub publish_secrets: Map,
+    /// Of nodeExpandSecretRef.
+    pub expand_secrets: Map,
     /// Of the pod's service account, as CSIDriver's tokenRequests ask for them: JSON by audience.
     pub tokens: Option<String>,
 }
@@ -365,6 +418,24 @@ mod tests {
             (mount.fs_type.as_str(), mount.volume_mount_group.as_str(), mount.mount_flags),
             ("xfs", "", vec!["noatime".to_owned()])
         );
+    }
+
+    #[test]
+    fn a_device_is_asked_for_as_one_and_belongs_to_no_group() {
+        let volume = json!({"metadata": {"name": "pv"}, "spec": {"volumeMode": "Block", "accessModes": ["ReadWriteOnce"],
+            "csi": {"driver": "d.com", "volumeHandle": "h", "fsType": "ext4", "nodeExpandSecretRef": {"name": "k", "namespace": "n"}}}});
+        let wanted = Wanted::persistent(&serde_json::from_value(volume).unwrap()).unwrap();
+        assert!(!wanted.takes_fs_group(Some(&driver(json!({"fsGroupPolicy": "File"}))), Can::default()));
+        let given = Given { expand_secrets: [("key".to_owned(), "hunter2".to_owned())].into(), ..Given::default() };
+        let pod = pod(Origin::Api);
+        let request = Request { pod: &pod, wanted: &wanted, driver: None, given: &given };
+        let asked = request.expand(Can::default(), Some(Path::new("/s")), Path::new("/t"), 42);
+        let capability = asked.volume_capability.clone().unwrap();
+        assert_eq!((capability.block, capability.mount), (Some(Empty {}), None));
+        let range = asked.capacity_range.clone().unwrap();
+        assert_eq!((asked.volume_path.as_str(), range.required_bytes), ("/t", 42));
+        assert_eq!(asked.secrets["key"], "hunter2");
+        assert!(!format!("{asked:?}").contains("hunter2"), "secrets are not shown");
     }
 
     #[test]

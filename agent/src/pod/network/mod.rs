@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::trace::Trace;
 use crate::model::network::{Asks, Wrong};
-use crate::model::{PodUid, ValidPod};
+use crate::model::{Origin, PodUid, ValidPod};
 use crate::runtime::files::{self, Resolver};
 use crate::runtime::{Sandbox, Settings, Wires};
 use crate::service::facts::protocol;
@@ -27,6 +27,38 @@ pub struct PodNetwork {
     primary: Primary,
     /// For the pod's own interface, or for further ones that a pod asks for.
     plugins: Plugins,
+    /// Why pods are not wired now, though they could be.
+    gate: watch::Sender<Gate>,
+}
+
+/// Whether pods are wired.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// Yes.
+    #[default]
+    Open,
+    /// Those of files alone: for the cluster's, something is missing.
+    Files(String),
+    /// None.
+    Closed(String),
+}
+
+impl Gate {
+    /// Why a pod has to wait.
+    fn bars(&self, pod: &ValidPod) -> Option<&str> {
+        match self {
+            Self::Files(why) if *pod.origin() == Origin::Api => Some(why),
+            Self::Closed(why) => Some(why),
+            Self::Open | Self::Files(_) => None,
+        }
+    }
+
+    fn reason(&self) -> Option<String> {
+        match self {
+            Self::Open => None,
+            Self::Files(why) | Self::Closed(why) => Some(why.clone()),
+        }
+    }
 }
 
 /// Who gives a pod its eth0.
@@ -54,13 +86,24 @@ impl PodNetwork {
             }
             found => found?,
         };
-        Ok(Self { primary: Primary::Bridge { network, firewalls, trouble }, plugins })
+        Ok(Self { primary: Primary::Bridge { network, firewalls, trouble }, plugins, gate: watch::Sender::default() })
     }
 
     /// Pods are wired by plugins alone.
     pub fn plugged(plugins: Plugins) -> Self {
         plugins.mind();
-        Self { primary: Primary::Plugins, plugins }
+        Self { primary: Primary::Plugins, plugins, gate: watch::Sender::default() }
+    }
+
+    /// Whether pods are wired.
+    pub fn gate(&self) -> Gate {
+        self.gate.borrow().clone()
+    }
+
+    /// Lets pods be wired, or wait. Those that wait are tried again at once.
+    pub fn set_gate(&self, gate: Gate) {
+        self.gate.send_replace(gate);
+        self.plugins.nudge();
     }
 
     /// Our own bridge, if that is what wires the pods: Services, policies and the like are its.
@@ -75,6 +118,7 @@ impl PodNetwork {
     /// is no way into its namespace yet.
     pub async fn attach_early(&self, pod: &ValidPod, wires: Option<Wires>, trace: &Trace) -> Option<Result<Wired, String>> {
         match (&self.primary, wires) {
+            (Primary::Bridge { .. }, Some(_)) if self.gate.borrow().bars(pod).is_some() => None,
             (Primary::Bridge { network, .. }, Some(wires)) => Some(attach_to_bridge(network, pod, wires, trace).await),
             _ => None,
         }
@@ -89,6 +133,9 @@ impl PodNetwork {
         settings: &Settings,
         trace: &Trace,
     ) -> Result<Wired, String> {
+        if let Some(why) = self.gate.borrow().bars(pod) {
+            return Err(why.to_owned());
+        }
         match &self.primary {
             Primary::Bridge { network, .. } => {
                 let wires = match wires {
@@ -152,7 +199,7 @@ impl PodNetwork {
     /// Why no pod can be wired now, for the node's condition.
     pub fn problem(&self) -> Option<String> {
         match &self.primary {
-            Primary::Bridge { trouble, .. } => trouble.borrow().clone(),
+            Primary::Bridge { trouble, .. } => trouble.borrow().clone().or_else(|| self.gate.borrow().reason()),
             Primary::Plugins => self.plugins.problem(),
         }
     }
@@ -164,7 +211,8 @@ impl PodNetwork {
         let (plugged, waits) = match &self.primary {
             Primary::Bridge { trouble, .. } => {
                 let more = Asks::of(&pod.metadata).is_ok_and(|asks| !asks.networks.is_empty());
-                (more, own && trouble.borrow().is_some())
+                let waits = trouble.borrow().is_some() || self.gate.borrow().bars(pod).is_some();
+                (more, own && waits)
             }
             Primary::Plugins => (own, false),
         };

@@ -20,6 +20,9 @@ pub struct NetworkView {
     /// The nftables table.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<TableView>,
+    /// Why no pod takes the direct way to others, past the host's rules; none: those do that nothing keeps off it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_direct_path: Option<String>,
     /// Pods with a network of their own.
     pub pods: Vec<PodView>,
     /// Links in the bridge that are no pod's.
@@ -81,6 +84,9 @@ pub struct PodView {
     pub egress_bandwidth: Option<u64>,
     /// Ports of Services that lead to it.
     pub services: Vec<String>,
+    /// Why it reaches other pods by the host alone; none: it takes the direct way to those that do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_direct_path: Option<String>,
     /// Policies that select it.
     pub policies: Vec<String>,
 }
@@ -165,6 +171,7 @@ pub(super) fn of_bridge(picture: Picture, rules: &Rules, obstacles: Vec<String>)
         uplinks: picture.uplinks.iter().map(link).collect(),
         bridge: picture.bridge.as_ref().map(link),
         table: Some(TableView { name: picture.table, stands: picture.table_stands }),
+        no_direct_path: picture.no_direct_way.clone(),
         pods: picture.pods.iter().map(|state| pod(state, rules)).collect(),
         strangers: picture.strangers.iter().map(link).collect(),
         services: rules.services.iter().map(|known| service(known)).collect(),
@@ -178,7 +185,7 @@ fn link(state: &LinkState) -> LinkView {
 }
 
 fn pod(state: &PodState, rules: &Rules) -> PodView {
-    let PodState { lease, link, bridged } = state;
+    let PodState { lease, link, bridged, not_direct } = state;
     let Lease { uid, pod, ips, host_if, ports, bandwidth, .. } = lease;
     let problem = match link {
         None => "is gone",
@@ -198,6 +205,7 @@ fn pod(state: &PodState, rules: &Rules) -> PodView {
         host_ports: ports.iter().map(host_port).collect(),
         ingress_bandwidth: bandwidth.and_then(|limits| limits.ingress).map(|rate| rate.bits),
         egress_bandwidth: bandwidth.and_then(|limits| limits.egress).map(|rate| rate.bits),
+        no_direct_path: not_direct.clone(),
         services: rules.services.iter().filter(serves).map(|service| service.name.clone()).collect(),
         policies: rules.policies.iter().filter(selects).map(|policy| policy.name.clone()).collect(),
     }

@@ -134,12 +134,7 @@ fn lookup(specs: &[(usize, Spec)], name: &str) -> Result<Option<(usize, Edits)>,
 impl Injection {
     /// And a device plugin's nodes and mounts. Its variables aren't an injection's: they come under the container's own.
     pub fn with(mut self, grant: &Grant) -> Self {
-        let nodes = grant.nodes().into_iter().map(|device| DeviceNode {
-            path: device.container_path,
-            host_path: Some(device.host_path),
-            permissions: Some(device.permissions),
-            ..DeviceNode::default()
-        });
+        let nodes = grant.nodes().into_iter().map(node);
         let mounts = grant.mounts.iter().map(|mount: &grant::Mount| spec::Mount {
             host_path: mount.host_path.clone(),
             container_path: mount.container_path.clone(),
@@ -151,6 +146,16 @@ impl Injection {
         own.device_nodes.extend(nodes);
         own.mounts.extend(mounts);
         self.edits.insert(0, own);
+        self
+    }
+
+    /// And these nodes.
+    pub fn with_nodes(mut self, nodes: Vec<grant::Device>) -> Self {
+        if !nodes.is_empty() {
+            let mut own = Edits::default();
+            own.device_nodes.extend(nodes.into_iter().map(node));
+            self.edits.push(own);
+        }
         self
     }
 
@@ -185,6 +190,16 @@ impl Injection {
     }
 }
 
+/// A node of the host's, as it is there.
+fn node(device: grant::Device) -> DeviceNode {
+    DeviceNode {
+        path: device.container_path,
+        host_path: Some(device.host_path),
+        permissions: Some(device.permissions),
+        ..DeviceNode::default()
+    }
+}
+
 /// The spec's word over the host's node.
 fn device(node: &DeviceNode) -> Result<Device, ConfigError> {
     let host = node.host_path.as_deref().unwrap_or(&node.path);
@@ -206,7 +221,7 @@ fn device(node: &DeviceNode) -> Result<Device, ConfigError> {
 
 /// Kind, numbers and permission bits.
 fn host_node(path: &Path) -> Result<(char, u32, u32, Option<u32>), ConfigError> {
-    let failed = |why: String| ConfigError::new(format!("CDI device node {}: {why}", path.display()));
+    let failed = |why: String| ConfigError::new(format!("device node {}: {why}", path.display()));
     let metadata = fs::metadata(path).map_err(|e| failed(e.to_string()))?;
     let file = metadata.file_type();
     let kind = match (file.is_char_device(), file.is_block_device()) {

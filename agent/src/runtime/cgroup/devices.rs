@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use podholder::sys;
+use podholder::sys::bpf::{self, ProgramType};
 use rustix::fs::{Mode, OFlags};
 
 use super::layout::{Controller, Layout};
@@ -108,13 +108,17 @@ fn attach(dir: &Path, extra: &[Rule]) -> std::io::Result<()> {
         let usual = if let Some(usual) = USUAL.get() {
             usual
         } else {
-            let made = sys::bpf_load_device(&device_program::compile(&ALLOWED))?;
+            let made = load(&ALLOWED)?;
             USUAL.get_or_init(|| made)
         };
-        return sys::bpf_attach_device(group.as_fd(), usual.as_fd());
+        return bpf::attach_device(group.as_fd(), usual.as_fd());
     }
-    let program = sys::bpf_load_device(&device_program::compile(&[&ALLOWED, extra].concat()))?;
-    sys::bpf_attach_device(group.as_fd(), program.as_fd())
+    let program = load(&[&ALLOWED, extra].concat())?;
+    bpf::attach_device(group.as_fd(), program.as_fd())
+}
+
+fn load(rules: &[Rule]) -> std::io::Result<OwnedFd> {
+    bpf::load(ProgramType::CgroupDevice, "devices", &device_program::compile(rules))
 }
 
 /// The group of v1 that a container joins.

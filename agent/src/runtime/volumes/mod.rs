@@ -23,13 +23,14 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{Container, Volume, VolumeDevice};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::cgroup::layout::unescape;
 use super::error::{Cause, ConfigError, file};
+use super::grant::Device;
 use super::recipe::env::Objects;
 use super::recipe::env_file::FILE_LIMIT;
 use super::recipe::sandbox;
@@ -155,6 +156,20 @@ fn files(input: Input<'_>, settings: &Settings, volume: &Volume) -> Option<Resul
         Ok(path)
     };
     Some(payload.map_err(Cause::from).and_then(write))
+}
+
+/// The block devices that a container gets of its pod's volumes. One that is only to be read is only opened so; it may be made anew no more.
+pub fn devices(container: &Container, volumes: &Volumes) -> Result<Vec<Device>, ConfigError> {
+    let device = |wanted: &VolumeDevice| {
+        let missing = || ConfigError::new(format!("volumeDevices: no volume is named \"{}\"", wanted.name));
+        let volume = volumes.get(&wanted.name).ok_or_else(missing)?;
+        Ok(Device {
+            host_path: volume.path.clone(),
+            container_path: Path::new("/").join(&wanted.device_path),
+            permissions: if volume.read_only { "r" } else { "rwm" }.into(),
+        })
+    };
+    container.volume_devices.iter().flatten().map(device).collect()
 }
 
 /// Gives a volume that somebody has mounted to the pod's fsGroup. Blocks on the disk.

@@ -1,0 +1,391 @@
+//! eBPF: programs that are assembled here, maps that they read, and where they are attached. linux/bpf.h is the reference.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use super::check;
+
+const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
+const BPF_PROG_LOAD: u32 = 5;
+const BPF_PROG_ATTACH: u32 = 8;
+const BPF_PROG_DETACH: u32 = 9;
+const BPF_PROG_GET_FD_BY_ID: u32 = 13;
+const BPF_MAP_GET_FD_BY_ID: u32 = 14;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_PROG_QUERY: u32 = 16;
+
+const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// As long as the kernel lets a program's name be, with its NUL.
+const NAME: usize = 16;
+/// More programs than anybody has on one link.
+const QUERIED: usize = 64;
+
+/// What a program is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramType {
+    /// It decides about packets of a network device: `BPF_PROG_TYPE_SCHED_CLS`.
+    Packets = 3,
+    /// It decides which devices a cgroup's processes may open: `BPF_PROG_TYPE_CGROUP_DEVICE`.
+    CgroupDevice = 15,
+}
+
+fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// A name as the kernel takes it: what is too long is cut.
+fn named(name: &str) -> [u8; NAME] {
+    let mut field = [0; NAME];
+    field.iter_mut().zip(name.bytes().take(NAME - 1)).for_each(|(to, from)| *to = from);
+    field
+}
+
+/// Loads a program: eBPF instructions of 8 bytes each, in memory order. It does nothing until it is attached. Needs CAP_BPF and
+/// CAP_NET_ADMIN, or CAP_SYS_ADMIN. `name`: at most 15 letters, digits, `_` and `.`, for people and [`ingress_programs`].
+///
+/// # Errors
+/// The kernel's; `EINVAL` and `EACCES` also for a program that its verifier refuses.
+pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; NAME],
+    }
+    if !program.len().is_multiple_of(8) {
+        return Err(invalid());
+    }
+    let count = u32::try_from(program.len() / 8).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let load = Load {
+        prog_type: kind as u32,
+        count,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: named(name),
+    };
+    // SAFETY: `load` and what it points at live until the call returns; the kernel only reads them, `count` instructions and the
+    // licence up to its NUL.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, ptr::from_ref(&load), size_of::<Load>()) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Lets a program of [`ProgramType::CgroupDevice`] decide, beside those that are there, which devices the processes of a cgroup (v2) may
+/// open. It stays as long as the cgroup.
+///
+/// # Errors
+/// The kernel's.
+pub fn attach_device(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attach: [u32; 4] = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    call(BPF_PROG_ATTACH, &attach)
+}
+
+/// Lets a program of [`ProgramType::Packets`] see each packet that comes in by a link of the calling thread's network namespace, before
+/// anybody else (tcx: Linux 6.6). It stays as long as the link.
+///
+/// # Errors
+/// The kernel's; `EINVAL` where it has no tcx.
+pub fn attach_ingress(link: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    // Then flags, the program to be replaced, the one to stand beside, and as 64 bits which revision of the list is meant: all none.
+    call(BPF_PROG_ATTACH, &[link, program.as_raw_fd() as u32, BPF_TCX_INGRESS, 0, 0, 0, 0, 0])
+}
+
+/// Undoes [`attach_ingress`].
+///
+/// # Errors
+/// The kernel's; `ENOENT` where it isn't attached.
+pub fn detach_ingress(link: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    call(BPF_PROG_DETACH, &[link, program.as_raw_fd() as u32, BPF_TCX_INGRESS, 0, 0, 0, 0, 0])
+}
+
+/// The programs of that name that see what comes in by a link.
+///
+/// # Errors
+/// The kernel's; `EINVAL` where it has no tcx.
+pub fn ingress_programs(link: u32, name: &str) -> io::Result<Vec<OwnedFd>> {
+    #[repr(C)]
+    struct Query {
+        link: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        unused: u32,
+        id_flags: u64,
+        link_ids: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let mut ids = [0_u32; QUERIED];
+    let mut query = Query {
+        link,
+        attach_type: BPF_TCX_INGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: QUERIED as u32,
+        unused: 0,
+        id_flags: 0,
+        link_ids: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: `query` and `ids` live until the call returns; the kernel writes no more than `count` numbers into the latter.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>()) })?;
+    let mut found = Vec::new();
+    for id in ids.into_iter().take(query.count as usize) {
+        let Some(program) = open(BPF_PROG_GET_FD_BY_ID, id)? else { continue };
+        if name_of(program.as_fd())? == named(name) {
+            found.push(program);
+        }
+    }
+    Ok(found)
+}
+
+/// A program or a map by its number; none: it is gone.
+fn open(command: u32, id: u32) -> io::Result<Option<OwnedFd>> {
+    let attributes = [id, 0, 0];
+    // SAFETY: `attributes` lives until the call returns; the kernel only reads it.
+    let opened = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(&attributes)) };
+    match check(opened) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The beginning of `struct bpf_prog_info`: the kernel fills in as much as there is room.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    load_time: u64,
+    created_by_uid: u32,
+    map_count: u32,
+    /// Where it writes as many numbers as `map_count` says.
+    maps: u64,
+    name: [u8; NAME],
+}
+
+/// Of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+}
+
+/// What the kernel tells of an object.
+///
+/// # Safety
+/// `T` is the beginning of the structure for such objects, of integers alone, and what it points at has room for what it says.
+unsafe fn inform<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Ask {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let ask = Ask { fd: object.as_raw_fd() as u32, length: size_of::<T>() as u32, info: ptr::from_mut(info) as u64 };
+    // SAFETY: `ask` and `info` live until the call returns; the kernel writes no more than `length` bytes into the latter. The rest is
+    // what the caller promises.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, ptr::from_ref(&ask), size_of::<Ask>()) })?;
+    Ok(())
+}
+
+fn name_of(program: BorrowedFd<'_>) -> io::Result<[u8; NAME]> {
+    let mut info = ProgramInfo::default();
+    // SAFETY: it says that none of its buffers has any room.
+    unsafe { inform(program, &mut info) }?;
+    Ok(info.name)
+}
+
+/// The hash maps of a program, in the order in which it has them.
+///
+/// # Errors
+/// The kernel's.
+pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<Map>> {
+    let mut ids = [0_u32; QUERIED];
+    let mut info = ProgramInfo { map_count: QUERIED as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
+    // SAFETY: `ids` has room for as many numbers as it says, and lives until the call returns.
+    unsafe { inform(program, &mut info) }?;
+    let mut maps = Vec::new();
+    for id in ids.into_iter().take(info.map_count as usize) {
+        let Some(fd) = open(BPF_MAP_GET_FD_BY_ID, id)? else { continue };
+        let mut info = MapInfo::default();
+        // SAFETY: nothing in it is a pointer.
+        unsafe { inform(fd.as_fd(), &mut info) }?;
+        if info.kind == BPF_MAP_TYPE_HASH {
+            maps.push(Map { fd, key: info.key as usize, value: info.value as usize, entries: info.entries });
+        }
+    }
+    Ok(maps)
+}
+
+/// A hash map that programs look into.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl Map {
+    /// With keys and values of so many bytes, and room for so many of them, which costs nothing before they are there. `name`: as that of
+    /// a program.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(name: &str, key: usize, value: usize, entries: u32) -> io::Result<Map> {
+        const BPF_F_NO_PREALLOC: u32 = 1;
+        #[repr(C)]
+        struct Create {
+            map_type: u32,
+            key: u32,
+            value: u32,
+            entries: u32,
+            flags: u32,
+            inner: u32,
+            numa_node: u32,
+            name: [u8; NAME],
+        }
+        let size = |bytes: usize| u32::try_from(bytes).map_err(|_| invalid());
+        let (key_size, value_size) = (size(key)?, size(value)?);
+        let create = Create {
+            map_type: BPF_MAP_TYPE_HASH,
+            key: key_size,
+            value: value_size,
+            entries,
+            flags: BPF_F_NO_PREALLOC,
+            inner: 0,
+            numa_node: 0,
+            name: named(name),
+        };
+        // SAFETY: `create` lives until the call returns; the kernel only reads it.
+        let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, ptr::from_ref(&create), size_of::<Create>()) })?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(Map { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, key, value, entries })
+    }
+
+    /// Of its keys, in bytes.
+    pub fn key_size(&self) -> usize {
+        self.key
+    }
+
+    /// Puts a value in place of what the key had.
+    ///
+    /// # Errors
+    /// `EINVAL` where key or value are of another length than the map's; else the kernel's: `E2BIG` when it is full.
+    pub fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if value.len() != self.value {
+            return Err(invalid());
+        }
+        self.element(BPF_MAP_UPDATE_ELEM, key, value.as_ptr() as u64)
+    }
+
+    /// Takes a key out. One that isn't there is out already.
+    ///
+    /// # Errors
+    /// `EINVAL` where the key is of another length than the map's; else the kernel's.
+    pub fn remove(&self, key: &[u8]) -> io::Result<()> {
+        match self.element(BPF_MAP_DELETE_ELEM, key, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// All keys. What comes and goes meanwhile may be among them or not, and a key may be there twice.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        // Who asks behind a key that is gone begins anew: there is an end to it all the same.
+        while keys.len() < 2 * self.entries as usize {
+            let mut next = vec![0; self.key];
+            let before = keys.last().map_or(0, |key| key.as_ptr() as u64);
+            let element = self.attributes(before, next.as_mut_ptr() as u64);
+            // SAFETY: `element` and the keys that it points at, as long as the map's, live until the call returns; the kernel reads the one
+            // (or none) and writes the other.
+            match check(unsafe {
+                libc::syscall(libc::SYS_bpf, BPF_MAP_GET_NEXT_KEY, ptr::from_ref(&element), size_of::<Element>())
+            }) {
+                Ok(_) => keys.push(next),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(keys)
+    }
+
+    /// `value`: the address of as many bytes as the map's values have, or 0 for a command that takes none.
+    fn element(&self, command: u32, key: &[u8], value: u64) -> io::Result<()> {
+        if key.len() != self.key {
+            return Err(invalid());
+        }
+        let element = self.attributes(key.as_ptr() as u64, value);
+        // SAFETY: `element` and what it points at live until the call returns, and are as long as the map's key and value; the kernel only
+        // reads them.
+        check(unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(&element), size_of::<Element>()) })?;
+        Ok(())
+    }
+
+    fn attributes(&self, key: u64, value: u64) -> Element {
+        Element { map: self.fd.as_raw_fd() as u32, unused: 0, key, value, flags: 0 }
+    }
+}
+
+/// Of commands about one element.
+#[repr(C)]
+struct Element {
+    map: u32,
+    unused: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A call whose attributes are numbers alone, that only reads them.
+fn call(command: u32, attributes: &[u32]) -> io::Result<()> {
+    // SAFETY: `attributes` lives until the call returns; what is attached and detached by numbers is only read.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) })?;
+    Ok(())
+}

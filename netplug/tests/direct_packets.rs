@@ -1,0 +1,305 @@
+//! The direct way from pod to pod as packets see it: whether the host gets to see them is told by what its bridge counts.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod lab;
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use lab::{Lab, Pod, eventually, wait};
+use netplug::{
+    Attached, Flow, Network, Policy,
+    Protocol::{Tcp, Udp},
+    Rules, Service, Settings,
+};
+use rstest::rstest;
+
+/// More than what passes the host beside it.
+const BULK: usize = 200_000;
+const VIP: &str = "10.96.0.10";
+
+struct World {
+    lab: Lab,
+    network: Network,
+    a: (Pod, Attached),
+    b: (Pod, Attached),
+}
+
+fn world() -> World {
+    let lab = Lab::new();
+    let network = lab.open(lab.routed());
+    let [a, b] = ["a", "b"].map(|name| {
+        let pod = Pod::new(name);
+        let attached = pod.attach(&network).unwrap();
+        (pod, attached)
+    });
+    World { lab, network, a, b }
+}
+
+/// Both ends of a TCP connection, which lasts.
+struct Line {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Line {
+    /// From one pod to another, at an address that leads there.
+    fn open(from: &Pod, to: &Pod, address: SocketAddr) -> Line {
+        let listener = to.netns.run(move || TcpListener::bind(("::", address.port())).unwrap());
+        let client = from.netns.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        Line { client, server }
+    }
+
+    fn ask(&mut self) {
+        send(&mut self.client, &mut self.server);
+    }
+
+    fn tell(&mut self) {
+        send(&mut self.server, &mut self.client);
+    }
+}
+
+fn send(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut from = from.try_clone().unwrap();
+    let sender = std::thread::spawn(move || from.write_all(&vec![7; BULK]));
+    to.read_exact(&mut vec![0; BULK]).expect("it arrives");
+    sender.join().unwrap().unwrap();
+}
+
+impl World {
+    fn address(&self, v4: bool, port: u16) -> SocketAddr {
+        let ip = self.b.1.ips.iter().find(|ip| ip.is_ipv4() == v4).unwrap();
+        SocketAddr::new(*ip, port)
+    }
+
+    fn line(&self, address: SocketAddr) -> Line {
+        Line::open(&self.a.0, &self.b.0, address)
+    }
+
+    /// Whether the host saw what is sent meanwhile.
+    fn host_sees(&self, mut what: impl FnMut()) -> bool {
+        let received = || {
+            self.lab.node.run(|| {
+                let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+                let line =
+                    text.lines().find_map(|line| line.trim().strip_prefix("pods0:")).expect("the bridge is there").to_owned();
+                line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+            })
+        };
+        let before = received();
+        what();
+        received() - before > BULK / 2
+    }
+
+    fn enforce(&self, rules: Rules) {
+        wait(self.network.enforce(rules)).unwrap();
+    }
+
+    fn traced(&self, from: &Attached, to: SocketAddr) -> String {
+        let source = *from.ips.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()).unwrap();
+        let ways = wait(self.network.trace(Flow { source, destination: to, protocol: Tcp }, Vec::new())).unwrap();
+        ways[0][0].chain.clone()
+    }
+}
+
+/// Nothing may come to, or go from, these.
+fn shut(pods: &[&Attached]) -> Rules {
+    let pods = pods.iter().flat_map(|pod| pod.ips.clone()).collect();
+    let policy = Policy { name: "default/shut".into(), pods, ingress: Some(Vec::new()), egress: Some(Vec::new()) };
+    Rules { policies: vec![Arc::new(policy)], ..Rules::default() }
+}
+
+fn service(endpoints: Vec<SocketAddr>) -> Rules {
+    let service = Service {
+        name: "default/web:http".into(),
+        protocol: Tcp,
+        port: 80,
+        addresses: vec![VIP.parse().unwrap()],
+        node_port: None,
+        endpoints,
+        affinity: None,
+    };
+    Rules { service_ranges: vec!["10.96.0.0/16".parse().unwrap()], services: vec![Arc::new(service)], policies: Vec::new() }
+}
+
+#[rstest]
+fn plain_pods_reach_each_other_past_the_host(#[values(true, false)] v4: bool) {
+    let world = world();
+    let address = world.address(v4, 90);
+    let mut line = world.line(address);
+    assert!(!world.host_sees(|| line.ask()));
+    assert!(!world.host_sees(|| line.tell()));
+    assert_eq!(world.traced(&world.a.1, address), "direct");
+    let mac = world.lab.node.ip("-o link show pods0");
+    let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    assert_eq!(mac, "0a:58:0a:58:00:01", "who looks at packets in a pod sees the bridge as their sender, as ever");
+    // What is larger than a packet goes in parts, by the host.
+    let server = world.b.0.netns.serve(Udp, "[::]:91", "b");
+    world.a.0.netns.ask(Udp, &world.address(v4, 91).to_string()).expect("datagrams arrive, too");
+    drop(server);
+    let receiver = world.b.0.netns.run(|| UdpSocket::bind("[::]:92").unwrap());
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let to = world.address(v4, 92);
+    world.a.0.netns.run(move || {
+        let socket = UdpSocket::bind(if v4 { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        socket.send_to(&[5; 5000], to).unwrap();
+    });
+    assert_eq!(receiver.recv_from(&mut [0; 8000]).unwrap().0, 5000);
+}
+
+#[test]
+fn without_the_setting_the_host_sees_all() {
+    let lab = Lab::new();
+    let network = lab.open(Settings { direct: false, ..lab.routed() });
+    let [a, b] = ["a", "b"].map(|name| {
+        let pod = Pod::new(name);
+        let attached = pod.attach(&network).unwrap();
+        (pod, attached)
+    });
+    let world = World { lab, network, a, b };
+    let mut line = world.line(world.address(true, 90));
+    assert!(world.host_sees(|| line.ask()));
+    let picture = wait(world.network.picture()).unwrap();
+    assert_eq!(picture.no_direct_way.as_deref(), Some("the settings don't ask for it"));
+}
+
+/// As with connections that went by the host: a policy says what may begin.
+#[rstest]
+fn a_policy_counts_from_the_moment_that_it_is_in_force(#[values(true, false)] v4: bool) {
+    let world = world();
+    let address = world.address(v4, 90);
+    let (mut talks, mut hears) = (world.line(address), world.line(world.address(v4, 93)));
+    assert!(!world.host_sees(|| talks.ask()));
+    let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
+    let open = world.address(v4, 80).to_string();
+    world.a.0.netns.ask(Tcp, &open).unwrap();
+    world.enforce(shut(&[&world.a.1, &world.b.1]));
+    world.a.0.netns.assert_unreachable(Tcp, &open);
+    // What was open before stays so, whoever speaks first; and the host sees it.
+    assert!(world.host_sees(|| hears.tell()));
+    assert!(world.host_sees(|| talks.ask()));
+    assert_eq!(world.traced(&world.a.1, address), "egress");
+    world.enforce(Rules::default());
+    assert!(!world.host_sees(|| hears.ask()), "there and back");
+    assert!(!world.host_sees(|| talks.tell()));
+    world.a.0.netns.ask(Tcp, &open).unwrap();
+    world.enforce(shut(&[&world.b.1]));
+    world.a.0.netns.assert_unreachable(Tcp, &open);
+    assert!(world.host_sees(|| talks.tell()) && world.host_sees(|| hears.tell()), "and there again");
+    drop(server);
+}
+
+#[test]
+fn a_services_connection_passes_the_host_as_long_as_it_lasts() {
+    let world = world();
+    let endpoint = world.address(true, 90);
+    let mut straight = world.line(world.address(true, 91));
+    assert!(!world.host_sees(|| straight.ask()));
+    world.enforce(service(vec![endpoint]));
+    let listener = world.b.0.netns.run(move || TcpListener::bind(("::", 90)).unwrap());
+    let vip = SocketAddr::new(VIP.parse().unwrap(), 80);
+    let client = world.a.0.netns.run(move || TcpStream::connect_timeout(&vip, Duration::from_secs(5)).unwrap());
+    let (server, _) = listener.accept().unwrap();
+    let mut served = Line { client, server };
+    served.server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    served.client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    served.ask();
+    assert!(world.host_sees(|| straight.tell()), "an endpoint's packets are all seen");
+    // The Service goes, the connection stays: what the pod answers must be translated back.
+    world.enforce(Rules::default());
+    served.tell();
+    served.ask();
+    assert_ne!(world.traced(&world.a.1, endpoint), "direct");
+    let picture = wait(world.network.picture()).unwrap();
+    let reasons: Vec<_> = picture.pods.iter().map(|pod| pod.not_direct.is_some()).collect();
+    assert_eq!(reasons, [false, true]);
+    // Nor does a process after, which knows of no Service, let it go directly.
+    let World { lab, network, a, b } = world;
+    drop(network);
+    let network = lab.open(lab.routed());
+    let world = World { lab, network, a, b };
+    served.tell();
+    assert_ne!(world.traced(&world.a.1, endpoint), "direct");
+}
+
+#[test]
+fn who_says_to_be_another_is_seen_by_the_host() {
+    let world = world();
+    let thief = Pod::new("thief");
+    thief.attach(&world.network).unwrap();
+    let (stolen, to) = (world.a.1.ips[0], world.address(true, 90));
+    thief.netns.ip(&format!("address add {stolen}/32 dev eth0"));
+    let own = wait(world.network.attached()).unwrap().iter().find(|lease| lease.uid == "thief").unwrap().ips[0];
+    let flood = |source: IpAddr| {
+        thief.netns.run(move || {
+            let socket = UdpSocket::bind((source, 0)).unwrap();
+            for _ in 0..BULK / 1000 {
+                let _ = socket.send_to(&[1; 1000], to);
+            }
+        });
+    };
+    assert!(!world.host_sees(|| flood(own)));
+    assert!(world.host_sees(|| flood(stolen)));
+}
+
+#[test]
+fn an_address_goes_to_another_pod() {
+    let world = world();
+    let address = world.address(true, 80);
+    let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
+    assert!(world.a.0.netns.ask(Tcp, &address.to_string()).unwrap().starts_with("b "));
+    drop(server);
+    wait(world.network.detach("b")).unwrap();
+    let c = Pod { fixed: vec![address.ip()], ..Pod::new("c") };
+    let (attached, _server) = c.up(&world.network);
+    assert_eq!(attached.ips[0], address.ip());
+    assert!(world.a.0.netns.ask(Tcp, &address.to_string()).unwrap().starts_with("c "));
+    assert_eq!(world.traced(&world.a.1, address), "direct");
+}
+
+#[test]
+fn a_process_after_replaces_what_it_finds() {
+    let world = world();
+    let address = world.address(true, 90);
+    let mut line = world.line(address);
+    assert!(!world.host_sees(|| line.ask()));
+    let World { lab, network, a, b } = world;
+    drop(network);
+    let network = lab.open(lab.routed());
+    let world = World { lab, network, a, b };
+    assert!(!world.host_sees(|| line.ask()), "the same way as before");
+    // It knows the connections that began before it.
+    world.enforce(shut(&[&world.a.1, &world.b.1]));
+    assert!(world.host_sees(|| line.tell()));
+    world.enforce(Rules::default());
+    assert!(!world.host_sees(|| line.tell()));
+    let World { lab, network, a, b } = world;
+    drop(network);
+    let network = lab.open(Settings { direct: false, ..lab.routed() });
+    let world = World { lab, network, a, b };
+    assert!(world.host_sees(|| line.ask()), "a process that isn't to have it takes it away");
+}
+
+#[test]
+fn while_another_firewall_looks_on_the_host_sees_all() {
+    let world = world();
+    let mut line = world.line(world.address(true, 90));
+    assert!(!world.host_sees(|| line.ask()));
+    world.lab.node.nft("add table inet other");
+    world.lab.node.nft("add chain inet other mine { type filter hook forward priority 5 ; }");
+    let closed = || wait(world.network.picture()).unwrap().no_direct_way;
+    eventually("the chain is noticed", || closed().is_some());
+    assert_eq!(closed().as_deref(), Some("chain mine of table inet other sees what is forwarded"));
+    assert!(world.host_sees(|| line.tell()));
+    world.lab.node.nft("delete table inet other");
+    eventually("it is gone", || closed().is_none());
+    assert!(!world.host_sees(|| line.ask()));
+}
