@@ -62,10 +62,9 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         ..k8s::PodCondition::default()
     }));
     conditions.extend(observed.conditions.iter().cloned());
-    let whole = whole::resources(pod, observed);
     let mut status = k8s::PodStatus {
-        allocated_resources: whole.as_ref().and_then(|whole| whole.requests.clone()),
-        resources: whole,
+        allocated_resources: whole::promised(pod, observed).and_then(|whole| whole.requests),
+        resources: whole::in_force(pod, observed),
         conditions: Some(conditions),
         container_statuses: Some(regular),
         reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),
