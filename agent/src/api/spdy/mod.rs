@@ -73,6 +73,9 @@ pub struct Sender {
     _place: Arc<OwnedSemaphorePermit>,
 }
 
+/// How long a client has to end a connection on which all is said.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// The connection is gone, or the client has reset the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stream is gone")]
@@ -118,7 +121,7 @@ impl Sender {
 }
 
 /// A connection's streams come from the receiver as long as the future is polled. It ends when the client goes, or when
-/// the receiver and all streams are dropped and what they said is sent.
+/// the receiver and all streams are dropped, what they said is sent, and the client has had time to go first.
 pub fn serve<S>(io: S, patience: Patience) -> (mpsc::Receiver<Stream>, impl Future<Output = Result<(), SpdyError>> + Send)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
@@ -161,6 +164,8 @@ async fn write<S: AsyncWrite>(mut to: WriteHalf<S>, mut frames: mpsc::Receiver<B
             to.flush().await?;
         }
     }
+    // It is the client's to end the connection: many drop what they haven't read when it ends, and so does a proxy on the way.
+    tokio::time::sleep(FAREWELL).await;
     to.shutdown().await
 }
 

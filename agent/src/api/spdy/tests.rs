@@ -150,6 +150,26 @@ async fn a_reset_by_the_client_ends_both_directions() {
     assert_eq!(sender.send(b"late").await, Err(Gone));
 }
 
+#[rstest]
+#[case::at_once(true)]
+#[case::late(false)]
+#[tokio::test(start_paused = true)]
+async fn it_is_the_clients_to_end_a_connection_on_which_all_is_said(#[case] goes: bool) {
+    let (mut client, mut streams, connection) = Client::connect(SOON);
+    client.open(1, "a", "b").await;
+    let (_, sender) = streams.recv().await.unwrap().split();
+    drop(streams);
+    sender.send(b"the last").await.unwrap();
+    sender.finish().await.unwrap();
+    drop(sender);
+    client.is_told(control::SYN_REPLY).await;
+    tokio::time::sleep(FAREWELL - Duration::from_millis(1)).await;
+    assert!(!connection.is_finished());
+    let client = if goes { None } else { Some(client) };
+    connection.await.unwrap().unwrap();
+    drop(client);
+}
+
 #[tokio::test]
 async fn too_many_streams_are_refused_and_places_come_back() {
     let (mut client, mut streams, _connection) = Client::connect(SOON);
