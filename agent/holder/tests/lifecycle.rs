@@ -75,7 +75,8 @@ fn the_holder_is_private_and_named() {
     let fds = |pid: i32| {
         let mut names: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
-            .map(|e| std::fs::read_link(e.unwrap().path()).unwrap().display().to_string())
+            // One may be closed at this moment.
+            .filter_map(|e| Some(std::fs::read_link(e.unwrap().path()).ok()?.display().to_string()))
             .collect();
         names.sort();
         names
@@ -86,7 +87,7 @@ fn the_holder_is_private_and_named() {
     }
     let missing = pod.recipe("missing", &["missing"]);
     pod.start(&missing).unwrap_err();
-    eventually("the holder has no more descriptors than before", || before.len() == fds(pod.pid).len());
+    eventually("the holder has no more descriptors than before", || fds(pod.pid).len() <= before.len());
     let zombies = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", pod.pid)).unwrap();
     assert_eq!(zombies.trim(), "");
 }
