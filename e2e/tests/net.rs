@@ -50,7 +50,7 @@ fn the_network_is_drawn() {
     ] {
         assert!(tree.contains(line), "{line:?} in\n{tree}");
     }
-    assert!(tree.contains("─ from pod to pod directly, where no rule has to see it\n"), "{tree}");
+    assert!(tree.contains("─ from pod to pod by the host's rules: directPath is off\n"), "{tree}");
     let data = view(&node);
     assert_eq!(data["wiring"], "bridge");
     assert_eq!(data["pods"].as_array().unwrap().len(), 3, "{data}");
@@ -69,7 +69,8 @@ fn the_network_is_drawn() {
 
 #[test]
 fn a_trace_says_what_packets_do() {
-    let node = NodeBox::start();
+    let direct = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\ndirectPath: true\n";
+    let node = NodeBox::builder().config(direct).start();
     let (client, stranger) = shop(&node);
     let get = |pod: &Pod<'_>| pod.container("main").exec(&["/demo", "get", "http://web/hostname"]).code == 0;
 

@@ -144,6 +144,7 @@ impl Side {
             state_dir: state,
             // As the agent has it.
             isolation: Isolation::Routed,
+            direct: true,
             ..Settings::default()
         };
         let network = node.run(|| Ok(futures::executor::block_on(Network::open(settings))?))?;

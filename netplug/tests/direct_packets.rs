@@ -168,7 +168,7 @@ fn without_the_setting_the_host_sees_all() {
     let mut line = world.line(world.address(true, 90));
     assert!(world.host_sees(|| line.ask()));
     let picture = wait(world.network.picture()).unwrap();
-    assert_eq!(picture.no_direct_way.as_deref(), Some("the settings don't ask for it"));
+    assert_eq!(picture.no_direct_way.as_deref(), Some("directPath is off"));
 }
 
 /// As with connections that went by the host: a policy says what may begin.

@@ -42,7 +42,7 @@ impl Direct {
     pub(super) fn closed(&self) -> Option<&str> {
         match self.shortcut {
             Some(_) => self.onlooker.as_deref(),
-            None => Some(self.refused.as_deref().unwrap_or("the settings don't ask for it")),
+            None => Some(self.refused.as_deref().unwrap_or("directPath is off")),
         }
     }
 

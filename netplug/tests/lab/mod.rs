@@ -250,7 +250,7 @@ impl Lab {
 
     /// As an agent has it: services and policies work.
     pub fn routed(&self) -> Settings {
-        Settings { isolation: netplug::Isolation::Routed, ..self.dual_stack() }
+        Settings { isolation: netplug::Isolation::Routed, direct: true, ..self.dual_stack() }
     }
 
     /// The network, opened in the node's namespace.
