@@ -163,7 +163,7 @@ async fn it_is_the_clients_to_end_a_connection_on_which_all_is_said(#[case] goes
     sender.finish().await.unwrap();
     drop(sender);
     client.is_told(control::SYN_REPLY).await;
-    tokio::time::sleep(FAREWELL - Duration::from_millis(1)).await;
+    tokio::time::sleep(FAREWELL * 9 / 10).await;
     assert!(!connection.is_finished());
     let client = if goes { None } else { Some(client) };
     connection.await.unwrap().unwrap();
