@@ -35,7 +35,8 @@ impl<'a> ControlPlane<'a> {
         run(self.command().args(words))
     }
 
-    fn command(&self) -> Command {
+    /// `e2e/kubernetes` on its host, for words of which the first is what to do.
+    pub fn command(&self) -> Command {
         let script = workspace().join("e2e/kubernetes");
         let mut command = self.node.outside().command(script.to_str().expect("a path in UTF-8"));
         command.arg("--folder").arg(&self.folder);

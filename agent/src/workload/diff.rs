@@ -36,23 +36,34 @@ pub struct Difference {
 
 /// Everything that would change, in the manifest's order of kinds.
 pub fn diff(loaded: &Loaded, store: &Store, objects: &Objects) -> Vec<Difference> {
-    let of_objects = loaded.objects.iter().filter_map(|new| object(new, store, objects));
-    let of_workloads = loaded.workloads.iter().filter_map(|new| workload(new, store));
-    let of_pods = loaded.pods.iter().filter_map(|new| pod(new, store));
-    of_objects.chain(of_workloads).chain(of_pods).collect()
-}
-
-fn pod(new: &ValidPod, store: &Store) -> Option<Difference> {
-    let told = |effect: String, fields| Difference {
-        kind: "Pod".into(),
-        namespace: new.namespace().into(),
-        name: new.name().into(),
+    let told = |kind: &str, namespace: &str, name: &str, (effect, fields): Told| Difference {
+        kind: kind.into(),
+        namespace: namespace.into(),
+        name: name.into(),
         effect,
         fields,
     };
-    let Some(live) = store.pod_named(new.namespace(), new.name()) else {
-        return Some(told("would be created".into(), Vec::new()));
-    };
+    let of_objects = loaded.objects.iter().filter_map(|new| {
+        let key = new.key();
+        Some(told(key.kind.as_str(), &key.namespace, &key.name, object(new, store, objects)?))
+    });
+    let of_workloads = loaded.workloads.iter().filter_map(|new| {
+        let key = new.key();
+        Some(told(key.kind.as_str(), &key.namespace, &key.name, workload(new, store)?))
+    });
+    let of_pods = loaded.pods.iter().filter_map(|new| Some(told("Pod", new.namespace(), new.name(), pod(new, store)?)));
+    of_objects.chain(of_workloads).chain(of_pods).collect()
+}
+
+/// What would follow, and what differs.
+type Told = (String, Vec<Field>);
+
+fn created() -> Told {
+    ("would be created".into(), Vec::new())
+}
+
+fn pod(new: &ValidPod, store: &Store) -> Option<Told> {
+    let Some(live) = store.pod_named(new.namespace(), new.name()) else { return Some(created()) };
     let fields = difference::between(&declared(&live), &declared(new.object()));
     if fields.is_empty() {
         return None;
@@ -63,7 +74,7 @@ fn pod(new: &ValidPod, store: &Store) -> Option<Difference> {
         change::Change::RestartContainers(names) => format!("would be changed; containers that restart: {}", names.join(", ")),
         change::Change::Keep => "would be changed in place: nothing restarts".into(),
     };
-    Some(told(effect, fields))
+    Some((effect, fields))
 }
 
 /// What an author writes of an object.
@@ -78,16 +89,9 @@ fn declared(object: &impl Serialize) -> Value {
     shown
 }
 
-fn object(new: &ValidObject, store: &Store, objects: &Objects) -> Option<Difference> {
+fn object(new: &ValidObject, store: &Store, objects: &Objects) -> Option<Told> {
     let key = new.key();
-    let told = |effect: String, fields| Difference {
-        kind: key.kind.as_str().into(),
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        effect,
-        fields,
-    };
-    let Some(old) = objects.get(key) else { return Some(told("would be created".into(), Vec::new())) };
+    let Some(old) = objects.get(key) else { return Some(created()) };
     let mut fields = difference::between(&body(old.body()), &body(new.body()));
     if fields.is_empty() {
         return None;
@@ -104,7 +108,7 @@ fn object(new: &ValidObject, store: &Store, objects: &Objects) -> Option<Differe
         let users = users.join(", ");
         format!("would be changed; volumes follow at once, environments when a container restarts: pods {users}")
     };
-    Some(told(effect, fields))
+    Some((effect, fields))
 }
 
 fn body(body: &Body) -> Value {
@@ -141,19 +145,11 @@ fn users(object: &ValidObject, store: &Store) -> Vec<String> {
     pods.filter(|pod| references::of(pod).contains(object.key())).map(|pod| pod.name().to_owned()).collect()
 }
 
-fn workload(new: &ValidWorkload, store: &Store) -> Option<Difference> {
-    let key = new.key();
-    let told = |effect: String, fields| Difference {
-        kind: key.kind.as_str().into(),
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        effect,
-        fields,
-    };
-    let Some(old) = live(new, store) else { return Some(told("would be created".into(), Vec::new())) };
+fn workload(new: &ValidWorkload, store: &Store) -> Option<Told> {
+    let Some(old) = live(new, store) else { return Some(created()) };
     let new = identified(new.object().clone(), old.uid());
     let fields = difference::between(&declared(&without_notes(old.clone())), &declared(&new));
-    if fields.is_empty() { None } else { Some(told(effect(&old, &new).into(), fields)) }
+    if fields.is_empty() { None } else { Some((effect(&old, &new).into(), fields)) }
 }
 
 fn live(new: &ValidWorkload, store: &Store) -> Option<Workload> {

@@ -39,10 +39,10 @@ struct Lab<'a> {
 impl Lab<'_> {
     /// kubectl of the cluster's line, on its host; `websockets`: whether it asks the API server by them, or in SPDY.
     fn kubectl(&self, websockets: bool, words: &[&str]) -> Command {
-        let mut command = self.node.outside().command("env");
-        command.arg(format!("KUBECTL_REMOTE_COMMAND_WEBSOCKETS={websockets}"));
-        command.arg(format!("KUBECTL_PORT_FORWARD_WEBSOCKETS={websockets}"));
-        command.arg(e2e::workspace().join("e2e/kubernetes")).arg("--folder").arg(self.plane.folder()).arg("kubectl").args(words);
+        let mut command = self.plane.command();
+        command.arg("kubectl").args(words);
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets.to_string());
+        command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets.to_string());
         command
     }
 
@@ -64,8 +64,7 @@ impl Lab<'_> {
 #[case::of_this_line(&[])]
 #[case::of_v1_34(&["--line", "v1.34"])]
 fn kubectl_works_through_an_api_server(#[case] line: &[&str]) {
-    let node =
-        NodeBox::builder().with_registry().config(CONFIGURATION).argument("--network").argument("bridge").without_agent().start();
+    let node = super::builder().with_registry().config(CONFIGURATION).start();
     let plane = ControlPlane::with(&node, line);
     plane.joins(&node);
     plane.apply(PODS);

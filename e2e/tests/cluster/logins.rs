@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use base64::Engine as _;
-use e2e::{ControlPlane, NodeBox, eventually};
+use e2e::{ControlPlane, eventually};
 use serde_json::Value;
 
 /// The node may ask for tokens for this audience: since v1.33 it needs a right to it.
@@ -71,7 +71,7 @@ fn a_provider_gets_the_token_and_the_annotations_of_the_pods_service_account() {
     let dir = folder.path().display();
     let images = format!("images: {{credentialProviderConfig: {dir}/providers.yaml, credentialProviderBinDir: {dir}}}\n");
     let configuration = format!("{}{images}", super::CONFIGURATION);
-    let node = NodeBox::builder().config(&configuration).argument("--network").argument("bridge").without_agent().start();
+    let node = super::builder().config(&configuration).start();
     let plane = ControlPlane::beside(&node);
     plane.joins(&node);
     plane.apply(CLUSTER);

@@ -15,12 +15,17 @@ mod ranges;
 mod resources;
 mod told;
 
-use e2e::{ControlPlane, NodeBox, eventually, is_true};
+use e2e::{Builder, ControlPlane, NodeBox, eventually, is_true};
 use serde_json::Value;
 
-/// A node without an agent so far. The machine that tests run on may have a network add-on's configuration.
+/// A node without an agent so far.
 fn node() -> NodeBox {
-    NodeBox::builder().config(CONFIGURATION).argument("--network").argument("bridge").without_agent().start()
+    builder().config(CONFIGURATION).start()
+}
+
+/// The machine that tests run on may have a network add-on's configuration.
+fn builder() -> Builder {
+    NodeBox::builder().argument("--network").argument("bridge").without_agent()
 }
 
 /// The API server trusts no kubelet API whose certificate the cluster hasn't signed.

@@ -1,6 +1,6 @@
 //! What pods get of the cluster besides ConfigMaps and Secrets: volumes, runtime classes, the names and addresses of Services.
 
-use e2e::{ControlPlane, NodeBox, eventually, is_true};
+use e2e::{ControlPlane, eventually, is_true};
 
 use super::{node, runs};
 
@@ -147,7 +147,7 @@ fn the_node_object_has_what_a_kubelets_has() {
     let configuration = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nserverTLSBootstrap: true\n\
         providerID: cloud:///zone/machine\nnodeLabels: {disk: fast}\nclusterDNS: [10.96.0.10]\nclusterDomain: cluster.test\n\
         registerWithTaints: [{key: fresh, value: \"yes\", effect: NoSchedule}]\n";
-    let node = NodeBox::builder().config(configuration).argument("--network").argument("bridge").without_agent().start();
+    let node = super::builder().config(configuration).start();
     let plane = ControlPlane::beside(&node);
     plane.node_kubeconfig("node");
     plane.starts(&node);
