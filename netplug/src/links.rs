@@ -414,14 +414,43 @@ pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> 
 
 /// A neighbour of an address without subnet.
 pub(crate) fn neighbour(index: u32, ip: IpAddr) -> Request {
-    let message = match ip {
-        IpAddr::V4(ip) => {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).output_interface(index);
+    add_route(on_link(index, Cidr::host(ip)))
+}
+
+/// Behind whatever route there is to the same destination.
+const LAST: u32 = u32::MAX - 1;
+
+/// A route for what has no better one: these addresses are said to be on the link.
+pub(crate) fn last_resort(index: u32, to: Cidr) -> Request {
+    add_route(last(index, to))
+}
+
+/// Takes a [`last_resort`] away.
+pub(crate) fn no_last_resort(index: u32, to: Cidr) -> Request {
+    Request::new(RouteNetlinkMessage::DelRoute(last(index, to)), 0)
+}
+
+fn last(index: u32, to: Cidr) -> RouteMessage {
+    let mut message = on_link(index, to);
+    message.attributes.push(RouteAttribute::Priority(LAST));
+    message
+}
+
+fn add_route(message: RouteMessage) -> Request {
+    Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// A route to what is on the link itself.
+fn on_link(index: u32, to: Cidr) -> RouteMessage {
+    match to.base() {
+        IpAddr::V4(base) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(base, to.prefix()).output_interface(index);
             route.scope(RouteScope::Link).build()
         }
-        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).output_interface(index).build(),
-    };
-    Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        IpAddr::V6(base) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(base, to.prefix()).output_interface(index).build()
+        }
+    }
 }
 
 /// A way out of the pod. Added, or put in place of the one to the same destination.
@@ -449,7 +478,7 @@ pub(crate) fn route(index: u32, to: Cidr, gateway: IpAddr, options: RouteOptions
         }
     };
     options.apply(&mut message);
-    Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    add_route(message)
 }
 
 fn family(v4: bool) -> AddressFamily {

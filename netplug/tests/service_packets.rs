@@ -107,6 +107,28 @@ fn a_service_is_balanced_and_its_endpoints_see_who_calls(#[values("0", "1")] br_
 }
 
 #[test]
+fn a_host_without_a_default_route_reaches_services_and_keeps_no_route_to_them() {
+    let shop = shop();
+    for family in ["-4", "-6"] {
+        shop.lab.node.ip(&format!("{family} route del default"));
+    }
+    let before = (shop.lab.node.picture(), shop.lab.node.ip("-6 route show"));
+    enforce(&shop.network, vec![service(8080, &endpoints(&[&shop.a_net]))]);
+    let reached = |what: &str| {
+        for address in [format!("{VIP}:8080"), format!("[{VIP6}]:8080")] {
+            eventually(&format!("{what}: {address} answers"), || shop.lab.node.ask(Tcp, &address).is_ok());
+        }
+        assert!(shop.lab.node.ask(Tcp, "10.96.7.7:80").unwrap_err().contains("refused"));
+    };
+    reached("made");
+    shop.lab.node.ip("link set pods0 down");
+    shop.lab.node.ip("link set pods0 up");
+    reached("put back");
+    wait(shop.network.enforce(Rules::default())).unwrap();
+    assert_eq!((shop.lab.node.picture(), shop.lab.node.ip("-6 route show")), before);
+}
+
+#[test]
 fn pods_without_a_service_between_reach_each_other_by_the_host() {
     let shop = shop();
     for ip in &shop.a_net.ips {

@@ -2,13 +2,14 @@
 
 use std::{collections::HashSet, hash::Hash, net::IpAddr, sync::Arc};
 
-use super::{Engine, record::Record};
+use super::{Engine, bridge, record::Record};
 use crate::{
     cidr::Cidr,
     conntrack::{self, Stale},
     direct::{Hindrance, Watched},
     error::{Doing, Error},
     lease::Lease,
+    links,
     nft::{
         fragment::Fragment,
         rule::Family,
@@ -127,7 +128,12 @@ impl Engine {
         if self.isolates() != self.isolated {
             self.mend_ports()?;
         }
+        let ranges = self.standing.rules.service_ranges.clone();
         let change = self.standing.replace(rules);
+        if ranges != self.standing.rules.service_ranges {
+            self.lead_nowhere(&ranges)?;
+            self.lead_to_services()?;
+        }
         if let Err(error) = self.leave_direct() {
             self.standing.stale = true;
             return Err(error);
@@ -137,6 +143,25 @@ impl Engine {
         }
         self.join_direct();
         self.forget_flows(&change.stale)
+    }
+
+    /// What the host itself sends to a Service must have a route before its destination is translated. A host without a default route
+    /// of that family has none.
+    pub(super) fn lead_to_services(&mut self) -> Result<(), Error> {
+        let requests = self.standing.rules.service_ranges.iter().map(|range| links::last_resort(self.bridge.index, *range));
+        bridge::all(&mut self.wire, &self.route, requests.collect(), || "lead the host to Services".into())
+    }
+
+    /// Takes the host's routes to these ranges of Services away. They may be gone with the bridge.
+    fn lead_nowhere(&mut self, ranges: &[Cidr]) -> Result<(), Error> {
+        let requests = ranges.iter().map(|range| links::no_last_resort(self.bridge.index, *range)).collect();
+        self.wire.route(&self.route, requests).doing(|| "take the host's routes to Services away".into()).map(drop)
+    }
+
+    /// The same for all that stand.
+    pub(super) fn forget_services(&mut self) -> Result<(), Error> {
+        let ranges = self.standing.rules.service_ranges.clone();
+        self.lead_nowhere(&ranges)
     }
 
     /// Ends flows that would go past what stands now.
