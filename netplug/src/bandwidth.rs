@@ -4,17 +4,20 @@
 //! nothing can queue: it is redirected (ingress, u32, mirred) to an ifb, which has a token bucket of its own. So the limits are on the host, out of the
 //! pod's reach. The CNI plugin `bandwidth` does the same.
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::InfoKind,
-    tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption},
+    tc::{TcAttribute, TcHandle, TcMessage},
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::netlink::Request;
+use crate::{
+    netlink::Request,
+    tc::{ETH_P_ALL, INGRESS, NLA_F_NESTED, ROOT, attribute, message, option},
+};
 
 /// The limits of one pod; what is unset has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -71,10 +74,6 @@ impl Bandwidth {
     }
 }
 
-const ROOT: TcHandle = TcHandle { major: 0xffff, minor: 0xffff };
-const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
-/// Where filters of what comes in hang.
-const INGRESS_QDISC: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
 
 const TCA_TBF_PARMS: u16 = 1;
@@ -89,8 +88,6 @@ const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
 const TC_ACT_STOLEN: u32 = 4;
 const TCA_EGRESS_REDIR: u32 = 1;
-const ETH_P_ALL: u16 = 3;
-const NLA_F_NESTED: u16 = 0x8000;
 
 /// The ifb that belongs to a host's end.
 pub(crate) fn ifb_of(host_if: &str) -> String {
@@ -113,31 +110,20 @@ pub(crate) fn bucket(link: u32, rate: Rate) -> Request {
     options.extend([0; 12]);
     options.extend(rate.limit().to_ne_bytes());
     options.extend([0; 8]);
-    let options = [
-        (TCA_TBF_PARMS, options),
-        (TCA_TBF_RATE64, rate.bytes().to_ne_bytes().to_vec()),
-        (TCA_TBF_BURST, rate.burst_bytes().to_ne_bytes().to_vec()),
+    let options = vec![
+        option(TCA_TBF_PARMS, options),
+        option(TCA_TBF_RATE64, rate.bytes().to_ne_bytes().to_vec()),
+        option(TCA_TBF_BURST, rate.burst_bytes().to_ne_bytes().to_vec()),
     ];
     Request::new(
-        RouteNetlinkMessage::NewQueueDiscipline(message(link, BUCKET, ROOT, 0, "tbf", &options)),
+        RouteNetlinkMessage::NewQueueDiscipline(message(link, BUCKET, ROOT, 0, "tbf", options)),
         NLM_F_CREATE | NLM_F_REPLACE,
     )
 }
 
 /// No token bucket any more.
 pub(crate) fn no_bucket(link: u32) -> Request {
-    Request::new(RouteNetlinkMessage::DelQueueDiscipline(message(link, TcHandle::default(), ROOT, 0, "tbf", &[])), 0)
-}
-
-/// What comes in by a link can be filtered.
-pub(crate) fn ingress(link: u32) -> Request {
-    let message = message(link, INGRESS_QDISC, INGRESS, 0, "ingress", &[]);
-    Request::new(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// It can't any more; its filters go with it.
-pub(crate) fn no_ingress(link: u32) -> Request {
-    Request::new(RouteNetlinkMessage::DelQueueDiscipline(message(link, INGRESS_QDISC, INGRESS, 0, "ingress", &[])), 0)
+    Request::new(RouteNetlinkMessage::DelQueueDiscipline(message(link, TcHandle::default(), ROOT, 0, "tbf", Vec::new())), 0)
 }
 
 /// All that comes in by a link leaves by another.
@@ -152,8 +138,8 @@ pub(crate) fn redirect(link: u32, to: u32) -> Request {
     let first = [attribute(TCA_ACT_KIND, b"mirred\0"), options].concat();
     let actions = attribute(1 | NLA_F_NESTED, &first);
     let info = 1 << 16 | u32::from(ETH_P_ALL.to_be());
-    let options = [(TCA_U32_SEL, selector), (TCA_U32_ACT | NLA_F_NESTED, actions)];
-    let message = message(link, TcHandle::default(), INGRESS_QDISC, info, "u32", &options);
+    let options = vec![option(TCA_U32_SEL, selector), option(TCA_U32_ACT | NLA_F_NESTED, actions)];
+    let message = message(link, TcHandle::default(), INGRESS, info, "u32", options);
     Request::new(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
@@ -171,25 +157,6 @@ pub(crate) fn with_bucket(messages: &[RouteNetlinkMessage]) -> impl Iterator<Ite
         }
         _ => None,
     })
-}
-
-fn message(link: u32, handle: TcHandle, parent: TcHandle, info: u32, kind: &str, options: &[(u16, Vec<u8>)]) -> TcMessage {
-    let mut message = TcMessage::with_index(link as i32);
-    message.header = TcHeader { handle, parent, info, ..message.header };
-    message.attributes.push(TcAttribute::Kind(kind.into()));
-    if !options.is_empty() {
-        let options = options.iter().map(|(kind, value)| TcOption::Other(DefaultNla::new(*kind, value.clone())));
-        message.attributes.push(TcAttribute::Options(options.collect()));
-    }
-    message
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 #[cfg(test)]

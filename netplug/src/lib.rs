@@ -6,7 +6,7 @@
 //! | `settings`, `cidr` | what is wanted, checked | nobody |
 //! | [`ipam`] | which address: pure, O(1) | settings |
 //! | `lease` | what pods hold, crash-safe on disk | settings |
-//! | `bandwidth` | limits, and the traffic control that keeps them: pure | nobody |
+//! | `bandwidth`, `tc` | limits, and the traffic control that keeps them: pure | nobody |
 //! | `links` | what to ask the kernel about links, addresses, routes: pure | settings |
 //! | `service`, `policy` | from services and policies to parts of the table: pure | settings |
 //! | [`dns`] | a resolver on the bridge | cidr |
@@ -44,6 +44,7 @@ mod picture;
 mod policy;
 mod service;
 mod settings;
+mod tc;
 mod trace;
 pub mod whole;
 

@@ -417,23 +417,24 @@ pub(crate) fn neighbour(index: u32, ip: IpAddr) -> Request {
     add_route(on_link(index, Cidr::host(ip)))
 }
 
-/// Behind whatever route there is to the same destination.
-const LAST: u32 = u32::MAX - 1;
-
-/// A route for what has no better one: these addresses are said to be on the link.
-pub(crate) fn last_resort(index: u32, to: Cidr) -> Request {
-    add_route(last(index, to))
+/// These addresses are on a link, as far as the host knows.
+pub(crate) fn lead(index: u32, to: Cidr) -> Request {
+    add_route(on_link(index, to))
 }
 
-/// Takes a [`last_resort`] away.
-pub(crate) fn no_last_resort(index: u32, to: Cidr) -> Request {
-    Request::new(RouteNetlinkMessage::DelRoute(last(index, to)), 0)
+/// Takes that back.
+pub(crate) fn lead_no_more(index: u32, to: Cidr) -> Request {
+    Request::new(RouteNetlinkMessage::DelRoute(on_link(index, to)), 0)
 }
 
-fn last(index: u32, to: Cidr) -> RouteMessage {
-    let mut message = on_link(index, to);
-    message.attributes.push(RouteAttribute::Priority(LAST));
-    message
+/// By which way would the host send? None: refused.
+pub(crate) fn way_to(ip: IpAddr) -> Request {
+    let host = Cidr::host(ip);
+    let message = match ip {
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, host.prefix()).build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, host.prefix()).build(),
+    };
+    Request::new(RouteNetlinkMessage::GetRoute(message), 0)
 }
 
 fn add_route(message: RouteMessage) -> Request {

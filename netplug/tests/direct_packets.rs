@@ -6,15 +6,16 @@ mod lab;
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
 
 use lab::{Lab, Pod, eventually, wait};
 use netplug::{
-    Attached, Flow, Network, Policy,
+    Attached, Bandwidth, Flow, Network, Policy,
     Protocol::{Tcp, Udp},
-    Rules, Service, Settings,
+    Rate, Rules, Service, Settings,
 };
 use rstest::rstest;
 
@@ -37,7 +38,11 @@ fn world() -> World {
         let attached = pod.attach(&network).unwrap();
         (pod, attached)
     });
-    World { lab, network, a, b }
+    let world = World { lab, network, a, b };
+    for pod in [&world.a, &world.b] {
+        world.goes_directly(&pod.0);
+    }
+    world
 }
 
 /// Both ends of a TCP connection, which lasts.
@@ -97,6 +102,23 @@ impl World {
         let before = received();
         what();
         received() - before > BULK / 2
+    }
+
+    /// Why a pod doesn't take the direct way, if it doesn't.
+    fn why_not(&self, pod: &Pod) -> Option<String> {
+        let picture = wait(self.network.picture()).unwrap();
+        let state = picture.pods.iter().find(|state| state.lease.uid == pod.name).expect("it is attached");
+        picture.no_direct_way.clone().or_else(|| state.not_direct.clone())
+    }
+
+    /// Soon: a new pod's link is made ready when no other comes.
+    fn goes_directly(&self, pod: &Pod) {
+        eventually(&format!("{} goes directly", pod.name), || self.why_not(pod).is_none());
+    }
+
+    /// The filters of what comes in by a pod's link.
+    fn filters(&self, attached: &Attached) -> String {
+        self.lab.node.command("tc", &format!("filter show dev {} ingress", attached.host_if)).unwrap()
     }
 
     fn enforce(&self, rules: Rules) {
@@ -235,6 +257,7 @@ fn who_says_to_be_another_is_seen_by_the_host() {
     let world = world();
     let thief = Pod::new("thief");
     thief.attach(&world.network).unwrap();
+    world.goes_directly(&thief);
     let (stolen, to) = (world.a.1.ips[0], world.address(true, 90));
     thief.netns.ip(&format!("address add {stolen}/32 dev eth0"));
     let own = wait(world.network.attached()).unwrap().iter().find(|lease| lease.uid == "thief").unwrap().ips[0];
@@ -261,21 +284,25 @@ fn an_address_goes_to_another_pod() {
     let c = Pod { fixed: vec![address.ip()], ..Pod::new("c") };
     let (attached, _server) = c.up(&world.network);
     assert_eq!(attached.ips[0], address.ip());
+    world.goes_directly(&c);
     assert!(world.a.0.netns.ask(Tcp, &address.to_string()).unwrap().starts_with("c "));
     assert_eq!(world.traced(&world.a.1, address), "direct");
 }
 
 #[test]
-fn a_process_after_replaces_what_it_finds() {
+fn a_process_after_goes_on_with_what_it_finds() {
     let world = world();
     let address = world.address(true, 90);
     let mut line = world.line(address);
     assert!(!world.host_sees(|| line.ask()));
+    let filters = world.filters(&world.a.1);
+    assert!(filters.contains("netplug_direct"), "{filters}");
     let World { lab, network, a, b } = world;
     drop(network);
     let network = lab.open(lab.routed());
     let world = World { lab, network, a, b };
     assert!(!world.host_sees(|| line.ask()), "the same way as before");
+    assert_eq!(world.filters(&world.a.1), filters, "the same program");
     // It knows the connections that began before it.
     world.enforce(shut(&[&world.a.1, &world.b.1]));
     assert!(world.host_sees(|| line.tell()));
@@ -286,6 +313,54 @@ fn a_process_after_replaces_what_it_finds() {
     let network = lab.open(Settings { direct: false, ..lab.routed() });
     let world = World { lab, network, a, b };
     assert!(world.host_sees(|| line.ask()), "a process that isn't to have it takes it away");
+    assert_eq!(world.filters(&world.a.1), "");
+}
+
+#[test]
+fn what_others_filter_on_a_pods_link_stays() {
+    let lab = Lab::new();
+    let network = lab.open(Settings { direct: false, ..lab.routed() });
+    let [a, b] = ["a", "b"].map(|name| {
+        let pod = Pod::new(name);
+        let attached = pod.attach(&network).unwrap();
+        (pod, attached)
+    });
+    lab.node.command("tc", &format!("qdisc add dev {} clsact", a.1.host_if)).unwrap();
+    let drops = ["bpf", "da", "bytecode", "1,6 0 0 2"];
+    lab.node.run({
+        let link = a.1.host_if.clone();
+        move || {
+            let words = ["filter", "add", "dev", &link, "ingress", "protocol", "ip", "pref", "7"];
+            let made = Command::new("tc").args(words).args(drops).status().expect("install iproute2");
+            assert!(made.success());
+        }
+    });
+    drop(network);
+    let network = lab.open(lab.routed());
+    let world = World { lab, network, a, b };
+    world.goes_directly(&world.a.0);
+    let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
+    world.a.0.netns.assert_unreachable(Tcp, &world.address(true, 80).to_string());
+    world.a.0.netns.ask(Tcp, &world.address(false, 80).to_string()).expect("which is about IPv4 alone");
+    drop(server);
+    let filters = world.filters(&world.a.1);
+    assert!(filters.contains("pref 7 bpf") && filters.contains("netplug_direct"), "{filters}");
+}
+
+#[test]
+fn a_limited_pod_is_held_by_its_bucket_until_it_is_limited_no_more() {
+    let mut world = world();
+    let mut line = world.line(world.address(true, 90));
+    assert!(!world.host_sees(|| line.ask()));
+    let limits = Bandwidth { ingress: None, egress: Some(Rate::new(80_000_000)) };
+    world.a.0.bandwidth = Some(limits);
+    world.a.1 = world.a.0.attach(&world.network).unwrap();
+    assert_eq!(world.why_not(&world.a.0).as_deref(), Some("its bandwidth is limited"));
+    assert!(world.host_sees(|| line.ask()));
+    world.a.0.bandwidth = None;
+    world.a.1 = world.a.0.attach(&world.network).unwrap();
+    world.goes_directly(&world.a.0);
+    assert!(!world.host_sees(|| line.tell()));
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn network(c: &mut Checker<'_>, flags: &Flags, declared: &Declared, p
         reuse_after: c.duration("addressReuseAfter", declared.address_reuse_after.as_ref(), Duration::from_secs(60)),
         probe: probe(c, declared),
         masquerade: declared.masquerade != Some(false),
-        direct_path: declared.direct_path == Some(true),
+        direct_path: declared.direct_path != Some(false),
         masquerade_except: masquerade_except(c, declared),
         nft_table: c.text("nftTable", "--nft-table", flags.nft_table.as_ref(), declared.nft_table.as_ref(), "nodeagent", table),
         mtu,

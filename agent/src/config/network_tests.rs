@@ -32,7 +32,7 @@ fn ranges_have_gateways_exclusions_and_rest() {
 addressReuseAfter: 5m
 addressProbe: 200ms
 masquerade: true
-directPath: true
+directPath: false
 masqueradeExcept: [192.168.0.0/16]",
     )
     .unwrap();
@@ -41,7 +41,7 @@ masqueradeExcept: [192.168.0.0/16]",
     assert_eq!(shown, ["10.85.0.0/24 10.85.0.254", "10.86.0.0/24 10.86.0.1", "fd00:85::/64 fd00:85::1"]);
     assert_eq!(network.pod_ranges[0].exclude.len(), 3);
     assert_eq!(network.reuse_after, Duration::from_secs(300));
-    assert!(network.direct_path);
+    assert!(!network.direct_path);
     assert_eq!(network.probe, Some(Duration::from_millis(200)));
     assert_eq!(network.masquerade_except, ["192.168.0.0/16".parse().unwrap()]);
     let first: Vec<String> = network.first_subnets().map(|subnet| subnet.to_string()).collect();

@@ -49,9 +49,12 @@ fn direct_path() -> Check {
         Ok(()) => {
             check("direct path", Verdict::Good, "pods can reach each other past the host's rules, where none speaks of them", "")
         }
-        Err(reason) => {
-            check("direct path", Verdict::Limited, reason, "pods reach each other by the host's rules alone: somewhat slower")
-        }
+        Err(error) => check(
+            "direct path",
+            Verdict::Limited,
+            error.to_string(),
+            "pods reach each other by the host's rules alone: somewhat slower",
+        ),
     }
 }
 

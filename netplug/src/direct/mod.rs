@@ -1,27 +1,27 @@
 //! The direct way from pod to pod, for those whose packets nothing has to see: a program at the host's end of a pod's link hands what it
 //! sends to another such pod's interface at once, past the host's routing, connection tracking and rules.
 //!
-//! [`who`] decides who may take it; [`program`] is what the kernel runs. Both are pure. [`Shortcut`] holds the program and its maps: an
+//! [`who`] decides who may take it; [`program`] is what the kernel runs, [`hook`] where. All three are pure. [`Shortcut`] holds the program and its maps: an
 //! address that isn't in the one takes the ordinary way, as a packet's source and as its destination; in the other are the TCP connections
 //! that connection tracking knows nothing of.
 
+pub(crate) mod hook;
 mod program;
 mod who;
 
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use podholder::sys::bpf::{self, Map, ProgramType};
-use rustix::io::Errno;
 
 pub(crate) use self::who::{Hindrance, Watched};
 use crate::{conntrack::Connection, links::Mac};
 
 /// Of program and maps, as `bpftool` shows them.
-const NAME: &str = "netplug_direct";
+pub(crate) const NAME: &str = "netplug_direct";
 /// More addresses than a bridge's ports can have.
 const ADDRESSES: u32 = 8192;
 /// Connections that are noted. Beyond, those that begin are not.
@@ -45,12 +45,30 @@ impl Shortcut {
         Ok(Shortcut { pods, flows, program })
     }
 
-    /// Lets the program see what comes in by a link of the calling thread's network namespace. It goes with the link.
-    pub(crate) fn watch(&self, link: u32) -> io::Result<()> {
-        match bpf::attach_ingress(link, self.program.as_fd()) {
-            Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => Ok(()),
-            outcome => outcome,
+    /// That of a process before, by the program's number. None: it is gone, or not one of ours.
+    pub(crate) fn of(id: u32) -> io::Result<Option<Shortcut>> {
+        let Some(program) = bpf::program(id)? else { return Ok(None) };
+        let (mut pods, mut flows) = (None, None);
+        for map in bpf::maps_of(program.as_fd())? {
+            match map.key_size() {
+                program::KEY => pods = Some(map),
+                program::FLOW => flows = Some(map),
+                _ => {}
+            }
         }
+        Ok(pods.zip(flows).map(|(pods, flows)| Shortcut { pods, flows, program }))
+    }
+
+    /// Whether the other does the same, by the kernel's digest of it.
+    pub(crate) fn is_like(&self, other: &Shortcut) -> io::Result<bool> {
+        let same = |a: &Map, b: &Map| (a.key_size(), a.value_size()) == (b.key_size(), b.value_size());
+        let tags = (bpf::tag_of(self.program.as_fd())?, bpf::tag_of(other.program.as_fd())?);
+        Ok(tags.0 == tags.1 && same(&self.pods, &other.pods) && same(&self.flows, &other.flows))
+    }
+
+    /// The program.
+    pub(crate) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
     }
 
     /// What goes from and to that address may go directly from now on. `link`: the host's end of its pod's link.
@@ -63,38 +81,27 @@ impl Shortcut {
         self.pods.remove(&program::key(ip))
     }
 
+    /// All take the ordinary way from now on, whoever they are.
+    pub(crate) fn dismiss_all(&self) -> io::Result<()> {
+        self.pods.keys()?.iter().try_for_each(|key| self.pods.remove(key))
+    }
+
     /// The TCP connections that went directly and fit, which from now on are no more known here.
     pub(crate) fn take_connections(&self, fit: impl Fn(IpAddr) -> bool) -> io::Result<Vec<Connection>> {
-        take(&self.flows, fit)
+        let mut taken = Vec::new();
+        for flow in self.flows.keys()? {
+            let Ok(flow) = <&[u8; program::FLOW]>::try_from(&flow[..]) else { continue };
+            let (client, server) = program::ends(flow);
+            if fit(client.ip()) || fit(server.ip()) {
+                self.flows.remove(flow)?;
+                taken.push(Connection { client, server });
+            }
+        }
+        Ok(taken)
     }
 
     /// A connection that goes directly from now on.
     pub(crate) fn note(&self, connection: Connection) -> io::Result<()> {
         self.flows.put(&program::flow(connection.client, connection.server), &[0; program::NOTE])
     }
-}
-
-/// Takes such a program of a process before from a link. The connections that went directly by it.
-pub(crate) fn clear(link: u32) -> io::Result<Vec<Connection>> {
-    let mut connections = Vec::new();
-    for program in bpf::ingress_programs(link, NAME)? {
-        bpf::detach_ingress(link, program.as_fd())?;
-        for map in bpf::maps_of(program.as_fd())?.iter().filter(|map| map.key_size() == program::FLOW) {
-            connections.extend(take(map, |_| true)?);
-        }
-    }
-    Ok(connections)
-}
-
-fn take(flows: &Map, fit: impl Fn(IpAddr) -> bool) -> io::Result<Vec<Connection>> {
-    let mut taken = Vec::new();
-    for flow in flows.keys()? {
-        let Ok(flow) = <&[u8; program::FLOW]>::try_from(&flow[..]) else { continue };
-        let (client, server) = program::ends(flow);
-        if fit(client.ip()) || fit(server.ip()) {
-            flows.remove(flow)?;
-            taken.push(Connection { client, server });
-        }
-    }
-    Ok(taken)
 }

@@ -52,8 +52,8 @@ const SKB_STORE_BYTES: i32 = 9;
 const SKB_CHANGE_TYPE: i32 = 32;
 const REDIRECT_PEER: i32 = 155;
 const PACKET_HOST: i32 = 0;
-/// The packet goes on as if there were no program.
-const TCX_NEXT: i32 = -1;
+/// The packet goes on as if there were no program (TC_ACT_UNSPEC).
+const GO_ON: i32 = -1;
 
 // Of `struct __sk_buff`.
 const PROTOCOL: i16 = 16;
@@ -155,7 +155,7 @@ pub(super) fn assemble(pods: i32, flows: i32) -> Vec<u8> {
     code.here(Label::Noted);
     hand_over(&mut code);
     code.here(Label::Ordinary);
-    code.op(MOVE, 0, 0, 0, TCX_NEXT);
+    code.op(MOVE, 0, 0, 0, GO_ON);
     code.op(EXIT, 0, 0, 0, 0);
     code.finish()
 }

@@ -2,25 +2,34 @@
 //! to see its packets, and before its address may be another's; it takes it when those that had to are gone.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
+    thread,
+    time::{Duration, Instant},
 };
 
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 
-use super::Engine;
+use super::{Engine, bridge};
 use crate::{
     conntrack::{self, Connection},
-    direct::{self, Shortcut},
+    direct::{NAME, Shortcut, hook},
     error::{Doing, Error},
     lease::Lease,
     links::{self, Link},
+    netlink::{self, Outcome, Wire},
     nft::others::onlooker,
     settings::Isolation,
+    tc,
 };
 
-/// Every namespace has it.
-const LOOPBACK_INDEX: u32 = 1;
+/// Links are made ready when no pod has come for so long: nobody who starts shall wait for what can wait. It takes two such steps, for a filter
+/// that comes at once after the discipline that it hangs in waits for RCU.
+const CALM: Duration = Duration::from_millis(100);
+/// But no later than so long after the first wanted it.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -32,9 +41,32 @@ pub(super) struct Direct {
     /// What of others sees what pods send each other; while it is there nobody takes the direct way.
     onlooker: Option<String>,
     /// The host's ends of pods' links, by UID.
-    links: HashMap<String, u32>,
+    links: HashMap<String, End>,
     /// Who takes it, by UID.
     admitted: HashMap<String, Vec<IpAddr>>,
+    /// When links are made ready.
+    due: Option<Instant>,
+    /// Since when somebody waits for that.
+    wanted: Option<Instant>,
+}
+
+/// The host's end of a pod's link.
+#[derive(Debug)]
+struct End {
+    index: u32,
+    stage: Stage,
+}
+
+/// How far it is on its way to the program.
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    Bare,
+    /// A filter can be put there.
+    Filterable,
+    /// The program sees what comes in.
+    Watched,
+    /// What the kernel said.
+    Refused(String),
 }
 
 impl Direct {
@@ -59,38 +91,53 @@ impl Direct {
     /// The host's end of a pod's link.
     pub(super) fn found(&mut self, uid: &str, link: Option<u32>) {
         match link {
-            Some(link) => drop(self.links.insert(uid.to_owned(), link)),
+            Some(index) => drop(self.links.insert(uid.to_owned(), End { index, stage: Stage::Bare })),
             None => drop(self.links.remove(uid)),
         }
+    }
+
+    /// When links are made ready, if any are to be.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Somebody may take it whose link isn't ready.
+    fn want(&mut self) {
+        let now = Instant::now();
+        let since = *self.wanted.get_or_insert(now);
+        self.due = Some((now + CALM).min(since + LONGEST));
+    }
+
+    fn reached(&mut self, uid: &str, stage: Stage) {
+        if let Some(end) = self.links.get_mut(uid) {
+            end.stage = stage;
+        }
+    }
+
+    fn is_watched(&self, uid: &str) -> bool {
+        self.links.get(uid).is_some_and(|end| end.stage == Stage::Watched)
     }
 }
 
 impl Engine {
     /// Before anything else is changed: what a process before let go directly goes the ordinary way, whatever it was; only this one knows
-    /// what stands from now on.
+    /// what stands from now on. Its program is gone on with, if it is the same.
     pub(super) fn begin_direct(&mut self) -> Result<(), Error> {
-        let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        let before = self.shortcuts_before()?;
+        let doing = || "take pods off the last process's direct way".into();
         let mut connections = Vec::new();
-        for link in Link::all(&messages) {
-            let Some(lease) = self.leases.of_link(&link.name).filter(|lease| lease.host_if == link.name) else { continue };
-            match direct::clear(link.index) {
-                Ok(found) => connections.extend(found),
-                // Who has no such programs, or may have none, left none.
-                Err(error) if !refuses(&error) => {
-                    return Err(error).doing(|| format!("take the last process's program off {}", link.name));
-                }
-                Err(_) => {}
-            }
-            self.direct.found(&lease.uid, Some(link.index));
+        for (shortcut, _) in &before {
+            shortcut.dismiss_all().doing(doing)?;
+            connections.extend(shortcut.take_connections(|_| true).doing(doing)?);
         }
         self.hand_back(&connections);
         if self.settings.isolation != Isolation::Routed || !self.settings.direct {
-            return Ok(());
+            return before.iter().try_for_each(|(_, pods)| self.unhook(pods));
         }
-        match load() {
-            Ok(shortcut) => self.direct.shortcut = Some(shortcut),
-            Err(reason) => {
-                self.direct.refused = Some(reason);
+        match Shortcut::load() {
+            Ok(new) => self.go_on_with(new, before),
+            Err(error) => {
+                self.direct.refused = Some(format!("the kernel allows us no such eBPF program: {error}"));
                 return Ok(());
             }
         }
@@ -99,6 +146,61 @@ impl Engine {
             self.standing.watched().translate(translated.into_iter());
         }
         self.look_for_onlookers()
+    }
+
+    /// The programs of a process before, and the pods on whose links they are. One that can't be told to let go is taken off at once.
+    fn shortcuts_before(&mut self) -> Result<Vec<(Shortcut, Vec<String>)>, Error> {
+        if self.leases.len() == 0 {
+            return Ok(Vec::new());
+        }
+        let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
+        let mut ends = Vec::new();
+        for link in Link::all(&messages) {
+            let Some(lease) = self.leases.of_link(&link.name).filter(|lease| lease.host_if == link.name) else { continue };
+            self.direct.found(&lease.uid, Some(link.index));
+            ends.push((lease.uid.clone(), link.index));
+        }
+        let asked = ends.iter().map(|(_, index)| hook::get(*index)).collect();
+        let outcomes = self.wire.route(&self.route, asked).doing(|| "look for the last process's program".into())?;
+        let mut programs: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for ((uid, _), outcome) in ends.into_iter().zip(outcomes) {
+            // Who has none refuses.
+            if let Some(id) = outcome.ok().ok().and_then(|answer| hook::program(&answer)) {
+                programs.entry(id).or_default().push(uid);
+            }
+        }
+        let mut found = Vec::new();
+        for (id, pods) in programs {
+            match Shortcut::of(id) {
+                Ok(Some(shortcut)) => found.push((shortcut, pods)),
+                _ => self.unhook(&pods)?,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes the program off links.
+    fn unhook(&mut self, pods: &[String]) -> Result<(), Error> {
+        let ends = pods.iter().filter_map(|uid| self.direct.links.get(uid));
+        bridge::all(&mut self.wire, &self.route, ends.map(|end| hook::remove(end.index)).collect(), || {
+            "take the last process's program off pods' links".into()
+        })
+    }
+
+    /// A program that does the same is gone on with: its links are ready.
+    fn go_on_with(&mut self, new: Shortcut, before: Vec<(Shortcut, Vec<String>)>) {
+        let same = before.iter().position(|(old, _)| old.is_like(&new).unwrap_or(false));
+        let mut chosen = new;
+        for (number, (old, pods)) in before.into_iter().enumerate() {
+            let goes_on = same == Some(number);
+            for uid in pods {
+                self.direct.reached(&uid, if goes_on { Stage::Watched } else { Stage::Filterable });
+            }
+            if goes_on {
+                chosen = old;
+            }
+        }
+        self.direct.shortcut = Some(chosen);
     }
 
     /// Takes off who may not take the direct way any more.
@@ -136,15 +238,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets all on it who may.
+    /// Lets all on it who may and whose links are ready; those of the others will be.
     pub(super) fn join_direct(&mut self) {
         if self.direct.closed().is_some() {
             return;
         }
-        let joining = |lease: &&Lease| !self.direct.has(&lease.uid) && self.may_go_directly(lease);
-        let joining: Vec<Lease> = self.leases.values().filter(joining).cloned().collect();
+        let joining: Vec<Lease> = self.waiting_for_direct().cloned().collect();
+        let (ready, bare): (Vec<Lease>, Vec<Lease>) = joining.into_iter().partition(|lease| self.direct.is_watched(&lease.uid));
+        if bare.iter().any(|lease| self.direct.links.get(&lease.uid).is_some_and(|end| !matches!(end.stage, Stage::Refused(_)))) {
+            self.direct.want();
+        }
         let before = self.direct.admitted.len();
-        joining.iter().for_each(|lease| self.join_direct_with(lease));
+        ready.iter().for_each(|lease| self.admit(lease));
         if self.direct.admitted.len() == before {
             return;
         }
@@ -158,22 +263,63 @@ impl Engine {
         }
     }
 
-    /// Lets a pod on it, if it may.
+    /// Of a pod that has come: not now.
     pub(super) fn join_direct_with(&mut self, lease: &Lease) {
         self.standing.has_ports(lease);
-        if !self.may_go_directly(lease) {
+        if self.may_go_directly(lease) {
+            self.direct.want();
+        }
+    }
+
+    /// Makes links ready, one step, if it is time.
+    pub(super) fn prepare_direct(&mut self) {
+        if self.closed || self.direct.due.take_if(|due| *due <= Instant::now()).is_none() {
             return;
         }
-        let (Some(shortcut), Some(link)) = (&self.direct.shortcut, self.direct.links.get(&lease.uid)) else { return };
+        self.direct.wanted = None;
+        let Some(shortcut) = &self.direct.shortcut else { return };
+        let (mut steps, mut requests) = (Vec::new(), Vec::new());
+        for lease in self.waiting_for_direct() {
+            let Some(end) = self.direct.links.get(&lease.uid) else { continue };
+            let (next, request) = match end.stage {
+                Stage::Bare => (Stage::Filterable, tc::ingress(end.index)),
+                Stage::Filterable => (Stage::Watched, hook::put(end.index, NAME, shortcut.program())),
+                Stage::Watched | Stage::Refused(_) => continue,
+            };
+            steps.push((lease.uid.clone(), next));
+            requests.push(request);
+        }
+        match self.wire.route(&self.route, requests) {
+            Ok(outcomes) => steps.into_iter().zip(outcomes).for_each(|((uid, next), outcome)| self.step(&uid, next, outcome)),
+            Err(error) => tracing::debug!(%error, "no more pods take the direct way"),
+        }
+        self.join_direct();
+    }
+
+    fn step(&mut self, uid: &str, next: Stage, outcome: Outcome) {
+        let there = Errno::EXIST.raw_os_error();
+        match outcome.ok() {
+            Err(refused) if !(next == Stage::Filterable && refused.errno == there) => {
+                tracing::debug!(pod = uid, error = %refused, "the pod takes the ordinary way");
+                self.direct.reached(uid, Stage::Refused(refused.to_string()));
+            }
+            _ => self.direct.reached(uid, next),
+        }
+    }
+
+    fn admit(&mut self, lease: &Lease) {
+        let (Some(shortcut), Some(end)) = (&self.direct.shortcut, self.direct.links.get(&lease.uid)) else { return };
+        // Known before the first, so that all are taken out whatever happens.
+        self.direct.admitted.insert(lease.uid.clone(), lease.ips.clone());
         let (mac, bridge) = (lease.mac(), self.bridge.mac);
-        let admitted = shortcut.watch(*link).and_then(|()| {
-            // Known before the first, so that all are taken out whatever happens.
-            self.direct.admitted.insert(lease.uid.clone(), lease.ips.clone());
-            lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, *link, mac, bridge))
-        });
-        if let Err(error) = admitted {
+        if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge)) {
             tracing::debug!(pod = lease.pod, %error, "the pod takes the ordinary way");
         }
+    }
+
+    /// Who may take it and doesn't yet.
+    fn waiting_for_direct(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter(|lease| !self.direct.has(&lease.uid) && self.may_go_directly(lease))
     }
 
     fn may_go_directly(&self, lease: &Lease) -> bool {
@@ -198,21 +344,33 @@ impl Engine {
         }
         let hindrance = self.standing.hinders(lease).map(|hindrance| hindrance.to_string());
         let closed = self.direct.closed().map(str::to_owned);
-        closed.or(hindrance).or_else(|| Some("its link was not found".into()))
+        closed
+            .or(hindrance)
+            .or_else(|| Some(self.direct.links.get(&lease.uid).map_or_else(|| "its link was not found".into(), End::tell)))
     }
 }
 
-/// Whether this kernel lets pods reach each other past the host's rules ([`crate::Settings::direct`]); if not, why.
-pub fn can_go_directly() -> Result<(), String> {
-    load().map(drop)
+impl End {
+    /// Why a pod that may take the direct way doesn't.
+    fn tell(&self) -> String {
+        match &self.stage {
+            Stage::Refused(reason) => format!("its link takes no program: {reason}"),
+            _ => "it has just come".into(),
+        }
+    }
 }
 
-/// A kernel may take the program and still have no place for it: the loopback is asked.
-fn load() -> Result<Shortcut, String> {
-    let loaded = direct::clear(LOOPBACK_INDEX).and_then(|_| Shortcut::load());
-    loaded.map_err(|error| format!("the kernel has no tcx (Linux 6.6), or allows us no eBPF: {error}"))
-}
-
-fn refuses(error: &std::io::Error) -> bool {
-    [Errno::INVAL, Errno::PERM, Errno::NOSYS].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+/// Whether this kernel lets pods reach each other past the host's rules ([`crate::Settings::direct`]): tried in a network namespace that ends
+/// with the try.
+pub fn can_go_directly() -> Result<(), Error> {
+    let tried = thread::spawn(|| -> Result<(), Error> {
+        let action = || "put an eBPF program on a link: needs Linux 5.10 and the kernel's sch_ingress and cls_bpf".to_owned();
+        unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).doing(action)?;
+        let route = netlink::socket(NETLINK_ROUTE).doing(action)?;
+        let shortcut = Shortcut::load().doing(action)?;
+        let loopback = 1;
+        let requests = vec![tc::ingress(loopback), hook::put(loopback, NAME, shortcut.program())];
+        bridge::all(&mut Wire::new(), &route, requests, action)
+    });
+    tried.join().unwrap_or(Err(Error::Closed))
 }

@@ -42,13 +42,13 @@ impl Pace {
         self.acted = Some(Instant::now());
     }
 
-    /// How long to sleep, as poll(2) takes it; None: until something happens.
-    pub(super) fn left(&self) -> Option<Timespec> {
-        self.due.map(until)
+    /// When to act, if something changed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
     }
 }
 
-/// As poll(2) takes it.
+/// How long that is, as poll(2) takes it.
 pub(super) fn until(due: Instant) -> Timespec {
     let left = due.saturating_duration_since(Instant::now());
     Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, hash::Hash, net::IpAddr, sync::Arc};
 
-use super::{Engine, bridge, record::Record};
+use super::{Engine, record::Record};
 use crate::{
     cidr::Cidr,
     conntrack::{self, Stale},
@@ -146,15 +146,22 @@ impl Engine {
     }
 
     /// What the host itself sends to a Service must have a route before its destination is translated. A host without a default route
-    /// of that family has none.
+    /// of that family is given one, as long as it has no other.
     pub(super) fn lead_to_services(&mut self) -> Result<(), Error> {
-        let requests = self.standing.rules.service_ranges.iter().map(|range| links::last_resort(self.bridge.index, *range));
-        bridge::all(&mut self.wire, &self.route, requests.collect(), || "lead the host to Services".into())
+        let ranges = self.standing.rules.service_ranges.clone();
+        self.lead_nowhere(&ranges)?;
+        for range in ranges {
+            if self.wire.route_one(&self.route, links::way_to(range.base())).is_err() {
+                let request = links::lead(self.bridge.index, range);
+                self.wire.route_one(&self.route, request).doing(|| format!("lead the host to Services in {range}"))?;
+            }
+        }
+        Ok(())
     }
 
-    /// Takes the host's routes to these ranges of Services away. They may be gone with the bridge.
+    /// Takes such routes away. Most often there are none.
     fn lead_nowhere(&mut self, ranges: &[Cidr]) -> Result<(), Error> {
-        let requests = ranges.iter().map(|range| links::no_last_resort(self.bridge.index, *range)).collect();
+        let requests = ranges.iter().map(|range| links::lead_no_more(self.bridge.index, *range)).collect();
         self.wire.route(&self.route, requests).doing(|| "take the host's routes to Services away".into()).map(drop)
     }
 

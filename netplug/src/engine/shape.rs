@@ -12,6 +12,7 @@ use crate::{
     lease::Lease,
     links,
     netlink::{self, Request, Wire},
+    tc,
 };
 
 const NEEDS: &str = "needs the kernel's sch_tbf, sch_ingress, cls_u32, act_mirred and ifb";
@@ -27,7 +28,7 @@ impl Engine {
         let action = || format!("limit the bandwidth of pod {} ({NEEDS})", lease.pod);
         let Some(host) = bridge::find(&mut self.wire, &self.route, &lease.host_if)? else { return Ok(()) };
         // What is there goes first: a second filter would be one too many. That nothing is there is no error.
-        let clear = vec![bandwidth::no_bucket(host.index), bandwidth::no_ingress(host.index)];
+        let clear = vec![bandwidth::no_bucket(host.index), tc::no_ingress(host.index)];
         self.wire.route(&self.route, clear).doing(action)?;
         if let Some(rate) = wanted.ingress {
             bridge::all(&mut self.wire, &self.route, vec![bandwidth::bucket(host.index, rate)], action)?;
@@ -51,7 +52,7 @@ impl Engine {
         let requests = vec![
             links::up(ifb.index),
             bandwidth::bucket(ifb.index, rate),
-            bandwidth::ingress(host),
+            tc::ingress(host),
             bandwidth::redirect(host, ifb.index),
         ];
         bridge::all(&mut self.wire, &self.route, requests, action)
@@ -88,7 +89,7 @@ pub fn can_limit_bandwidth() -> Result<(), Error> {
         let mut wire = Wire::new();
         let (loopback, rate) = (1, Rate::new(1_000_000));
         let mut all = |requests: Vec<Request>| bridge::all(&mut wire, &route, requests, action);
-        all(vec![bandwidth::new_ifb("ifb", 1500), bandwidth::bucket(loopback, rate), bandwidth::ingress(loopback)])?;
+        all(vec![bandwidth::new_ifb("ifb", 1500), bandwidth::bucket(loopback, rate), tc::ingress(loopback)])?;
         let ifb = bridge::find(&mut wire, &route, "ifb")?.map_or(loopback, |ifb| ifb.index);
         bridge::all(&mut wire, &route, vec![bandwidth::redirect(loopback, ifb)], action)
     });

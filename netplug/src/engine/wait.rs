@@ -10,17 +10,14 @@ use rustix::{
 };
 
 use super::{
-    pace::Pace,
-    watch::{RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_LINK, Wake, drain},
+    pace::{Pace, until},
+    watch::{GROUPS, Wake, drain},
 };
 use crate::{
     error::{Doing, Error},
     lease::LeaseDir,
     netlink,
 };
-
-const RTNLGRP_IPV4_ROUTE: u32 = 7;
-const RTNLGRP_IPV6_ROUTE: u32 = 11;
 
 /// What changes together is looked at once.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -61,7 +58,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new() -> Result<Host, Error> {
         let news = netlink::socket(NETLINK_ROUTE).doing(|| "open a netlink socket that watches the host".into())?;
-        for group in [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE] {
+        for group in GROUPS {
             news.add_membership(group).doing(|| format!("join netlink group {group}"))?;
         }
         Ok(Host { news, buffer: vec![0; 64 * 1024], pace: Pace::new(TOGETHER, Duration::ZERO) })
@@ -75,7 +72,7 @@ impl Host {
                 return Wake::Change;
             }
             let mut fds = [PollFd::new(&bell, PollFlags::IN), PollFd::new(&self.news, PollFlags::IN)];
-            let _ = poll(&mut fds, self.pace.left().as_ref());
+            let _ = poll(&mut fds, self.pace.due().map(until).as_ref());
             let (rings, changed) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
             if changed {
                 drain(&self.news, &mut self.buffer, |_| {});

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netlink_sys::{
@@ -19,7 +19,10 @@ use rustix::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Engine, bridge, pace::Pace};
+use super::{
+    Engine, bridge,
+    pace::{Pace, until},
+};
 use crate::{
     error::{Doing, Error},
     netlink::{self, attributes, kind, sender, split, u32_at},
@@ -29,14 +32,18 @@ use crate::{
     },
 };
 
-pub(super) const RTNLGRP_LINK: u32 = 1;
-pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
-pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const NFNLGRP_NFTABLES: u32 = 7;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFF_UP: u32 = 1;
@@ -44,6 +51,10 @@ const IFF_UP: u32 = 1;
 const AF_BRIDGE: u8 = 7;
 /// nlmsghdr and ifinfomsg.
 const LINK_HEADER: usize = 32;
+
+/// What route netlink tells of: links, addresses, routes.
+pub(super) const GROUPS: [u32; 5] =
+    [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE];
 
 /// The first repair begins so long after the change: what changes at once is mended at once.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -66,6 +77,8 @@ pub(crate) struct Watch {
     firewalls: Option<tokio::sync::watch::Sender<Vec<Obstacle>>>,
     /// Whether somebody made or removed chains since they were looked at.
     chains_changed: bool,
+    /// Whether a default route came or went since the ways to Services were looked at.
+    routes_changed: bool,
 }
 
 /// Why the thread woke up.
@@ -91,12 +104,16 @@ struct News {
     gone: HashMap<u32, String>,
     /// Whether the bridge is gone, down, or less an address.
     hurt: bool,
+    /// Whether a default route came or went.
+    default_route: bool,
 }
 
 impl News {
     fn hear(&mut self, message: &[u8], bridge: u32, me: u32) {
         let index = u32_at(message, 20);
         match kind(message) {
+            // Of an rtmsg's first bytes: family, length of the destination's prefix.
+            RTM_NEWROUTE | RTM_DELROUTE => self.default_route |= message.get(17) == Some(&0),
             RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
             _ if message.get(16) == Some(&AF_BRIDGE) => {}
             RTM_DELLINK => {
@@ -135,9 +152,7 @@ impl Watch {
     pub(crate) fn new() -> Result<Watch, Error> {
         let route = netlink::socket(NETLINK_ROUTE).doing(|| "open a netlink socket that watches links".into())?;
         let nft = netlink::socket(NETLINK_NETFILTER).doing(|| "open a netlink socket that watches nftables".into())?;
-        for (socket, groups) in
-            [(&route, &[RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR][..]), (&nft, &[NFNLGRP_NFTABLES][..])]
-        {
+        for (socket, groups) in [(&route, &GROUPS[..]), (&nft, &[NFNLGRP_NFTABLES][..])] {
             for group in groups {
                 socket.add_membership(*group).doing(|| format!("join netlink group {group}"))?;
             }
@@ -152,17 +167,22 @@ impl Watch {
             listeners: Vec::new(),
             firewalls: None,
             chains_changed: false,
+            routes_changed: false,
         })
     }
 
-    /// Sleeps until the bell rings, somebody changes something, or a repair is due.
-    fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
+    /// Sleeps until the bell rings, somebody changes something, or a repair is due, or what else is.
+    fn sleep(&self, bell: BorrowedFd<'_>, due: Option<Instant>) -> Wake {
         let mut fds =
             [PollFd::new(&bell, PollFlags::IN), PollFd::new(&self.route, PollFlags::IN), PollFd::new(&self.nft, PollFlags::IN)];
         // The only error that can be is an interruption: then the caller looks everywhere and comes back.
-        let _ = poll(&mut fds, self.pace.left().as_ref());
+        let _ = poll(&mut fds, earlier(self.pace.due(), due).map(until).as_ref());
         if fds[0].revents().is_empty() { Wake::Change } else { Wake::Bell }
     }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }
 
 /// The messages that wait in a socket, to the last. Answers whether some were lost.
@@ -192,7 +212,7 @@ pub(super) fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u
 impl Engine {
     /// Sleeps until there may be something to do.
     pub(crate) fn sleep(&self, bell: BorrowedFd<'_>) -> Wake {
-        self.watch.as_ref().map_or(Wake::Bell, |watch| watch.sleep(bell))
+        self.watch.as_ref().map_or(Wake::Bell, |watch| watch.sleep(bell, self.direct.due()))
     }
 
     /// Tells that one of pods that lose their link from now on.
@@ -232,6 +252,15 @@ impl Engine {
         }
     }
 
+    fn follow_routes(&mut self, watch: &mut Watch) {
+        if !std::mem::take(&mut watch.routes_changed) || self.closed {
+            return;
+        }
+        if let Err(error) = self.lead_to_services() {
+            tracing::warn!(%error, "the host may not reach Services");
+        }
+    }
+
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself
     /// changed is read before somebody sleeps on it.
     pub(crate) fn notice(&mut self) {
@@ -243,6 +272,7 @@ impl Engine {
             watch.pace.plan();
         }
         self.tell_of_firewalls(&mut watch);
+        self.follow_routes(&mut watch);
         if watch.pace.is_due() && !self.closed && self.is_confirmed(&mut watch) {
             watch.pace.act();
             watch.hurt = false;
@@ -261,6 +291,7 @@ impl Engine {
             }
         }
         self.watch = Some(watch);
+        self.prepare_direct();
     }
 
     /// Whether there still is something to repair. The link of a namespace that ends is seen down and out of the bridge before it is
@@ -278,6 +309,7 @@ impl Engine {
         let mut news = News::default();
         let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, bridge, me));
         watch.hurt |= news.hurt || lost;
+        watch.routes_changed |= news.default_route;
         if news.seen.is_empty() && news.gone.is_empty() {
             return;
         }

@@ -39,6 +39,7 @@ const RTN_LOCAL: u32 = 2;
 const NAT_DNAT: u32 = 1;
 const RANDOM: u32 = 1;
 const DYNSET_UPDATE: u32 = 1;
+const TCP_RESET: u32 = 1;
 const ICMPX_UNREACHABLE: u32 = 2;
 const ICMPX_PORT: u8 = 1;
 const VERDICT_REGISTER: u32 = 0;
@@ -326,6 +327,13 @@ impl Rule {
     pub(crate) fn stick(self, family: Family, names: &Sticky<'_>) -> Rule {
         let rule = self.client(family).map_from(names.memory, at(0), CHOSEN).lookup_from(names.alive, CHOSEN);
         rule.remember(names).dnat_to(family, CHOSEN)
+    }
+
+    /// `reject with tcp reset`, for what is TCP: the kernel sends any number of these, but few ICMP messages a second to one host.
+    pub(crate) fn reset(self) -> Rule {
+        self.expression("reject", |data| {
+            data.u32(1, TCP_RESET);
+        })
     }
 
     /// `reject with icmpx port-unreachable`

@@ -19,7 +19,7 @@ use crate::{
     hash::fnv1a,
     lease::Lease,
     netlink::{Answer, Wire, attributes},
-    settings::{Isolation, Settings},
+    settings::{Isolation, Protocol, Settings},
 };
 
 const HOOK_PREROUTING: u32 = 0;
@@ -201,9 +201,11 @@ impl Table {
         }
         for family in Family::BOTH {
             let dead = Rule::new("a service without endpoints, or none").family(family);
-            let dead = dead.destination(family, Is::In, &named("virtual", family)).reject();
-            forward.push(dead.clone());
-            local.push(dead);
+            let dead = dead.destination(family, Is::In, &named("virtual", family));
+            for rule in [dead.clone().protocol(Protocol::Tcp).reset(), dead.reject()] {
+                forward.push(rule.clone());
+                local.push(rule);
+            }
         }
         BTreeMap::from([
             ("guard".into(), guard),

@@ -12,21 +12,18 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_ATTACH: u32 = 8;
-const BPF_PROG_DETACH: u32 = 9;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
-const BPF_PROG_QUERY: u32 = 16;
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_TCX_INGRESS: u32 = 46;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// As long as the kernel lets a program's name be, with its NUL.
 const NAME: usize = 16;
-/// More programs than anybody has on one link.
-const QUERIED: usize = 64;
+/// More maps than a program of ours has.
+const MAPS: usize = 64;
 
 /// What a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +46,7 @@ fn named(name: &str) -> [u8; NAME] {
 }
 
 /// Loads a program: eBPF instructions of 8 bytes each, in memory order. It does nothing until it is attached. Needs CAP_BPF and
-/// CAP_NET_ADMIN, or CAP_SYS_ADMIN. `name`: at most 15 letters, digits, `_` and `.`, for people and [`ingress_programs`].
+/// CAP_NET_ADMIN, or CAP_SYS_ADMIN. `name`: at most 15 letters, digits, `_` and `.`, for people.
 ///
 /// # Errors
 /// The kernel's; `EINVAL` and `EACCES` also for a program that its verifier refuses.
@@ -97,70 +94,17 @@ pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd
 /// The kernel's.
 pub fn attach_device(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attach: [u32; 4] = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
-    call(BPF_PROG_ATTACH, &attach)
+    // SAFETY: `attach` lives until the call returns; the kernel only reads it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) })?;
+    Ok(())
 }
 
-/// Lets a program of [`ProgramType::Packets`] see each packet that comes in by a link of the calling thread's network namespace, before
-/// anybody else (tcx: Linux 6.6). It stays as long as the link.
+/// A program by its number; none: it is gone. Needs CAP_SYS_ADMIN.
 ///
 /// # Errors
-/// The kernel's; `EINVAL` where it has no tcx.
-pub fn attach_ingress(link: u32, program: BorrowedFd<'_>) -> io::Result<()> {
-    // Then flags, the program to be replaced, the one to stand beside, and as 64 bits which revision of the list is meant: all none.
-    call(BPF_PROG_ATTACH, &[link, program.as_raw_fd() as u32, BPF_TCX_INGRESS, 0, 0, 0, 0, 0])
-}
-
-/// Undoes [`attach_ingress`].
-///
-/// # Errors
-/// The kernel's; `ENOENT` where it isn't attached.
-pub fn detach_ingress(link: u32, program: BorrowedFd<'_>) -> io::Result<()> {
-    call(BPF_PROG_DETACH, &[link, program.as_raw_fd() as u32, BPF_TCX_INGRESS, 0, 0, 0, 0, 0])
-}
-
-/// The programs of that name that see what comes in by a link.
-///
-/// # Errors
-/// The kernel's; `EINVAL` where it has no tcx.
-pub fn ingress_programs(link: u32, name: &str) -> io::Result<Vec<OwnedFd>> {
-    #[repr(C)]
-    struct Query {
-        link: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        ids: u64,
-        count: u32,
-        unused: u32,
-        id_flags: u64,
-        link_ids: u64,
-        link_flags: u64,
-        revision: u64,
-    }
-    let mut ids = [0_u32; QUERIED];
-    let mut query = Query {
-        link,
-        attach_type: BPF_TCX_INGRESS,
-        query_flags: 0,
-        attach_flags: 0,
-        ids: ids.as_mut_ptr() as u64,
-        count: QUERIED as u32,
-        unused: 0,
-        id_flags: 0,
-        link_ids: 0,
-        link_flags: 0,
-        revision: 0,
-    };
-    // SAFETY: `query` and `ids` live until the call returns; the kernel writes no more than `count` numbers into the latter.
-    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>()) })?;
-    let mut found = Vec::new();
-    for id in ids.into_iter().take(query.count as usize) {
-        let Some(program) = open(BPF_PROG_GET_FD_BY_ID, id)? else { continue };
-        if name_of(program.as_fd())? == named(name) {
-            found.push(program);
-        }
-    }
-    Ok(found)
+/// The kernel's.
+pub fn program(id: u32) -> io::Result<Option<OwnedFd>> {
+    open(BPF_PROG_GET_FD_BY_ID, id)
 }
 
 /// A program or a map by its number; none: it is gone.
@@ -224,11 +168,15 @@ unsafe fn inform<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     Ok(())
 }
 
-fn name_of(program: BorrowedFd<'_>) -> io::Result<[u8; NAME]> {
+/// The kernel's digest of a program's instructions, less which maps they name.
+///
+/// # Errors
+/// The kernel's.
+pub fn tag_of(program: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = ProgramInfo::default();
     // SAFETY: it says that none of its buffers has any room.
     unsafe { inform(program, &mut info) }?;
-    Ok(info.name)
+    Ok(info.tag)
 }
 
 /// The hash maps of a program, in the order in which it has them.
@@ -236,8 +184,8 @@ fn name_of(program: BorrowedFd<'_>) -> io::Result<[u8; NAME]> {
 /// # Errors
 /// The kernel's.
 pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<Map>> {
-    let mut ids = [0_u32; QUERIED];
-    let mut info = ProgramInfo { map_count: QUERIED as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
+    let mut ids = [0_u32; MAPS];
+    let mut info = ProgramInfo { map_count: MAPS as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
     // SAFETY: `ids` has room for as many numbers as it says, and lives until the call returns.
     unsafe { inform(program, &mut info) }?;
     let mut maps = Vec::new();
@@ -302,6 +250,11 @@ impl Map {
     /// Of its keys, in bytes.
     pub fn key_size(&self) -> usize {
         self.key
+    }
+
+    /// Of its values, in bytes.
+    pub fn value_size(&self) -> usize {
+        self.value
     }
 
     /// Puts a value in place of what the key had.
@@ -381,11 +334,4 @@ impl AsFd for Map {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// A call whose attributes are numbers alone, that only reads them.
-fn call(command: u32, attributes: &[u32]) -> io::Result<()> {
-    // SAFETY: `attributes` lives until the call returns; what is attached and detached by numbers is only read.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) })?;
-    Ok(())
 }
