@@ -19,7 +19,7 @@ use crate::{
     error::{Doing, Error},
     lease::Lease,
     links::{self, Link},
-    netlink::{self, Outcome, Wire},
+    netlink::{self, Outcome, Request, Wire},
     nft::others::onlooker,
     settings::Isolation,
     tc,
@@ -91,9 +91,15 @@ impl Direct {
     /// The host's end of a pod's link.
     pub(super) fn found(&mut self, uid: &str, link: Option<u32>) {
         match link {
+            Some(index) if self.links.get(uid).is_some_and(|end| end.index == index) => {}
             Some(index) => drop(self.links.insert(uid.to_owned(), End { index, stage: Stage::Bare })),
             None => drop(self.links.remove(uid)),
         }
+    }
+
+    /// What could be filtered can't be any more.
+    pub(super) fn cleared(&mut self, uid: &str) {
+        self.reached(uid, Stage::Bare);
     }
 
     /// When links are made ready, if any are to be.
@@ -261,6 +267,17 @@ impl Engine {
         if !matches!(noted, Ok(Ok(()))) {
             tracing::debug!(?noted, "connections that go directly from now on stay known to connection tracking");
         }
+    }
+
+    /// What makes a new pod's link one that can be filtered.
+    pub(super) fn begin_direct_with(&self, uid: &str) -> Option<Request> {
+        self.direct.shortcut.as_ref()?;
+        self.direct.links.get(uid).map(|end| tc::ingress(end.index))
+    }
+
+    /// What came of it.
+    pub(super) fn begun_direct(&mut self, uid: &str, outcome: Outcome) {
+        self.step(uid, Stage::Filterable, outcome);
     }
 
     /// Of a pod that has come: not now.

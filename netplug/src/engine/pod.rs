@@ -117,13 +117,7 @@ impl Engine {
             let problem = format!("its interface {} is not connected to this host", wanted.link);
             return Err(Error::Attachment { pod: wanted.pod.clone(), problem });
         }
-        let host_if = self.create(wanted, lease)?;
-        let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link));
-        let messages = messages.doing(|| format!("find {} of pod {}", wanted.link, wanted.pod))?;
-        match Link::all(&messages).next() {
-            Some(link) => Ok((host_if, link)),
-            None => Err(Errno::NODEV).doing(|| format!("find {} of pod {}", wanted.link, wanted.pod)),
-        }
+        self.create(wanted, lease)
     }
 
     /// MAC, MTU, addresses, routes.
@@ -186,7 +180,7 @@ impl Engine {
 
     /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
     /// just dying, or a stranger's: neither is worth waiting for.
-    fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<String, Error> {
+    fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<(String, Link), Error> {
         let mac = lease.mac();
         let bridge = self.settings.bridge.clone();
         let action = |name: &str| format!("create veth {name} for pod {} in bridge {bridge}", lease.pod);
@@ -202,14 +196,33 @@ impl Engine {
                 None => {}
             }
             bridge::without_ipv6(&name);
-            let up = self.wire.route_one(&self.route, links::up_by_name(&name));
-            if let Some(refused) = outcomes.find_map(Outcome::refusal).or(up.err()) {
-                self.delete_links(&HashSet::from([name.clone()]))?;
-                return Err(refused).doing(|| format!("make {name} a port of bridge {bridge}"));
+            let port = outcomes.find_map(Outcome::refusal).map_or(Ok(()), Err);
+            let port = port.doing(|| format!("make {name} a port of bridge {bridge}"));
+            match port.and_then(|()| self.raise(wanted, lease, &name)) {
+                Ok(link) => return Ok((name, link)),
+                Err(error) => {
+                    self.delete_links(&HashSet::from([name]))?;
+                    return Err(error);
+                }
             }
-            return Ok(name);
         }
         Err(Errno::EXIST).doing(|| action(&lease.host_if))
+    }
+
+    /// Brings the host's end of a new pair up. The pod's end. What filters are to hang in comes before: of a link that is up the kernel would stop
+    /// all traffic for that.
+    fn raise(&mut self, wanted: &Wanted, lease: &Lease, host_if: &str) -> Result<Link, Error> {
+        let find = || format!("find {} of pod {}", wanted.link, wanted.pod);
+        let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link)).doing(find)?;
+        let Some(link) = Link::all(&messages).next() else { return Err(Errno::NODEV).doing(find) };
+        let mut requests = vec![links::up_by_name(host_if)];
+        self.direct.found(&lease.uid, link.peer);
+        requests.splice(..0, self.begin_direct_with(&lease.uid));
+        let up = || format!("bring {host_if} of pod {} up", wanted.pod);
+        let mut outcomes = self.wire.route(&self.route, requests).doing(up)?;
+        outcomes.pop().map_or(Ok(Vec::new()), Outcome::ok).doing(up)?;
+        outcomes.into_iter().for_each(|outcome| self.begun_direct(&lease.uid, outcome));
+        Ok(link)
     }
 
     /// `first`, then what makes a veth's host end a port.

@@ -30,6 +30,7 @@ impl Engine {
         // What is there goes first: a second filter would be one too many. That nothing is there is no error.
         let clear = vec![bandwidth::no_bucket(host.index), tc::no_ingress(host.index)];
         self.wire.route(&self.route, clear).doing(action)?;
+        self.direct.cleared(&lease.uid);
         if let Some(rate) = wanted.ingress {
             bridge::all(&mut self.wire, &self.route, vec![bandwidth::bucket(host.index, rate)], action)?;
         }
