@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 # What only the tests and the benchmark need. The agent itself needs a Linux kernel.
-PACKAGES := apache2-utils busybox-static containernetworking-plugins crun curl debootstrap docker-registry iproute2 iptables jq nftables podman procps skopeo strace util-linux xz-utils zstd \
+PACKAGES := apache2-utils busybox-static containernetworking-plugins crun curl dbus-daemon debootstrap docker-registry iproute2 iptables jq nftables podman procps skopeo strace util-linux xz-utils zstd \
 	dpkg-dev gcc libc6-dev
 # A small virtual machine with cgroup v2 alone.
 VM_PACKAGES := busybox-static cpio e2fsprogs jq kmod qemu-system-x86

@@ -11,17 +11,15 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::eviction::Condition;
-use crate::model::{PodUid, ValidPod};
+use crate::model::{PodUid, SYSTEM_CRITICAL, ValidPod};
 use crate::plugin::device::Devices;
 use crate::plugin::device::ledger::Refusal;
 use crate::runtime::recipe::{label, sandbox};
 use crate::runtime::resources::{Qos, Totals};
 use crate::runtime::{Settings, hugepages};
+use crate::shutdown;
 
 pub use affinity::Labels;
-
-/// From here on a pod is the system's own: pressure doesn't keep it out.
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// What can be promised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,6 +70,8 @@ pub struct Admission {
     devices: Arc<Devices>,
     ledger: Mutex<Ledger>,
     pressures: Mutex<Vec<Pressure>>,
+    /// Whether the machine shuts down.
+    going_down: watch::Sender<bool>,
     /// Counts what became better: room that was freed, a condition that ended.
     better: watch::Sender<u64>,
 }
@@ -147,6 +147,7 @@ impl Admission {
             devices,
             ledger: Mutex::default(),
             pressures: Mutex::new(pressures.into()),
+            going_down: watch::Sender::new(false),
             better: watch::Sender::new(0),
         })
     }
@@ -163,6 +164,9 @@ impl Admission {
 
     /// Promises what the pod asks for, or says why not.
     pub fn admit(self: &Arc<Self>, pod: &ValidPod, settings: &Settings) -> Result<Lease, Rejection> {
+        if *self.going_down.borrow() {
+            return Err(Rejection::new(shutdown::REFUSED, shutdown::REFUSED_MESSAGE));
+        }
         system_permits(pod)?;
         if !self.labels.permit(pod.spec()) {
             let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
@@ -248,6 +252,19 @@ impl Admission {
             self.better.send_modify(|n| *n = n.wrapping_add(1));
         }
         changed
+    }
+
+    /// The machine shuts down, and no pod comes in; or it was thought better of.
+    pub fn go_down(&self, down: bool) {
+        let turned = self.going_down.send_if_modified(|now| std::mem::replace(now, down) != down);
+        if turned && !down {
+            self.better.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    /// Whether the machine shuts down, and when that turns.
+    pub fn going_down(&self) -> watch::Receiver<bool> {
+        self.going_down.subscribe()
     }
 
     /// The kubelet's: critical pods always; under memory pressure alone, those that asked for some; else none.
@@ -442,6 +459,20 @@ mod tests {
         admission.suffers(conditions);
         let rejection = admission.admit(&pod("p", &format!("{spec}containers: [{{name: a}}]")), &settings()).err();
         assert_eq!(rejection.map(|r| r.message).as_deref(), expected);
+    }
+
+    #[test]
+    fn nobody_comes_in_as_the_node_goes_down() {
+        let admission = Admission::new(ROOM, Labels::default(), devices());
+        let better = admission.better();
+        admission.go_down(true);
+        let rejection = admission.admit(&pod("p", "priority: 2000001000, containers: [{name: a}]"), &settings()).unwrap_err();
+        let said = (rejection.reason.as_str(), rejection.message.as_str());
+        assert_eq!(said, ("NodeShutdown", "Pod was rejected as the node is shutting down."));
+        assert!(!better.has_changed().unwrap());
+        admission.go_down(false);
+        assert!(better.has_changed().unwrap(), "who was turned away asks again");
+        assert!(admission.admit(&pod("p", "containers: [{name: a}]"), &settings()).is_ok());
     }
 
     #[rstest]

@@ -21,6 +21,7 @@ pub mod pod;
 pub mod random;
 pub mod runtime;
 pub mod service;
+pub mod shutdown;
 pub mod source;
 pub mod tls;
 mod turns;

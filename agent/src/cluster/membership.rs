@@ -44,10 +44,14 @@ pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
     let mut told = Told { status: None, at: Instant::now(), lease: None };
     let mut every = interval(RENEW_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut going_down = node.admission.going_down();
     loop {
-        every.tick().await;
-        if let Err(failure) = told.renew(cluster).await {
-            tracing::warn!(node = cluster.node_name, %failure, "the node's lease could not be renewed");
+        tokio::select! {
+            _ = every.tick() => if let Err(failure) = told.renew(cluster).await {
+                tracing::warn!(node = cluster.node_name, %failure, "the node's lease could not be renewed");
+            },
+            // Told at once: the scheduler sends pods here as long as it doesn't know.
+            Ok(()) = going_down.changed() => {}
         }
         match told.tell(cluster, node, &object()).await {
             Ok(()) => {}

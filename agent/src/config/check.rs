@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::file::{Declared, ImageSection, Source};
 use super::{
     Api, Backoff, ConfigError, ContainerLogs, CredentialProviders, Flags, Images, Log, OnStop, Paths, Settings, Userns, cluster,
-    kubelet, network, pods,
+    kubelet, network, pods, shutdown,
 };
 use crate::model::quantity::Quantity;
 use crate::model::validate::names;
@@ -45,6 +45,7 @@ pub(super) fn settings(flags: &Flags, declared: &Declared, source: &Source) -> R
         security: pods::security(c, declared),
         pods: pods::pods(c, declared),
         eviction: pods::eviction(c, declared),
+        shutdown: shutdown::shutdown(c, declared),
         claims: c.path("claimsRoot", declared.claims_root.as_ref()),
         age_identities: c.path("ageIdentityFile", declared.age_identity_file.as_ref()),
         log: Log {

@@ -10,6 +10,7 @@ use super::DEFAULT_FILE;
 use super::cluster::TaintSection;
 use super::flags::{LogFormat, LogLevel, Wiring};
 use super::kubelet::{AuthenticationSection, AuthorizationSection};
+use super::shutdown::PrioritySection;
 use crate::model::decode::decode;
 use crate::model::yaml::{self, Node};
 use crate::model::{FileError, Path, Position};
@@ -80,6 +81,9 @@ pub struct Declared {
     pub(super) eviction_minimum_reclaim: Amounts,
     pub(super) eviction_pressure_transition_period: Option<String>,
     pub(super) eviction_max_pod_grace_period: Option<u32>,
+    pub(super) shutdown_grace_period: Option<String>,
+    pub(super) shutdown_grace_period_critical_pods: Option<String>,
+    pub(super) shutdown_grace_period_by_pod_priority: Vec<PrioritySection>,
     /// The kubelet's is fixed: 10 seconds.
     pub(super) eviction_monitoring_period: Option<String>,
     pub(super) allowed_unsafe_sysctls: Vec<String>,

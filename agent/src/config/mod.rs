@@ -8,6 +8,7 @@ mod kubelet;
 mod network;
 mod paths;
 mod pods;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use crate::eviction;
 use crate::model::FileError;
+use crate::shutdown::Period;
 
 pub use cluster::Cluster;
 pub use file::{ApiSection, BackoffSection, CniSection, Declared, ImageSection, LogSection, RangeSection, UsernsSection};
@@ -24,6 +26,7 @@ pub use kubelet::Kubelet;
 pub use network::plain_range;
 pub use paths::Paths;
 pub use pods::{Pods, Reserved, Security};
+pub use shutdown::PrioritySection;
 
 /// Where the configuration file is looked for if the command line names none.
 pub const DEFAULT_FILE: &str = "/etc/nodeagent/config.yaml";
@@ -67,6 +70,8 @@ pub struct Settings {
     pub pods: Pods,
     /// When pods are evicted.
     pub eviction: eviction::Settings,
+    /// What time pods have when the machine goes down, by priority; none: its shutdown isn't listened for.
+    pub shutdown: Vec<Period>,
     /// Where PersistentVolumeClaims' folders are; unset: `claims` below /var/lib/nodeagent.
     pub claims: Option<PathBuf>,
     /// The age identities that open `*.yaml.age`.

@@ -14,7 +14,7 @@ struct Line {
     flags: Flags,
 }
 
-fn load(words: &[&str], yaml: &str) -> Result<Settings, String> {
+pub(super) fn load(words: &[&str], yaml: &str) -> Result<Settings, String> {
     let flags = Line::parse_from([&["nodeagent"], words].concat()).flags;
     let text = format!("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n{yaml}\n");
     load_from(&flags, Path::new("c.yaml"), text.as_bytes())

@@ -123,6 +123,10 @@ fn configuration(settings: &Settings) -> Value {
         "podPidsLimit": pods.pids_limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX)),
         "seccompDefault": settings.security.seccomp_default,
         "allowedUnsafeSysctls": settings.security.unsafe_sysctls,
+        "shutdownGracePeriodByPodPriority": settings.shutdown.iter().map(|period| json!({
+            "priority": period.priority,
+            "shutdownGracePeriodSeconds": period.grace.as_secs(),
+        })).collect::<Vec<_>>(),
         "containerLogMaxSize": settings.container_logs.max_size.to_string(),
         "containerLogMaxFiles": settings.container_logs.max_files,
         "imageGCHighThresholdPercent": settings.images.gc_high_percent,

@@ -42,8 +42,10 @@ use crate::pod::node::{Check, Verdict};
 use crate::pod::objects::ObjectSets;
 use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
+use crate::pod::shutdown::{Cause, end_all, mind as mind_shutdown};
 use crate::pod::store::Store;
 use crate::runtime::{self, Allocatable, Runtime, Sockets};
+use crate::shutdown;
 use crate::source;
 use crate::source::sealed::Keys;
 use crate::workload::controller::Controller;
@@ -178,6 +180,9 @@ pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     tokio::spawn(collect_images(node.clone(), thresholds(&settings)));
     tokio::spawn(service::keep_watchdog(orders.clone()));
     tokio::spawn(pressure::watch(node.clone(), settings.eviction.clone(), orders.clone()));
+    if !settings.shutdown.is_empty() {
+        tokio::spawn(mind_shutdown(node.clone(), settings.shutdown.clone(), orders.clone()));
+    }
     let watching = tokio::spawn(watch(settings.manifests.clone(), defaults(&settings), keys, events));
     let other_ranges = ranges::follow(given, cluster.clone(), node.clone());
     if let Some(cluster) = cluster {
@@ -206,9 +211,12 @@ pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     controlling.abort();
     if settings.on_stop == OnStop::Drain {
         tracing::info!("ending all pods; a second signal stops without");
-        let _ = orders.send(Order::Drain);
+        let drained = async {
+            end_all(&node, &orders, &settings.shutdown, Cause::Drain).await;
+            let _ = (&mut managing).await;
+        };
         tokio::select! {
-            _ = &mut managing => {}
+            () = drained => {}
             () = service::ask_for_time() => {}
             () = stop.wait() => tracing::warn!("stopped before all pods had ended"),
         }
@@ -451,7 +459,8 @@ fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Or
     let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
     let manifests = settings.manifests.iter().find(|path| path.is_dir()).cloned();
     let ways = Ways { manifests, of_cluster: settings.cluster.is_some() };
-    Handle::new(node, orders, ways, object, move || machine::check::thorough(&lib, (&bridge, &table)))
+    let shutdown = settings.shutdown.clone();
+    Handle::new(node, orders, ways, object, move || machine::check::thorough(&lib, (&bridge, &table), &shutdown))
 }
 
 /// The Node object, as of whenever it is asked for.
@@ -469,12 +478,12 @@ fn machine_object(settings: &Settings, node: &Arc<Node>) -> impl Fn() -> NodeObj
             .then(|| settings.kubelet.address.port()),
     };
     let (admission, allocatable) = (node.admission.clone(), node.runtime.settings().allocatable);
-    let agent = node.clone();
+    let (agent, going_down) = (node.clone(), node.admission.going_down());
     move || {
         let mut object = machine::object::node(&facts, allocatable, &admission.pressures());
-        if let Some(problem) = agent.network.problem() {
-            machine::object::not_ready(&mut object, &problem);
-        }
+        let network = agent.network.problem().map(|problem| machine::object::without_network(&problem));
+        let shutdown = going_down.borrow().then(|| shutdown::NOT_READY.to_owned());
+        machine::object::not_ready(&mut object, &network.into_iter().chain(shutdown).collect::<Vec<_>>());
         let names = |image: &image::Image| image.repo_digests.iter().chain(image.names.iter()).cloned().collect();
         machine::object::show_volumes(&mut object, agent.csi.in_use());
         machine::object::show_devices(&mut object, agent.devices.amounts());

@@ -4,10 +4,7 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt::Write as _;
 
 use super::{Observation, Signal, Threshold};
-use crate::model::PodUid;
-
-/// From here on a pod is the system's own, and never evicted.
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+use crate::model::{PodUid, SYSTEM_CRITICAL};
 
 /// What a pod uses, and what it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

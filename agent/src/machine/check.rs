@@ -1,8 +1,11 @@
 //! `nodeagent check`: what the machine has of what pods need, and what to do where it lacks something.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::pod::node::{Check, Verdict};
+use crate::shutdown::logind::Logind;
+use crate::shutdown::{self, Period};
 
 /// All checks, in the order in which a start needs what they look at.
 pub fn all(lib: &Path) -> Vec<Check> {
@@ -24,12 +27,39 @@ pub fn all(lib: &Path) -> Vec<Check> {
 }
 
 /// The same, and what is found out only by trying: for who asks, not for each start.
-pub fn thorough(lib: &Path, (bridge, table): (&str, &str)) -> Vec<Check> {
+pub fn thorough(lib: &Path, (bridge, table): (&str, &str), shutdown: &[Period]) -> Vec<Check> {
     let mut checks = all(lib);
+    checks.push(graceful_shutdown(shutdown::needed(shutdown)));
     checks.push(bandwidth());
     checks.push(firewalls(bridge, table));
     checks.push(direct_path());
     checks
+}
+
+/// Whether pods have time to end when the machine shuts down. Without the settings nobody is asked.
+fn graceful_shutdown(needed: Duration) -> Check {
+    if needed.is_zero() {
+        let found = "no shutdownGracePeriod is set: pods end as the machine's processes do";
+        return check("shutdown", Verdict::Good, found, "");
+    }
+    let advice = "pods end as the machine's processes do: start systemd-logind and a system bus, or set drainOnStop and the unit's TimeoutStopSec";
+    match logind_waits() {
+        Ok(delay) if delay >= needed => check("shutdown", Verdict::Good, format!("logind waits for pods, {delay:?} at most"), ""),
+        Ok(delay) => {
+            let found = format!("logind waits {delay:?}, and pods are to have {needed:?}");
+            check("shutdown", Verdict::Limited, found, "the agent has it wait longer when it starts, by /etc/systemd/logind.conf.d")
+        }
+        Err(error) => check("shutdown", Verdict::Limited, error, advice),
+    }
+}
+
+/// On a thread of its own: whoever asks may be a task of the agent's.
+fn logind_waits() -> Result<Duration, String> {
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+        runtime.block_on(async { Logind::connect().await?.delay().await }).map_err(|error| error.to_string())
+    };
+    std::thread::scope(|scope| scope.spawn(ask).join()).unwrap_or_else(|_| Err("logind could not be asked".into()))
 }
 
 /// Whether other people's rules leave room for pods on this bridge, beside our own table.

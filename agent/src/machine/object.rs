@@ -128,15 +128,23 @@ fn conditions(started: Timestamp, pressures: &[Pressure]) -> Vec<k8s::NodeCondit
     all
 }
 
-/// The pods' network can't be had: no pod should be sent here, as the kubelet says it.
-pub fn not_ready(node: &mut k8s::Node, problem: &str) {
+/// What of a pods' network that can't be had is to be said.
+pub fn without_network(problem: &str) -> String {
+    format!("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{problem}")
+}
+
+/// No pod should be sent here, for these reasons if there are any, as the kubelet says it.
+pub fn not_ready(node: &mut k8s::Node, problems: &[String]) {
+    let message = match problems {
+        [] => return,
+        [problem] => problem.clone(),
+        several => format!("[{}]", several.join(", ")),
+    };
     let conditions = node.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
     for condition in conditions.filter(|condition| condition.type_ == "Ready") {
         condition.status = "False".into();
         condition.reason = Some("KubeletNotReady".into());
-        condition.message = Some(format!(
-            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{problem}"
-        ));
+        condition.message = Some(message.clone());
     }
 }
 

@@ -194,7 +194,7 @@ pub(super) fn pod_spec(spec: &mut PodSpec) {
 /// <https://kubernetes.io/docs/tasks/administer-cluster/guaranteed-scheduling-critical-addon-pods/>.
 fn system_priority(class: &str) -> Option<i32> {
     match class {
-        "system-cluster-critical" => Some(2_000_000_000),
+        "system-cluster-critical" => Some(super::SYSTEM_CRITICAL),
         "system-node-critical" => Some(2_000_001_000),
         _ => None,
     }

@@ -72,6 +72,9 @@ pub enum Origin {
     Api,
 }
 
+/// From this priority on a pod is the system's own.
+pub const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+
 /// A pod that has its defaults and passed every check: name, namespace, uid and spec are there. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ValidPod {

@@ -14,9 +14,11 @@ use super::Node;
 use super::node::Edit;
 use super::observed::Then;
 use super::recorder::Level;
+use super::shutdown::Cause;
 use super::worker::{Command, Live, LiveRef, Worker};
 use crate::model::{ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod, references};
 use crate::runtime::{self, Adopted, Sandbox, remove_tree};
+use crate::shutdown::Candidate;
 use crate::source;
 use podholder::protocol::HolderState;
 
@@ -66,8 +68,22 @@ pub enum Order {
         /// From SIGTERM to SIGKILL, at most.
         grace: Duration,
     },
-    /// End all pods and take nothing new.
-    Drain,
+    /// All pods are going to end. For a drain, nothing new begins; a shutdown has admission see to that.
+    Close {
+        /// Why.
+        cause: Cause,
+        /// Hears which pods there are: each is told by an order of its own.
+        pods: oneshot::Sender<Vec<Candidate>>,
+    },
+    /// One of them has its turn.
+    End {
+        /// Which.
+        uid: PodUid,
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+        /// Why.
+        cause: Cause,
+    },
     /// Say that orders are still followed.
     Answer(oneshot::Sender<()>),
 }
@@ -87,6 +103,7 @@ pub enum Start {
 struct Running {
     commands: mpsc::UnboundedSender<Command>,
     live: LiveRef,
+    candidate: Candidate,
 }
 
 /// See the module's page.
@@ -238,8 +255,9 @@ impl Manager {
             }
             self.node.stopped(&uid, false);
         }
-        match self.running.get(&uid) {
+        match self.running.get_mut(&uid) {
             Some(running) => {
+                running.candidate = Candidate::of(&pod);
                 let _ = running.commands.send(Command::Update(pod));
             }
             // It begins once nothing of its predecessor is left.
@@ -251,6 +269,7 @@ impl Manager {
     fn begin(&mut self, pod: ValidPod) {
         let uid = pod.uid().clone();
         let adopted = self.adopted.remove(&uid);
+        let candidate = Candidate::of(&pod);
         let live = LiveRef::default();
         let node = self.node.clone();
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -272,19 +291,20 @@ impl Manager {
             }
             None => Worker::begin(node, pod, live.clone()),
         };
-        self.spawn(uid, worker, live, commands, inbox);
+        self.spawn(candidate, worker, live, commands, inbox);
     }
 
     fn spawn(
         &mut self,
-        uid: PodUid,
+        candidate: Candidate,
         worker: Worker,
         live: LiveRef,
         commands: mpsc::UnboundedSender<Command>,
         inbox: mpsc::UnboundedReceiver<Command>,
     ) {
+        let uid = candidate.uid.clone();
         self.node.live.write().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), live.clone());
-        self.running.insert(uid.clone(), Running { commands, live });
+        self.running.insert(uid.clone(), Running { commands, live, candidate });
         self.workers.spawn(async move {
             worker.run(inbox).await;
             uid
@@ -344,7 +364,7 @@ impl Manager {
             match orphan {
                 Adopted { uid, pod: Some(pod), sandbox } if self.is_in_doubt(&pod) => {
                     self.in_doubt.insert(uid.clone());
-                    self.take_over(uid, pod, sandbox, None);
+                    self.take_over(pod, sandbox, None);
                 }
                 orphan => self.end_orphan(orphan, None),
             }
@@ -367,8 +387,10 @@ impl Manager {
     }
 
     fn end_orphan(&mut self, orphan: Adopted, grace: Option<i64>) {
+        // In a drain its turn comes as the others'.
+        let end = (!self.draining).then_some(Command::End { grace, then: Then::Gone });
         match orphan.pod {
-            Some(pod) => self.take_over(orphan.uid, pod, orphan.sandbox, Some(Command::End { grace, then: Then::Gone })),
+            Some(pod) => self.take_over(pod, orphan.sandbox, end),
             None => self.clear(orphan.uid),
         }
     }
@@ -376,19 +398,19 @@ impl Manager {
     /// A worker for a pod of an agent before this one that no source names; `first` is what it is told.
     fn take_over(
         &mut self,
-        uid: PodUid,
         pod: ValidPod,
         sandbox: Result<(Sandbox, HolderState), runtime::Error>,
         first: Option<Command>,
     ) {
         let live = LiveRef::default();
         let (commands, inbox) = mpsc::unbounded_channel();
+        let candidate = Candidate::of(&pod);
         let worker = match sandbox {
             Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
             Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
         };
         first.into_iter().for_each(|command| drop(commands.send(command)));
-        self.spawn(uid, worker, live, commands, inbox);
+        self.spawn(candidate, worker, live, commands, inbox);
     }
 
     /// Removes what is left of a pod that nobody knows any more.
@@ -428,18 +450,27 @@ impl Manager {
             Order::Answer(alive) => {
                 let _ = alive.send(());
             }
-            Order::Drain => {
-                self.draining = true;
-                // Also those that the sources hadn't come to yet.
-                self.wanted.clear();
-                self.faults.clear();
-                self.awaited.clear();
-                self.forget_unwanted();
-                for running in self.running.values() {
-                    let _ = running.commands.send(Command::End { grace: None, then: Then::Gone });
+            Order::Close { cause, pods } => {
+                if cause == Cause::Drain {
+                    self.drain();
                 }
+                // Who asked has thought better of it.
+                let _ = pods.send(self.running.values().map(|running| running.candidate.clone()).collect());
             }
+            Order::End { uid, grace, cause: Cause::Drain } => {
+                self.tell(&uid, Command::End { grace: i64::try_from(grace.as_secs()).ok(), then: Then::Gone });
+            }
+            Order::End { uid, grace, cause: Cause::Shutdown } => self.tell(&uid, Command::GoDown { grace }),
         }
+    }
+
+    /// Nothing begins any more. What the sources hadn't come to yet is there to be ended, too.
+    fn drain(&mut self) {
+        self.draining = true;
+        self.wanted.clear();
+        self.faults.clear();
+        self.awaited.clear();
+        self.forget_unwanted();
     }
 
     fn start(&mut self, namespace: &str, name: &str) -> Start {

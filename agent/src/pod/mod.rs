@@ -43,6 +43,7 @@ pub mod pulls;
 pub mod recorder;
 pub mod resize;
 pub mod restart;
+pub mod shutdown;
 pub mod status;
 pub mod store;
 pub mod trace;

@@ -45,6 +45,7 @@ use crate::runtime::recipe::process::stop_signal;
 use crate::runtime::resources::Qos;
 use crate::runtime::volumes::usage;
 use crate::runtime::{self, Sandbox, StartInput};
+use crate::shutdown;
 use podholder::protocol::{ContainerState, Event, Exit, HolderState};
 
 /// What a worker can be told.
@@ -66,6 +67,11 @@ pub enum Command {
         /// The kubelet's sentences.
         message: String,
         /// From SIGTERM to SIGKILL, if the pod's own isn't less.
+        grace: Duration,
+    },
+    /// The machine goes down.
+    GoDown {
+        /// From SIGTERM to SIGKILL.
         grace: Duration,
     },
     /// End it.
@@ -256,9 +262,11 @@ impl Worker {
             let deadline = self.keep_active_deadline();
             let plan = plan(&self.pod, &self.observed, &self.node.backoff, Timestamp::now());
             self.trace.waits_for(plan.waiting_for);
-            if plan.complete && self.turned_away.is_none() {
+            if plan.complete {
                 self.lease = None;
-                self.remember_completion();
+                if self.has_completed() {
+                    self.remember_completion();
+                }
             }
             if plan.over && !self.begin_again() {
                 self.publish();
@@ -316,6 +324,7 @@ impl Worker {
                 let own = self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0).unsigned_abs();
                 self.evict(message, grace.min(Duration::from_secs(own)), true);
             }
+            Command::GoDown { grace } => self.go_down(grace),
             Command::End { grace, then } => self.end(grace, then),
         }
     }
@@ -496,6 +505,25 @@ impl Worker {
         self.say(None, Level::Warning, "Evicted", &message);
         let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
         self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline, disrupted });
+    }
+
+    /// The pod ends with the node, and as a pod of a file comes back with it. The API server's are their controllers' to replace.
+    fn go_down(&mut self, grace: Duration) {
+        if let Some(then) = self.observed.ending.as_ref().map(|ending| ending.then) {
+            return self.end(i64::try_from(grace.as_secs()).ok(), then);
+        }
+        let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
+        if let Some(failure) = &mut self.observed.failure {
+            failure.deadline = failure.deadline.min(deadline);
+        } else if plan::is_complete(&self.pod, &self.observed) {
+            return;
+        } else {
+            let (reason, message) = (shutdown::REASON.into(), shutdown::MESSAGE.into());
+            self.observed.failure = Some(Failure { reason, message, deadline, disrupted: true });
+            self.turned_away = (*self.pod.origin() != Origin::Api).then(|| self.node.admission.better());
+        }
+        self.observed.hasten(deadline);
+        self.probes.pod_ends();
     }
 
     fn exited(&mut self, id: &str, exit: Exit) {
@@ -996,6 +1024,12 @@ impl Worker {
             }
             Outcome::Told { name, result }
         }));
+    }
+
+    /// Neither was it turned away, nor did it end with the node: both may come back.
+    fn has_completed(&self) -> bool {
+        let went_down = self.observed.failure.as_ref().is_some_and(|failure| failure.reason == shutdown::REASON);
+        self.turned_away.is_none() && !went_down
     }
 
     fn remember_completion(&mut self) {

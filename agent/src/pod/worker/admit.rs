@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::admission::{Lease, Rejection, unexpected};
 use crate::plugin::device::ledger;
+use crate::pod::manager::controller;
 use crate::runtime::recipe::label;
 
 use super::{Failure, Level, Observed, Outcome, Worker};
@@ -69,13 +70,16 @@ impl Worker {
 
     /// Something became better. An event is told only when it is of use.
     pub(super) fn ask_again(&mut self) {
-        if self.observed.ending.is_some() {
+        // One that ended with the node has its lease until it has.
+        if self.observed.ending.is_some() || self.lease.is_some() {
             return;
         }
         let Ok(lease) = self.node.admission.admit(&self.pod, self.node.runtime.settings()) else { return };
         self.turned_away = None;
-        // Whoever watches sees the pod that failed go, and another come.
-        self.node.store.remove_pod(self.pod.uid());
+        // Whoever watches sees the pod that failed go, and another come; a workload would make one in the place of the one that went.
+        if controller(&self.pod).is_none() {
+            self.node.store.remove_pod(self.pod.uid());
+        }
         self.observed = Observed::default();
         self.start_time = Timestamp::now();
         self.trace.restart();

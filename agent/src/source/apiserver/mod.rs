@@ -279,15 +279,20 @@ impl Source<'_> {
             return self.manager.send(Event::End { pod, grace: known.metadata.deletion_grace_period_seconds }).await;
         }
         let phase = known.status.as_ref().and_then(|status| status.phase.as_deref());
-        let over = matches!(phase, Some("Succeeded" | "Failed")) && !self.begun.contains(uid);
+        let over = matches!(phase, Some("Succeeded" | "Failed"));
+        let begun = self.begun.contains(uid);
         if over && completed::read(&self.node.runtime, uid).is_none() {
-            // It is never begun again. Nothing of it is here.
+            // It is never begun again, also after a reboot without the API server.
             self.forget_checkpoint(uid);
-            self.needs.release(uid);
-            return Ok(());
+            if !begun {
+                // Nothing of it is here.
+                self.needs.release(uid);
+                return Ok(());
+            }
+        } else {
+            self.checkpoints.keep(&known);
         }
-        self.checkpoints.keep(&known);
-        if over {
+        if over && !begun {
             // What is left of it is kept until it is deleted.
             return self.begin(pod).await;
         }

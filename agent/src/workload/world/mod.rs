@@ -26,6 +26,7 @@ use super::{History, Said};
 use crate::model::workload::defaults::job_identity;
 use crate::model::{Origin, PodUid, ValidPod, ValidWorkload, Workload, WorkloadRef};
 use crate::pod::store::{Change, Verb};
+use crate::shutdown;
 use crate::source::Event;
 
 /// How long pods of an agent before this one are waited for.
@@ -231,6 +232,10 @@ impl World {
 
     /// What the store says of a pod.
     pub fn seen(&mut self, change: &Change<Pod>) {
+        // It comes back with the node: nobody replaces it, and no Job counts it.
+        if change.verb != Verb::Deleted && shutdown::took(&change.object) {
+            return;
+        }
         let uid = PodUid::new(change.object.metadata.uid.as_deref().unwrap_or_default());
         if change.verb == Verb::Deleted && self.leaving.remove(&uid).is_some() {
             self.dirty.extend(self.entries.values().map(|e| e.root.clone()));
