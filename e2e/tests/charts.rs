@@ -137,10 +137,20 @@ fn removal_takes_all_but_data() {
     let node = Node::new();
     node.install("beside", "nodeagent runs on n1");
     fs::create_dir_all(node.path("host/var/lib/nodeagent/claims")).unwrap();
+    // The agent has asked logind to wait longer.
+    fs::create_dir_all(node.path("host/etc/systemd/logind.conf.d")).unwrap();
+    fs::write(node.path("host/etc/systemd/logind.conf.d/99-nodeagent.conf"), "").unwrap();
     let asked = node.install("remove", "nodeagent is not on n1 any more");
     assert!(asked.contains("systemctl disable --now nodeagent") && asked.contains("--drain"), "{asked}");
-    for gone in ["host/usr/local/bin/nodeagent", "host/etc/systemd/system/nodeagent.service", "host/etc/nodeagent/pki"] {
-        assert!(!node.path(gone).exists(), "{gone} is still there");
+    for gone in [
+        "usr/local/bin/nodeagent",
+        "etc/systemd/system/nodeagent.service",
+        "etc/systemd/logind.conf.d/99-nodeagent.conf",
+        "etc/nodeagent/pki",
+    ]
+    .map(|path| format!("host/{path}"))
+    {
+        assert!(!node.path(&gone).exists(), "{gone} is still there");
     }
     assert!(node.path("host/var/lib/nodeagent/claims").exists());
     node.install("remove", "nodeagent is not on n1 any more");
@@ -151,7 +161,7 @@ fn what_kubeadm_writes_is_translated_for_kinds_nodes() {
     let folder = tempfile::tempdir().unwrap();
     let kubeadm = folder.path().join("config.yaml");
     let text = "apiVersion: kubelet.config.k8s.io/v1beta1\ncgroupDriver: systemd\nclusterDNS:\n- 10.96.0.10\nclusterDomain: cluster.local\n\
-                maxPods: 90\nresolvConf: /run/systemd/resolve/resolv.conf\nshutdownGracePeriod: 0s\n";
+                maxPods: 90\nresolvConf: /run/systemd/resolve/resolv.conf\nshutdownGracePeriod: 0s\nshutdownGracePeriodCriticalPods: 0s\n";
     fs::write(&kubeadm, text).unwrap();
     let written = folder.path().join("written.yaml");
     let bootstrap = folder.path().join("bootstrap.conf");
@@ -171,6 +181,7 @@ fn what_kubeadm_writes_is_translated_for_kinds_nodes() {
     // Its own program finds nothing wrong with it: one setting more that is, is all that is told.
     let config = fs::read_to_string(&written).unwrap();
     assert!(config.contains("clusterDNS:\n- 10.96.0.10\n") && config.contains("maxPods: 90\n"), "{config}");
+    assert!(config.contains("shutdownGracePeriod: 0s\nshutdownGracePeriodCriticalPods: 0s\n"), "{config}");
     assert!(config.contains("masqueradeExcept: [10.85.0.0/16]\n"), "{config}");
     fs::write(&written, format!("{config}mtu: 1\n")).unwrap();
     let told = run(Command::new(binary("nodeagent")).arg("--config").arg(&written)).fails();

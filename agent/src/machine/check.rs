@@ -47,7 +47,12 @@ fn graceful_shutdown(needed: Duration) -> Check {
         Ok(delay) if delay >= needed => check("shutdown", Verdict::Good, format!("logind waits for pods, {delay:?} at most"), ""),
         Ok(delay) => {
             let found = format!("logind waits {delay:?}, and pods are to have {needed:?}");
-            check("shutdown", Verdict::Limited, found, "the agent has it wait longer when it starts, by /etc/systemd/logind.conf.d")
+            check(
+                "shutdown",
+                Verdict::Limited,
+                found,
+                "the agent has it wait longer when it starts, by /etc/systemd/logind.conf.d",
+            )
         }
         Err(error) => check("shutdown", Verdict::Limited, error, advice),
     }

@@ -396,12 +396,7 @@ impl Manager {
     }
 
     /// A worker for a pod of an agent before this one that no source names; `first` is what it is told.
-    fn take_over(
-        &mut self,
-        pod: ValidPod,
-        sandbox: Result<(Sandbox, HolderState), runtime::Error>,
-        first: Option<Command>,
-    ) {
+    fn take_over(&mut self, pod: ValidPod, sandbox: Result<(Sandbox, HolderState), runtime::Error>, first: Option<Command>) {
         let live = LiveRef::default();
         let (commands, inbox) = mpsc::unbounded_channel();
         let candidate = Candidate::of(&pod);

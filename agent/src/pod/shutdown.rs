@@ -47,7 +47,10 @@ pub async fn end_all(node: &Node, orders: &UnboundedSender<Order>, periods: &[Pe
             Some(within) => {
                 if tokio::time::timeout(within, ended).await.is_err() {
                     let left = uids.iter().filter(|uid| node.admission.has(uid)).count();
-                    tracing::info!(pods = left, "some pods have not ended in their time; those of the next priority have their turn");
+                    tracing::info!(
+                        pods = left,
+                        "some pods have not ended in their time; those of the next priority have their turn"
+                    );
                 }
             }
         }
@@ -110,7 +113,8 @@ impl Minder {
         self.stay_up(logind).await?;
         let needed = shutdown::needed(&self.periods);
         if let Err(error) = logind.allow(needed).await {
-            let message = format!("pods will not have all of the {needed:?} that they are to have when the machine shuts down: {error}");
+            let message =
+                format!("pods will not have all of the {needed:?} that they are to have when the machine shuts down: {error}");
             self.node.recorder.node(Level::Warning, "ShutdownDelayTooShort", &message);
         }
         (self.pause, self.said) = (AGAIN, String::new());

@@ -181,7 +181,10 @@ async fn bus() -> Result<Connection, LogindError> {
     connected.unwrap_or_else(timed_out).map_err(|source| LogindError::Bus { address: shown, source })
 }
 
-async fn proxy(bus: &Connection, (name, path, interface): (&'static str, &'static str, &'static str)) -> zbus::Result<Proxy<'static>> {
+async fn proxy(
+    bus: &Connection,
+    (name, path, interface): (&'static str, &'static str, &'static str),
+) -> zbus::Result<Proxy<'static>> {
     let builder = proxy::Builder::<Proxy<'static>>::new(bus).destination(name)?.path(path)?.interface(interface)?;
     builder.cache_properties(CacheProperties::No).build().await
 }
@@ -191,9 +194,9 @@ fn add_settings(delay: Duration) -> Result<PathBuf, (PathBuf, std::io::Error)> {
     let folder = Path::new(DROP_INS);
     let path = folder.join(DROP_IN);
     let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-    let text = format!("# Of nodeagent: what its pods need to end (shutdownGracePeriod).\n[Login]\nInhibitDelayMaxSec={seconds}\n");
-    let written =
-        std::fs::create_dir_all(folder).and_then(|()| whole::write(&path, text.as_bytes(), 0o644, Outlives::Power));
+    let text =
+        format!("# Of nodeagent: what its pods need to end (shutdownGracePeriod).\n[Login]\nInhibitDelayMaxSec={seconds}\n");
+    let written = std::fs::create_dir_all(folder).and_then(|()| whole::write(&path, text.as_bytes(), 0o644, Outlives::Power));
     match written {
         Ok(()) => Ok(path),
         Err(error) => Err((path, error)),

@@ -91,9 +91,10 @@ pub fn groups(periods: &[Period], pods: impl IntoIterator<Item = Candidate>) -> 
     groups
 }
 
-/// Whether the pod ended with the node. It has not done its work, and has not failed at it: with the node it comes back.
-pub fn took(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some(REASON)
+/// Whether the pod ended with the node, or was not let in as it went down. It has neither done its work nor failed at it: a file's comes with the
+/// node.
+pub fn keeps_down(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.reason.as_deref()), Some(REASON | REFUSED))
 }
 
 #[cfg(test)]

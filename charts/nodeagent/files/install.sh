@@ -118,7 +118,7 @@ remove() {
         on_node systemctl disable --now nodeagent || true
         # Takes the pods over and is told to stop at once: with --drain it ends them.
         on_node timeout --signal=TERM --kill-after=600 5 "$BINARY" --config /etc/nodeagent/config.yaml --drain || true
-        rm -f "$SERVICE" "$HOST$BINARY"
+        rm -f "$SERVICE" "$HOST$BINARY" "$HOST/etc/systemd/logind.conf.d/99-nodeagent.conf"
         rm -rf "$HOST/etc/nodeagent/pki" "$HOST/etc/nodeagent/bootstrap-kubeconfig" "$HOST/etc/nodeagent/kubeconfig"
         on_node systemctl daemon-reload
     fi

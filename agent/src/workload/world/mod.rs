@@ -232,16 +232,16 @@ impl World {
 
     /// What the store says of a pod.
     pub fn seen(&mut self, change: &Change<Pod>) {
-        // It comes back with the node: nobody replaces it, and no Job counts it.
-        if change.verb != Verb::Deleted && shutdown::took(&change.object) {
-            return;
-        }
         let uid = PodUid::new(change.object.metadata.uid.as_deref().unwrap_or_default());
         if change.verb == Verb::Deleted && self.leaving.remove(&uid).is_some() {
             self.dirty.extend(self.entries.values().map(|e| e.root.clone()));
         }
         let Some(record) = self.pods.get_mut(&uid) else { return };
         record.unseen = false;
+        // It comes back with the node: nobody replaces it, and no Job counts it.
+        if change.verb != Verb::Deleted && shutdown::keeps_down(&change.object) {
+            return;
+        }
         let mut pod = change.object.clone();
         if record.ending && pod.metadata.deletion_timestamp.is_none() {
             Arc::make_mut(&mut pod).metadata.deletion_timestamp.clone_from(&record.pod.metadata.deletion_timestamp);

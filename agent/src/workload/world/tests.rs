@@ -365,6 +365,26 @@ fn a_job_counts_its_pods_once() {
     assert!(sim.said.contains(&"Completed: Job completed".to_owned()));
 }
 
+#[rstest]
+#[case::of_a_deployment(&deployment("  replicas: 2", "i:1"))]
+#[case::of_a_job(&job("  parallelism: 2\n  completions: 2\n  backoffLimit: 0"))]
+fn a_pod_that_ends_with_the_node_is_neither_replaced_nor_counted(#[case] yaml: &str) {
+    let mut sim = Sim::with(yaml);
+    let names: Vec<String> = sim.names().into_iter().map(str::to_owned).collect();
+    for reason in ["Terminated", "NodeShutdown"] {
+        let pod = sim.pods.get_mut(&names[0]).unwrap();
+        pod.status = Some(serde_json::from_value(json!({"phase": "Failed", "reason": reason})).unwrap());
+        let object = Arc::new(pod.clone());
+        sim.world.seen(&Change { version: 0, verb: Verb::Modified, object });
+        sim.pass(3600);
+        assert_eq!(sim.names(), names);
+    }
+    sim.becomes(&names[0], "Running", true);
+    sim.pass(3600);
+    assert_eq!(sim.names(), names);
+    assert!(!sim.said.iter().any(|said| said.contains("Failed")), "{:?}", sim.said);
+}
+
 #[test]
 fn pods_after_failures_come_later_and_later_until_the_limit() {
     let mut sim = Sim::with(&job("  backoffLimit: 2"));
