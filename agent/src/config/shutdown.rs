@@ -96,7 +96,7 @@ mod tests {
     )]
     #[case("shutdownGracePeriod: 999ms", "c.yaml:3:1: shutdownGracePeriod: Invalid value: 999ms: must be 0, or 1s at least")]
     #[case(
-        "shutdownGracePeriod: 30",
+        "shutdownGracePeriod: '30'",
         "c.yaml:3:1: shutdownGracePeriod: Invalid value: \"30\": must be a duration such as \"10s\", \"1m30s\" or \"500ms\""
     )]
     #[case(

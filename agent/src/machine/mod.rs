@@ -44,6 +44,11 @@ fn way_out(from: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
+/// This life of the machine.
+pub fn boot_id() -> String {
+    line("/proc/sys/kernel/random/boot_id")
+}
+
 /// The first line of a file, trimmed; empty when it can't be read.
 fn line(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or_default().trim().to_owned()

@@ -200,7 +200,7 @@ fn info() -> k8s::NodeSystemInfo {
     let machine_id = or(super::line("/etc/machine-id"), "/var/lib/dbus/machine-id");
     k8s::NodeSystemInfo {
         architecture: architecture().into(),
-        boot_id: super::line("/proc/sys/kernel/random/boot_id"),
+        boot_id: super::boot_id(),
         container_runtime_version: format!("nodeagent://{}", env!("CARGO_PKG_VERSION")),
         kernel_version: super::line("/proc/sys/kernel/osrelease"),
         kube_proxy_version: String::new(),

@@ -115,11 +115,25 @@ impl Node {
         for wanted in wanted.values() {
             let driver = driver(self.objects.of(pod), &wanted.driver);
             if driver.as_ref().and_then(|spec| spec.requires_republish) == Some(true) {
+                self.renew_publish_secret(wanted).await;
                 let given = self.given(pod, wanted, driver.as_ref()).await?;
                 self.csi.republish(Request { pod, wanted, driver: driver.as_ref(), given: &given }).await?;
             }
         }
         Ok(())
+    }
+
+    /// A PersistentVolume's Secret as it is now, as for a driver that is asked first. While the API server can't be asked, what it said last
+    /// counts.
+    async fn renew_publish_secret(&self, wanted: &Wanted) {
+        let (Some(claims), [_, Some(reference), _], Life::Persistent) = (&self.claims, &wanted.secrets, wanted.life) else {
+            return;
+        };
+        match claims.secret(&wanted.name, reference).await {
+            Ok(Some(secret)) => self.objects.cluster.put(secret),
+            Ok(None) => drop(self.objects.cluster.remove(&wanted::secret_key(&wanted.name, reference))),
+            Err(why) => tracing::debug!(volume = wanted.name, why, "a volume's Secret could not be asked for"),
+        }
     }
 
     /// Whether there is something of an earlier life of the pod: after a reboot, or after a crash between two steps.

@@ -18,6 +18,8 @@ use crate::runtime::resources::units;
 
 /// About as often as the kubelet looks. A node may get claims, and watch none.
 const LOOK: Duration = Duration::from_secs(45);
+/// Of drivers that never let a volume grow on the node, every so many looks: all that comes of it is that the claim says so.
+const RARELY: u32 = 10;
 
 impl Node {
     /// Brings a volume that was just mounted to the size that it has elsewhere, before a container has it. Asks the API server only if there is
@@ -35,6 +37,7 @@ impl Node {
     /// Looks from time to time whether a volume that is in use has become larger. Sleeps while there is none that could.
     pub async fn follow_growth(self: Arc<Self>) {
         let mut changed = self.csi.changed();
+        let mut looks = 0_u32;
         loop {
             if self.claims.is_none() || self.csi.may_grow().is_empty() {
                 if changed.changed().await.is_err() {
@@ -45,15 +48,17 @@ impl Node {
             for uid in self.csi.may_grow() {
                 let Some(object) = self.store.pod(&uid) else { continue };
                 // Only a cluster's have volumes that grow.
-                self.look(&ValidPod::trusted(Pod::clone(&object), Origin::Api)).await;
+                self.look(&ValidPod::trusted(Pod::clone(&object), Origin::Api), looks.is_multiple_of(RARELY)).await;
             }
+            looks = looks.wrapping_add(1);
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    async fn look(&self, pod: &ValidPod) {
+    /// `at_all`: also at volumes that don't grow on the node.
+    async fn look(&self, pod: &ValidPod, at_all: bool) {
         let Ok(resolved) = self.resolve_claims(pod) else { return };
-        for wanted in resolved.csi.values() {
+        for wanted in resolved.csi.values().filter(|wanted| at_all || self.csi.expands(&wanted.driver)) {
             let Some(size) = self.csi.size(pod.uid(), wanted).filter(|size| size.bytes.is_some() && !size.not_in_use) else {
                 continue;
             };
@@ -145,8 +150,20 @@ impl Task<'_> {
         mut size: Size,
         refusal: &Refusal,
     ) -> Result<(), String> {
-        let why = format!("Expander.NodeExpand failed to expand the volume : {refusal}");
         let kind = refusal.growth();
+        if kind == Growth::Never && known != Known::ByStep {
+            // It is so large without the node's doing: whoever let it grow knew that there is nothing to do here.
+            let seen = claim.metadata.resource_version.clone().unwrap_or_default();
+            return self.node.csi.keep_size(
+                self.pod.uid(),
+                self.wanted,
+                Size { bytes: Some(units(to)), seen, ..Size::default() },
+            );
+        }
+        let why = match kind {
+            Growth::Never => refusal.to_string(),
+            _ => format!("Expander.NodeExpand failed to expand the volume : {refusal}"),
+        };
         if kind == Growth::Later || known != Known::ByStep {
             return if kind == Growth::NotInUse { self.keep(size, true) } else { Err(why) };
         }

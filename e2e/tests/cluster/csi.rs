@@ -226,6 +226,63 @@ fn a_driver_that_wants_it_is_told_anew_with_todays_secret_and_token() {
     assert_eq!(asked("unpublish csi-"), 1, "{}", vault.output());
 }
 
+const LOCKED: &str = "
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: safe.example.com}
+spec: {attachRequired: false, volumeLifecycleModes: [Persistent], requiresRepublish: true}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key}
+stringData: {password: first}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: safe}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: safes
+  csi: {driver: safe.example.com, volumeHandle: vol-safe, nodePublishSecretRef: {name: key, namespace: default}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: safe}
+spec: {accessModes: [ReadWriteOnce], storageClassName: safes, volumeName: safe, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: owner}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
+  volumes: [{name: v, persistentVolumeClaim: {claimName: safe}}]
+";
+
+#[test]
+fn a_persistent_volumes_secret_is_todays_when_its_driver_is_told_anew() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let safe = node.csi_driver("safe.example.com", &[]);
+    plane.apply(LOCKED);
+    plane.until("pod", "owner", "runs", runs);
+    assert!(line(&safe, "publish vol-safe").contains("secrets=[password:first]"), "{}", safe.output());
+    plane.apply("{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {password: second}}");
+    eventually("the driver is told of the new secret", || {
+        let said = safe.output();
+        let found = said.lines().any(|line| line.starts_with("publish vol-safe") && line.contains("secrets=[password:second]"));
+        if found { Ok(()) } else { Err(said) }
+    });
+    assert_eq!(node.pod("owner").container("main").restarts(), 0);
+    let log = node.agent_output();
+    assert!(!log.contains("first") && !log.contains("second"), "{log}");
+    plane.kubectl(&["delete", "pod", "owner"]).ok();
+    safe.says("unpublish vol-safe");
+}
+
 const SCRATCH: &str = "
 apiVersion: storage.k8s.io/v1
 kind: CSIDriver

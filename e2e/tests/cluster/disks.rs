@@ -237,3 +237,31 @@ fn a_disk_that_can_never_be_so_large_is_told_and_left_alone() {
     plane.kubectl(&["delete", "pod", "user"]).ok();
     driver.says("unpublish vol-data");
 }
+
+#[test]
+fn a_driver_that_never_lets_a_volume_grow_on_the_node_is_told_of_on_the_claim() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let driver = node.csi_driver("disk.example.com", &[]);
+    plane.apply(&[CLASS, &disk("data", "Filesystem")].concat());
+    grows(&plane, "data");
+    plane.apply(SHELF);
+    let why = "NodeExpand is not supported by the CSI driver disk.example.com";
+    node.pod("user").tells(&["FailedMount", &format!("failed while expanding volume: {why}")]);
+    plane.until("pvc", "data", "says why it doesn't grow", |claim| {
+        let status = &claim["status"];
+        let failed = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "NodeResizeError")?;
+        let fine = failed["message"] == format!("failed to expand pvc with {why}")
+            && status["allocatedResourceStatuses"]["storage"] == "NodeResizeInProgress"
+            && status["capacity"]["storage"] == "16Mi";
+        fine.then_some(())
+    });
+    assert!(!driver.output().contains("expand"), "{}", driver.output());
+    // Who let it grow sees that the node has nothing to do for it.
+    let done = json!({"status": {"capacity": {"storage": "32Mi"}, "allocatedResourceStatuses": null}});
+    plane.kubectl(&["patch", "pvc", "data", "--subresource=status", "--type=merge", "-p", &done.to_string()]).ok();
+    plane.until("pod", "user", "runs", runs);
+    plane.kubectl(&["delete", "pod", "user"]).ok();
+    driver.says("unpublish vol-data");
+}

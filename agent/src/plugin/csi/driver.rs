@@ -106,6 +106,9 @@ pub enum Refusal {
     /// It was never asked.
     #[error("{0}")]
     Unreached(String),
+    /// It can't, and says so beforehand.
+    #[error("NodeExpand is not supported by the CSI driver {0}")]
+    Unable(String),
     /// It said so.
     #[error("{0}")]
     Status(Status),
@@ -122,12 +125,18 @@ pub enum Growth {
     Infeasible,
     /// Not as long as somebody uses the volume.
     NotInUse,
+    /// The driver never does.
+    Never,
 }
 
 impl Refusal {
     /// See [`Growth`].
     pub fn growth(&self) -> Growth {
-        let Self::Status(Status { code, .. }) = self else { return Growth::Later };
+        let code = match self {
+            Self::Unreached(_) => return Growth::Later,
+            Self::Unable(_) => return Growth::Never,
+            Self::Status(Status { code, .. }) => code,
+        };
         match *code {
             Code::INVALID_ARGUMENT | Code::OUT_OF_RANGE | Code::NOT_FOUND => Growth::Infeasible,
             Code::FAILED_PRECONDITION => Growth::NotInUse,

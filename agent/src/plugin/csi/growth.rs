@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, SecretReference};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
+use crate::model::ValidObject;
 use crate::runtime::resources::units;
 
 /// Conditions of a claim that are about its size.
@@ -18,12 +19,18 @@ const CONDITIONS: [&str; 4] = ["FileSystemResizePending", "Resizing", "Controlle
 const NOT_REQUIRED: &str = "volume.kubernetes.io/node-expansion-not-required";
 const STORAGE: &str = "storage";
 
-/// Who has the claims as they are now, and is told how large they have become: a cluster.
+/// Who has the claims as they are now, and what is behind them, and is told how large they have become: a cluster.
 pub trait Claims: Send + Sync {
     /// A claim.
     fn claim<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<PersistentVolumeClaim, String>>;
     /// The volume that a claim is bound to.
     fn volume<'a>(&'a self, claim: &'a PersistentVolumeClaim) -> BoxFuture<'a, Result<PersistentVolume, String>>;
+    /// A Secret of a PersistentVolume's, under the name that it has here; none: there is none, or not any more.
+    fn secret<'a>(
+        &'a self,
+        volume: &'a str,
+        reference: &'a SecretReference,
+    ) -> BoxFuture<'a, Result<Option<ValidObject>, String>>;
     /// Changes a claim's status by a merge patch, unless it is another one by now.
     fn tell<'a>(
         &'a self,

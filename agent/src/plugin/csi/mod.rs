@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use self::api::{UnpublishRequest, UnstageRequest};
 use self::driver::{Driver, Refusal};
 pub use self::records::Size;
 use self::records::{Record, Records};
 use self::wanted::{Life, Mode, Request, Wanted};
+use crate::machine;
 use crate::model::PodUid;
 use crate::plugin::registry::{Handler, Plugin};
 use crate::runtime::{is_mount_point, volumes};
@@ -52,7 +53,7 @@ impl Csi {
     pub fn open(root: PathBuf, lib: &Path) -> Arc<Self> {
         let records = Records::open(lib.join("csi"));
         let (drivers, turns, changed) = (Mutex::default(), Turns::default(), watch::Sender::new(0));
-        Arc::new(Self { drivers, turns, records, changed, root, boot: boot_id() })
+        Arc::new(Self { drivers, turns, records, changed, root, boot: machine::boot_id() })
     }
 
     /// Hears when drivers come and go, and when there is a volume to be asked for again, or that may grow.
@@ -81,19 +82,20 @@ impl Csi {
         self.records.pods().into_iter().filter(wants).collect()
     }
 
-    /// The pods with volumes that may become larger, whose drivers want to be told of that on the node.
+    /// The pods with volumes that may become larger.
     pub fn may_grow(&self) -> Vec<PodUid> {
-        let drivers = self.drivers();
-        let expands = |record: &Record| drivers.get(&record.driver).is_some_and(|driver| driver.can.expand);
-        let grows = |record: &Record| record.persistent && record.mounted && expands(record);
+        let grows = |record: &Record| record.persistent && record.mounted;
         self.records.pods().into_iter().filter(|uid| self.records.of(uid).is_some_and(|all| all.values().any(grows))).collect()
     }
 
-    /// How large a mounted volume is here, if its driver wants to be told when it is to be larger.
+    /// Whether a driver wants to be told when a volume is to be larger on the node.
+    pub fn expands(&self, driver: &str) -> bool {
+        self.lock().get(driver).is_some_and(|driver| driver.can.expand)
+    }
+
+    /// How large a mounted volume is here, if it may become larger.
     pub fn size(&self, uid: &PodUid, wanted: &Wanted) -> Option<Size> {
-        let expands = self.lock().get(&wanted.driver).is_some_and(|driver| driver.can.expand);
-        let record = self.records.get(uid, &wanted.name).filter(|record| record.persistent && record.mounted && expands)?;
-        Some(record.size)
+        Some(self.records.get(uid, &wanted.name).filter(|record| record.persistent && record.mounted)?.size)
     }
 
     /// Keeps how large a volume is here.
@@ -107,9 +109,12 @@ impl Csi {
     /// Tells the driver of a mounted volume that it is to be so many bytes large. One that isn't mounted any more stays so.
     pub async fn expand(&self, request: Request<'_>, bytes: u64) -> Result<(), Refusal> {
         let Request { pod, wanted, .. } = request;
-        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
+        let _turn = self.turn(&wanted.driver, &wanted.handle).await;
         let Some(record) = self.records.get(pod.uid(), &wanted.name).filter(|record| record.mounted) else { return Ok(()) };
         let driver = self.driver(&wanted.driver).map_err(Refusal::Unreached)?;
+        if !driver.can.expand {
+            return Err(Refusal::Unable(wanted.driver.clone()));
+        }
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         driver.expand(&request.expand(driver.can, record.staging.as_deref(), &record.target, bytes)).await
     }
@@ -136,7 +141,7 @@ impl Csi {
     /// Mounts a volume, or finds it. Where it is. An error is the kubelet's, or the driver's own.
     pub async fn mount(&self, request: Request<'_>) -> Result<PathBuf, String> {
         let Request { pod, wanted, driver: spec, .. } = request;
-        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
+        let _turn = self.turn(&wanted.driver, &wanted.handle).await;
         if let Some(target) = self.mounted(pod.uid(), wanted) {
             return Ok(target);
         }
@@ -174,7 +179,7 @@ impl Csi {
             given.map_err(|error| failed(error.to_string()))?.map_err(|cause| failed(cause.to_string()))?;
         }
         record.mounted = true;
-        let is_followed = record.republish || persistent && driver.can.expand;
+        let is_followed = record.republish || persistent;
         self.records.put(pod.uid(), &wanted.name, record)?;
         if is_followed {
             self.tell();
@@ -185,7 +190,7 @@ impl Csi {
     /// Tells the driver of a mounted volume anew what it was told. One that isn't mounted any more stays so.
     pub async fn republish(&self, request: Request<'_>) -> Result<(), String> {
         let Request { pod, wanted, .. } = request;
-        let _turn = self.turns.take((wanted.driver.clone(), wanted.handle.clone())).await;
+        let _turn = self.turn(&wanted.driver, &wanted.handle).await;
         let Some(record) = self.records.get(pod.uid(), &wanted.name).filter(|record| record.mounted) else { return Ok(()) };
         let driver = self.driver(&wanted.driver)?;
         driver.publish(&request.publish(driver.can, record.staging.as_deref(), &record.target)).await
@@ -212,7 +217,7 @@ impl Csi {
     }
 
     async fn unmount_one(&self, uid: &PodUid, name: &str, record: &Record) -> Result<(), String> {
-        let _turn = self.turns.take((record.driver.clone(), record.handle.clone())).await;
+        let _turn = self.turn(&record.driver, &record.handle).await;
         let driver = self.driver(&record.driver)?;
         let (volume_id, target_path) = (record.handle.clone(), text(&record.target));
         driver.unpublish(&UnpublishRequest { volume_id: volume_id.clone(), target_path }).await?;
@@ -225,6 +230,11 @@ impl Csi {
             leave(staging, record.mode)?;
         }
         self.records.remove(uid, name)
+    }
+
+    /// Whose turn it is to work on a volume.
+    async fn turn(&self, driver: &str, handle: &str) -> OwnedMutexGuard<()> {
+        self.turns.take((driver.to_owned(), handle.to_owned())).await
     }
 
     fn driver(&self, name: &str) -> Result<Driver, String> {
@@ -325,8 +335,4 @@ fn leave(path: &Path, mode: Mode) -> Result<(), String> {
 
 fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret, SecretReference};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, SecretReference};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 
 use super::Eager;
@@ -98,15 +97,10 @@ impl Keeper {
         Ok(if all { Found::All } else { Found::Claim })
     }
 
-    /// Under a name that no Secret has: who may see it is the volume, not the pod.
     async fn fetch_secret(&self, volume: &str, reference: &SecretReference) -> Result<bool, Failure> {
-        let namespace = reference.namespace.as_deref().unwrap_or_default();
-        let secrets: Api<Secret> = Api::namespaced(self.cluster.client(), namespace);
-        let name = reference.name.as_deref().unwrap_or_default();
-        let Some(mut secret) = answer(secrets.get_opt(name)).await? else { return Ok(false) };
-        let key = wanted::secret_key(volume, reference);
-        secret.metadata = ObjectMeta { name: Some(key.name), namespace: Some(key.namespace), ..ObjectMeta::default() };
-        self.node.objects.cluster.put(ValidObject::trusted(Body::Secret(Arc::new(secret)), Origin::Api));
-        Ok(true)
+        let secret = self.cluster.volume_secret(volume, reference).await?;
+        let found = secret.is_some();
+        secret.into_iter().for_each(|secret| self.node.objects.cluster.put(secret));
+        Ok(found)
     }
 }
