@@ -1,21 +1,11 @@
 //! The machine goes down, which logind tells by the system bus: a bus and a logind of the tests' own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-// Of what zbus writes.
-#![allow(missing_docs)]
 
-use std::io::{ErrorKind, Read};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
-use e2e::{Manifest, NodeBox, Running, assert_eventually, eventually, pod};
+use e2e::{Bus, Logind, Manifest, NodeBox, Running, assert_eventually, eventually, pod};
 use serde_json::Value;
-use zbus::blocking::{Connection, connection, fdo::DBusProxy};
-use zbus::object_server::SignalEmitter;
-use zbus::zvariant;
 
-const LOGIND: &str = "/org/freedesktop/login1";
 const BY_PRIORITY: &str = "apiVersion: nodeagent.dev/v1
 kind: NodeAgentConfiguration
 shutdownGracePeriodByPodPriority:
@@ -23,145 +13,10 @@ shutdownGracePeriodByPodPriority:
 - {priority: 0, shutdownGracePeriodSeconds: 40}
 ";
 
-/// A system bus.
-struct Bus {
-    address: String,
-    _daemon: Running,
-}
-
-impl Bus {
-    fn start(folder: &Path) -> Self {
-        let socket = folder.join("bus");
-        let address = format!("unix:path={}", socket.display());
-        let configuration = folder.join("bus.conf");
-        let text = format!(
-            "<busconfig><listen>{address}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
-             <allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/><allow user=\"*\"/></policy></busconfig>"
-        );
-        std::fs::write(&configuration, text).unwrap();
-        let _ = std::fs::remove_file(&socket);
-        let mut command = Command::new("dbus-daemon");
-        command.args(["--nofork", "--nopidfile", "--config-file"]).arg(&configuration);
-        let mut daemon = Running::start(&mut command);
-        eventually("the bus listens", || {
-            assert!(daemon.is_alive(), "dbus-daemon has ended:\n{}", daemon.output());
-            if socket.exists() { Ok(()) } else { Err(daemon.output()) }
-        });
-        Self { address, _daemon: daemon }
-    }
-
-    /// What is connected, without a logind of ours.
-    fn strangers(&self) -> usize {
-        let connection = connection::Builder::address(self.address.as_str()).unwrap().build().unwrap();
-        let names = DBusProxy::new(&connection).unwrap().list_names().unwrap();
-        names.iter().filter(|name| name.starts_with(':') && **name != connection.unique_name().unwrap().as_str()).count()
-    }
-}
-
-/// What the stand-in knows.
-#[derive(Default)]
-struct State {
-    delay: u64,
-    going_down: bool,
-    /// What was asked for, and the end of the pipe that tells when the lock is released.
-    locks: Vec<(String, std::io::PipeReader)>,
-}
-
-/// logind's part of the bus.
-struct Manager(Arc<Mutex<State>>);
-
-#[zbus::interface(name = "org.freedesktop.login1.Manager")]
-impl Manager {
-    fn inhibit(&self, what: &str, who: &str, why: &str, mode: &str) -> zvariant::OwnedFd {
-        assert!(!why.is_empty());
-        let (told, lock) = std::io::pipe().unwrap();
-        nix::fcntl::fcntl(&told, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
-        self.0.lock().unwrap().locks.push((format!("{what} {who} {mode}"), told));
-        OwnedFd::from(lock).into()
-    }
-
-    #[zbus(property, name = "InhibitDelayMaxUSec")]
-    fn inhibit_delay_max(&self) -> u64 {
-        self.0.lock().unwrap().delay
-    }
-
-    #[zbus(property)]
-    fn preparing_for_shutdown(&self) -> bool {
-        self.0.lock().unwrap().going_down
-    }
-
-    #[zbus(signal)]
-    async fn prepare_for_shutdown(emitter: &SignalEmitter<'_>, begins: bool) -> zbus::Result<()>;
-}
-
-/// systemd's part: it tells logind to read its settings.
-struct Systemd(Arc<Mutex<State>>, PathBuf);
-
-#[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
-impl Systemd {
-    fn kill_unit(&self, unit: &str, whom: &str, signal: i32) {
-        assert_eq!((unit, whom, signal), ("systemd-logind.service", "all", 1));
-        let settings = std::fs::read_to_string(self.1.join("logind.conf.d/99-nodeagent.conf")).unwrap();
-        let (head, seconds) = settings.trim().rsplit_once('=').unwrap();
-        assert!(head.ends_with("[Login]\nInhibitDelayMaxSec"), "{settings}");
-        self.0.lock().unwrap().delay = seconds.parse::<u64>().unwrap() * 1_000_000;
-    }
-}
-
-struct Logind {
-    connection: Connection,
-    state: Arc<Mutex<State>>,
-}
-
-impl Logind {
-    /// On this bus; what is in /etc/systemd for it is in `settings`.
-    fn on(bus: &Bus, settings: &Path) -> Self {
-        let state = Arc::new(Mutex::new(State { delay: 5_000_000, ..State::default() }));
-        let connection = connection::Builder::address(bus.address.as_str()).unwrap();
-        let connection = connection
-            .serve_at(LOGIND, Manager(state.clone()))
-            .and_then(|c| c.serve_at("/org/freedesktop/systemd1", Systemd(state.clone(), settings.into())))
-            .and_then(|c| c.name("org.freedesktop.login1"))
-            .and_then(|c| c.name("org.freedesktop.systemd1"))
-            .unwrap();
-        Self { connection: connection.build().unwrap(), state }
-    }
-
-    fn says(&self, going_down: bool) {
-        self.state.lock().unwrap().going_down = going_down;
-        self.connection
-            .emit_signal(None::<()>, LOGIND, "org.freedesktop.login1.Manager", "PrepareForShutdown", &going_down)
-            .unwrap();
-    }
-
-    /// How many locks were taken, and how many of them are held.
-    fn locks(&self) -> (usize, usize) {
-        let state = self.state.lock().unwrap();
-        let is_held = |mut pipe: &std::io::PipeReader| match pipe.read(&mut [0]) {
-            Ok(0) => false,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => true,
-            other => panic!("{other:?}"),
-        };
-        assert!(state.locks.iter().all(|(asked, _)| asked == "shutdown nodeagent delay"));
-        (state.locks.len(), state.locks.iter().filter(|(_, pipe)| is_held(pipe)).count())
-    }
-
-    #[track_caller]
-    fn has_given(&self, locks: usize) {
-        eventually(&format!("lock {locks} is held"), || match self.locks() {
-            (given, 1) if given == locks => Ok(()),
-            other => Err(format!("{other:?}: given, held")),
-        });
-    }
-}
-
 /// A node that finds this bus, and whose /etc/systemd is the folder of that name in its own.
 fn node_on(bus: &Bus, folder: &Path, configuration: &str) -> NodeBox {
-    let address = format!("DBUS_SYSTEM_BUS_ADDRESS={}", bus.address);
-    let node = NodeBox::builder().without_agent().environment(address).config(configuration).start();
-    let settings = folder.join("systemd");
-    std::fs::create_dir_all(&settings).unwrap();
-    node.inside("mount", &["--bind", settings.to_str().unwrap(), "/etc/systemd"]).ok();
+    let node = NodeBox::builder().without_agent().environment(bus.variable()).config(configuration).start();
+    node.keeps_systemd_in(&folder.join("systemd"));
     node.start_agent();
     node
 }
@@ -203,7 +58,7 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
     let logind = Logind::on(&bus, &folder.path().join("systemd"));
     let node = node_on(&bus, folder.path(), BY_PRIORITY);
     logind.has_given(1);
-    assert_eventually!(logind.state.lock().unwrap().delay == 60_000_000, "logind waits long enough");
+    assert_eventually!(logind.waits() == 60, "logind waits long enough");
     let check = run_check(&node, &bus);
     assert!(check.contains("shutdown") && check.contains("logind waits for pods, 60s at most"), "{check}");
 
@@ -239,7 +94,7 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
     // With the machine, pods of files come back.
     node.kill_agent();
     node.reboot();
-    logind.state.lock().unwrap().going_down = false;
+    logind.knows(false);
     node.start_agent();
     for pod in [&low, &high, &late] {
         pod.is_ready();
@@ -248,7 +103,7 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
 
 fn run_check(node: &NodeBox, bus: &Bus) -> String {
     let mut command = node.command("env");
-    command.arg(format!("DBUS_SYSTEM_BUS_ADDRESS={}", bus.address)).arg(e2e::binary("nodeagent"));
+    command.arg(bus.variable()).arg(e2e::binary("nodeagent"));
     e2e::run(command.arg("--config").arg(node.folder().join("config.yaml")).arg("check")).all()
 }
 
@@ -323,7 +178,7 @@ fn a_logind_or_a_bus_that_comes_back_is_asked_again() {
         node_on(&bus, folder.path(), "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nshutdownGracePeriod: 3s\n");
     first.has_given(1);
     assert!(!settings.join("logind.conf.d").exists(), "it waits long enough as it is");
-    first.connection.clone().close().unwrap();
+    first.leaves();
     let second = Logind::on(&bus, &settings);
     second.has_given(1);
     assert_eventually!(first.locks() == (1, 0), "one lock is enough");
@@ -350,7 +205,7 @@ fn an_agent_that_starts_as_the_machine_goes_down_runs_nothing() {
     let low = node.put(&held("low"));
     low.is_ready();
     node.kill_agent();
-    logind.state.lock().unwrap().going_down = true;
+    logind.knows(true);
     node.start_agent();
     is_disrupted(&low);
     let late = node.put(&pod("late").runs("main", "sleep"));
@@ -400,5 +255,5 @@ fn without_the_settings_nobody_is_asked() {
     node.put(&pod("web").runs("main", "sleep")).is_ready();
     let check = run_check(&node, &bus);
     assert!(check.contains("no shutdownGracePeriod is set"), "{check}");
-    assert_eq!(bus.strangers(), 0);
+    assert_eq!(bus.connections(), 0);
 }

@@ -62,9 +62,10 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         ..k8s::PodCondition::default()
     }));
     conditions.extend(observed.conditions.iter().cloned());
+    let (promised, in_force) = whole::of(pod, observed);
     let mut status = k8s::PodStatus {
-        allocated_resources: whole::promised(pod, observed).and_then(|whole| whole.requests),
-        resources: whole::in_force(pod, observed),
+        allocated_resources: promised.and_then(|whole| whole.requests),
+        resources: in_force,
         conditions: Some(conditions),
         container_statuses: Some(regular),
         reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),

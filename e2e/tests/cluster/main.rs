@@ -13,6 +13,7 @@ mod logins;
 mod mirror;
 mod ranges;
 mod resources;
+mod shutdown;
 mod told;
 
 use e2e::{Builder, ControlPlane, NodeBox, eventually, is_true};
