@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -38,7 +39,7 @@ impl Bus {
         let mut daemon = Running::start(&mut command);
         eventually("the bus listens", || {
             assert!(daemon.is_alive(), "dbus-daemon has ended:\n{}", daemon.output());
-            if socket.exists() { Ok(()) } else { Err(daemon.output()) }
+            UnixStream::connect(&socket).map(drop).map_err(|error| format!("{error}\n{}", daemon.output()))
         });
         Self { address, _daemon: daemon }
     }

@@ -303,6 +303,10 @@ impl Manager {
         inbox: mpsc::UnboundedReceiver<Command>,
     ) {
         let uid = candidate.uid.clone();
+        if *self.node.admission.going_down().borrow() {
+            // One of an agent before this one, which is met when its turn may have been.
+            let _ = commands.send(Command::GoDown { grace: candidate.grace });
+        }
         self.node.live.write().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), live.clone());
         self.running.insert(uid.clone(), Running { commands, live, candidate });
         self.workers.spawn(async move {
@@ -387,8 +391,9 @@ impl Manager {
     }
 
     fn end_orphan(&mut self, orphan: Adopted, grace: Option<i64>) {
-        // In a drain its turn comes as the others'.
-        let end = (!self.draining).then_some(Command::End { grace, then: Then::Gone });
+        // In a drain its turn comes as the others'; what has to be made before it ends has none.
+        let at_once = !self.draining || orphan.sandbox.is_err();
+        let end = at_once.then_some(Command::End { grace, then: Then::Gone });
         match orphan.pod {
             Some(pod) => self.take_over(pod, orphan.sandbox, end),
             None => self.clear(orphan.uid),
