@@ -52,12 +52,11 @@ fn by_priority(c: &mut Checker<'_>, declared: &[PrioritySection]) -> Vec<Period>
         if periods.iter().any(|period| period.priority == priority) {
             c.at(&at.child("priority"), format!("Duplicate value: {priority}"));
         }
-        match u32::try_from(seconds) {
-            Ok(seconds) => periods.push(Period { priority, grace: Duration::from_secs(seconds.into()) }),
-            Err(_) => {
-                let message = format!("Invalid value: {seconds}: must be between 0 and {}", u32::MAX);
-                c.at(&at.child("shutdownGracePeriodSeconds"), message);
-            }
+        if let Ok(seconds) = u32::try_from(seconds) {
+            periods.push(Period { priority, grace: Duration::from_secs(seconds.into()) });
+        } else {
+            let message = format!("Invalid value: {seconds}: must be between 0 and {}", u32::MAX);
+            c.at(&at.child("shutdownGracePeriodSeconds"), message);
         }
     }
     periods.sort_by_key(|period| period.priority);
