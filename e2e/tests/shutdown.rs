@@ -59,7 +59,7 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
     let node = node_on(&bus, folder.path(), BY_PRIORITY);
     logind.has_given(1);
     assert_eventually!(logind.waits() == 60, "logind waits long enough");
-    let check = run_check(&node, &bus);
+    let check = run_check(&node, &bus.variable());
     assert!(check.contains("shutdown") && check.contains("logind waits for pods, 60s at most"), "{check}");
 
     let low = node.put(&held("low"));
@@ -101,9 +101,9 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
     }
 }
 
-fn run_check(node: &NodeBox, bus: &Bus) -> String {
+fn run_check(node: &NodeBox, bus: &str) -> String {
     let mut command = node.command("env");
-    command.arg(bus.variable()).arg(e2e::binary("nodeagent"));
+    command.arg(bus).arg(e2e::binary("nodeagent"));
     e2e::run(command.arg("--config").arg(node.folder().join("config.yaml")).arg("check")).all()
 }
 
@@ -222,13 +222,15 @@ shutdownGracePeriod: 3s
 shutdownGracePeriodCriticalPods: 2s
 ";
     let nowhere = format!("DBUS_SYSTEM_BUS_ADDRESS=unix:path={}", folder.path().join("nobody").display());
-    let node = NodeBox::builder().environment(nowhere).config(configuration).start();
+    let node = NodeBox::builder().environment(nowhere.clone()).config(configuration).start();
     assert_eventually!(
         node.events()
             .iter()
             .any(|event| event.starts_with("ShutdownNotNoticed") && event.contains("no system bus at unix:path=")),
         "the node tells"
     );
+    let check = run_check(&node, &nowhere);
+    assert!(check.contains("no system bus at unix:path=") && check.contains("start systemd-logind"), "{check}");
     let low = node.put(&pod("low").spec("terminationGracePeriodSeconds: 600").runs("main", "stubborn"));
     let high = node.put(&pod("high").spec("priorityClassName: system-node-critical").runs("main", "sleep"));
     low.is_ready();
@@ -253,7 +255,7 @@ fn without_the_settings_nobody_is_asked() {
     let bus = Bus::start(folder.path());
     let node = node_on(&bus, folder.path(), "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n");
     node.put(&pod("web").runs("main", "sleep")).is_ready();
-    let check = run_check(&node, &bus);
+    let check = run_check(&node, &bus.variable());
     assert!(check.contains("no shutdownGracePeriod is set"), "{check}");
     assert_eq!(bus.connections(), 0);
 }

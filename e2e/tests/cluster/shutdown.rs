@@ -1,6 +1,6 @@
 //! The machine goes down with the API server's pods on it.
 
-use e2e::{Bus, ControlPlane, Logind, NodeBox, is_true};
+use e2e::{Bus, ControlPlane, Logind, is_true};
 use serde_json::Value;
 
 use super::{CONFIGURATION, runs};
@@ -27,13 +27,7 @@ fn pods_of_the_api_server_end_by_priority_and_are_not_begun_again_not_even_witho
     let bus = Bus::start(folder.path());
     let logind = Logind::on(&bus, &folder.path().join("systemd"));
     let periods = "shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 3}, {priority: 1000, shutdownGracePeriodSeconds: 1}]";
-    let node = NodeBox::builder()
-        .config(&format!("{CONFIGURATION}{periods}\n"))
-        .argument("--network")
-        .argument("bridge")
-        .environment(bus.variable())
-        .without_agent()
-        .start();
+    let node = super::builder().config(&format!("{CONFIGURATION}{periods}\n")).environment(bus.variable()).start();
     let plane = ControlPlane::beside(&node);
     plane.joins(&node);
     logind.has_given(1);
