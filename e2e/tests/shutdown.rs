@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
+use std::process::Command;
 
-use e2e::{Bus, Logind, Manifest, NodeBox, Running, assert_eventually, eventually, pod};
+use e2e::{Bus, Logind, Manifest, NodeBox, assert_eventually, eventually, pod};
 use serde_json::Value;
 
 const BY_PRIORITY: &str = "apiVersion: nodeagent.dev/v1
@@ -218,8 +219,8 @@ fn a_drain_has_the_same_order_and_needs_no_bus() {
     let configuration = "apiVersion: nodeagent.dev/v1
 kind: NodeAgentConfiguration
 drainOnStop: true
-shutdownGracePeriod: 3s
-shutdownGracePeriodCriticalPods: 2s
+shutdownGracePeriod: 90s
+shutdownGracePeriodCriticalPods: 30s
 ";
     let nowhere = format!("DBUS_SYSTEM_BUS_ADDRESS=unix:path={}", folder.path().join("nobody").display());
     let node = NodeBox::builder().environment(nowhere.clone()).config(configuration).start();
@@ -231,22 +232,19 @@ shutdownGracePeriodCriticalPods: 2s
     );
     let check = run_check(&node, &nowhere);
     assert!(check.contains("no system bus at unix:path=") && check.contains("start systemd-logind"), "{check}");
-    let low = node.put(&pod("low").spec("terminationGracePeriodSeconds: 600").runs("main", "stubborn"));
+    let low = node.put(&held("low"));
     let high = node.put(&pod("high").spec("priorityClassName: system-node-critical").runs("main", "sleep"));
     low.is_ready();
     high.is_ready();
-    let [low, high] = [low, high].map(|pod| pod.container("main").follow(&["--timestamps"]));
-    assert_eq!(node.stop_agent(), 0);
-    let told = |follower: &Running| {
-        let output = follower.output();
-        let line = output.lines().find(|line| line.contains("SIGTERM")).unwrap_or_else(|| panic!("{output}")).to_owned();
-        let seconds = line.split_once(' ').unwrap().0.trim_end_matches('Z').rsplit_once(':').unwrap().1.parse::<f64>().unwrap();
-        (line, seconds)
-    };
-    let ((low, low_at), (high, high_at)) = (told(&low), told(&high));
-    // The critical pods' turn comes when the others' second is over.
-    assert!((high_at - low_at).rem_euclid(60.0) >= 1.0, "{low}\n{high}");
-    assert!(node.run(&["get", "pods"]).fails().contains("agent"), "nothing answers");
+    let followed = high.container("main").follow(&[]);
+    e2e::run(Command::new("kill").args(["-TERM", &node.agent_pid().to_string()])).ok();
+    let ends = |pod: &e2e::Pod<'_>| pod.get().unwrap()["metadata"]["deletionTimestamp"].is_string();
+    assert_eventually!(ends(&low), "low has its turn");
+    assert!(!ends(&high) && !followed.output().contains("bye"), "and high has not");
+    low.container("main").demo("write /tmp/go now");
+    followed.says("SIGTERM: bye");
+    assert_eventually!(node.run(&["get", "pods"]).all().contains("no agent answers"), "the agent ends");
+    assert_eq!(std::fs::read_dir(node.root().join("run/nodeagent/pods")).unwrap().count(), 0);
 }
 
 #[test]
