@@ -79,6 +79,7 @@ fn pods_run_on_and_restart_without_the_api_server_also_under_another_agent() {
     plane.starts(&node);
     // The new agent cares for the pod before it has heard of the API server.
     let side = node.pod("vault").container("side");
+    side.is_running();
     node.inside("kill", &["-9", &side.host_pid().to_string()]).ok();
     side.was_restarted(1);
     node.pod("vault").is_ready();
