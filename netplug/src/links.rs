@@ -419,12 +419,17 @@ pub(crate) fn neighbour(index: u32, ip: IpAddr) -> Request {
 
 /// These addresses are on a link, as far as the host knows.
 pub(crate) fn lead(index: u32, to: Cidr) -> Request {
-    add_route(on_link(index, to))
+    Request::new(RouteNetlinkMessage::NewRoute(on_link(index, to)), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Takes that back.
 pub(crate) fn lead_no_more(index: u32, to: Cidr) -> Request {
     Request::new(RouteNetlinkMessage::DelRoute(on_link(index, to)), 0)
+}
+
+/// An address that nobody has (240.0.0.0/4 is reserved, 3fff::/20 is for documentation, RFC 9637): what leads there is a default route.
+pub(crate) const fn elsewhere(v4: bool) -> IpAddr {
+    if v4 { IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)) } else { IpAddr::V6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)) }
 }
 
 /// By which way would the host send? None: refused.

@@ -6,6 +6,7 @@ mod lab;
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
     process::Command,
     sync::Arc,
     time::Duration,
@@ -18,6 +19,10 @@ use netplug::{
     Rate, Rules, Service, Settings,
 };
 use rstest::rstest;
+use rustix::net::{
+    self, AddressFamily, SocketType,
+    sockopt::{self, Timeout},
+};
 
 /// More than what passes the host beside it.
 const BULK: usize = 200_000;
@@ -314,6 +319,56 @@ fn a_process_after_goes_on_with_what_it_finds() {
     let world = World { lab, network, a, b };
     assert!(world.host_sees(|| line.ask()), "a process that isn't to have it takes it away");
     assert_eq!(world.filters(&world.a.1), "");
+}
+
+/// What has no lease any more was a pod's all the same: nobody knows what its link lets pass.
+#[test]
+fn a_process_that_lost_the_leases_finds_the_program_too() {
+    let world = world();
+    let address = world.address(true, 80);
+    let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
+    let World { lab, network, a, b } = world;
+    drop(network);
+    std::fs::remove_dir_all(lab.settings().state_dir).unwrap();
+    let network = lab.open(lab.routed());
+    let world = World { lab, network, a, b };
+    world.enforce(shut(&[&world.a.1, &world.b.1]));
+    world.a.0.attach(&world.network).unwrap();
+    world.b.0.attach(&world.network).unwrap();
+    world.a.0.netns.assert_unreachable(Tcp, &address.to_string());
+    drop(server);
+}
+
+/// From one address and port to another; what the kernel said within two seconds.
+fn dial(from: SocketAddr, to: SocketAddr) -> (OwnedFd, rustix::io::Result<()>) {
+    let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap();
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(2))).unwrap();
+    net::bind(&socket, &from).unwrap();
+    let done = net::connect(&socket, &to);
+    (socket, done)
+}
+
+#[test]
+fn what_is_noted_of_a_pod_opens_nothing_to_the_next_owner_of_its_address() {
+    let world = world();
+    let (from, to) = (SocketAddr::new(world.a.1.ips[0], 4000), world.address(true, 90));
+    let listener = world.b.0.netns.run(move || TcpListener::bind(("::", 90)).unwrap());
+    let (client, done) = world.a.0.netns.run(move || dial(from, to));
+    done.unwrap();
+    wait(world.network.detach("b")).unwrap();
+    drop((client, listener));
+    let closed = |ip| Policy { name: format!("default/{ip}"), pods: vec![ip], ingress: Some(Vec::new()), egress: None };
+    let closing = |ips: &[IpAddr]| Rules { policies: ips.iter().map(|ip| Arc::new(closed(*ip))).collect(), ..Rules::default() };
+    world.enforce(closing(&[to.ip()]));
+    let c = Pod { fixed: vec![to.ip()], ..Pod::new("c") };
+    c.attach(&world.network).unwrap();
+    let _server = c.netns.serve(Tcp, "[::]:90", "c");
+    // The other end leaves the direct way, and its connections are handed over.
+    world.enforce(closing(&[to.ip(), from.ip()]));
+    let (_, done) = world.a.0.netns.run(move || dial(from, to));
+    assert!(done.is_err(), "the policy holds");
 }
 
 #[test]

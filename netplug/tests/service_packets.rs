@@ -117,7 +117,7 @@ fn a_host_without_a_default_route_reaches_services_and_keeps_no_route_to_them() 
         for address in [format!("{VIP}:8080"), format!("[{VIP6}]:8080")] {
             eventually(&format!("{what}: {address} answers"), || shop.lab.node.ask(Tcp, &address).is_ok());
         }
-        assert!(shop.lab.node.ask(Tcp, "10.96.7.7:80").unwrap_err().contains("refused"));
+        eventually(what, || shop.lab.node.ask(Tcp, "10.96.7.7:80").unwrap_err().contains("refused"));
     };
     reached("made");
     shop.lab.node.ip("link set pods0 down");

@@ -16,8 +16,8 @@ use crate::{
     tc::{ETH_P_ALL, INGRESS, message},
 };
 
-/// Among filters of the same link; others have likelier ones.
-const PRIORITY: u32 = 0x4e50;
+/// The last of a link's filters: what others have there sees all, and may drop it.
+const PRIORITY: u32 = 0xffff;
 const HANDLE: TcHandle = TcHandle { major: 0, minor: 1 };
 
 /// Lets a program see what comes in by a link that can be filtered ([`crate::tc::ingress`]), in place of one that was put there so before.

@@ -10,6 +10,7 @@ mod program;
 mod who;
 
 use std::{
+    collections::HashSet,
     io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -81,20 +82,23 @@ impl Shortcut {
         self.pods.remove(&program::key(ip))
     }
 
-    /// All take the ordinary way from now on, whoever they are.
-    pub(crate) fn dismiss_all(&self) -> io::Result<()> {
-        self.pods.keys()?.iter().try_for_each(|key| self.pods.remove(key))
+    /// All take the ordinary way from now on, whoever they are. Those who didn't until then.
+    pub(crate) fn dismiss_all(&self) -> io::Result<HashSet<IpAddr>> {
+        let keys = self.pods.keys()?;
+        keys.iter().try_for_each(|key| self.pods.remove(key))?;
+        Ok(keys.into_iter().filter_map(|key| Some(program::address(key.try_into().ok()?))).collect())
     }
 
-    /// The TCP connections that went directly and fit, which from now on are no more known here.
+    /// The TCP connections that were answered, with one end at least that fits. These, and those that were not, are no more known here.
     pub(crate) fn take_connections(&self, fit: impl Fn(IpAddr) -> bool) -> io::Result<Vec<Connection>> {
         let mut taken = Vec::new();
         for flow in self.flows.keys()? {
             let Ok(flow) = <&[u8; program::FLOW]>::try_from(&flow[..]) else { continue };
             let (client, server) = program::ends(flow);
             if fit(client.ip()) || fit(server.ip()) {
+                let answered = self.flows.get(flow)?.is_some_and(|note| note == program::answered());
                 self.flows.remove(flow)?;
-                taken.push(Connection { client, server });
+                taken.extend(answered.then_some(Connection { client, server }));
             }
         }
         Ok(taken)
@@ -102,6 +106,6 @@ impl Shortcut {
 
     /// A connection that goes directly from now on.
     pub(crate) fn note(&self, connection: Connection) -> io::Result<()> {
-        self.flows.put(&program::flow(connection.client, connection.server), &[0; program::NOTE])
+        self.flows.put(&program::flow(connection.client, connection.server), &program::answered())
     }
 }

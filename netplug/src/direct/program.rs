@@ -15,8 +15,10 @@ pub(super) const KEY: usize = 16;
 pub(super) const VALUE: usize = 16;
 /// Of a connection: the keys of who opened it and of whom it was opened to, and their ports.
 pub(super) const FLOW: usize = 2 * KEY + 4;
-/// Of what is kept of a connection, which says nothing.
+/// Of what is kept of a connection: whether it was answered.
 pub(super) const NOTE: usize = 4;
+const ASKED: i32 = 0;
+const ANSWERED: i32 = 1;
 
 /// `struct bpf_insn` in memory order.
 type Instruction = [u8; 8];
@@ -113,12 +115,22 @@ pub(super) fn flow(client: SocketAddr, server: SocketAddr) -> [u8; FLOW] {
     flow
 }
 
+/// A note of a connection that was answered.
+pub(super) const fn answered() -> [u8; NOTE] {
+    ANSWERED.to_ne_bytes()
+}
+
+/// What [`key`] made.
+pub(super) fn address(key: [u8; KEY]) -> IpAddr {
+    Ipv6Addr::from(key).to_canonical()
+}
+
 /// What [`flow`] made.
 pub(super) fn ends(flow: &[u8; FLOW]) -> (SocketAddr, SocketAddr) {
     let ip = |at: usize| {
         let mut octets = [0; KEY];
         octets.copy_from_slice(&flow[at..at + KEY]);
-        Ipv6Addr::from(octets).to_canonical()
+        address(octets)
     };
     let port = |at: usize| u16::from_be_bytes([flow[at], flow[at + 1]]);
     (SocketAddr::new(ip(0), port(2 * KEY)), SocketAddr::new(ip(KEY), port(2 * KEY + 2)))
@@ -210,11 +222,13 @@ fn tcp(code: &mut Code) {
     code.op(STORE_WORD, STACK, 2, FLAGS, 0);
 }
 
-/// Notes a connection that begins, and forgets one that ends, whoever ends it.
+/// Notes a connection that begins, and that it was answered, and forgets one that ends, whoever ends it.
 fn take_note(code: &mut Code, flows: i32) {
     code.op(LOAD_WORD, 1, STACK, FLAGS, 0);
     code.jump(JUMP_IF_BITS, 1, 0, FIN | RST, Label::Ends);
+    code.jump(JUMP_IF, 1, 0, SYN | ACK, Label::Answers);
     code.jump(JUMP_UNLESS, 1, 0, SYN, Label::Noted);
+    code.op(STORE_WORD_VALUE, STACK, 0, FLAGS, ASKED);
     load_map(code, flows);
     point(code, 2, SOURCE);
     point(code, 3, FLAGS);
@@ -222,7 +236,25 @@ fn take_note(code: &mut Code, flows: i32) {
     // When there are too many, connection tracking will have to guess.
     code.op(CALL, 0, 0, 0, MAP_UPDATE_ELEM);
     code.jump(JUMP, 0, 0, 0, Label::Noted);
+    code.here(Label::Answers);
+    turn_round(code);
+    load_map(code, flows);
+    point(code, 2, REVERSE);
+    code.op(CALL, 0, 0, 0, MAP_LOOKUP_ELEM);
+    code.jump(JUMP_IF, 0, 0, 0, Label::Noted);
+    code.op(STORE_WORD_VALUE, 0, 0, 0, ANSWERED);
+    code.jump(JUMP, 0, 0, 0, Label::Noted);
     code.here(Label::Ends);
+    turn_round(code);
+    for place in [SOURCE, REVERSE] {
+        load_map(code, flows);
+        point(code, 2, place);
+        code.op(CALL, 0, 0, 0, MAP_DELETE_ELEM);
+    }
+}
+
+/// Puts the connection as its other end has it on the stack.
+fn turn_round(code: &mut Code) {
     for (from, to) in [(DESTINATION, REVERSE), (SOURCE, REVERSE + KEY as i16)] {
         for half in [0, 8] {
             code.op(LOAD_DOUBLE, 1, STACK, from + half, 0);
@@ -232,11 +264,6 @@ fn take_note(code: &mut Code, flows: i32) {
     for (from, to) in [(PORTS, 2), (PORTS + 2, 0)] {
         code.op(LOAD_HALF, 1, STACK, from, 0);
         code.op(STORE_HALF, STACK, 1, REVERSE + 2 * KEY as i16 + to, 0);
-    }
-    for place in [SOURCE, REVERSE] {
-        load_map(code, flows);
-        point(code, 2, place);
-        code.op(CALL, 0, 0, 0, MAP_DELETE_ELEM);
     }
 }
 
@@ -297,6 +324,7 @@ enum Label {
     Addressed,
     Carried,
     Ends,
+    Answers,
     Noted,
     Ordinary,
 }

@@ -12,11 +12,11 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 
-use super::{Engine, bridge};
+use super::{Engine, bridge, is_ours};
 use crate::{
     conntrack::{self, Connection},
     direct::{NAME, Shortcut, hook},
-    error::{Doing, Error},
+    error::{Doing, Error, Refused},
     lease::Lease,
     links::{self, Link},
     netlink::{self, Outcome, Request, Wire},
@@ -97,6 +97,12 @@ impl Direct {
         }
     }
 
+    /// Nobody takes it.
+    fn refuse(&mut self, reason: String) {
+        self.shortcut = None;
+        self.refused = Some(reason);
+    }
+
     /// What could be filtered can't be any more.
     pub(super) fn cleared(&mut self, uid: &str) {
         self.reached(uid, Stage::Bare);
@@ -131,76 +137,78 @@ impl Engine {
     pub(super) fn begin_direct(&mut self) -> Result<(), Error> {
         let before = self.shortcuts_before()?;
         let doing = || "take pods off the last process's direct way".into();
-        let mut connections = Vec::new();
         for (shortcut, _) in &before {
-            shortcut.dismiss_all().doing(doing)?;
-            connections.extend(shortcut.take_connections(|_| true).doing(doing)?);
+            let them = shortcut.dismiss_all().doing(doing)?;
+            let connections = shortcut.take_connections(|_| true).doing(doing)?;
+            self.hand_back(connections, &them);
         }
-        self.hand_back(&connections);
         if self.settings.isolation != Isolation::Routed || !self.settings.direct {
             return before.iter().try_for_each(|(_, pods)| self.unhook(pods));
         }
         match Shortcut::load() {
             Ok(new) => self.go_on_with(new, before),
             Err(error) => {
-                self.direct.refused = Some(format!("the kernel allows us no such eBPF program: {error}"));
+                self.direct.refuse(format!("the kernel allows us no such eBPF program: {error}"));
                 return Ok(());
             }
         }
         if self.leases.len() > 0 {
-            let translated = conntrack::translated(&mut self.wire, &self.nft).doing(|| "list translated connections".into())?;
-            self.standing.watched().translate(translated.into_iter());
+            match conntrack::translated(&mut self.wire, &self.nft) {
+                Ok(translated) => self.standing.watched().translate(translated.into_iter()),
+                Err(error) => self.direct.refuse(format!("translated connections can't be listed: {error}")),
+            }
         }
         self.look_for_onlookers()
     }
 
-    /// The programs of a process before, and the pods on whose links they are. One that can't be told to let go is taken off at once.
-    fn shortcuts_before(&mut self) -> Result<Vec<(Shortcut, Vec<String>)>, Error> {
-        if self.leases.len() == 0 {
-            return Ok(Vec::new());
-        }
+    /// The programs of a process before, and the links on which they are: all that may be pods' are asked, for leases may be lost. One that can't be
+    /// told to let go is taken off at once.
+    fn shortcuts_before(&mut self) -> Result<Vec<(Shortcut, Vec<u32>)>, Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let mut ends = Vec::new();
-        for link in Link::all(&messages) {
-            let Some(lease) = self.leases.of_link(&link.name).filter(|lease| lease.host_if == link.name) else { continue };
-            self.direct.found(&lease.uid, Some(link.index));
-            ends.push((lease.uid.clone(), link.index));
+        for link in Link::all(&messages).filter(|link| is_ours(&link.name)) {
+            if let Some(lease) = self.leases.of_link(&link.name).filter(|lease| lease.host_if == link.name) {
+                self.direct.found(&lease.uid, Some(link.index));
+            }
+            ends.push(link.index);
         }
-        let asked = ends.iter().map(|(_, index)| hook::get(*index)).collect();
+        let asked = ends.iter().map(|index| hook::get(*index)).collect();
         let outcomes = self.wire.route(&self.route, asked).doing(|| "look for the last process's program".into())?;
-        let mut programs: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        for ((uid, _), outcome) in ends.into_iter().zip(outcomes) {
-            // Who has none refuses.
-            if let Some(id) = outcome.ok().ok().and_then(|answer| hook::program(&answer)) {
-                programs.entry(id).or_default().push(uid);
+        let (mut programs, mut unreadable) = (BTreeMap::<u32, Vec<u32>>::new(), Vec::new());
+        for (index, outcome) in ends.into_iter().zip(outcomes) {
+            match outcome.ok().map(|answer| hook::program(&answer)) {
+                Ok(Some(id)) => programs.entry(id).or_default().push(index),
+                Err(refused) if is_none(&refused) => {}
+                Ok(None) | Err(_) => unreadable.push(index),
             }
         }
         let mut found = Vec::new();
-        for (id, pods) in programs {
+        for (id, links) in programs {
             match Shortcut::of(id) {
-                Ok(Some(shortcut)) => found.push((shortcut, pods)),
-                _ => self.unhook(&pods)?,
+                Ok(Some(shortcut)) => found.push((shortcut, links)),
+                _ => unreadable.extend(links),
             }
         }
+        self.unhook(&unreadable)?;
         Ok(found)
     }
 
-    /// Takes the program off links.
-    fn unhook(&mut self, pods: &[String]) -> Result<(), Error> {
-        let ends = pods.iter().filter_map(|uid| self.direct.links.get(uid));
-        bridge::all(&mut self.wire, &self.route, ends.map(|end| hook::remove(end.index)).collect(), || {
-            "take the last process's program off pods' links".into()
-        })
+    /// Takes the program off links. They may be gone, or have none.
+    fn unhook(&mut self, links: &[u32]) -> Result<(), Error> {
+        let action = || "take the last process's program off pods' links".into();
+        let requests = links.iter().map(|index| hook::remove(*index)).collect();
+        let mut refusals = self.wire.route(&self.route, requests).doing(action)?.into_iter().filter_map(Outcome::refusal);
+        refusals.find(|refused| !is_none(refused)).map_or(Ok(()), Err).doing(action)
     }
 
     /// A program that does the same is gone on with: its links are ready.
-    fn go_on_with(&mut self, new: Shortcut, before: Vec<(Shortcut, Vec<String>)>) {
+    fn go_on_with(&mut self, new: Shortcut, before: Vec<(Shortcut, Vec<u32>)>) {
         let same = before.iter().position(|(old, _)| old.is_like(&new).unwrap_or(false));
         let mut chosen = new;
-        for (number, (old, pods)) in before.into_iter().enumerate() {
+        for (number, (old, links)) in before.into_iter().enumerate() {
             let goes_on = same == Some(number);
-            for uid in pods {
-                self.direct.reached(&uid, if goes_on { Stage::Watched } else { Stage::Filterable });
+            for end in self.direct.links.values_mut().filter(|end| links.contains(&end.index)) {
+                end.stage = if goes_on { Stage::Watched } else { Stage::Filterable };
             }
             if goes_on {
                 chosen = old;
@@ -216,19 +224,32 @@ impl Engine {
         if leaving.is_empty() {
             return Ok(());
         }
+        self.leave(&leaving)
+    }
+
+    /// A pod that is wired anew: it stays, and so do its connections.
+    pub(super) fn leave_direct_for_now(&mut self, uid: &str) -> Result<(), Error> {
+        if self.direct.has(uid) { self.leave(&[uid.to_owned()]) } else { Ok(()) }
+    }
+
+    fn leave(&mut self, leaving: &[String]) -> Result<(), Error> {
+        let before: HashSet<IpAddr> = self.direct.addresses().collect();
         let ips: HashSet<IpAddr> = leaving.iter().filter_map(|uid| self.direct.admitted.get(uid)).flatten().copied().collect();
         leaving.iter().try_for_each(|uid| self.leave_direct_with(uid))?;
         // From here on their packets are seen. The connections that they have are known before rules come that would take them for new.
         let Some(shortcut) = &self.direct.shortcut else { return Ok(()) };
         let connections =
             shortcut.take_connections(|ip| ips.contains(&ip)).doing(|| "list connections that went directly".into())?;
-        self.hand_back(&connections);
+        self.hand_back(connections, &before);
         Ok(())
     }
 
-    /// Tells connection tracking of connections that it hasn't seen.
-    fn hand_back(&mut self, connections: &[Connection]) {
-        if let Err(error) = conntrack::know(&mut self.wire, &self.nft, connections) {
+    /// Tells connection tracking of connections between these that it hasn't seen. Of one with another end the note is old: that end's pod is gone,
+    /// and its address may be another's.
+    fn hand_back(&mut self, connections: Vec<Connection>, them: &HashSet<IpAddr>) {
+        let between = |connection: &Connection| them.contains(&connection.client.ip()) && them.contains(&connection.server.ip());
+        let connections: Vec<Connection> = connections.into_iter().filter(between).collect();
+        if let Err(error) = conntrack::know(&mut self.wire, &self.nft, &connections) {
             tracing::warn!(%error, "connections that went directly are judged as new ones");
         }
     }
@@ -254,11 +275,17 @@ impl Engine {
         if bare.iter().any(|lease| self.direct.links.get(&lease.uid).is_some_and(|end| !matches!(end.stage, Stage::Refused(_)))) {
             self.direct.want();
         }
-        let before = self.direct.admitted.len();
-        ready.iter().for_each(|lease| self.admit(lease));
-        if self.direct.admitted.len() == before {
+        if ready.is_empty() {
             return;
         }
+        // What is noted of these addresses is of pods that had them before.
+        let come: HashSet<IpAddr> = ready.iter().flat_map(|lease| lease.ips.iter().copied()).collect();
+        let forgotten = self.direct.shortcut.as_ref().map(|shortcut| shortcut.take_connections(|ip| come.contains(&ip)));
+        if let Some(Err(error)) = forgotten {
+            tracing::debug!(%error, "pods take the ordinary way: old connections can't be forgotten");
+            return;
+        }
+        ready.iter().for_each(|lease| self.admit(lease));
         // Connection tracking won't see their end.
         let all: HashSet<IpAddr> = self.direct.addresses().collect();
         let Some(shortcut) = &self.direct.shortcut else { return };
@@ -290,10 +317,14 @@ impl Engine {
 
     /// Makes links ready, one step, if it is time.
     pub(super) fn prepare_direct(&mut self) {
-        if self.closed || self.direct.due.take_if(|due| *due <= Instant::now()).is_none() {
+        if self.direct.due.take_if(|due| *due <= Instant::now()).is_none() || self.closed {
             return;
         }
         self.direct.wanted = None;
+        // iptables of the old kind come without a word.
+        if let Err(error) = self.look_for_onlookers() {
+            tracing::error!(%error, "what pods send each other goes past other firewalls");
+        }
         let Some(shortcut) = &self.direct.shortcut else { return };
         let (mut steps, mut requests) = (Vec::new(), Vec::new());
         for lease in self.waiting_for_direct() {
@@ -316,6 +347,10 @@ impl Engine {
     fn step(&mut self, uid: &str, next: Stage, outcome: Outcome) {
         let there = Errno::EXIST.raw_os_error();
         match outcome.ok() {
+            // No sch_ingress, no cls_bpf: others needn't try.
+            Err(refused) if refused.errno == Errno::NOENT.raw_os_error() => {
+                self.direct.refuse(format!("the kernel has no sch_ingress or cls_bpf: {refused}"));
+            }
             Err(refused) if !(next == Stage::Filterable && refused.errno == there) => {
                 tracing::debug!(pod = uid, error = %refused, "the pod takes the ordinary way");
                 self.direct.reached(uid, Stage::Refused(refused.to_string()));
@@ -331,6 +366,10 @@ impl Engine {
         let (mac, bridge) = (lease.mac(), self.bridge.mac);
         if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge)) {
             tracing::debug!(pod = lease.pod, %error, "the pod takes the ordinary way");
+            self.direct.reached(&lease.uid, Stage::Refused(error.to_string()));
+            if let Err(error) = self.leave_direct_with(&lease.uid) {
+                tracing::error!(pod = lease.pod, %error, "the pod is half on the direct way");
+            }
         }
     }
 
@@ -375,6 +414,11 @@ impl End {
             _ => "it has just come".into(),
         }
     }
+}
+
+/// Whether that is what the kernel says of a link that has no such filter: no link, no discipline, no filter, no such kind.
+fn is_none(refused: &Refused) -> bool {
+    [Errno::NODEV, Errno::INVAL, Errno::NOENT, Errno::OPNOTSUPP].iter().any(|errno| errno.raw_os_error() == refused.errno)
 }
 
 /// Whether this kernel lets pods reach each other past the host's rules ([`crate::Settings::direct`]): tried in a network namespace that ends

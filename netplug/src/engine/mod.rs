@@ -97,7 +97,7 @@ impl Engine {
         engine.begin_direct()?;
         engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
-        engine.lead_to_services()?;
+        engine.lead_to_services();
         engine.render()?;
         engine.mend_ports()?;
         engine.join_direct();
@@ -266,7 +266,7 @@ impl Engine {
         let mut errors = Vec::new();
         errors.extend(self.retain(&HashSet::new()).err());
         errors.extend(self.destroy_table().err());
-        errors.extend(self.forget_services().err());
+        self.forget_services();
         errors.extend(Bridge::down(&mut self.wire, &self.route, &self.settings).err());
         if errors.is_empty() {
             errors.extend(self.dir.destroy().err());
@@ -279,11 +279,11 @@ impl Engine {
         // The pods have this MTU, whatever the uplink's has become.
         let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
         self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
-        let services = self.lead_to_services().err();
+        self.lead_to_services();
         let ports = self.mend_ports().err();
         let shapes = self.mend_shapes().err();
         let table = self.render().err();
-        Error::all(services.into_iter().chain(ports).chain(shapes).chain(table).collect())
+        Error::all(ports.into_iter().chain(shapes).chain(table).collect())
     }
 
     /// Other people's chains that may drop what pods send and get.
@@ -359,7 +359,7 @@ impl Engine {
         inside: &pod::Inside,
         steps: &mut Steps,
     ) -> Result<Attached, Error> {
-        self.leave_direct_with(&lease.uid)?;
+        self.leave_direct_for_now(&lease.uid)?;
         if before.is_some() && inside.link.is_none() {
             self.evict(&lease.host_if)?;
         }

@@ -2,6 +2,8 @@
 
 use std::{collections::HashSet, hash::Hash, net::IpAddr, sync::Arc};
 
+use rustix::io::Errno;
+
 use super::{Engine, record::Record};
 use crate::{
     cidr::Cidr,
@@ -130,10 +132,6 @@ impl Engine {
         }
         let ranges = self.standing.rules.service_ranges.clone();
         let change = self.standing.replace(rules);
-        if ranges != self.standing.rules.service_ranges {
-            self.lead_nowhere(&ranges)?;
-            self.lead_to_services()?;
-        }
         if let Err(error) = self.leave_direct() {
             self.standing.stale = true;
             return Err(error);
@@ -141,34 +139,43 @@ impl Engine {
         if self.standing.stale || self.table.change(&mut self.wire, &self.nft, &change.steps).is_err() {
             self.render()?;
         }
+        if ranges != self.standing.rules.service_ranges {
+            self.lead_nowhere(&ranges);
+            self.lead_to_services();
+        }
         self.join_direct();
         self.forget_flows(&change.stale)
     }
 
     /// What the host itself sends to a Service must have a route before its destination is translated. A host without a default route
-    /// of that family is given one, as long as it has no other.
-    pub(super) fn lead_to_services(&mut self) -> Result<(), Error> {
-        let ranges = self.standing.rules.service_ranges.clone();
-        self.lead_nowhere(&ranges)?;
-        for range in ranges {
-            if self.wire.route_one(&self.route, links::way_to(range.base())).is_err() {
-                let request = links::lead(self.bridge.index, range);
-                self.wire.route_one(&self.route, request).doing(|| format!("lead the host to Services in {range}"))?;
+    /// of that family is given one, as long as it has no other. Where that is refused (no IPv6, say), pods reach Services all the same.
+    pub(super) fn lead_to_services(&mut self) {
+        for range in self.standing.rules.service_ranges.clone() {
+            if self.wire.route_one(&self.route, links::way_to(links::elsewhere(range.is_v4()))).is_ok() {
+                self.lead_nowhere(&[range]);
+                continue;
+            }
+            match self.wire.route_one(&self.route, links::lead(self.bridge.index, range)) {
+                // Ours, or somebody's who knows better.
+                Err(refused) if refused.errno == Errno::EXIST.raw_os_error() => {}
+                Err(error) => tracing::warn!(%range, %error, "the host itself has no way to Services"),
+                Ok(_) => {}
             }
         }
-        Ok(())
     }
 
     /// Takes such routes away. Most often there are none.
-    fn lead_nowhere(&mut self, ranges: &[Cidr]) -> Result<(), Error> {
+    fn lead_nowhere(&mut self, ranges: &[Cidr]) {
         let requests = ranges.iter().map(|range| links::lead_no_more(self.bridge.index, *range)).collect();
-        self.wire.route(&self.route, requests).doing(|| "take the host's routes to Services away".into()).map(drop)
+        if let Err(error) = self.wire.route(&self.route, requests) {
+            tracing::warn!(%error, "the host's routes to Services can't be taken away");
+        }
     }
 
     /// The same for all that stand.
-    pub(super) fn forget_services(&mut self) -> Result<(), Error> {
+    pub(super) fn forget_services(&mut self) {
         let ranges = self.standing.rules.service_ranges.clone();
-        self.lead_nowhere(&ranges)
+        self.lead_nowhere(&ranges);
     }
 
     /// Ends flows that would go past what stands now.

@@ -20,7 +20,7 @@ use rustix::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Engine, bridge,
+    Engine, bridge, is_ours,
     pace::{Pace, until},
 };
 use crate::{
@@ -117,12 +117,19 @@ impl News {
             RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
             _ if message.get(16) == Some(&AF_BRIDGE) => {}
             RTM_DELLINK => {
+                let name = port(message, bridge).name;
                 self.hurt |= index == bridge;
                 self.seen.remove(&index);
-                self.gone.insert(index, port(message, bridge).name);
+                // Its routes went without a word.
+                self.default_route |= !is_ours(&name);
+                self.gone.insert(index, name);
             }
             RTM_NEWLINK if index == bridge => self.hurt |= u32_at(message, 24) & IFF_UP == 0,
-            RTM_NEWLINK => drop(self.seen.insert(index, port(message, bridge))),
+            RTM_NEWLINK => {
+                let port = port(message, bridge);
+                self.default_route |= u32_at(message, 24) & IFF_UP == 0 && !is_ours(&port.name);
+                self.seen.insert(index, port);
+            }
             _ => {}
         }
     }
@@ -238,7 +245,10 @@ impl Engine {
         }
         match self.look_for_onlookers() {
             Ok(()) => self.join_direct(),
-            Err(error) => tracing::error!(%error, "what pods send each other goes past other firewalls"),
+            Err(error) => {
+                tracing::error!(%error, "what pods send each other goes past other firewalls: tried again");
+                watch.chains_changed = true;
+            }
         }
         let Some(sender) = &watch.firewalls else { return };
         match self.obstacles() {
@@ -256,9 +266,7 @@ impl Engine {
         if !std::mem::take(&mut watch.routes_changed) || self.closed {
             return;
         }
-        if let Err(error) = self.lead_to_services() {
-            tracing::warn!(%error, "the host may not reach Services");
-        }
+        self.lead_to_services();
     }
 
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself

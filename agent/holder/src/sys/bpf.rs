@@ -7,6 +7,7 @@ use std::ptr;
 use super::check;
 
 const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
@@ -268,6 +269,19 @@ impl Map {
         self.element(BPF_MAP_UPDATE_ELEM, key, value.as_ptr() as u64)
     }
 
+    /// What a key has.
+    ///
+    /// # Errors
+    /// `EINVAL` where the key is of another length than the map's; else the kernel's.
+    pub fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.value];
+        match self.element(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr() as u64) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes a key out. One that isn't there is out already.
     ///
     /// # Errors
@@ -303,14 +317,14 @@ impl Map {
         Ok(keys)
     }
 
-    /// `value`: the address of as many bytes as the map's values have, or 0 for a command that takes none.
+    /// `value`: the address of as many bytes as the map's values have, which nobody else looks at meanwhile, or 0 for a command that takes none.
     fn element(&self, command: u32, key: &[u8], value: u64) -> io::Result<()> {
         if key.len() != self.key {
             return Err(invalid());
         }
         let element = self.attributes(key.as_ptr() as u64, value);
-        // SAFETY: `element` and what it points at live until the call returns, and are as long as the map's key and value; the kernel only
-        // reads them.
+        // SAFETY: `element` and what it points at live until the call returns, and are as long as the map's key and value; the kernel reads
+        // them, or writes the value.
         check(unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(&element), size_of::<Element>()) })?;
         Ok(())
     }
