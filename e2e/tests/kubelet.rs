@@ -166,7 +166,7 @@ fn pods_and_configuration() {
 #[test]
 fn logs_of_containers_and_of_the_node() {
     let lab = Lab::start();
-    lab.node.put(&pod("talk").runs("talk", "echo hello from inside"));
+    lab.node.put(&pod("talk").spec("restartPolicy: Never").runs("talk", "echo hello from inside"));
     eventually("it has said it", || {
         let said = lab.curl(Some("admin"), "/containerLogs/default/talk/talk", &["--fail"]).result()?;
         if said.contains("hello from inside") { Ok(()) } else { Err(said) }
