@@ -235,7 +235,7 @@ spec: {attachRequired: false, volumeLifecycleModes: [Persistent], requiresRepubl
 apiVersion: v1
 kind: Secret
 metadata: {name: key}
-stringData: {password: first}
+stringData: {password: old-wine}
 ---
 apiVersion: v1
 kind: PersistentVolume
@@ -269,16 +269,16 @@ fn a_persistent_volumes_secret_is_todays_when_its_driver_is_told_anew() {
     let safe = node.csi_driver("safe.example.com", &[]);
     plane.apply(LOCKED);
     plane.until("pod", "owner", "runs", runs);
-    assert!(line(&safe, "publish vol-safe").contains("secrets=[password:first]"), "{}", safe.output());
-    plane.apply("{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {password: second}}");
+    assert!(line(&safe, "publish vol-safe").contains("secrets=[password:old-wine]"), "{}", safe.output());
+    plane.apply("{apiVersion: v1, kind: Secret, metadata: {name: key}, stringData: {password: new-wine}}");
     eventually("the driver is told of the new secret", || {
         let said = safe.output();
-        let found = said.lines().any(|line| line.starts_with("publish vol-safe") && line.contains("secrets=[password:second]"));
+        let found = said.lines().any(|line| line.starts_with("publish vol-safe") && line.contains("secrets=[password:new-wine]"));
         if found { Ok(()) } else { Err(said) }
     });
     assert_eq!(node.pod("owner").container("main").restarts(), 0);
     let log = node.agent_output();
-    assert!(!log.contains("first") && !log.contains("second"), "{log}");
+    assert!(!log.contains("old-wine") && !log.contains("new-wine"), "{log}");
     plane.kubectl(&["delete", "pod", "owner"]).ok();
     safe.says("unpublish vol-safe");
 }
