@@ -254,7 +254,7 @@ impl Engine {
         }
     }
 
-    /// Takes a pod off, for it goes, or is to change.
+    /// Takes a pod off, without its connections.
     pub(super) fn leave_direct_with(&mut self, uid: &str) -> Result<(), Error> {
         if let (Some(shortcut), Some(ips)) = (&self.direct.shortcut, self.direct.admitted.get(uid)) {
             for ip in ips {
@@ -347,8 +347,8 @@ impl Engine {
     fn step(&mut self, uid: &str, next: Stage, outcome: Outcome) {
         let there = Errno::EXIST.raw_os_error();
         match outcome.ok() {
-            // No sch_ingress, no cls_bpf: others needn't try.
-            Err(refused) if refused.errno == Errno::NOENT.raw_os_error() => {
+            // No sch_ingress, no cls_bpf: others needn't try. As long as somebody is on the way the map must be at hand.
+            Err(refused) if refused.errno == Errno::NOENT.raw_os_error() && self.direct.admitted.is_empty() => {
                 self.direct.refuse(format!("the kernel has no sch_ingress or cls_bpf: {refused}"));
             }
             Err(refused) if !(next == Stage::Filterable && refused.errno == there) => {
