@@ -22,6 +22,16 @@ fn node_on(bus: &Bus, folder: &Path, configuration: &str) -> NodeBox {
     node
 }
 
+/// A node whose pods end by priority, with what it needs for that: logind has given it its lock. The node goes first, the folder last.
+fn delayed() -> (tempfile::TempDir, Bus, Logind, NodeBox) {
+    let folder = tempfile::tempdir().unwrap();
+    let bus = Bus::start(folder.path());
+    let logind = Logind::on(&bus, &folder.path().join("systemd"));
+    let node = node_on(&bus, folder.path(), BY_PRIORITY);
+    logind.has_given(1);
+    (folder, bus, logind, node)
+}
+
 /// A pod whose container ends when its /tmp/go is there.
 fn held(name: &str) -> Manifest {
     let hook = "lifecycle: {preStop: {exec: {command: [/demo, await, /tmp/go]}}}";
@@ -54,11 +64,7 @@ fn ended_with_the_node(pod: &e2e::Pod<'_>) {
 
 #[test]
 fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
-    let folder = tempfile::tempdir().unwrap();
-    let bus = Bus::start(folder.path());
-    let logind = Logind::on(&bus, &folder.path().join("systemd"));
-    let node = node_on(&bus, folder.path(), BY_PRIORITY);
-    logind.has_given(1);
+    let (_folder, bus, logind, node) = delayed();
     assert_eventually!(logind.waits() == 60, "logind waits long enough");
     let check = run_check(&node, &bus.variable());
     assert!(check.contains("shutdown") && check.contains("logind waits for pods, 60s at most"), "{check}");
@@ -110,11 +116,7 @@ fn run_check(node: &NodeBox, bus: &str) -> String {
 
 #[test]
 fn a_shutdown_that_is_cancelled_leaves_the_node_as_it_was() {
-    let folder = tempfile::tempdir().unwrap();
-    let bus = Bus::start(folder.path());
-    let logind = Logind::on(&bus, &folder.path().join("systemd"));
-    let node = node_on(&bus, folder.path(), BY_PRIORITY);
-    logind.has_given(1);
+    let (_folder, _bus, logind, node) = delayed();
     let low = node.put(&held("low"));
     let high = node.put(&pod("high").spec("priority: 1000").runs("main", "sleep"));
     node.apply("web.yaml", DEPLOYMENT);
@@ -198,11 +200,7 @@ fn a_logind_or_a_bus_that_comes_back_is_asked_again() {
 
 #[test]
 fn an_agent_that_starts_as_the_machine_goes_down_runs_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let bus = Bus::start(folder.path());
-    let logind = Logind::on(&bus, &folder.path().join("systemd"));
-    let node = node_on(&bus, folder.path(), BY_PRIORITY);
-    logind.has_given(1);
+    let (_folder, _bus, logind, node) = delayed();
     let low = node.put(&held("low"));
     low.is_ready();
     node.kill_agent();

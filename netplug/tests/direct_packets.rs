@@ -36,18 +36,23 @@ struct World {
 }
 
 fn world() -> World {
+    let world = world_with(true);
+    for pod in [&world.a, &world.b] {
+        world.goes_directly(&pod.0);
+    }
+    world
+}
+
+/// `direct`: the setting.
+fn world_with(direct: bool) -> World {
     let lab = Lab::new();
-    let network = lab.open(lab.routed());
+    let network = lab.open(Settings { direct, ..lab.routed() });
     let [a, b] = ["a", "b"].map(|name| {
         let pod = Pod::new(name);
         let attached = pod.attach(&network).unwrap();
         (pod, attached)
     });
-    let world = World { lab, network, a, b };
-    for pod in [&world.a, &world.b] {
-        world.goes_directly(&pod.0);
-    }
-    world
+    World { lab, network, a, b }
 }
 
 /// Both ends of a TCP connection, which lasts.
@@ -184,14 +189,7 @@ fn plain_pods_reach_each_other_past_the_host(#[values(true, false)] v4: bool) {
 
 #[test]
 fn without_the_setting_the_host_sees_all() {
-    let lab = Lab::new();
-    let network = lab.open(Settings { direct: false, ..lab.routed() });
-    let [a, b] = ["a", "b"].map(|name| {
-        let pod = Pod::new(name);
-        let attached = pod.attach(&network).unwrap();
-        (pod, attached)
-    });
-    let world = World { lab, network, a, b };
+    let world = world_with(false);
     let mut line = world.line(world.address(true, 90));
     assert!(world.host_sees(|| line.ask()));
     let picture = wait(world.network.picture()).unwrap();
@@ -373,13 +371,7 @@ fn what_is_noted_of_a_pod_opens_nothing_to_the_next_owner_of_its_address() {
 
 #[test]
 fn what_others_filter_on_a_pods_link_stays() {
-    let lab = Lab::new();
-    let network = lab.open(Settings { direct: false, ..lab.routed() });
-    let [a, b] = ["a", "b"].map(|name| {
-        let pod = Pod::new(name);
-        let attached = pod.attach(&network).unwrap();
-        (pod, attached)
-    });
+    let World { lab, network, a, b } = world_with(false);
     lab.node.command("tc", &format!("qdisc add dev {} clsact", a.1.host_if)).unwrap();
     let drops = ["bpf", "da", "bytecode", "1,6 0 0 2"];
     lab.node.run({

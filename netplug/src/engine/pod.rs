@@ -215,9 +215,8 @@ impl Engine {
         let find = || format!("find {} of pod {}", wanted.link, wanted.pod);
         let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link)).doing(find)?;
         let Some(link) = Link::all(&messages).next() else { return Err(Errno::NODEV).doing(find) };
-        let mut requests = vec![links::up_by_name(host_if)];
         self.direct.found(&lease.uid, link.peer);
-        requests.splice(..0, self.begin_direct_with(&lease.uid));
+        let requests = self.begin_direct_with(&lease.uid).into_iter().chain([links::up_by_name(host_if)]).collect();
         let up = || format!("bring {host_if} of pod {} up", wanted.pod);
         let mut outcomes = self.wire.route(&self.route, requests).doing(up)?;
         outcomes.pop().map_or(Ok(Vec::new()), Outcome::ok).doing(up)?;
