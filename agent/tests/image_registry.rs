@@ -211,8 +211,6 @@ async fn a_crash_leaves_a_usable_store() {
     let (a, b) = (format!("{}/a:1", registry.host), format!("{}/b:1", registry.host));
     let broken = node.pull(&a).await.unwrap();
     node.pull(&b).await.unwrap();
-    let second = Images::open(settings(node.dir.path())).unwrap_err();
-    assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
     drop(node.images);
     // What crashes leave: half-made things in tmp, a layer that no index names, a layer that is gone.
     let root = node.dir.path().join("images");

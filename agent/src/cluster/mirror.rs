@@ -19,6 +19,7 @@ use super::{Cluster, Failure, answer, delete_at_once};
 use crate::image::Digest;
 use crate::model::PodUid;
 use crate::pod::Node;
+use crate::pod::manager::Whose;
 use crate::pod::store::Verb;
 
 /// What makes a pod of the API server a mirror; its value says of which version of the file's pod.
@@ -97,7 +98,7 @@ pub(super) async fn follow(cluster: &Cluster, node: &Node) {
     let mirrors = &cluster.mirrors;
     // Who is not wanted, is known once all that is wanted was told.
     let _ = mirrors.listed.subscribe().wait_for(|listed| *listed).await.map(drop);
-    let _ = node.files_told.subscribe().wait_for(|told| *told).await.map(drop);
+    let _ = node.awaited.subscribe().wait_for(|awaited| !awaited.contains(&Whose::Files)).await.map(drop);
     let mut task = Task { cluster, node_name: &node.name, wanted: HashMap::new(), sent: HashMap::new(), due: BTreeMap::new() };
     let mut changes = task.look(node);
     task.due.extend(lock(&mirrors.there).keys().map(|key| (key.clone(), Instant::now())));

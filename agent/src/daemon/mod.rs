@@ -161,7 +161,7 @@ pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     let (events, told) = mpsc::channel(EVENTS);
     let (pods, wanted) = mpsc::channel(EVENTS);
     let workloads = Controller::open(node.clone(), settings.paths.lib().join("workloads"));
-    let manager = Manager::new(node.clone(), [Whose::Files].into_iter().chain(cluster.is_some().then_some(Whose::Cluster))).await;
+    let manager = Manager::new(node.clone()).await;
     let handle = Arc::new(handle(&settings, node.clone(), orders.clone()));
     let server = Server::bind(handle.clone(), &api_options(&settings)?).await?;
     tell_where(&settings, &server);
@@ -275,6 +275,7 @@ async fn leave_as_found(node: &Node) {
 async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(Node, Option<services::Parts>), DaemonError> {
     let accounts = cluster.map(|cluster| cluster.clone() as Arc<dyn Accounts>);
     let claims = cluster.map(|cluster| cluster.clone() as Arc<dyn Claims>);
+    let sources = [Whose::Files].into_iter().chain(cluster.map(|_| Whose::Cluster));
     let providers = plugins::providers(settings, accounts.clone())?;
     // The network has a thread of its own: its order is given first.
     let images = async { open_images(settings).await.map_err(DaemonError::from) };
@@ -327,7 +328,7 @@ async fn node(settings: &Settings, cluster: Option<&Arc<Cluster>>) -> Result<(No
         csi: Csi::open(plugins::root(settings), &settings.paths.lib()),
         live: std::sync::RwLock::default(),
         adoptions: Adoptions::open(settings.paths.lib().join("adoptions"), defaults(settings)),
-        files_told: tokio::sync::watch::Sender::new(false),
+        awaited: tokio::sync::watch::Sender::new(sources.collect()),
         stopped_dir: settings.paths.run().join("stopped"),
     };
     Ok((node, parts))

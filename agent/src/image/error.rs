@@ -165,14 +165,6 @@ pub enum Error {
         /// What it said.
         why: String,
     },
-    /// The store belongs to another process.
-    #[error("image store {} is held by {by}: stop it first, or use another --root", root.display())]
-    Locked {
-        /// The store.
-        root: PathBuf,
-        /// The process.
-        by: String,
-    },
     /// The kernel said no.
     #[error("{what} {}: {error}", path.display())]
     Io {

@@ -110,7 +110,7 @@ struct Use {
 
 impl Images {
     /// Takes the store at `settings.root` and reads its index. What an earlier crash left half-made is removed.
-    /// The error is [`Error::Locked`] where another process has the store.
+    /// Whoever opens it holds the root's lock: there is one agent a root.
     pub fn open(settings: Settings) -> Result<Self> {
         let store = Store::open(&settings.root)?;
         let index = store.read_index()?;

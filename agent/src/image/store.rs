@@ -1,7 +1,6 @@
 //! The store on disk.
 //!
 //! ```text
-//!     lock                     who owns the store (flock; its text is for people)
 //!     index.json               which images there are: the only file that decides
 //!     configs/sha256/HEX       image configurations, manifests/sha256/HEX manifests, byte by byte as they came
 //!     layers/sha256/HEX/       unpacked layers by the digest of their uncompressed archive
@@ -13,12 +12,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -78,8 +77,6 @@ pub(super) struct LayerRecord {
 pub(super) struct Store {
     root: PathBuf,
     fd: OwnedFd,
-    /// Held for its flock.
-    _lock: File,
     counter: AtomicU64,
 }
 
@@ -111,8 +108,7 @@ impl Store {
         let fd = rustix::fs::open(root, flags, Mode::empty()).map_err(fail("open"))?;
         // Layers hold set-user-ID programs: nobody but root may reach them.
         rustix::fs::fchmod(&fd, Mode::RWXU).map_err(fail("protect"))?;
-        let lock = take_lock(root)?;
-        let store = Self { root: root.to_owned(), fd, _lock: lock, counter: AtomicU64::new(0) };
+        let store = Self { root: root.to_owned(), fd, counter: AtomicU64::new(0) };
         store.clean().map_err(fail("clean up tmp/ in"))?;
         Ok(store)
     }
@@ -317,35 +313,4 @@ fn remove_tree(path: &Path) {
         // It is in tmp/: the next open tries again.
         Err(error) => tracing::warn!(path = %path.display(), %error, "a directory of the image store can't be removed now"),
     }
-}
-
-/// A process that was killed while it spawned another shares its lock with that one until the exec: moments.
-fn lock_soon(file: &File) -> std::result::Result<(), Errno> {
-    for _ in 0..50 {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(10)),
-            done => return done,
-        }
-    }
-    Err(Errno::WOULDBLOCK)
-}
-
-fn take_lock(root: &Path) -> Result<File> {
-    let path = root.join("lock");
-    let fail = |error| Error::io("lock", &path, error);
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
-    match lock_soon(&file) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut by = String::new();
-            let _ = (&file).take(200).read_to_string(&mut by);
-            let by = if by.trim().is_empty() { "another process".into() } else { by.trim().to_owned() };
-            return Err(Error::Locked { root: root.to_owned(), by });
-        }
-        Err(errno) => return Err(fail(errno.into())),
-    }
-    let program = std::env::args_os().next().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    file.set_len(0).map_err(fail)?;
-    writeln!(file, "process {} ({program})", std::process::id()).map_err(fail)?;
-    Ok(file)
 }

@@ -123,8 +123,6 @@ pub struct Manager {
     /// Claims that were deleted and ask that their data go too, as soon as no pod uses them.
     reclaim: Vec<ObjectRef>,
     draining: bool,
-    /// Sources that haven't told all that they want.
-    awaited: HashSet<Whose>,
 }
 
 /// The sources, as far as what they don't name any more is theirs.
@@ -144,8 +142,7 @@ impl Whose {
 
 impl Manager {
     /// Finds what an agent before this one left; its pods go on as soon as the sources name them.
-    /// `awaited`: the sources.
-    pub async fn new(node: Arc<Node>, awaited: impl IntoIterator<Item = Whose>) -> Self {
+    pub async fn new(node: Arc<Node>) -> Self {
         let adopted = node.runtime.adopt().await.into_iter().map(|a| (a.uid.clone(), a)).collect();
         Self {
             node,
@@ -158,7 +155,6 @@ impl Manager {
             in_doubt: HashSet::new(),
             reclaim: Vec::new(),
             draining: false,
-            awaited: awaited.into_iter().collect(),
         }
     }
 
@@ -207,7 +203,6 @@ impl Manager {
             }
             source::Event::InitDone => {
                 self.told(Whose::Files);
-                self.node.files_told.send_replace(true);
                 self.node.services.all_told();
             }
             source::Event::Listed => self.told(Whose::Cluster),
@@ -330,8 +325,10 @@ impl Manager {
     }
 
     fn told(&mut self, whose: Whose) {
-        self.awaited.remove(&whose);
-        self.forget_unwanted();
+        let mut awaited = self.node.awaited.borrow().clone();
+        awaited.remove(&whose);
+        self.forget_unwanted(&awaited);
+        self.node.awaited.send_replace(awaited);
     }
 
     /// A pod of the API server: it is told of its end, and seen to be gone, also where nothing runs of it.
@@ -357,10 +354,10 @@ impl Manager {
         self.tell(&uid, Command::End { grace, then: Then::Gone });
     }
 
-    /// The sources have named all that they want: what else runs is to end.
-    fn forget_unwanted(&mut self) {
+    /// The sources, but those awaited, have named all that they want: what else runs is to end.
+    fn forget_unwanted(&mut self, awaited: &HashSet<Whose>) {
         let whose = |pod: &ValidPod| self.node.adoptions.whose(pod.uid()).unwrap_or_else(|| Whose::of(pod));
-        let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !self.awaited.contains(&whose(pod)));
+        let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !awaited.contains(&whose(pod)));
         let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
             self.adopted.drain().filter(|(uid, _)| !self.wanted.contains_key(uid)).partition(|(_, a)| theirs(a));
         self.adopted = others;
@@ -373,7 +370,7 @@ impl Manager {
                 orphan => self.end_orphan(orphan, None),
             }
         }
-        if !self.awaited.is_empty() {
+        if !awaited.is_empty() {
             return;
         }
         for uid in self.node.runtime.leftovers().into_iter().chain(self.node.csi.pods()) {
@@ -469,8 +466,7 @@ impl Manager {
         self.draining = true;
         self.wanted.clear();
         self.faults.clear();
-        self.awaited.clear();
-        self.forget_unwanted();
+        self.forget_unwanted(&HashSet::new());
     }
 
     fn start(&mut self, namespace: &str, name: &str) -> Start {

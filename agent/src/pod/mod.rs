@@ -1,6 +1,6 @@
 //! A pod's life: what should be, what is, and the steps between. Knows model, runtime, image and netplug.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -99,8 +99,8 @@ pub struct Node {
     pub live: RwLock<HashMap<PodUid, worker::LiveRef>>,
     /// Pods that go from files to the API server, and back.
     pub adoptions: adoption::Adoptions,
-    /// Whether the files have told all their pods.
-    pub files_told: tokio::sync::watch::Sender<bool>,
+    /// Sources that haven't told all that they want.
+    pub awaited: tokio::sync::watch::Sender<HashSet<manager::Whose>>,
     /// Marks of pods that were told to stay ended; on tmpfs.
     pub stopped_dir: PathBuf,
 }

@@ -1,6 +1,7 @@
 //! Looks from time to time how the machine stands, and ends a pod when it must: `eviction` decides, here is the I/O. Nothing is asked
 //! of pods, and no disk is walked, until something is scarce.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Node;
 use super::manager::Order;
 use super::recorder::Level;
-use super::worker::Live;
+use super::worker::{Live, LiveRef};
 use crate::admission::Pressure;
 use crate::eviction::{self, Condition, ContainerUsage, Control, Observation, PodUsage, Settings, Signal, Step, Threshold};
 use crate::model::{Origin, PodUid, ValidPod};
@@ -20,6 +21,8 @@ use crate::runtime::volumes::usage;
 
 /// How long one eviction may take before the next is thought of; the kubelet's.
 const CLEAN_UP: Duration = Duration::from_secs(30);
+/// How long the sources may take to name the pods that run already, before one of those that are known is evicted without them.
+const ADOPTION: Duration = Duration::from_secs(30);
 
 /// For ever.
 pub async fn watch(node: Arc<Node>, settings: Settings, orders: UnboundedSender<Order>) {
@@ -27,10 +30,17 @@ pub async fn watch(node: Arc<Node>, settings: Settings, orders: UnboundedSender<
     let Some(period) = control.period() else { return };
     let mut every = tokio::time::interval(period);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let begin = tokio::time::Instant::now();
+    let mut awaited = node.awaited.subscribe();
     loop {
         every.tick().await;
         let step = look(&node, &mut control).await;
         let Some((threshold, _)) = step.evict else { continue };
+        if !awaited.borrow().is_empty() && begin.elapsed() < ADOPTION {
+            // Whom an agent before this one left isn't known yet, and could be the one to go.
+            let _ = tokio::time::timeout_at(begin + ADOPTION, awaited.wait_for(HashSet::is_empty)).await;
+            continue;
+        }
         let what = threshold.signal.resource();
         node.recorder.node(Level::Warning, "EvictionThresholdMet", &format!("Attempting to reclaim {what}"));
         let step = if step.can_reclaim() { reclaim(&node, &mut control).await } else { step };
@@ -102,7 +112,7 @@ async fn evict_one(
     orders: &UnboundedSender<Order>,
 ) {
     let (asked, signal) = (node.clone(), threshold.signal);
-    let pods = tokio::task::spawn_blocking(move || pods(&asked, signal)).await.unwrap_or_default();
+    let Ok(Some(pods)) = tokio::task::spawn_blocking(move || pods(&asked, signal)).await else { return };
     let Some(first) = eviction::rank(pods, threshold.signal).into_iter().next() else {
         tracing::warn!(signal = threshold.signal.name(), "no pod can be evicted that would help");
         return;
@@ -119,15 +129,17 @@ async fn evict_one(
     }
 }
 
-/// What the pods use that hold something of the node.
-fn pods(node: &Node, signal: Signal) -> Vec<PodUsage> {
-    let live: Vec<(PodUid, Live)> = {
+/// What the pods use that hold something of the node. None: one of them begins just now, and tells in a moment.
+fn pods(node: &Node, signal: Signal) -> Option<Vec<PodUsage>> {
+    let all: Vec<(PodUid, LiveRef)> = {
         let all = node.live.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(uid, live)| (uid.clone(), live.lock().unwrap_or_else(PoisonError::into_inner).clone())).collect()
+        all.iter().map(|(uid, live)| (uid.clone(), live.clone())).collect()
     };
-    let held = live.into_iter().filter(|(uid, _)| node.admission.has(uid));
-    held.filter_map(|(uid, live)| {
+    let held = all.into_iter().filter(|(uid, _)| node.admission.has(uid));
+    held.map(|(uid, live)| {
+        // What is in the store has shown what lives of it.
         let object = node.store.pod(&uid)?;
+        let live = live.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let pod = ValidPod::trusted(k8s::Pod::clone(&object), Origin::Stdin);
         Some(of_pod(node, &pod, &live, signal))
     })
