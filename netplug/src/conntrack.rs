@@ -40,7 +40,10 @@ const CONFIRMED: u32 = 1 << 3;
 const IDLE_SECONDS: u32 = 24 * 3600;
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PORTS: u16 = 2;
-const FAMILIES: [u8; 2] = [2, 10];
+/// Of addresses: AF_UNSPEC asks for all of the table in one walk.
+const ANY: u8 = 0;
+const V4: u8 = 2;
+const V6: u8 = 10;
 
 /// Flows that go astray.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -77,20 +80,17 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<
     if stale.is_empty() {
         return Ok(());
     }
-    for family in FAMILIES {
-        let mut dead: Vec<Vec<u8>> = Vec::new();
-        let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
-        wire.exchange(socket, &request, |_, answer| {
-            if let Answer::Message(message) = answer {
-                dead.extend(original_if_stale(message, stale));
-            }
-        })?;
-        for original in dead {
-            let mut tuple = Attrs::default();
-            tuple.bytes(TUPLE_ORIGINAL | 0x8000, &original);
-            // Refused when it has ended meanwhile.
-            wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family, &tuple.0), |_, _| {})?;
+    let mut dead: Vec<(u8, Vec<u8>)> = Vec::new();
+    wire.exchange(socket, &message(GET, netlink_packet_core::NLM_F_DUMP, ANY, &[]), |_, answer| {
+        if let Answer::Message(message) = answer {
+            dead.extend(original_if_stale(message, stale));
         }
+    })?;
+    for (family, original) in dead {
+        let mut tuple = Attrs::default();
+        tuple.bytes(TUPLE_ORIGINAL | 0x8000, &original);
+        // Refused when it has ended meanwhile.
+        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family, &tuple.0), |_, _| {})?;
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ pub(crate) fn take_connections(
         let mut tuple = Attrs::default();
         write_tuple(&mut tuple, TUPLE_ORIGINAL, connection.client, connection.server);
         // Refused when it has ended meanwhile.
-        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection), &tuple.0), |_, _| {})?;
+        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection.client.ip()), &tuple.0), |_, _| {})?;
     }
     Ok(taken)
 }
@@ -137,7 +137,7 @@ pub(crate) fn know(wire: &mut Wire, socket: &Socket, connections: &[Connection])
     let flags = netlink_packet_core::NLM_F_ACK | netlink_packet_core::NLM_F_CREATE;
     let mut outcome = Ok(());
     for connection in connections {
-        let request = message(NEW, flags, family(connection), &standing(connection).0);
+        let request = message(NEW, flags, family(connection.client.ip()), &standing(connection).0);
         wire.exchange(socket, &request, |_, answer| {
             if let Answer::Refused(refusal) = answer {
                 outcome = Err(refusal);
@@ -182,25 +182,19 @@ fn write_tuple(attrs: &mut Attrs, kind: u16, source: SocketAddr, destination: So
     });
 }
 
-fn family(connection: &Connection) -> u8 {
-    FAMILIES[usize::from(!connection.client.is_ipv4())]
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { V4 } else { V6 }
 }
 
 fn list(wire: &mut Wire, socket: &Socket) -> Result<Vec<Flow>, Refused> {
     let mut found = Vec::new();
-    for family in FAMILIES {
-        let request = message(GET, netlink_packet_core::NLM_F_DUMP, family, &[]);
-        let mut refused = None;
-        wire.exchange(socket, &request, |_, answer| match answer {
-            Answer::Message(message) => found.extend(flow(message)),
-            Answer::Refused(refusal) => refused = Some(refusal),
-            Answer::Ack => {}
-        })?;
-        if let Some(refused) = refused {
-            return Err(refused);
-        }
-    }
-    Ok(found)
+    let mut refused = None;
+    wire.exchange(socket, &message(GET, netlink_packet_core::NLM_F_DUMP, ANY, &[]), |_, answer| match answer {
+        Answer::Message(message) => found.extend(flow(message)),
+        Answer::Refused(refusal) => refused = Some(refusal),
+        Answer::Ack => {}
+    })?;
+    refused.map_or(Ok(found), Err)
 }
 
 /// A flow's two directions: who asks whom, and who answers whom.
@@ -215,12 +209,11 @@ struct Flow {
     established: bool,
 }
 
-/// A flow's original tuple, if it is stale.
-fn original_if_stale(message: &[u8], stale: &Stale) -> Option<Vec<u8>> {
-    if !stale.has(&flow(message)?) {
-        return None;
-    }
-    part(message, TUPLE_ORIGINAL).map(<[u8]>::to_vec)
+/// A flow's family and original tuple, if it is stale.
+fn original_if_stale(message: &[u8], stale: &Stale) -> Option<(u8, Vec<u8>)> {
+    let flow = flow(message)?;
+    let original = part(message, TUPLE_ORIGINAL)?;
+    stale.has(&flow).then(|| (family(flow.client.0), original.to_vec()))
 }
 
 /// What a message tells of a flow.

@@ -304,6 +304,8 @@ fn a_process_after_goes_on_with_what_it_finds() {
     drop(network);
     let network = lab.open(lab.routed());
     let world = World { lab, network, a, b };
+    world.goes_directly(&world.a.0);
+    world.goes_directly(&world.b.0);
     assert!(!world.host_sees(|| line.ask()), "the same way as before");
     assert_eq!(world.filters(&world.a.1), filters, "the same program");
     // It knows the connections that began before it.

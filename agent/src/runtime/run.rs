@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Container;
 use oci_spec::image::ImageConfiguration;
 use podholder::protocol::{HolderState, IdMaps, Process, Recipe, SandboxRecipe, Source, Step};
 use rustix::fs::{Mode, OFlags};
+use tokio::task::JoinSet;
 
 use super::cgroup::plan::{self, Limits, Rules};
 use super::cgroup::{Cgroups, DeviceRules, Group, Stats};
@@ -359,12 +360,13 @@ impl Runtime {
         Ok(self.cgroups.set_requests(cpu, memory)?)
     }
 
-    /// Finds all sandboxes of earlier lives, at once.
-    pub async fn adopt(&self) -> Vec<Adopted> {
+    /// Finds all sandboxes of earlier lives, on all processors at once.
+    pub async fn adopt(self: &Arc<Self>) -> Vec<Adopted> {
         let dir = self.settings.run.join("pods");
         let names = fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
-        let found = names.map(|name| self.adopt_one(PodUid::new(&name)));
-        let adopted = futures::future::join_all(found).await;
+        let one = |runtime: Arc<Self>, uid: PodUid| async move { runtime.adopt_one(uid).await };
+        let found: JoinSet<Adopted> = names.map(|name| one(self.clone(), PodUid::new(&name))).collect();
+        let adopted = found.join_all().await;
         if let Err(error) = self.weigh_burstable() {
             tracing::warn!("{error}");
         }

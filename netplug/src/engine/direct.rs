@@ -48,6 +48,8 @@ pub(super) struct Direct {
     due: Option<Instant>,
     /// Since when somebody waits for that.
     wanted: Option<Instant>,
+    /// What a process before had translated isn't known yet. The kernel walks through its whole table to tell, which nobody shall wait for.
+    unlisted: bool,
 }
 
 /// The host's end of a pod's link.
@@ -152,13 +154,19 @@ impl Engine {
                 return Ok(());
             }
         }
-        if self.leases.len() > 0 {
-            match conntrack::translated(&mut self.wire, &self.nft) {
-                Ok(translated) => self.standing.watched().translate(translated.into_iter()),
-                Err(error) => self.direct.refuse(format!("translated connections can't be listed: {error}")),
-            }
-        }
+        self.direct.unlisted = self.leases.len() > 0;
         self.look_for_onlookers()
+    }
+
+    /// Before the first takes it.
+    fn list_translated(&mut self) {
+        if !std::mem::take(&mut self.direct.unlisted) {
+            return;
+        }
+        match conntrack::translated(&mut self.wire, &self.nft) {
+            Ok(translated) => self.standing.watched().translate(translated.into_iter()),
+            Err(error) => self.direct.refuse(format!("translated connections can't be listed: {error}")),
+        }
     }
 
     /// The programs of a process before, and the links on which they are: all that may be pods' are asked, for leases may be lost. One that can't be
@@ -270,6 +278,10 @@ impl Engine {
         if self.direct.closed().is_some() {
             return;
         }
+        if self.direct.unlisted {
+            self.direct.want();
+            return;
+        }
         let joining: Vec<Lease> = self.waiting_for_direct().cloned().collect();
         let (ready, bare): (Vec<Lease>, Vec<Lease>) = joining.into_iter().partition(|lease| self.direct.is_watched(&lease.uid));
         if bare.iter().any(|lease| self.direct.links.get(&lease.uid).is_some_and(|end| !matches!(end.stage, Stage::Refused(_)))) {
@@ -325,6 +337,7 @@ impl Engine {
         if let Err(error) = self.look_for_onlookers() {
             tracing::error!(%error, "what pods send each other goes past other firewalls");
         }
+        self.list_translated();
         let Some(shortcut) = &self.direct.shortcut else { return };
         let (mut steps, mut requests) = (Vec::new(), Vec::new());
         for lease in self.waiting_for_direct() {
