@@ -1,9 +1,11 @@
 //! Events of the cluster's pods, and of the node, for the API server. A repeated event counts up there as it does here. Events are worth
 //! less than pods: they go one after another, at most so many a minute of one object, and one that can't be told is dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -19,28 +21,50 @@ use crate::pod::Node;
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(300);
 
+/// Events come in bursts, with the beginning of pods, which needs the API server more.
+const AFTER: Duration = Duration::from_millis(100);
+
+/// Events that wait to be told; of more the oldest is dropped.
+const KEPT: usize = 1024;
+
 /// Follows the events; never returns.
 pub(super) async fn follow(cluster: &Cluster, node: &Node) {
     let mut changes = node.store.events().changes;
     let mut budgets: HashMap<String, Budget> = HashMap::new();
+    let (mut waiting, mut telling) = (VecDeque::new(), FuturesUnordered::new());
+    let mut due = Instant::now();
     cluster.member().await;
     loop {
-        let event = match changes.recv().await {
-            Ok(change) => change.object,
-            Err(RecvError::Lagged(_)) => continue,
-            Err(RecvError::Closed) => return,
-        };
-        let Some(event) = of_cluster(cluster, &event) else { continue };
-        let object = event.involved_object.uid.clone().unwrap_or_default();
-        let now = Instant::now();
-        budgets.retain(|_, budget| !budget.is_full(now));
-        if !budgets.entry(object).or_insert_with(|| Budget::full(now)).take(now) {
-            continue;
+        if telling.is_empty() && due <= Instant::now() {
+            telling.extend(waiting.pop_front().map(|event| tell(cluster, event)));
         }
-        if let Err(failure) = tell(cluster, &event).await {
-            tracing::debug!(reason = event.reason, %failure, "an event could not be told to the API server");
+        tokio::select! {
+            change = changes.recv() => {
+                let event = match change {
+                    Ok(change) => of_cluster(cluster, &change.object),
+                    Err(RecvError::Lagged(_)) => None,
+                    Err(RecvError::Closed) => return,
+                };
+                let Some(event) = event.filter(|event| may_be_told(&mut budgets, event)) else { continue };
+                if waiting.is_empty() && telling.is_empty() {
+                    due = Instant::now() + AFTER;
+                }
+                if waiting.len() == KEPT {
+                    waiting.pop_front();
+                }
+                waiting.push_back(event);
+            }
+            Some(()) = telling.next(), if !telling.is_empty() => {}
+            () = tokio::time::sleep_until(due), if telling.is_empty() && !waiting.is_empty() => {}
         }
     }
+}
+
+fn may_be_told(budgets: &mut HashMap<String, Budget>, event: &Event) -> bool {
+    let object = event.involved_object.uid.clone().unwrap_or_default();
+    let now = Instant::now();
+    budgets.retain(|_, budget| !budget.is_full(now));
+    budgets.entry(object).or_insert_with(|| Budget::full(now)).take(now)
 }
 
 /// The event for the API server, if its object is there.
@@ -61,7 +85,13 @@ fn of_cluster(cluster: &Cluster, event: &Event) -> Option<Event> {
     Some(event)
 }
 
-async fn tell(cluster: &Cluster, event: &Event) -> Result<(), Failure> {
+async fn tell(cluster: &Cluster, event: Event) {
+    if let Err(failure) = try_to_tell(cluster, &event).await {
+        tracing::debug!(reason = event.reason, %failure, "an event could not be told to the API server");
+    }
+}
+
+async fn try_to_tell(cluster: &Cluster, event: &Event) -> Result<(), Failure> {
     let events: Api<Event> = Api::namespaced(cluster.client(), event.metadata.namespace.as_deref().unwrap_or("default"));
     if event.count.is_some_and(|count| count > 1) {
         let name = event.metadata.name.as_deref().unwrap_or_default();

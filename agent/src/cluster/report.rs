@@ -29,6 +29,10 @@ const AT_ONCE: usize = 16;
 /// often.
 pub(super) const REPAIR: Duration = Duration::from_secs(10);
 
+/// How long a pod may be about to run before that is told. Most run sooner: then the API server hears of it once, and what would keep it
+/// busy for some ten milliseconds is not in the way of what the pod needs of it.
+const BEGINS_WITHIN: Duration = Duration::from_millis(50);
+
 /// Follows the pods' states; never returns.
 pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
     let mut report = Report {
@@ -44,7 +48,9 @@ pub(super) async fn follow(cluster: &Arc<Cluster>, node: &Node) {
     let mut changes = report.look(node);
     loop {
         report.send();
+        let due = report.next_due();
         tokio::select! {
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             uid = heard.recv() => match uid {
                 Ok(uid) => report.compare(&uid, node),
                 Err(RecvError::Lagged(_)) => {
@@ -81,6 +87,23 @@ struct News {
     pod: Arc<Pod>,
     gone: bool,
     failures: u32,
+    /// Not before.
+    due: Instant,
+}
+
+impl News {
+    fn of(pod: Arc<Pod>) -> Self {
+        Self { pod, gone: false, failures: 0, due: Instant::now() }
+    }
+
+    /// With what was to be told of the pod before.
+    fn after(self, untold: Option<&News>) -> Self {
+        let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        if self.gone || phase != Some("Pending") {
+            return self;
+        }
+        Self { due: untold.map_or(self.due + BEGINS_WITHIN, |untold| untold.due), ..self }
+    }
 }
 
 /// What came of a request.
@@ -160,7 +183,8 @@ impl Report {
             self.sent.remove(&uid);
             return;
         }
-        self.news.insert(uid, News { pod, gone, failures: 0 });
+        let news = News { gone, ..News::of(pod) }.after(self.news.get(&uid));
+        self.news.insert(uid, news);
     }
 
     /// Whether the API server has a pod's state as it was told; else it is told again.
@@ -187,12 +211,21 @@ impl Report {
             "somebody else has changed the pod's state at the API server; it is told again"
         );
         (sent.repaired, sent.there) = (Some(now), None);
-        self.news.insert(uid.clone(), News { pod, gone: false, failures: 0 });
+        self.news.insert(uid.clone(), News::of(pod));
+    }
+
+    /// When the next is to be told, as soon as there is room for its request.
+    fn next_due(&self) -> Option<Instant> {
+        let idle = self.news.iter().filter(|(uid, _)| !self.busy.contains(*uid));
+        idle.map(|(_, news)| news.due).min().filter(|_| self.busy.len() < AT_ONCE)
     }
 
     fn send(&mut self) {
+        let now = Instant::now();
         while self.busy.len() < AT_ONCE {
-            let Some(uid) = self.news.keys().find(|uid| !self.busy.contains(*uid)).cloned() else { return };
+            let next = self.news.iter().find(|(uid, news)| news.due <= now && !self.busy.contains(*uid));
+            let Some((uid, _)) = next else { return };
+            let uid = uid.clone();
             let Some(news) = self.news.remove(&uid) else { return };
             let Some(known) = self.cluster.pod(&uid) else { continue };
             let status = news.pod.status.clone().unwrap_or_default();
@@ -325,6 +358,18 @@ mod tests {
 
     fn status(json: Value) -> PodStatus {
         serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn what_begins_is_told_a_moment_later_and_all_else_at_once() {
+        let news = |phase: &str| News::of(Arc::new(Pod { status: Some(status(json!({"phase": phase}))), ..Pod::default() }));
+        let first = news("Pending").after(None);
+        assert!(first.due > Instant::now());
+        let due = first.due;
+        assert_eq!(news("Pending").after(Some(&first)).due, due, "whatever else becomes of it meanwhile");
+        assert!(news("Running").after(Some(&first)).due <= Instant::now());
+        let gone = News { gone: true, ..news("Pending") }.after(Some(&first));
+        assert!(gone.due <= Instant::now());
     }
 
     #[test]

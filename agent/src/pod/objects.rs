@@ -2,12 +2,13 @@
 //! its changes, and nobody polls. Knows no I/O.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+use futures::future::{BoxFuture, Shared};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use tokio::sync::Notify;
 
-use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod};
 use crate::runtime::recipe::env;
 
 /// See the module's page.
@@ -29,9 +30,37 @@ pub struct ObjectSets {
     pub files: Objects,
     /// Of the API server, as far as its pods here refer to them; its source writes them.
     pub cluster: Objects,
+    /// Of pods that begin before all that they refer to is known.
+    asked: Mutex<HashMap<PodUid, Asked>>,
 }
 
+/// Ends when there was an answer about all that a pod refers to, or none for too long.
+pub type Asked = Shared<BoxFuture<'static, ()>>;
+
 impl ObjectSets {
+    /// The pod's containers begin after this.
+    pub fn ask(&self, uid: PodUid, asked: Asked) {
+        self.asked().insert(uid, asked);
+    }
+
+    /// Waits until a pod's containers may begin.
+    pub async fn answered(&self, uid: &PodUid) {
+        let asked = self.asked().get(uid).cloned();
+        if let Some(asked) = asked {
+            asked.await;
+            self.forget_asked(uid);
+        }
+    }
+
+    /// Nobody waits for the answers any more.
+    pub fn forget_asked(&self, uid: &PodUid) {
+        self.asked().remove(uid);
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<PodUid, Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Those that the pod can see.
     pub fn of(&self, pod: &ValidPod) -> &Objects {
         match pod.origin() {

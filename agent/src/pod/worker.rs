@@ -460,6 +460,10 @@ impl Worker {
 
     fn refresh_volumes(&mut self) {
         let SandboxState::Ready { ips, .. } = &self.observed.sandbox else { return };
+        // Of a pod that ends they stay as they are, as the kubelet leaves them: what it refers to may go with it.
+        if self.observed.ending.is_some() {
+            return;
+        }
         // Of a pod of which nothing has started yet, the first start makes them.
         if self.observed.containers.values().all(|c| c.last.is_none()) {
             return;
@@ -741,6 +745,7 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         let turn = self.volumes.clone();
         self.outcomes.push(Box::pin(async move {
+            node.objects.answered(pod.uid()).await;
             let begun = Instant::now();
             let volumes = match node.make_volumes(&pod, &ips, &turn).await {
                 Ok(volumes) => volumes,

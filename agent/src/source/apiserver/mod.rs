@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
@@ -301,15 +301,20 @@ impl Source<'_> {
             // What it refers to is known, or comes when it comes.
             return self.begin(pod).await;
         }
-        self.waiting.insert(uid.clone(), pod);
-        let uid = uid.clone();
         let mut services = self.services.listed();
-        self.fetches.push(Box::pin(async move {
+        let answered = async move {
             let listed = async { drop(services.wait_for(|listed| *listed).await.map(drop)) };
             let all = futures::future::join(asked, listed);
             let _ = tokio::time::timeout(PATIENCE, all).await;
-            uid
-        }));
+        };
+        if only_containers_need(&pod) {
+            // Its sandbox is made meanwhile.
+            self.node.objects.ask(uid.clone(), answered.boxed().shared());
+            return self.begin(pod).await;
+        }
+        self.waiting.insert(uid.clone(), pod);
+        let uid = uid.clone();
+        self.fetches.push(Box::pin(answered.map(|()| uid)));
         Ok(())
     }
 
@@ -329,13 +334,16 @@ impl Source<'_> {
     }
 
     async fn gone(&mut self, uid: &PodUid) -> Told {
+        // Its end comes before what it needs goes, which nobody shall miss.
+        let told = self.manager.send(Event::Gone(uid.clone())).await;
         self.drop_all_of(uid);
         self.node.adoptions.gone(uid);
-        self.manager.send(Event::Gone(uid.clone())).await
+        told
     }
 
     fn drop_all_of(&mut self, uid: &PodUid) {
         self.cluster.learn(uid, None);
+        self.node.objects.forget_asked(uid);
         self.waiting.remove(uid);
         self.recalled.remove(uid);
         self.begun.remove(uid);
@@ -372,7 +380,7 @@ pub(super) struct Eager {
 }
 
 impl Eager {
-    const FIRST: Duration = Duration::from_millis(10);
+    const FIRST: Duration = Duration::from_millis(2);
     const MOST: Duration = Duration::from_secs(30);
 }
 
@@ -390,6 +398,11 @@ impl Backoff for Eager {
     fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Whether the sandbox, and the pulls of images that begin with it, need nothing of what the pod refers to.
+fn only_containers_need(pod: &ValidPod) -> bool {
+    pod.spec().runtime_class_name.is_none() && pod.spec().image_pull_secrets.iter().flatten().next().is_none()
 }
 
 /// The conditions that are not ours to tell.
