@@ -126,7 +126,11 @@ pub(crate) fn take_connections(
         let mut tuple = Attrs::default();
         write_tuple(&mut tuple, TUPLE_ORIGINAL, connection.client, connection.server);
         // Refused when it has ended meanwhile.
-        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection.client.ip()), &tuple.0), |_, _| {})?;
+        wire.exchange(
+            socket,
+            &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection.client.ip()), &tuple.0),
+            |_, _| {},
+        )?;
     }
     Ok(taken)
 }

@@ -156,3 +156,28 @@ fn a_state_that_somebody_writes_over_is_put_back_and_nobody_fights_over_it() {
     is_whole();
     assert_eq!(node.pod("web").container("main").restarts(), 0);
 }
+
+/// What it refers to goes with it, its token first of all.
+#[test]
+fn who_is_forced_to_end_misses_nothing() {
+    const PODS: [&str; 3] = ["one", "two", "three"];
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    let pod = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: main, \
+             image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [serve]}}]}}}}\n---\n"
+        )
+    };
+    plane.apply(&PODS.map(pod).concat());
+    for name in PODS {
+        plane.until("pod", name, "runs", |pod| is_true(pod, "Ready").then_some(()));
+    }
+    plane.kubectl(&[&["delete", "pod", "--grace-period=0", "--force"][..], &PODS].concat()).ok();
+    for name in PODS {
+        node.pod(name).is_gone();
+    }
+    let said = node.agent_output();
+    assert!(!said.contains("FailedMount"), "{said}");
+}
