@@ -181,8 +181,11 @@ impl Keeper {
                                 self.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
                             }
                             Ok(None) => self.remove(),
-                            // The next list tells.
-                            Err(_) => continue,
+                            // The cache's word holds, but nobody is told that it was an answer.
+                            Err(_) => {
+                                self.remove();
+                                continue;
+                            }
                         }
                     }
                     self.told.send_replace(true);
