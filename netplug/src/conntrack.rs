@@ -89,10 +89,14 @@ pub(crate) fn forget(wire: &mut Wire, socket: &Socket, stale: &Stale) -> Result<
     for (family, original) in dead {
         let mut tuple = Attrs::default();
         tuple.bytes(TUPLE_ORIGINAL | 0x8000, &original);
-        // Refused when it has ended meanwhile.
-        wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family, &tuple.0), |_, _| {})?;
+        delete(wire, socket, family, &tuple)?;
     }
     Ok(())
+}
+
+/// A flow that has ended meanwhile is as good as deleted.
+fn delete(wire: &mut Wire, socket: &Socket, family: u8, original: &Attrs) -> Result<(), Refused> {
+    wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family, &original.0), |_, _| {})
 }
 
 /// The addresses that connections were redirected to: what answers there must be translated back.
@@ -125,12 +129,7 @@ pub(crate) fn take_connections(
     for connection in &taken {
         let mut tuple = Attrs::default();
         write_tuple(&mut tuple, TUPLE_ORIGINAL, connection.client, connection.server);
-        // Refused when it has ended meanwhile.
-        wire.exchange(
-            socket,
-            &message(DELETE, netlink_packet_core::NLM_F_ACK, family(connection.client.ip()), &tuple.0),
-            |_, _| {},
-        )?;
+        delete(wire, socket, family(connection.client.ip()), &tuple)?;
     }
     Ok(taken)
 }

@@ -1,16 +1,15 @@
 //! Events of the cluster's pods, and of the node, for the API server. A repeated event counts up there as it does here. Events are worth
 //! less than pods: they go one after another, at most so many a minute of one object, and one that can't be told is dropped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Cluster, Failure, answer};
@@ -24,38 +23,38 @@ const REFILL: Duration = Duration::from_secs(300);
 /// Events come in bursts, with the beginning of pods, which needs the API server more.
 const AFTER: Duration = Duration::from_millis(100);
 
-/// Events that wait to be told; of more the oldest is dropped.
+/// Events that wait to be told; further ones are dropped.
 const KEPT: usize = 1024;
 
 /// Follows the events; never returns.
 pub(super) async fn follow(cluster: &Cluster, node: &Node) {
+    let (waiting, events) = mpsc::channel(KEPT);
+    tokio::join!(collect(cluster, node, waiting), tell_all(cluster, events));
+}
+
+/// Those that the API server is to know.
+async fn collect(cluster: &Cluster, node: &Node, waiting: mpsc::Sender<Event>) {
     let mut changes = node.store.events().changes;
     let mut budgets: HashMap<String, Budget> = HashMap::new();
-    let (mut waiting, mut telling) = (VecDeque::new(), FuturesUnordered::new());
-    let mut due = Instant::now();
     cluster.member().await;
     loop {
-        if telling.is_empty() && due <= Instant::now() {
-            telling.extend(waiting.pop_front().map(|event| tell(cluster, event)));
+        let event = match changes.recv().await {
+            Ok(change) => of_cluster(cluster, &change.object),
+            Err(RecvError::Lagged(_)) => None,
+            Err(RecvError::Closed) => return,
+        };
+        if let Some(event) = event.filter(|event| may_be_told(&mut budgets, event)) {
+            let _ = waiting.try_send(event);
         }
-        tokio::select! {
-            change = changes.recv() => {
-                let event = match change {
-                    Ok(change) => of_cluster(cluster, &change.object),
-                    Err(RecvError::Lagged(_)) => None,
-                    Err(RecvError::Closed) => return,
-                };
-                let Some(event) = event.filter(|event| may_be_told(&mut budgets, event)) else { continue };
-                if waiting.is_empty() && telling.is_empty() {
-                    due = Instant::now() + AFTER;
-                }
-                if waiting.len() == KEPT {
-                    waiting.pop_front();
-                }
-                waiting.push_back(event);
-            }
-            Some(()) = telling.next(), if !telling.is_empty() => {}
-            () = tokio::time::sleep_until(due), if telling.is_empty() && !waiting.is_empty() => {}
+    }
+}
+
+async fn tell_all(cluster: &Cluster, mut events: mpsc::Receiver<Event>) {
+    while let Some(first) = events.recv().await {
+        tokio::time::sleep(AFTER).await;
+        tell(cluster, first).await;
+        while let Ok(next) = events.try_recv() {
+            tell(cluster, next).await;
         }
     }
 }

@@ -4,9 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use futures::future::{BoxFuture, Shared};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::model::{Body, ObjectKind, ObjectRef, Origin, PodUid, ValidObject, ValidPod};
 use crate::runtime::recipe::env;
@@ -34,27 +33,18 @@ pub struct ObjectSets {
     asked: Mutex<HashMap<PodUid, Asked>>,
 }
 
-/// Ends when there was an answer about all that a pod refers to, or none for too long.
-pub type Asked = Shared<BoxFuture<'static, ()>>;
+/// Ends, by a word or without, when there was an answer about all that a pod refers to, or none for too long.
+pub type Asked = oneshot::Receiver<()>;
 
 impl ObjectSets {
-    /// The pod's containers begin after this.
+    /// The containers of a pod that will begin are to wait for this.
     pub fn ask(&self, uid: PodUid, asked: Asked) {
         self.asked().insert(uid, asked);
     }
 
-    /// Waits until a pod's containers may begin.
-    pub async fn answered(&self, uid: &PodUid) {
-        let asked = self.asked().get(uid).cloned();
-        if let Some(asked) = asked {
-            asked.await;
-            self.forget_asked(uid);
-        }
-    }
-
-    /// Nobody waits for the answers any more.
-    pub fn forget_asked(&self, uid: &PodUid) {
-        self.asked().remove(uid);
+    /// What the pod's containers wait for, if anything: told once, to who cares for the pod from now on.
+    pub fn take_asked(&self, uid: &PodUid) -> Option<Asked> {
+        self.asked().remove(uid)
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<PodUid, Asked>> {
@@ -101,6 +91,11 @@ impl Objects {
         let old = inner.objects.remove(key);
         inner.tell(key);
         old
+    }
+
+    /// No pod needs the object any more: its going is nobody's news, not even of a pod that is about to end.
+    pub fn forget(&self, key: &ObjectRef) {
+        self.write().objects.remove(key);
     }
 
     /// Wakes all who need objects of these kinds, as if these had changed.
@@ -237,6 +232,8 @@ mod tests {
         drop(two);
         objects.put(config_map("b", "2"));
         assert!(told(&one));
+        objects.forget(&key("b"));
+        assert!(objects.get(&key("b")).is_none() && !told(&one), "nobody needs it");
     }
     #[test]
     fn a_watch_that_turns_to_other_objects_hears_of_those() {

@@ -20,6 +20,8 @@ pub struct Observed {
     pub ending: Option<Ending>,
     /// Set once the pod as a whole has failed: it ends and doesn't run again.
     pub failure: Option<Failure>,
+    /// There were no answers yet about what the pod refers to: no container begins.
+    pub unanswered: bool,
     /// An edit of amounts that isn't in force yet.
     pub resize: Option<Resize>,
     /// What others tell of the pod.
@@ -35,6 +37,7 @@ impl Default for Observed {
             containers: BTreeMap::new(),
             ending: None,
             failure: None,
+            unanswered: false,
             resize: None,
             conditions: Vec::new(),
             resets: 0,

@@ -359,6 +359,9 @@ impl Planner<'_> {
         if self.held && observed.last.is_none() {
             return self.plan.wait(|| format!("the postStart hook of a container before {}", container.name));
         }
+        if self.observed.unanswered {
+            return self.plan.wait(|| "answers about what the pod refers to".into());
+        }
         let delay = if observed.last.is_some() && delay.is_zero() { self.backoff.initial } else { delay };
         if let Some(refused) = &observed.refused
             && refused.retry_at > self.now

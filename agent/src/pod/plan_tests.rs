@@ -109,6 +109,19 @@ fn a_pod_is_kept_running(#[case] sandbox: Sandbox, #[case] seen: &[(&str, Contai
     assert_eq!(words(&next(two(), &observe(sandbox, seen))), expected);
 }
 
+/// What it refers to isn't known yet.
+#[test]
+fn an_unanswered_pod_has_its_sandbox_and_no_container_and_ends_at_once() {
+    let unanswered = |sandbox, seen: &[(&str, Container)]| Observed { unanswered: true, ..observe(sandbox, seen) };
+    assert_eq!(words(&next(two(), &unanswered(Sandbox::Absent, &[]))), ["pull a", "pull b", "create"]);
+    let waiting = next(two(), &unanswered(ready(), &[("a", idle()), ("b", running())]));
+    assert_eq!((words(&waiting), waiting.wake), (vec![], None));
+    assert_eq!(waiting.waiting_for.as_deref(), Some("answers about what the pod refers to"));
+    let ending = Some(Ending { since: at(0), deadline: at(30), then: Then::Gone });
+    let told = Observed { ending, ..unanswered(ready(), &[("a", idle()), ("b", idle())]) };
+    assert_eq!(words(&next(two(), &told)), ["remove"]);
+}
+
 #[rstest]
 #[case::always("Always", 0, true)]
 #[case::always_failed("Always", 1, true)]

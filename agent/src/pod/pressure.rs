@@ -23,6 +23,9 @@ use crate::runtime::volumes::usage;
 const CLEAN_UP: Duration = Duration::from_secs(30);
 /// How long the sources may take to name the pods that run already, before one of those that are known is evicted without them.
 const ADOPTION: Duration = Duration::from_secs(30);
+/// A pod that has just begun shows itself in a moment: so often, and so far apart, it is looked for.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// For ever.
 pub async fn watch(node: Arc<Node>, settings: Settings, orders: UnboundedSender<Order>) {
@@ -111,8 +114,7 @@ async fn evict_one(
     grace: Duration,
     orders: &UnboundedSender<Order>,
 ) {
-    let (asked, signal) = (node.clone(), threshold.signal);
-    let Ok(Some(pods)) = tokio::task::spawn_blocking(move || pods(&asked, signal)).await else { return };
+    let Some(pods) = shown(node, threshold.signal).await else { return };
     let Some(first) = eviction::rank(pods, threshold.signal).into_iter().next() else {
         tracing::warn!(signal = threshold.signal.name(), "no pod can be evicted that would help");
         return;
@@ -127,6 +129,18 @@ async fn evict_one(
     if tokio::time::timeout(CLEAN_UP, ended).await.is_err() {
         tracing::warn!(%uid, "an evicted pod has not ended yet");
     }
+}
+
+/// What the pods use, as soon as all have shown themselves.
+async fn shown(node: &Arc<Node>, signal: Signal) -> Option<Vec<PodUsage>> {
+    for _ in 0..LOOKS {
+        let asked = node.clone();
+        if let Ok(Some(pods)) = tokio::task::spawn_blocking(move || pods(&asked, signal)).await {
+            return Some(pods);
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    None
 }
 
 /// What the pods use that hold something of the node. None: one of them begins just now, and tells in a moment.

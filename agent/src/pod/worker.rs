@@ -14,9 +14,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -114,6 +114,7 @@ enum Outcome {
     Measured { over: Option<String>, took: Duration },
     Refreshed(Vec<runtime::Error>),
     RefreshAgain,
+    Answered,
 }
 
 /// See the module's page.
@@ -159,7 +160,8 @@ pub struct Worker {
 impl Worker {
     fn new(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let trace = live.lock().unwrap_or_else(PoisonError::into_inner).trace.clone();
-        Self {
+        let asked = node.objects.take_asked(pod.uid());
+        let mut worker = Self {
             node,
             pod,
             pending: None,
@@ -184,7 +186,12 @@ impl Worker {
             refreshes_again: false,
             probes: health::Probes::default(),
             hooks: hooks::Hooks::default(),
+        };
+        if let Some(asked) = asked {
+            worker.observed.unanswered = true;
+            worker.outcomes.push(Box::pin(asked.map(|_| Outcome::Answered)));
         }
+        worker
     }
 
     /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.
@@ -307,7 +314,6 @@ impl Worker {
     }
 
     fn drain_outcomes(&mut self) {
-        use futures::FutureExt;
         while let Some(Some(outcome)) = self.outcomes.next().now_or_never() {
             self.absorb(outcome);
         }
@@ -460,10 +466,6 @@ impl Worker {
 
     fn refresh_volumes(&mut self) {
         let SandboxState::Ready { ips, .. } = &self.observed.sandbox else { return };
-        // Of a pod that ends they stay as they are, as the kubelet leaves them: what it refers to may go with it.
-        if self.observed.ending.is_some() {
-            return;
-        }
         // Of a pod of which nothing has started yet, the first start makes them.
         if self.observed.containers.values().all(|c| c.last.is_none()) {
             return;
@@ -745,7 +747,6 @@ impl Worker {
         let (node, pod, name, trace) = (self.node.clone(), self.pod.clone(), name.to_owned(), self.trace.clone());
         let turn = self.volumes.clone();
         self.outcomes.push(Box::pin(async move {
-            node.objects.answered(pod.uid()).await;
             let begun = Instant::now();
             let volumes = match node.make_volumes(&pod, &ips, &turn).await {
                 Ok(volumes) => volumes,
@@ -849,6 +850,7 @@ impl Worker {
                 self.refreshes_again = false;
                 self.refresh_volumes();
             }
+            Outcome::Answered => self.observed.unanswered = false,
             Outcome::Rewired(Ok(())) => {}
             Outcome::Resized { name, id, wanted, result } => self.resized(&name, &id, wanted, result),
             Outcome::Rewired(Err(error)) => self.say(None, Level::Warning, "NetworkNotReady", &error),

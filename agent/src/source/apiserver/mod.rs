@@ -1,6 +1,6 @@
 //! The pods that the API server has for this node, by one watch; what they refer to is [`needs`]'. Tells the pod manager the same events as
-//! the folders do. A pod begins once what it refers to was asked for; pods don't wait for each other. What was known before the agent's start
-//! is [`checkpoint`]'s.
+//! the folders do. A pod's containers begin once there were answers about what it refers to; pods don't wait for each other. What was known
+//! before the agent's start is [`checkpoint`]'s.
 
 mod checkpoint;
 mod claim;
@@ -21,12 +21,12 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::Api;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Event;
 use crate::cluster::mirror::MIRROR;
 use crate::cluster::{Cluster, Standing, whole};
-use crate::model::{Origin, PodUid, ValidPod};
+use crate::model::{Origin, PodUid, ValidPod, references};
 use crate::pod::adoption::Place;
 use crate::pod::status::is_others;
 use crate::pod::{Node, completed};
@@ -41,7 +41,7 @@ const FIRST_ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// Watches until the manager hangs up.
 pub async fn watch(cluster: &Arc<Cluster>, node: &Arc<Node>, manager: &mpsc::Sender<Event>) {
     let pods: Api<Pod> = Api::all(cluster.client());
-    let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", cluster.node_name())).any_semantic();
+    let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", cluster.node_name()));
     let mut stream = watcher(pods, mine).backoff(Eager::default()).boxed();
     let (checkpoints, found) = Checkpoints::open(node.clone()).await;
     let mut source = Source {
@@ -161,8 +161,12 @@ impl Source<'_> {
                 self.manager.send(Event::End { pod, grace: Some(left) }).await?;
                 continue;
             }
-            drop(self.needs.want(&pod));
-            if self.node.runtime.settings().holder_socket(&uid).exists() {
+            let asked = self.needs.want(&pod);
+            if self.has_holder(&uid) {
+                // The agent before this one may have ended while it asked.
+                if references::of(&pod).iter().any(|key| self.node.objects.cluster.get(key).is_none()) {
+                    self.ask_ahead(&uid, asked);
+                }
                 self.begin(pod).await?;
             } else {
                 self.recalled.insert(uid, pod);
@@ -301,22 +305,37 @@ impl Source<'_> {
             // What it refers to is known, or comes when it comes.
             return self.begin(pod).await;
         }
-        let mut services = self.services.listed();
-        let answered = async move {
-            let listed = async { drop(services.wait_for(|listed| *listed).await.map(drop)) };
-            let all = futures::future::join(asked, listed);
-            let _ = tokio::time::timeout(PATIENCE, all).await;
-        };
         // One that runs already, a file's so far, is to miss nothing.
-        if self.node.store.pod(uid).is_none() && only_containers_need(&pod) {
-            // Its sandbox is made meanwhile.
-            self.node.objects.ask(uid.clone(), answered.boxed().shared());
+        let runs = self.node.store.pod(uid).is_some() || self.has_holder(uid);
+        if !runs && only_containers_need(&pod) {
+            self.ask_ahead(uid, asked);
             return self.begin(pod).await;
         }
         self.waiting.insert(uid.clone(), pod);
-        let uid = uid.clone();
-        self.fetches.push(Box::pin(answered.map(|()| uid)));
+        self.fetch(uid, asked);
         Ok(())
+    }
+
+    /// The pod's sandbox is made meanwhile.
+    fn ask_ahead(&mut self, uid: &PodUid, asked: impl Future<Output = ()> + Send + 'static) {
+        let (answered, wait) = oneshot::channel();
+        self.node.objects.ask(uid.clone(), wait);
+        self.fetch(uid, asked.map(|()| drop(answered)));
+    }
+
+    fn fetch(&mut self, uid: &PodUid, asked: impl Future<Output = ()> + Send + 'static) {
+        let uid = uid.clone();
+        let mut services = self.services.listed();
+        self.fetches.push(Box::pin(async move {
+            let listed = async { drop(services.wait_for(|listed| *listed).await.map(drop)) };
+            let all = futures::future::join(asked, listed);
+            let _ = tokio::time::timeout(PATIENCE, all).await;
+            uid
+        }));
+    }
+
+    fn has_holder(&self, uid: &PodUid) -> bool {
+        self.node.runtime.settings().holder_socket(uid).exists()
     }
 
     async fn fetched(&mut self, uid: &PodUid) -> Told {
@@ -335,16 +354,14 @@ impl Source<'_> {
     }
 
     async fn gone(&mut self, uid: &PodUid) -> Told {
-        // Its end comes before what it needs goes, which nobody shall miss.
-        let told = self.manager.send(Event::Gone(uid.clone())).await;
         self.drop_all_of(uid);
         self.node.adoptions.gone(uid);
-        told
+        self.manager.send(Event::Gone(uid.clone())).await
     }
 
     fn drop_all_of(&mut self, uid: &PodUid) {
         self.cluster.learn(uid, None);
-        self.node.objects.forget_asked(uid);
+        drop(self.node.objects.take_asked(uid));
         self.waiting.remove(uid);
         self.recalled.remove(uid);
         self.begun.remove(uid);

@@ -26,7 +26,7 @@ use crate::pod::objects::Objects;
 use crate::pod::{Node, claims};
 use crate::runtime::volumes::payload::TOKEN;
 
-/// How long a pod's beginning waits for the first answer about what it refers to; then it begins, and says what it lacks.
+/// How long a pod's containers wait for the first answers about what it refers to; then they begin, and say what they lack.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A token is renewed after this part of its life at the latest, as the kubelet does.
 const RENEW_AT_LATEST: Duration = Duration::from_secs(24 * 3600);
@@ -117,7 +117,7 @@ impl Needs {
 fn forget(objects: &Objects, key: &ObjectRef, node: &str) {
     let behind = objects.get(key).map(|claim| claims::behind(objects, &claim, node));
     let gone = behind.into_iter().flatten().chain([key.clone()]);
-    gone.filter(|key| key.kind != ObjectKind::CsiDriver).for_each(|key| drop(objects.remove(&key)));
+    gone.filter(|key| key.kind != ObjectKind::CsiDriver).for_each(|key| objects.forget(&key));
 }
 
 /// Keeps one object.
@@ -142,6 +142,11 @@ impl Keeper {
         }
     }
 
+    fn take<T: Resource>(&self, mut object: T, body: fn(Arc<T>) -> Body) {
+        object.meta_mut().managed_fields = None;
+        self.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
+    }
+
     /// For ever.
     async fn object<T>(self, body: fn(Arc<T>) -> Body)
     where
@@ -155,7 +160,8 @@ impl Keeper {
         T::DynamicType: Default,
     {
         let api: Api<T> = Api::namespaced(self.cluster.client(), &self.key.namespace);
-        // From the API server's cache, which a limit forbids: a list of what is certainly the newest waits a tenth of a second for the cache.
+        // From the API server's cache: a list of what is certainly the newest waits a tenth of a second for that. With a page's size kube's
+        // client would ask for the newest all the same.
         let one = watcher::Config {
             page_size: None,
             ..watcher::Config::default().fields(&format!("metadata.name={}", self.key.name)).any_semantic()
@@ -165,27 +171,18 @@ impl Keeper {
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Init) => there = false,
-                Ok(watcher::Event::Apply(mut object) | watcher::Event::InitApply(mut object)) => {
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
                     (there, failures) = (true, 0);
-                    object.meta_mut().managed_fields = None;
-                    self.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
+                    self.take(object, body);
                 }
                 Ok(watcher::Event::Delete(_)) => self.remove(),
                 Ok(watcher::Event::InitDone) => {
                     failures = 0;
                     if !there {
-                        // The cache may be behind what there is.
-                        match api.get_opt(&self.key.name).await {
-                            Ok(Some(mut object)) => {
-                                object.meta_mut().managed_fields = None;
-                                self.put(ValidObject::trusted(body(Arc::new(object)), Origin::Api));
-                            }
-                            Ok(None) => self.remove(),
-                            // The cache's word holds, but nobody is told that it was an answer.
-                            Err(_) => {
-                                self.remove();
-                                continue;
-                            }
+                        // The cache may be behind what there is. If nobody says, its word holds until the watch says something else.
+                        match answer(api.get_opt(&self.key.name)).await {
+                            Ok(Some(object)) => self.take(object, body),
+                            Ok(None) | Err(_) => self.remove(),
                         }
                     }
                     self.told.send_replace(true);
@@ -261,9 +258,9 @@ impl Keeper {
         }
     }
 
-    /// Once, when it isn't the API server's being a moment behind itself.
+    /// Once, when it isn't the API server's being a moment behind itself: after a quarter of a second.
     pub fn complain(&self, failures: u32, error: &str) {
-        if failures == 5 {
+        if failures == 8 {
             let key = &self.key;
             let what = match key.name.split_once('/') {
                 Some(("trust", _)) => "a ClusterTrustBundle".to_owned(),

@@ -43,7 +43,7 @@ impl Services {
 async fn keep(cluster: &Cluster, node: &Node, checkpoints: &Checkpoints, told: &watch::Sender<bool>) {
     let services: Api<Service> = Api::all(cluster.client());
     // What has no address has no variables; the API server needn't tell of it.
-    let mut stream = watcher(services, watcher::Config::default().any_semantic()).modify(trim).backoff(Eager::default()).boxed();
+    let mut stream = watcher(services, watcher::Config::default()).modify(trim).backoff(Eager::default()).boxed();
     let objects = &node.objects.cluster;
     let mut listed: Option<HashSet<ObjectRef>> = None;
     let mut silent = false;

@@ -76,7 +76,7 @@ async fn follow_version(keeper: &Keeper, version: &str, source: &ClusterTrustBun
 
 /// None: a selector that selects nothing, as one that isn't there.
 fn selected(source: &ClusterTrustBundleProjection) -> Option<watcher::Config> {
-    let config = watcher::Config::default().any_semantic();
+    let config = watcher::Config::default();
     if let Some(name) = &source.name {
         return Some(config.fields(&format!("metadata.name={name}")));
     }
