@@ -225,7 +225,7 @@ async fn another_life_of_the_agent_goes_on_with_the_pod() {
     assert_eq!(first.container_pids, [1]);
     assert!(first.command.starts_with("sh -c trap") && first.pss > 0, "{first:?}");
     assert!(next.container_stats(&sandbox, &started.id).cpu_nanos > 0);
-    assert!(next.pod_stats(&sandbox).pids >= 3);
+    assert!(next.pod_stats(&sandbox).pids >= 2, "the holder and the shell, which may not have begun its own child yet");
 
     // It ends before anybody minds the pod.
     sandbox.holder.signal(&started.id, 15).await.unwrap();
