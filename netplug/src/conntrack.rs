@@ -99,10 +99,21 @@ fn delete(wire: &mut Wire, socket: &Socket, family: u8, original: &Attrs) -> Res
     wire.exchange(socket, &message(DELETE, netlink_packet_core::NLM_F_ACK, family, &original.0), |_, _| {})
 }
 
-/// The addresses that connections were redirected to: what answers there must be translated back.
-pub(crate) fn translated(wire: &mut Wire, socket: &Socket) -> Result<BTreeSet<IpAddr>, Refused> {
-    let flows = netlink::until_whole(|| list(wire, socket))?.into_iter();
-    Ok(flows.filter(|flow| flow.asked != flow.answers).map(|flow| flow.answers.0).collect())
+/// A flow that was redirected: what answers it must be translated back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Redirected {
+    /// Of the IP header.
+    pub(crate) protocol: u8,
+    /// Who asked.
+    pub(crate) client: IpAddr,
+    /// Who was to answer.
+    pub(crate) endpoint: IpAddr,
+}
+
+/// Those that are known.
+pub(crate) fn redirected(wire: &mut Wire, socket: &Socket) -> Result<Vec<Redirected>, Refused> {
+    let flows = netlink::until_whole(|| list(wire, socket))?.into_iter().filter(|flow| flow.asked != flow.answers);
+    Ok(flows.map(|flow| Redirected { protocol: flow.protocol, client: flow.client.0, endpoint: flow.answers.0 }).collect())
 }
 
 /// A TCP connection that nobody translates.

@@ -11,6 +11,8 @@
 //! | `service`, `policy` | from services and policies to parts of the table: pure | settings |
 //! | [`dns`] | a resolver on the bridge | cidr |
 //! | `direct` | from pod to pod past the host's rules: who may, and the program for it | settings, lease |
+//! | `sockets` | from connect() to a Service's endpoint: what is kept, and the programs for it | direct |
+//! | `ebpf` | an assembler: pure | nobody |
 //! | `nft` | our table as messages; other people's chains | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
@@ -31,6 +33,7 @@ pub mod cni;
 mod conntrack;
 mod direct;
 pub mod dns;
+mod ebpf;
 mod engine;
 mod error;
 mod hash;
@@ -44,13 +47,14 @@ mod picture;
 mod policy;
 mod service;
 mod settings;
+mod sockets;
 mod tc;
 mod trace;
 pub mod whole;
 
 pub use bandwidth::{Bandwidth, Rate};
 pub use cidr::{Cidr, Span};
-pub use engine::{can_go_directly, can_limit_bandwidth, obstacles_to, rules::Rules};
+pub use engine::{can_go_directly, can_lead_sockets, can_limit_bandwidth, obstacles_to, rules::Rules};
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};

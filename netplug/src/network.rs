@@ -360,9 +360,7 @@ fn hear(queue: &mpsc::Receiver<Job>, heard: &OwnedFd, mut each: impl FnMut(Job))
 /// The thread's life: jobs, one after the other, and between them what the kernel tells.
 fn serve(engine: &mut Engine, queue: &mpsc::Receiver<Job>, heard: &OwnedFd) {
     loop {
-        let last = engine.sleep(heard.as_fd()) == Wake::Bell && hear(queue, heard, |job| job(Ok(engine))).is_none();
-        engine.keep_rules();
-        if last {
+        if engine.sleep(heard.as_fd()) == Wake::Bell && hear(queue, heard, |job| job(Ok(engine))).is_none() {
             return;
         }
         engine.notice();

@@ -17,6 +17,8 @@ pub struct Picture {
     pub table_stands: bool,
     /// Why no pod takes the direct way to others; none: those do that nothing keeps off it.
     pub no_direct_way: Option<String>,
+    /// Why no pod's socket is led to Services' endpoints; none: those that can be are.
+    pub no_led_sockets: Option<String>,
     /// What pods hold, by their names.
     pub pods: Vec<PodState>,
     /// Links in the bridge that are no pod's.

@@ -52,6 +52,12 @@ impl Service {
         (self.name.clone(), self.protocol)
     }
 
+    /// The addresses from which sockets can be led to an endpoint. Who came last, and to whom, the rules alone know.
+    fn socket_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let can_be = self.protocol == Protocol::Tcp && self.affinity.is_none();
+        self.addresses.iter().filter(move |_| can_be).map(|ip| SocketAddr::new(*ip, self.port))
+    }
+
     /// What no two services can have.
     fn claims(&self) -> impl Iterator<Item = Claim> {
         let addresses = self.addresses.iter().map(|ip| Claim::Address(*ip, self.protocol, self.port));
@@ -93,6 +99,8 @@ pub(crate) struct Change {
     pub(crate) steps: Vec<Step>,
     /// Flows to endpoints that are gone, and past node ports that led nowhere.
     pub(crate) stale: Stale,
+    /// Where sockets that are connected to an address are led from now on; nowhere: that is left to the rules.
+    pub(crate) led: BTreeMap<SocketAddr, Vec<SocketAddr>>,
 }
 
 impl Balance {
@@ -182,6 +190,12 @@ impl Balance {
             };
             let opened = port(&new).filter(|opened| port(&old) != Some(*opened));
             change.stale.opened.extend(opened.map(|port| (owner.1, None, port)));
+        }
+        for address in old.iter().flat_map(|unit| unit.service.socket_addresses()) {
+            change.led.entry(address).or_default();
+        }
+        if let Some(unit) = &new {
+            change.led.extend(unit.service.socket_addresses().map(|address| (address, unit.service.endpoints.clone())));
         }
         let fragment = |unit: &Option<Unit>| unit.as_ref().map(|unit| unit.fragment.clone()).unwrap_or_default();
         change.steps.push((fragment(&old), fragment(&new)));

@@ -51,6 +51,9 @@ pub struct Settings {
     /// With [`Isolation::Routed`]: whether pods whose packets no rule has to see may hand them to each other past the host's rules, where
     /// the kernel can (cls_bpf: Linux 5.10). A new pod does some 0.2 s after no other has come: its start doesn't wait for it.
     pub direct: bool,
+    /// With that: the cgroup (v2) below which pods' processes are, if there is one. Their sockets are then led to an endpoint when they are
+    /// connected to a Service (TCP, without affinity), so that nothing is translated on the way.
+    pub pods_cgroup: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -67,6 +70,7 @@ impl Default for Settings {
             probe: None,
             isolation: Isolation::Off,
             direct: true,
+            pods_cgroup: None,
         }
     }
 }

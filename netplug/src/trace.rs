@@ -1,7 +1,7 @@
 //! What would become of a connection: the table's rules told in words, step by step. Pure: a function of leases, rules and question.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cidr::Cidr,
+    direct::Care,
     engine::rules::Rules,
     lease::Lease,
     nft::rule::Family,
     policy::{Allow, Direction, Policy, Ports, ranges},
+    service::Service,
     settings::{Isolation, Protocol, Range, Settings},
 };
 
@@ -54,42 +56,101 @@ pub struct Flow {
     pub protocol: Protocol,
 }
 
-/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `direct`: who takes the direct way. `host`:
-/// addresses of the node, beside the bridge's.
+/// Who passes by rules.
+#[derive(Debug, Default)]
+pub(crate) struct Shortcuts {
+    /// Who takes the direct way, with which packets.
+    pub(crate) direct: HashMap<IpAddr, Care>,
+    /// Whose sockets are led to Services' endpoints.
+    pub(crate) led: HashSet<IpAddr>,
+}
+
+/// The steps of a flow for each endpoint that it could get: of a service with three, three ways. `host`: addresses of the node, beside
+/// the bridge's.
 pub(crate) fn trace(
     settings: &Settings,
     leases: &[Lease],
     rules: &Rules,
-    direct: &HashSet<IpAddr>,
+    shortcuts: &Shortcuts,
     host: &[IpAddr],
     flow: Flow,
 ) -> Vec<Vec<Step>> {
     let gateways = settings.ranges.iter().map(Range::gateway);
-    let world = World { settings, leases, rules, host: host.iter().copied().chain(gateways).collect() };
-    let destination = flow.destination.ip();
-    if !world.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
-        let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
-        return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+    let world = World { settings, leases, rules, shortcuts, host: host.iter().copied().chain(gateways).collect() };
+    if let Some((reason, targets)) = world.connect(flow) {
+        return targets
+            .into_iter()
+            .flat_map(|target| {
+                let led = Step {
+                    chain: "connect".into(),
+                    verdict: Verdict::Rewrite,
+                    reason: format!("{} is {reason}: the socket is connected to {target} from the beginning", flow.destination),
+                };
+                let onward = world.onward(Flow { destination: target, ..flow }).into_iter();
+                onward.map(move |steps| std::iter::once(led.clone()).chain(steps).collect())
+            })
+            .collect();
     }
-    if direct.contains(&flow.source) && direct.contains(&destination) && flow.protocol != Protocol::Sctp {
-        let reason = format!(
-            "no rule speaks of either pod: straight to {}, past the host and what it could refuse",
-            world.name(destination)
-        );
-        return vec![vec![Step { chain: "direct".into(), verdict: Verdict::Accept, reason }]];
-    }
-    let (entry, targets) = world.entrance(flow);
-    targets.into_iter().map(|target| world.way(flow, entry.clone(), target)).collect()
+    world.onward(flow)
 }
 
 struct World<'a> {
     settings: &'a Settings,
     leases: &'a [Lease],
     rules: &'a Rules,
+    shortcuts: &'a Shortcuts,
     host: Vec<IpAddr>,
 }
 
 impl World<'_> {
+    /// To whom a socket is led, if it is.
+    fn connect(&self, flow: Flow) -> Option<(String, Vec<SocketAddr>)> {
+        if flow.protocol != Protocol::Tcp || !self.shortcuts.led.contains(&flow.source) {
+            return None;
+        }
+        self.service_at(flow, |service| service.affinity.is_none())
+    }
+
+    /// The service at a flow's destination that has endpoints of its family: in words, and those.
+    fn service_at(&self, flow: Flow, fits: impl Fn(&Service) -> bool) -> Option<(String, Vec<SocketAddr>)> {
+        let Flow { destination, protocol, .. } = flow;
+        let at = |service: &Service| service.port == destination.port() && service.addresses.contains(&destination.ip());
+        let mut services = self.rules.services.iter().filter(|service| service.protocol == protocol);
+        let service = services.find(|service| at(service)).filter(|service| fits(service))?;
+        let targets: Vec<_> = service.endpoints.iter().filter(|end| end.is_ipv4() == destination.is_ipv4()).copied().collect();
+        (!targets.is_empty())
+            .then(|| (format!("service {}, {} of its endpoints", service.name, one_of(targets.len())), targets))
+    }
+
+    /// What becomes of packets.
+    fn onward(&self, flow: Flow) -> Vec<Vec<Step>> {
+        let destination = flow.destination.ip();
+        if !self.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
+            let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
+            return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+        }
+        if self.goes_directly(flow) {
+            let reason = format!(
+                "no rule has to see it: straight to {}, past the host and what it could refuse",
+                self.name(destination)
+            );
+            return vec![vec![Step { chain: "direct".into(), verdict: Verdict::Accept, reason }]];
+        }
+        let (entry, targets) = self.entrance(flow);
+        targets.into_iter().map(|target| self.way(flow, entry.clone(), target)).collect()
+    }
+
+    fn goes_directly(&self, flow: Flow) -> bool {
+        let takes = |ip: IpAddr| {
+            self.shortcuts.direct.get(&ip).is_some_and(|care| match flow.protocol {
+                Protocol::Tcp => true,
+                Protocol::Udp => *care == Care::None,
+                Protocol::Sctp => false,
+            })
+        };
+        takes(flow.source) && takes(flow.destination.ip())
+    }
+
     /// Whether an address is the node's own; loopback of a pod is asked for nowhere here.
     fn is_host(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.host.contains(&ip)
@@ -100,10 +161,8 @@ impl World<'_> {
         let Flow { destination, protocol, .. } = flow;
         let same_family = |target: &&SocketAddr| target.is_ipv4() == destination.is_ipv4();
         let services = || self.rules.services.iter().filter(|service| service.protocol == protocol);
-        let by_address = services().find(|s| s.port == destination.port() && s.addresses.contains(&destination.ip()));
-        if let Some(service) = by_address.filter(|service| service.endpoints.iter().any(|e| same_family(&e))) {
-            let targets: Vec<_> = service.endpoints.iter().filter(same_family).copied().collect();
-            return (Some(format!("service {}, {} of its endpoints", service.name, one_of(targets.len()))), targets);
+        if let Some((service, targets)) = self.service_at(flow, |_| true) {
+            return (Some(service), targets);
         }
         if self.is_host(destination.ip()) {
             if let Some((pod, target)) = self.host_port(flow) {
@@ -254,7 +313,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::{policy::Peers, service::Service, settings::Port};
+    use crate::{policy::Peers, settings::Port};
 
     fn world() -> (Settings, Vec<Lease>, Rules) {
         let settings = Settings { isolation: Isolation::Routed, ..Settings::default() };
@@ -314,11 +373,31 @@ mod tests {
     #[case("127.0.0.1", "127.0.0.1:8080", "output rewrite, output accept, postrouting rewrite")]
     #[case("127.0.0.1", "127.0.0.1:22", "input accept")]
     fn ways(#[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
+        let direct = ["10.88.0.2", "10.88.0.5"].map(|ip| (ip.parse().unwrap(), Care::None)).into();
+        let shortcuts = Shortcuts { direct, ..Shortcuts::default() };
+        assert_eq!(way(&shortcuts, Protocol::Tcp, source, destination), expected);
+    }
+
+    #[rstest]
+    #[case(Protocol::Tcp, "10.88.0.2", "10.96.0.1:80", "connect rewrite, direct accept")]
+    #[case(Protocol::Tcp, "10.88.0.5", "10.96.0.1:80", "prerouting rewrite, egress accept, ingress accept")]
+    #[case(Protocol::Tcp, "10.88.0.2", "10.96.0.1:81", "forward reject")]
+    #[case(Protocol::Tcp, "10.88.0.2", "192.0.2.1:30080", "prerouting rewrite, egress accept, ingress accept")]
+    #[case(Protocol::Tcp, "10.88.0.2", "10.88.0.3:80", "direct accept")]
+    #[case(Protocol::Udp, "10.88.0.2", "10.88.0.3:80", "egress accept, ingress accept")]
+    #[case(Protocol::Udp, "10.88.0.2", "10.88.0.5:80", "direct accept")]
+    fn ways_of_who_is_led(#[case] protocol: Protocol, #[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
+        let cares = [("10.88.0.2", Care::None), ("10.88.0.3", Care::Noted), ("10.88.0.5", Care::None)];
+        let direct = cares.map(|(ip, care)| (ip.parse().unwrap(), care)).into();
+        let shortcuts = Shortcuts { direct, led: ["10.88.0.2".parse().unwrap()].into() };
+        assert_eq!(way(&shortcuts, protocol, source, destination), expected);
+    }
+
+    fn way(shortcuts: &Shortcuts, protocol: Protocol, source: &str, destination: &str) -> String {
         let (settings, leases, rules) = world();
-        let flow = Flow { source: source.parse().unwrap(), destination: destination.parse().unwrap(), protocol: Protocol::Tcp };
-        let direct = ["10.88.0.2", "10.88.0.5"].map(|ip| ip.parse().unwrap()).into();
-        let ways = trace(&settings, &leases, &rules, &direct, &["192.0.2.1".parse().unwrap()], flow);
+        let flow = Flow { source: source.parse().unwrap(), destination: destination.parse().unwrap(), protocol };
+        let ways = trace(&settings, &leases, &rules, shortcuts, &["192.0.2.1".parse().unwrap()], flow);
         let show = |step: &Step| format!("{} {}", step.chain, format!("{:?}", step.verdict).to_lowercase());
-        assert_eq!(ways[0].iter().map(show).collect::<Vec<_>>().join(", "), expected);
+        ways[0].iter().map(show).collect::<Vec<_>>().join(", ")
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{Lab, Pod, eventually, wait};
+use lab::{Cgroup, Lab, Pod, eventually, wait};
 use netplug::{
     Attached, Bandwidth, Flow, Network, Policy,
     Protocol::{Tcp, Udp},
@@ -46,7 +46,12 @@ fn world() -> World {
 /// `direct`: the setting.
 fn world_with(direct: bool) -> World {
     let lab = Lab::new();
-    let network = lab.open(Settings { direct, ..lab.routed() });
+    let settings = Settings { direct, ..lab.routed() };
+    world_in(lab, settings)
+}
+
+fn world_in(lab: Lab, settings: Settings) -> World {
+    let network = lab.open(settings);
     let [a, b] = ["a", "b"].map(|name| {
         let pod = Pod::new(name);
         let attached = pod.attach(&network).unwrap();
@@ -253,6 +258,81 @@ fn a_services_connection_passes_the_host_as_long_as_it_lasts() {
     let world = World { lab, network, a, b };
     served.tell();
     assert_ne!(world.traced(&world.a.1, endpoint), "direct");
+}
+
+/// Where sockets are led to a Service's endpoints, nothing else that a pod sends there need be translated back; but what is must be.
+#[test]
+fn an_endpoint_to_which_sockets_are_led_goes_directly() {
+    let (lab, cgroup) = (Lab::new(), Cgroup::new());
+    let settings = Settings { pods_cgroup: Some(cgroup.0.clone()), ..lab.routed() };
+    let world = world_in(lab, settings);
+    for pod in [&world.a, &world.b] {
+        world.goes_directly(&pod.0);
+    }
+    let mut straight = world.line(world.address(true, 91));
+    assert!(!world.host_sees(|| straight.ask()));
+    world.enforce(service(vec![world.address(true, 90)]));
+    assert!(!world.host_sees(|| straight.tell()), "it was seen to begin");
+    assert!(!world.host_sees(|| straight.ask()));
+    let mut new = world.line(world.address(false, 92));
+    assert!(!world.host_sees(|| new.ask()));
+    assert!(!world.host_sees(|| new.tell()));
+    assert_eq!(world.why_not(&world.b.0), None);
+    // Who isn't led is translated, there and back; we are in none of the cgroup's processes.
+    let listener = world.b.0.netns.run(move || TcpListener::bind(("::", 90)).unwrap());
+    let vip = SocketAddr::new(VIP.parse().unwrap(), 80);
+    let client = world.a.0.netns.run(move || TcpStream::connect_timeout(&vip, Duration::from_secs(5)).unwrap());
+    let (server, _) = listener.accept().unwrap();
+    let mut translated = Line { client, server };
+    translated.ask();
+    translated.tell();
+    // So might datagrams be.
+    let to = world.address(true, 95);
+    let datagrams = || {
+        world.a.0.netns.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            for _ in 0..BULK / 1000 {
+                let _ = socket.send_to(&[1; 1000], to);
+            }
+        });
+    };
+    assert!(world.host_sees(datagrams));
+    // A policy comes: what is open stays so, and is seen.
+    world.enforce(shut(&[&world.a.1, &world.b.1]));
+    assert!(world.host_sees(|| straight.ask()) && world.host_sees(|| new.tell()));
+    world.enforce(Rules::default());
+    assert!(!world.host_sees(|| straight.tell()) && !world.host_sees(|| new.ask()));
+    translated.tell();
+    translated.ask();
+}
+
+/// Nor when they end, down to the last acknowledgement: connection tracking would keep what it comes upon for long.
+#[test]
+fn of_connections_that_go_directly_the_host_knows_nothing() {
+    let (lab, cgroup) = (Lab::new(), Cgroup::new());
+    let settings = Settings { pods_cgroup: Some(cgroup.0.clone()), ..lab.routed() };
+    let world = world_in(lab, settings);
+    world.enforce(service(vec![world.address(true, 90)]));
+    for pod in [&world.a, &world.b] {
+        world.goes_directly(&pod.0);
+    }
+    let known = || {
+        let count = world.lab.node.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
+        count.trim().parse::<u32>().unwrap()
+    };
+    let before = known();
+    for number in 0..20 {
+        let Line { client, server } = world.line(world.address(number % 2 == 0, 90 + number));
+        let [mut first, mut last] = if number % 3 == 0 { [client, server] } else { [server, client] };
+        first.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(last.read(&mut [0]).unwrap(), 0);
+        last.write_all(b"half closed").unwrap();
+        drop(last);
+        let mut rest = String::new();
+        first.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "half closed");
+    }
+    assert_eq!(known(), before);
 }
 
 #[test]

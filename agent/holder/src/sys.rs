@@ -488,6 +488,22 @@ pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
     (found == 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What tells a socket's network namespace from all others that there are or were since the machine started: `SO_NETNS_COOKIE` (Linux 5.14).
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which has as many; both live until the call returns.
+    check(i64::from(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            ptr::from_mut(&mut cookie).cast(),
+            ptr::from_mut(&mut length),
+        )
+    }))?;
+    Ok(cookie)
+}
+
 /// execve(2). Returns only when it failed.
 pub fn execve(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
     let list = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();

@@ -18,7 +18,10 @@ use std::{
 
 use podholder::sys::bpf::{self, Map, ProgramType};
 
-pub(crate) use self::who::{Hindrance, Watched};
+pub(crate) use self::{
+    program::{Care, address, key},
+    who::{Hindrance, Watched},
+};
 use crate::{conntrack::Connection, links::Mac};
 
 /// Of program and maps, as `bpftool` shows them.
@@ -73,8 +76,8 @@ impl Shortcut {
     }
 
     /// What goes from and to that address may go directly from now on. `link`: the host's end of its pod's link.
-    pub(crate) fn admit(&self, ip: IpAddr, link: u32, pod: Mac, bridge: Mac) -> io::Result<()> {
-        self.pods.put(&program::key(ip), &program::value(link, pod, bridge))
+    pub(crate) fn admit(&self, ip: IpAddr, link: u32, pod: Mac, bridge: Mac, care: Care) -> io::Result<()> {
+        self.pods.put(&program::key(ip), &program::value(link, pod, bridge, care))
     }
 
     /// It takes the ordinary way from now on.
@@ -89,16 +92,16 @@ impl Shortcut {
         Ok(keys.into_iter().filter_map(|key| Some(program::address(key.try_into().ok()?))).collect())
     }
 
-    /// The TCP connections that were answered, with one end at least that fits. These, and those that were not, are no more known here.
+    /// The TCP connections that are open, with one end at least that fits. These, and those that were not, are no more known here.
     pub(crate) fn take_connections(&self, fit: impl Fn(IpAddr) -> bool) -> io::Result<Vec<Connection>> {
         let mut taken = Vec::new();
         for flow in self.flows.keys()? {
             let Ok(flow) = <&[u8; program::FLOW]>::try_from(&flow[..]) else { continue };
             let (client, server) = program::ends(flow);
             if fit(client.ip()) || fit(server.ip()) {
-                let answered = self.flows.get(flow)?.is_some_and(|note| note == program::answered());
+                let open = self.flows.get(flow)?.is_some_and(|note| program::is_open(&note));
                 self.flows.remove(flow)?;
-                taken.extend(answered.then_some(Connection { client, server }));
+                taken.extend(open.then_some(Connection { client, server }));
             }
         }
         Ok(taken)

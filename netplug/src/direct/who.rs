@@ -6,7 +6,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::{cidr::Cidr, lease::Lease, policy::Policy, service::Service};
+use super::Care;
+use crate::{cidr::Cidr, conntrack::Redirected, lease::Lease, policy::Policy, service::Service, settings::Protocol};
 
 /// Addresses that something on the host has to see packets of.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,9 +16,23 @@ pub(crate) struct Watched {
     ranges: Vec<Cidr>,
     /// How many policies select an address.
     selected: HashMap<IpAddr, usize>,
-    /// Addresses that connections were translated to, whether they still are or not: such a connection's answers must pass connection
-    /// tracking, and it may outlast Service and host port.
+    /// Addresses that pods' TCP connections were translated to, whether they still are or not: such a connection's answers must pass
+    /// connection tracking, and it may outlast Service and host port.
     translated: HashSet<IpAddr>,
+    /// Addresses that other protocols, and the connections of others, were translated to; those of pods' sockets are led there
+    /// ([`crate::sockets`]) if anything is.
+    led: HashSet<IpAddr>,
+    /// Whether pods' sockets are led.
+    pub(crate) leads_sockets: bool,
+}
+
+/// What comes to a pod by another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Translated {
+    /// Pods' TCP connections, among others.
+    Connections,
+    /// Anything else, and what pods' sockets can be led to.
+    Rest,
 }
 
 /// Why a pod doesn't take the direct way.
@@ -25,7 +40,7 @@ pub(crate) struct Watched {
 pub(crate) enum Hindrance {
     /// Network policies select it.
     Policy,
-    /// It is, or was, an endpoint of a Service, or has or had a host port.
+    /// It is, or was, an endpoint of a Service to which sockets aren't led, or has or had a host port.
     Translation,
     /// Its bandwidth is limited.
     Bandwidth,
@@ -64,13 +79,31 @@ impl Watched {
 
     /// Connections are translated to these Services' endpoints.
     pub(crate) fn translate_to<'a>(&mut self, services: impl Iterator<Item = &'a Service>) {
-        self.translate(services.flat_map(|service| &service.endpoints).map(SocketAddr::ip));
+        for service in services {
+            // The rules alone know who came last, and a pod may ask for a port of the node.
+            let by_rules = service.affinity.is_some() || service.node_port.is_some();
+            self.translate(what(service.protocol, by_rules), service.endpoints.iter().map(SocketAddr::ip));
+        }
+    }
+
+    /// Host ports lead to it.
+    pub(crate) fn publish(&mut self, lease: &Lease) {
+        for port in &lease.ports {
+            self.translate(what(port.protocol, true), lease.ips.iter().copied());
+        }
     }
 
     /// Connections are translated to these.
-    pub(crate) fn translate(&mut self, ips: impl Iterator<Item = IpAddr>) {
-        let ranges = &self.ranges;
-        self.translated.extend(ips.filter(|ip| ranges.iter().any(|range| range.contains(*ip))));
+    pub(crate) fn translate(&mut self, what: Translated, ips: impl Iterator<Item = IpAddr>) {
+        let known = if what == Translated::Connections { &mut self.translated } else { &mut self.led };
+        known.extend(ips.filter(|ip| within(&self.ranges, *ip)));
+    }
+
+    /// A flow of before was translated. To who isn't a pod the answers go by the host.
+    pub(crate) fn saw(&mut self, flow: Redirected) {
+        let of_a_pod = flow.protocol == Protocol::Tcp.number() && within(&self.ranges, flow.client);
+        let what = if of_a_pod { Translated::Connections } else { Translated::Rest };
+        self.translate(what, std::iter::once(flow.endpoint));
     }
 
     /// What keeps a pod off the direct way, if something does.
@@ -78,17 +111,30 @@ impl Watched {
         if lease.ips.iter().any(|ip| self.selected.contains_key(ip)) {
             return Some(Hindrance::Policy);
         }
-        if !lease.ports.is_empty() || lease.ips.iter().any(|ip| self.translated.contains(ip)) {
+        if lease.ips.iter().any(|ip| self.translated.contains(ip) || (!self.leads_sockets && self.led.contains(ip))) {
             return Some(Hindrance::Translation);
         }
         lease.bandwidth.map(|_| Hindrance::Bandwidth)
     }
+
+    /// Which packets of a pod may go directly, if any may.
+    pub(crate) fn care(&self, lease: &Lease) -> Care {
+        if lease.ips.iter().any(|ip| self.led.contains(ip)) { Care::Noted } else { Care::None }
+    }
+}
+
+fn within(ranges: &[Cidr], ip: IpAddr) -> bool {
+    ranges.iter().any(|range| range.contains(ip))
+}
+
+fn what(protocol: Protocol, by_rules: bool) -> Translated {
+    if by_rules && protocol == Protocol::Tcp { Translated::Connections } else { Translated::Rest }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
     use rstest::rstest;
 
@@ -115,7 +161,7 @@ mod tests {
     #[test]
     fn who_is_no_pod_here_is_not_kept() {
         let mut watched = watched();
-        watched.translate(["192.0.2.1".parse().unwrap(), ip(2)].into_iter());
+        watched.translate(Translated::Connections, ["192.0.2.1".parse().unwrap(), ip(2)].into_iter());
         assert_eq!(watched.translated, HashSet::from([ip(2)]));
     }
 
@@ -140,12 +186,16 @@ mod tests {
         }
     }
 
+    fn published(protocol: Protocol) -> Lease {
+        Lease { ports: vec![Port { host_ip: None, host_port: 1, container_port: 1, protocol }], ..lease(2) }
+    }
+
     #[rstest]
     #[case::plain(&[], &[], lease(2), None)]
     #[case::selected(&[2], &[], lease(2), Some(Hindrance::Policy))]
     #[case::another_is_selected(&[3], &[], lease(2), None)]
     #[case::an_endpoint(&[], &[2], lease(2), Some(Hindrance::Translation))]
-    #[case::with_a_host_port(&[], &[], Lease { ports: vec![Port { host_ip: None, host_port: 1, container_port: 1, protocol: Protocol::Udp }], ..lease(2) }, Some(Hindrance::Translation))]
+    #[case::with_a_host_port(&[], &[], published(Protocol::Udp), Some(Hindrance::Translation))]
     #[case::limited(&[], &[], Lease { bandwidth: Some(Bandwidth::default()), ..lease(2) }, Some(Hindrance::Bandwidth))]
     fn what_keeps_a_pod_off(
         #[case] selected: &[u8],
@@ -156,11 +206,33 @@ mod tests {
         let mut watched = watched();
         watched.select([].into_iter(), [policy(1, selected)].iter());
         watched.translate_to([service(endpoints)].iter());
+        watched.publish(&pod);
         assert_eq!(watched.hinders(&pod), expected);
         // The policy goes, and so does the Service.
         watched.select([policy(1, selected)].iter(), [].into_iter());
         let lasting = expected.filter(|hindrance| *hindrance != Hindrance::Policy);
         assert_eq!(watched.hinders(&pod), lasting, "what was translated stays so");
+    }
+
+    /// Who is led needs no translation; what isn't led to it must not be handed over unseen.
+    #[rstest]
+    #[case::an_endpoint(service(&[2]), lease(2), None, Care::Noted)]
+    #[case::another_is(service(&[3]), lease(2), None, Care::None)]
+    #[case::of_datagrams(Service { protocol: Protocol::Udp, node_port: Some(30_000), ..service(&[2]) }, lease(2), None, Care::Noted)]
+    #[case::with_a_node_port(Service { node_port: Some(30_000), ..service(&[2]) }, lease(2), Some(Hindrance::Translation), Care::None)]
+    #[case::that_is_sticky(Service { affinity: Some(Duration::from_secs(1)), ..service(&[2]) }, lease(2), Some(Hindrance::Translation), Care::None)]
+    #[case::with_a_host_port(service(&[3]), published(Protocol::Tcp), Some(Hindrance::Translation), Care::None)]
+    #[case::with_a_host_port_for_datagrams(service(&[3]), published(Protocol::Udp), None, Care::Noted)]
+    fn where_sockets_are_led(
+        #[case] service: Service,
+        #[case] pod: Lease,
+        #[case] hindrance: Option<Hindrance>,
+        #[case] care: Care,
+    ) {
+        let mut watched = Watched { leads_sockets: true, ..watched() };
+        watched.translate_to([service].iter());
+        watched.publish(&pod);
+        assert_eq!((watched.hinders(&pod), watched.care(&pod)), (hindrance, care));
     }
 
     proptest::proptest! {

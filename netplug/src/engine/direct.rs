@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::{Engine, bridge, is_ours};
 use crate::{
     conntrack::{self, Connection},
-    direct::{NAME, Shortcut, hook},
+    direct::{Care, NAME, Shortcut, hook},
     error::{Doing, Error, Refused},
     lease::Lease,
     links::{self, Link},
@@ -43,13 +43,20 @@ pub(super) struct Direct {
     /// The host's ends of pods' links, by UID.
     links: HashMap<String, End>,
     /// Who takes it, by UID.
-    admitted: HashMap<String, Vec<IpAddr>>,
+    admitted: HashMap<String, Admitted>,
     /// When links are made ready.
     due: Option<Instant>,
     /// Since when somebody waits for that.
     wanted: Option<Instant>,
     /// What a process before had translated isn't known yet. The kernel walks through its whole table to tell, which nobody shall wait for.
     unlisted: bool,
+}
+
+/// A pod on the direct way.
+#[derive(Debug)]
+struct Admitted {
+    ips: Vec<IpAddr>,
+    care: Care,
 }
 
 /// The host's end of a pod's link.
@@ -85,9 +92,13 @@ impl Direct {
         self.admitted.contains_key(uid)
     }
 
-    /// The addresses that take it.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.admitted.values().flatten().copied()
+    /// The addresses that take it, and which of their packets do.
+    pub(super) fn cares(&self) -> impl Iterator<Item = (IpAddr, Care)> {
+        self.admitted.values().flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.care)))
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.cares().map(|(ip, _)| ip)
     }
 
     /// The host's end of a pod's link.
@@ -163,8 +174,8 @@ impl Engine {
         if !std::mem::take(&mut self.direct.unlisted) {
             return;
         }
-        match conntrack::translated(&mut self.wire, &self.nft) {
-            Ok(translated) => self.standing.watched().translate(translated.into_iter()),
+        match conntrack::redirected(&mut self.wire, &self.nft) {
+            Ok(flows) => flows.into_iter().for_each(|flow| self.standing.watched().saw(flow)),
             Err(error) => self.direct.refuse(format!("translated connections can't be listed: {error}")),
         }
     }
@@ -225,14 +236,19 @@ impl Engine {
         self.direct.shortcut = Some(chosen);
     }
 
-    /// Takes off who may not take the direct way any more.
+    /// Takes off who may not take the direct way any more, and what of the others' packets may not.
     pub(super) fn leave_direct(&mut self) -> Result<(), Error> {
         let may = |uid: &String| self.leases.get(uid).is_some_and(|lease| self.may_go_directly(lease));
         let leaving: Vec<String> = self.direct.admitted.keys().filter(|uid| !may(uid)).cloned().collect();
-        if leaving.is_empty() {
-            return Ok(());
+        if !leaving.is_empty() {
+            self.leave(&leaving)?;
         }
-        self.leave(&leaving)
+        let changed = |lease: &&Lease| {
+            self.direct.admitted.get(&lease.uid).is_some_and(|pod| pod.care != self.standing.care(lease))
+        };
+        let changed: Vec<Lease> = self.leases.values().filter(changed).cloned().collect();
+        changed.iter().for_each(|lease| self.admit(lease));
+        Ok(())
     }
 
     /// A pod that is wired anew: it stays, and so do its connections.
@@ -242,7 +258,8 @@ impl Engine {
 
     fn leave(&mut self, leaving: &[String]) -> Result<(), Error> {
         let before: HashSet<IpAddr> = self.direct.addresses().collect();
-        let ips: HashSet<IpAddr> = leaving.iter().filter_map(|uid| self.direct.admitted.get(uid)).flatten().copied().collect();
+        let pods = leaving.iter().filter_map(|uid| self.direct.admitted.get(uid));
+        let ips: HashSet<IpAddr> = pods.flat_map(|pod| pod.ips.iter().copied()).collect();
         leaving.iter().try_for_each(|uid| self.leave_direct_with(uid))?;
         // From here on their packets are seen. The connections that they have are known before rules come that would take them for new.
         let Some(shortcut) = &self.direct.shortcut else { return Ok(()) };
@@ -264,8 +281,8 @@ impl Engine {
 
     /// Takes a pod off, without its connections.
     pub(super) fn leave_direct_with(&mut self, uid: &str) -> Result<(), Error> {
-        if let (Some(shortcut), Some(ips)) = (&self.direct.shortcut, self.direct.admitted.get(uid)) {
-            for ip in ips {
+        if let (Some(shortcut), Some(pod)) = (&self.direct.shortcut, self.direct.admitted.get(uid)) {
+            for ip in &pod.ips {
                 shortcut.dismiss(*ip).doing(|| format!("take {ip} off the direct way"))?;
             }
         }
@@ -321,7 +338,7 @@ impl Engine {
 
     /// Of a pod that has come: not now.
     pub(super) fn join_direct_with(&mut self, lease: &Lease) {
-        self.standing.has_ports(lease);
+        self.standing.watched().publish(lease);
         if self.may_go_directly(lease) {
             self.direct.want();
         }
@@ -375,9 +392,10 @@ impl Engine {
     fn admit(&mut self, lease: &Lease) {
         let (Some(shortcut), Some(end)) = (&self.direct.shortcut, self.direct.links.get(&lease.uid)) else { return };
         // Known before the first, so that all are taken out whatever happens.
-        self.direct.admitted.insert(lease.uid.clone(), lease.ips.clone());
+        let care = self.standing.care(lease);
+        self.direct.admitted.insert(lease.uid.clone(), Admitted { ips: lease.ips.clone(), care });
         let (mac, bridge) = (lease.mac(), self.bridge.mac);
-        if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge)) {
+        if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge, care)) {
             tracing::debug!(pod = lease.pod, %error, "the pod takes the ordinary way");
             self.direct.reached(&lease.uid, Stage::Refused(error.to_string()));
             if let Err(error) = self.leave_direct_with(&lease.uid) {

@@ -15,6 +15,7 @@ mod probe;
 mod record;
 pub(crate) mod rules;
 mod shape;
+mod sockets;
 mod wait;
 mod watch;
 
@@ -30,7 +31,7 @@ use netlink_sys::{
 };
 
 use self::bridge::Bridge;
-pub use self::{direct::can_go_directly, shape::can_limit_bandwidth};
+pub use self::{direct::can_go_directly, shape::can_limit_bandwidth, sockets::can_lead_sockets};
 use self::{
     leases::Leases,
     ports::{Ports, index, unindex},
@@ -70,6 +71,7 @@ pub(crate) struct Engine {
     /// Services and policies.
     standing: rules::Standing,
     direct: direct::Direct,
+    sockets: sockets::Sockets,
     /// None for [`Engine::for_one`]: that doesn't live long enough.
     watch: Option<Watch>,
     /// Whether `leases` and `ports` are all there are; see [`Engine::complete`].
@@ -95,6 +97,7 @@ impl Engine {
         engine.watch = Some(Watch::new()?);
         engine.complete()?;
         engine.begin_direct()?;
+        engine.begin_sockets();
         engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.lead_to_services();
@@ -145,6 +148,7 @@ impl Engine {
             isolated: false,
             standing: rules::Standing::new(&settings),
             direct: direct::Direct::default(),
+            sockets: sockets::Sockets::default(),
             watch: None,
             complete: false,
             port_ids,
@@ -174,7 +178,7 @@ impl Engine {
     fn adopt(&mut self, lease: Lease) -> Result<(), Error> {
         keep(&mut self.pools, &lease)?;
         index(&mut self.ports, &lease);
-        self.standing.has_ports(&lease);
+        self.standing.watched().publish(&lease);
         self.leases.insert(lease);
         Ok(())
     }
@@ -266,6 +270,7 @@ impl Engine {
         let mut errors = Vec::new();
         errors.extend(self.retain(&HashSet::new()).err());
         errors.extend(self.destroy_table().err());
+        self.end_sockets();
         self.forget_services();
         errors.extend(Bridge::down(&mut self.wire, &self.route, &self.settings).err());
         if errors.is_empty() {
@@ -384,6 +389,7 @@ impl Engine {
         steps.done("ports");
         self.direct.found(&lease.uid, link.peer);
         self.join_direct_with(lease);
+        self.join_sockets_with(wanted, lease);
         steps.done("direct");
         Ok(Attached {
             ips: lease.ips.clone(),
@@ -421,6 +427,7 @@ impl Engine {
         }
         self.leases.remove(&lease.uid);
         self.direct.found(&lease.uid, None);
+        self.leave_sockets_with(&lease.uid);
         self.give_back(lease);
         Ok(())
     }
@@ -438,6 +445,7 @@ impl Engine {
             tracing::warn!(pod = lease.pod, %error, "roll back");
         }
         self.direct.found(&lease.uid, None);
+        self.leave_sockets_with(&lease.uid);
         if let Err(error) = self.close_ports(lease) {
             tracing::warn!(pod = lease.pod, %error, "roll back");
         }

@@ -45,6 +45,7 @@ impl Engine {
             table: self.settings.table.clone(),
             table_stands: self.table.stands(&mut self.wire, &self.nft).doing(action)?,
             no_direct_way: self.direct.closed().map(str::to_owned),
+            no_led_sockets: self.sockets.closed().map(str::to_owned),
             strangers: all.iter().filter(stranger).map(state).collect(),
             pods,
         })

@@ -8,7 +8,7 @@ use super::{Engine, record::Record};
 use crate::{
     cidr::Cidr,
     conntrack::{self, Stale},
-    direct::{Hindrance, Watched},
+    direct::{Care, Hindrance, Watched},
     error::{Doing, Error},
     lease::Lease,
     links,
@@ -21,7 +21,7 @@ use crate::{
     policy::{self, Guard, Policy},
     service::{Balance, Change, Service},
     settings::Settings,
-    trace::{self, Flow, Step},
+    trace::{self, Flow, Shortcuts, Step},
 };
 
 /// All services and network policies of a node, resolved to addresses.
@@ -63,16 +63,14 @@ impl Standing {
         &mut self.watched
     }
 
-    /// A pod to which host ports lead, if it has any.
-    pub(super) fn has_ports(&mut self, lease: &Lease) {
-        if !lease.ports.is_empty() {
-            self.watched.translate(lease.ips.iter().copied());
-        }
-    }
-
     /// What keeps a pod off the direct way, of what concerns this pod.
     pub(super) fn hinders(&self, lease: &Lease) -> Option<Hindrance> {
         self.watched.hinders(lease)
+    }
+
+    /// Which of a pod's packets may take it.
+    pub(super) fn care(&self, lease: &Lease) -> Care {
+        self.watched.care(lease)
     }
 
     pub(super) fn fragments(&self) -> impl Iterator<Item = Arc<Fragment>> {
@@ -132,6 +130,9 @@ impl Engine {
         }
         let ranges = self.standing.rules.service_ranges.clone();
         let change = self.standing.replace(rules);
+        // First, for a process after that doesn't know them yet must not let in whom they refuse.
+        self.keep_rules();
+        self.lead_sockets(change.led);
         if let Err(error) = self.leave_direct() {
             self.standing.stale = true;
             return Err(error);
@@ -196,8 +197,9 @@ impl Engine {
 
     /// What would become of a connection.
     pub(crate) fn trace(&self, flow: Flow, host: &[IpAddr]) -> Vec<Vec<Step>> {
-        let direct = self.direct.addresses().collect();
-        trace::trace(&self.settings, &self.attached(), &self.standing.rules, &direct, host, flow)
+        let (settings, leases, rules) = (&self.settings, self.attached(), &self.standing.rules);
+        let shortcuts = Shortcuts { direct: self.direct.cares().collect(), led: self.led().collect() };
+        trace::trace(settings, &leases, rules, &shortcuts, host, flow)
     }
 
     /// The rules that stand.
@@ -208,13 +210,14 @@ impl Engine {
     /// Reads what a process before had in force: until somebody says otherwise it goes on, also in a table that is made anew.
     pub(super) fn recall(&mut self) -> Result<(), Error> {
         let rules = self.standing.record.read().doing(|| "read the rules of the process before".into())?;
-        self.standing.replace(rules);
+        let change = self.standing.replace(rules);
+        self.lead_sockets(change.led);
         self.standing.record.stands();
         Ok(())
     }
 
-    /// Keeps the rules for the process after, if they changed. Not on the way of who waits for them.
-    pub(crate) fn keep_rules(&mut self) {
+    /// Keeps the rules for the process after, if they changed.
+    fn keep_rules(&mut self) {
         if !self.closed {
             self.standing.record.keep(&self.standing.rules);
         }

@@ -283,6 +283,57 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     println!("{what}: after {:?}", begun.elapsed());
 }
 
+/// A cgroup (v2) of its own.
+pub struct Cgroup(pub std::path::PathBuf);
+
+impl Cgroup {
+    pub fn new() -> Cgroup {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[2] == "cgroup2");
+        let mount = mount.expect("a cgroup2 mount: needed for this test")[1].to_owned();
+        let name = format!("netplug-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = std::path::Path::new(&mount).join(name);
+        std::fs::create_dir(&dir).unwrap();
+        Cgroup(dir)
+    }
+
+    /// What a process of the cgroup that connects to an address is told: its peer's name, what its packets say instead, and what it hears.
+    pub fn connect(&self, netns: &Netns, address: &str) -> Result<[String; 3], String> {
+        const CONNECT: &str = r#"
+            use Socket qw(:DEFAULT :addrinfo);
+            my ($host, $port) = $ARGV[0] =~ /^\[?(.*?)\]?:(\d+)$/;
+            my ($error, $found) = getaddrinfo($host, $port, {socktype => SOCK_STREAM, flags => AI_NUMERICHOST});
+            die $error if $error;
+            socket(my $socket, $found->{family}, SOCK_STREAM, 0) or die "socket: $!";
+            $SIG{ALRM} = sub { die "nobody answers" };
+            alarm 5;
+            connect($socket, $found->{addr}) or die "connect: $!";
+            my (undef, $peer, $at) = getnameinfo(getpeername($socket), NI_NUMERICHOST | NI_NUMERICSERV);
+            my ($line) = split /\n/, `ss -Htn4; ss -Htn6`;
+            my $real = (split ' ', $line)[4];
+            local $/;
+            print "$peer $at\n$real\n", <$socket>;
+        "#;
+        let procs = self.0.join("cgroup.procs");
+        let address = address.to_owned();
+        netns.run(move || {
+            let script = format!("echo $$ > {} && exec perl -e \"$1\" \"$2\"", procs.display());
+            let output = Command::new("sh").args(["-c", &script, "sh", CONNECT, &address]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let lines: Vec<String> = said.lines().map(str::to_owned).collect();
+            lines.try_into().map_err(|lines| format!("{lines:?} {}", String::from_utf8_lossy(&output.stderr)))
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 /// A pod's namespace, and what it is to be attached with.
 pub struct Pod {
     pub netns: Netns,

@@ -13,26 +13,64 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_PROG_ATTACH: u32 = 8;
+const BPF_PROG_DETACH: u32 = 9;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_PROG_QUERY: u32 = 16;
+const BPF_BTF_LOAD: u32 = 18;
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
-const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_F_REPLACE: u32 = 4;
 
 /// As long as the kernel lets a program's name be, with its NUL.
 const NAME: usize = 16;
-/// More maps than a program of ours has.
-const MAPS: usize = 64;
+/// More maps than a program of ours has, and more programs than a cgroup can (`BPF_CGROUP_MAX_PROGS`).
+const MOST: usize = 64;
 
 /// What a program is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProgramType {
     /// It decides about packets of a network device: `BPF_PROG_TYPE_SCHED_CLS`.
-    Packets = 3,
+    Packets,
     /// It decides which devices a cgroup's processes may open: `BPF_PROG_TYPE_CGROUP_DEVICE`.
-    CgroupDevice = 15,
+    CgroupDevice,
+    /// It sees, and changes, addresses that a cgroup's sockets are given or give: `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+    CgroupAddress(Moment),
+}
+
+/// When a program of [`ProgramType::CgroupAddress`] is asked. The numbers are those of `enum bpf_attach_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// connect() of an IPv4 socket.
+    Connect4 = 10,
+    /// connect() of an IPv6 socket.
+    Connect6 = 11,
+    /// getpeername() of an IPv4 socket.
+    PeerName4 = 29,
+    /// getpeername() of an IPv6 socket.
+    PeerName6 = 30,
+}
+
+impl ProgramType {
+    fn number(self) -> u32 {
+        match self {
+            ProgramType::Packets => 3,
+            ProgramType::CgroupDevice => 15,
+            ProgramType::CgroupAddress(_) => 18,
+        }
+    }
+
+    /// `enum bpf_attach_type`, as a cgroup takes it; 0 for what is attached elsewhere.
+    fn attachment(self) -> u32 {
+        match self {
+            ProgramType::Packets => 0,
+            ProgramType::CgroupDevice => 6,
+            ProgramType::CgroupAddress(moment) => moment as u32,
+        }
+    }
 }
 
 fn invalid() -> io::Error {
@@ -64,13 +102,15 @@ pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd
         kernel_version: u32,
         flags: u32,
         name: [u8; NAME],
+        ifindex: u32,
+        attachment: u32,
     }
     if !program.len().is_multiple_of(8) {
         return Err(invalid());
     }
     let count = u32::try_from(program.len() / 8).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let load = Load {
-        prog_type: kind as u32,
+        prog_type: kind.number(),
         count,
         instructions: program.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
@@ -80,6 +120,8 @@ pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd
         kernel_version: 0,
         flags: 0,
         name: named(name),
+        ifindex: 0,
+        attachment: kind.attachment(),
     };
     // SAFETY: `load` and what it points at live until the call returns; the kernel only reads them, `count` instructions and the
     // licence up to its NUL.
@@ -88,16 +130,61 @@ pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Lets a program of [`ProgramType::CgroupDevice`] decide, beside those that are there, which devices the processes of a cgroup (v2) may
-/// open. It stays as long as the cgroup.
+/// Lets a program for cgroups decide, beside those that are there or in place of one, about what processes of a cgroup (v2) and of those below it
+/// do. It stays as long as the cgroup.
 ///
 /// # Errors
 /// The kernel's.
-pub fn attach_device(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attach: [u32; 4] = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
-    // SAFETY: `attach` lives until the call returns; the kernel only reads it.
-    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) })?;
+pub fn attach(cgroup: BorrowedFd<'_>, kind: ProgramType, program: BorrowedFd<'_>, replaced: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let flags = BPF_F_ALLOW_MULTI | replaced.map_or(0, |_| BPF_F_REPLACE);
+    let replaced = replaced.map_or(0, |program| program.as_raw_fd() as u32);
+    order(BPF_PROG_ATTACH, &[cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, kind.attachment(), flags, replaced])
+}
+
+/// Takes it away again.
+///
+/// # Errors
+/// The kernel's: `ENOENT` where it isn't.
+pub fn detach(cgroup: BorrowedFd<'_>, kind: ProgramType, program: BorrowedFd<'_>) -> io::Result<()> {
+    order(BPF_PROG_DETACH, &[cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, kind.attachment()])
+}
+
+/// A command whose attributes are numbers alone.
+fn order(command: u32, attributes: &[u32]) -> io::Result<()> {
+    // SAFETY: `attributes` lives until the call returns; the kernel only reads it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) })?;
     Ok(())
+}
+
+/// The programs of one kind that were attached to this very cgroup.
+///
+/// # Errors
+/// The kernel's.
+pub fn attached(cgroup: BorrowedFd<'_>, kind: ProgramType) -> io::Result<Vec<OwnedFd>> {
+    #[repr(C)]
+    struct Query {
+        target: u32,
+        attachment: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        /// In and out.
+        count: u32,
+        unused: u32,
+    }
+    let mut ids = [0_u32; MOST];
+    let mut query = Query {
+        target: cgroup.as_raw_fd() as u32,
+        attachment: kind.attachment(),
+        query_flags: 0,
+        attach_flags: 0,
+        programs: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        unused: 0,
+    };
+    // SAFETY: `query` and `ids`, which has room for as many numbers as it says, live until the call returns; the kernel writes into both.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>()) })?;
+    ids.into_iter().take(query.count as usize).filter_map(|id| program(id).transpose()).collect()
 }
 
 /// A program by its number; none: it is gone. Needs CAP_SYS_ADMIN.
@@ -180,13 +267,24 @@ pub fn tag_of(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.tag)
 }
 
+/// A program's name.
+///
+/// # Errors
+/// The kernel's.
+pub fn name_of(program: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = ProgramInfo::default();
+    // SAFETY: it says that none of its buffers has any room.
+    unsafe { inform(program, &mut info) }?;
+    Ok(info.name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect())
+}
+
 /// The hash maps of a program, in the order in which it has them.
 ///
 /// # Errors
 /// The kernel's.
 pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<Map>> {
-    let mut ids = [0_u32; MAPS];
-    let mut info = ProgramInfo { map_count: MAPS as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
+    let mut ids = [0_u32; MOST];
+    let mut info = ProgramInfo { map_count: MOST as u32, maps: ids.as_mut_ptr() as u64, ..ProgramInfo::default() };
     // SAFETY: `ids` has room for as many numbers as it says, and lives until the call returns.
     unsafe { inform(program, &mut info) }?;
     let mut maps = Vec::new();
@@ -211,6 +309,26 @@ pub struct Map {
     entries: u32,
 }
 
+/// What a map is made of.
+#[derive(Default)]
+#[repr(C)]
+struct Create {
+    map_type: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; NAME],
+    ifindex: u32,
+    btf: u32,
+    btf_key: u32,
+    btf_value: u32,
+}
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+
 impl Map {
     /// With keys and values of so many bytes, and room for so many of them, which costs nothing before they are there. `name`: as that of
     /// a program.
@@ -218,34 +336,40 @@ impl Map {
     /// # Errors
     /// The kernel's.
     pub fn new(name: &str, key: usize, value: usize, entries: u32) -> io::Result<Map> {
-        const BPF_F_NO_PREALLOC: u32 = 1;
-        #[repr(C)]
-        struct Create {
-            map_type: u32,
-            key: u32,
-            value: u32,
-            entries: u32,
-            flags: u32,
-            inner: u32,
-            numa_node: u32,
-            name: [u8; NAME],
-        }
         let size = |bytes: usize| u32::try_from(bytes).map_err(|_| invalid());
-        let (key_size, value_size) = (size(key)?, size(value)?);
         let create = Create {
             map_type: BPF_MAP_TYPE_HASH,
-            key: key_size,
-            value: value_size,
+            key: size(key)?,
+            value: size(value)?,
             entries,
             flags: BPF_F_NO_PREALLOC,
-            inner: 0,
-            numa_node: 0,
             name: named(name),
+            ..Create::default()
         };
-        // SAFETY: `create` lives until the call returns; the kernel only reads it.
-        let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, ptr::from_ref(&create), size_of::<Create>()) })?;
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(Map { fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) }, key, value, entries })
+        Ok(Map { fd: create.make()?, key, value, entries })
+    }
+
+    /// What programs keep of a socket, so many bytes (a multiple of 4): it goes when the socket does. For programs alone.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of_sockets(name: &str, value: usize) -> io::Result<Map> {
+        const KEY: usize = 4;
+        let words = u32::try_from(value / 4).ok().filter(|words| *words as usize * 4 == value).ok_or_else(invalid)?;
+        // The kernel wants it described in its type format (BTF).
+        let types = load_types(&words_as_types(words))?;
+        let create = Create {
+            map_type: BPF_MAP_TYPE_SK_STORAGE,
+            key: KEY as u32,
+            value: words * 4,
+            flags: BPF_F_NO_PREALLOC,
+            name: named(name),
+            btf: types.as_raw_fd() as u32,
+            btf_key: 1,
+            btf_value: 2,
+            ..Create::default()
+        };
+        Ok(Map { fd: create.make()?, key: KEY, value, entries: 0 })
     }
 
     /// Of its keys, in bytes.
@@ -332,6 +456,46 @@ impl Map {
     fn attributes(&self, key: u64, value: u64) -> Element {
         Element { map: self.fd.as_raw_fd() as u32, unused: 0, key, value, flags: 0 }
     }
+}
+
+impl Create {
+    fn make(&self) -> io::Result<OwnedFd> {
+        // SAFETY: `self` lives until the call returns; the kernel only reads it.
+        let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, ptr::from_ref(self), size_of::<Create>()) })?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+}
+
+/// Two types, as the kernel's Documentation/bpf/btf.rst has them: 1 is a number of 32 bits, 2 an array of so many of them.
+fn words_as_types(words: u32) -> Vec<u8> {
+    const MAGIC_AND_VERSION: u32 = 0x0001_eb9f;
+    const HEADER: u32 = 24;
+    const INTEGER: u32 = 1 << 24;
+    const ARRAY: u32 = 3 << 24;
+    let types = [1, INTEGER, 4, 32, 0, ARRAY, 0, 1, 1, words];
+    let names = b"\0u32\0\0\0\0";
+    let length = size_of_val(&types) as u32;
+    let header = [MAGIC_AND_VERSION, HEADER, 0, length, length, names.len() as u32];
+    header.into_iter().chain(types).flat_map(u32::to_ne_bytes).chain(names.iter().copied()).collect()
+}
+
+fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        types: u64,
+        log: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+        unused: u32,
+    }
+    let size = u32::try_from(types.len()).map_err(|_| invalid())?;
+    let load = Load { types: types.as_ptr() as u64, log: 0, size, log_size: 0, log_level: 0, unused: 0 };
+    // SAFETY: `load` and `types` live until the call returns; the kernel only reads them, `size` bytes of the latter.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_BTF_LOAD, ptr::from_ref(&load), size_of::<Load>()) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Of commands about one element.

@@ -111,10 +111,10 @@ fn attach(dir: &Path, extra: &[Rule]) -> std::io::Result<()> {
             let made = load(&ALLOWED)?;
             USUAL.get_or_init(|| made)
         };
-        return bpf::attach_device(group.as_fd(), usual.as_fd());
+        return bpf::attach(group.as_fd(), ProgramType::CgroupDevice, usual.as_fd(), None);
     }
     let program = load(&[&ALLOWED, extra].concat())?;
-    bpf::attach_device(group.as_fd(), program.as_fd())
+    bpf::attach(group.as_fd(), ProgramType::CgroupDevice, program.as_fd(), None)
 }
 
 fn load(rules: &[Rule]) -> std::io::Result<OwnedFd> {
