@@ -118,8 +118,7 @@ impl World<'_> {
         let mut services = self.rules.services.iter().filter(|service| service.protocol == protocol);
         let service = services.find(|service| at(service)).filter(|service| fits(service))?;
         let targets: Vec<_> = service.endpoints.iter().filter(|end| end.is_ipv4() == destination.is_ipv4()).copied().collect();
-        (!targets.is_empty())
-            .then(|| (format!("service {}, {} of its endpoints", service.name, one_of(targets.len())), targets))
+        (!targets.is_empty()).then(|| (format!("service {}, {} of its endpoints", service.name, one_of(targets.len())), targets))
     }
 
     /// What becomes of packets.
@@ -130,10 +129,8 @@ impl World<'_> {
             return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
         }
         if self.goes_directly(flow) {
-            let reason = format!(
-                "no rule has to see it: straight to {}, past the host and what it could refuse",
-                self.name(destination)
-            );
+            let reason =
+                format!("no rule has to see it: straight to {}, past the host and what it could refuse", self.name(destination));
             return vec![vec![Step { chain: "direct".into(), verdict: Verdict::Accept, reason }]];
         }
         let (entry, targets) = self.entrance(flow);

@@ -142,7 +142,10 @@ fn what_cannot_be_led_is_translated() {
     assert!(!translated(&world));
     // Not a process of a pod.
     assert!(world.client.0.netns.ask(Tcp, &vip).is_ok());
-    let world = { let plain = world.lab.routed(); world.again(plain) };
+    let world = {
+        let plain = world.lab.routed();
+        world.again(plain)
+    };
     assert!(!translated(&world), "who isn't told of the cgroup leaves it alone");
     let off = Settings { direct: false, ..settings(&world.lab, &world.cgroup) };
     let world = world.again(off);

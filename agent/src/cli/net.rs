@@ -94,6 +94,13 @@ fn tree(view: &NetworkView) -> String {
         );
         root.below.push(Branch::leaf(format!("from pod to pod {way}")));
     }
+    if view.bridge.is_some() && !view.services.is_empty() {
+        let way = view.no_service_sockets.as_ref().map_or_else(
+            || "their sockets, which are connected to an endpoint (TCP, without affinity)".to_owned(),
+            |reason| format!("the host's rules: {reason}"),
+        );
+        root.below.push(Branch::leaf(format!("from pods to services by {way}")));
+    }
     root.below.extend(group("services", view.services.iter().map(service)));
     root.below.extend(group("network policies", view.policies.iter().map(|it| policy(it, view))));
     root.below.extend(group("other firewalls", view.obstacles.iter().map(Branch::leaf)));
@@ -277,6 +284,7 @@ node
 │     ├─ policy default/shut (ingress: nothing is allowed)
 │     └─ to and from pods by the host's rules: network policies select it
 ├─ from pod to pod directly, where no rule has to see it
+├─ from pods to services by their sockets, which are connected to an endpoint (TCP, without affinity)
 ├─ services
 │  └─ default/none  10.96.0.1:80/TCP
 │     └─ no ready endpoint: connections are refused

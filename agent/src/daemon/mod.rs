@@ -44,6 +44,7 @@ use crate::pod::pressure;
 use crate::pod::recorder::{Level, Recorder};
 use crate::pod::shutdown::{Cause, end_all, mind as mind_shutdown};
 use crate::pod::store::Store;
+use crate::runtime::cgroup::Cgroups;
 use crate::runtime::{self, Allocatable, Runtime, Sockets};
 use crate::shutdown;
 use crate::source;
@@ -392,6 +393,7 @@ fn wiring(network: &Network, belongs: Belongs) -> Wiring {
 }
 
 fn network(settings: &Settings) -> netplug::Settings {
+    let pods_cgroup = Cgroups::detect(&settings.cgroup_parent).and_then(|cgroups| cgroups.of_all_pods());
     netplug::Settings {
         bridge: settings.network.bridge.clone(),
         ranges: settings.network.pod_ranges.clone(),
@@ -405,6 +407,8 @@ fn network(settings: &Settings) -> netplug::Settings {
         // By the host, where Services and policies see every packet.
         isolation: netplug::Isolation::Routed,
         direct: settings.network.direct_path,
+        // The runtime complains where there are none.
+        pods_cgroup: pods_cgroup.ok().flatten(),
     }
 }
 

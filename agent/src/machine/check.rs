@@ -33,6 +33,7 @@ pub fn thorough(lib: &Path, (bridge, table): (&str, &str), shutdown: &[Period]) 
     checks.push(bandwidth());
     checks.push(firewalls(bridge, table));
     checks.push(direct_path());
+    checks.push(service_sockets());
     checks
 }
 
@@ -89,6 +90,20 @@ fn direct_path() -> Check {
             Verdict::Limited,
             error.to_string(),
             "pods reach each other by the host's rules alone: somewhat slower",
+        ),
+    }
+}
+
+fn service_sockets() -> Check {
+    match netplug::can_lead_sockets() {
+        Ok(()) => {
+            check("sockets", Verdict::Good, "pods' sockets can be connected to a Service's endpoint from the beginning", "")
+        }
+        Err(error) => check(
+            "sockets",
+            Verdict::Limited,
+            error.to_string(),
+            "connections to Services are translated by the host's rules: somewhat slower",
         ),
     }
 }

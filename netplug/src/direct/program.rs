@@ -9,7 +9,14 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::{ebpf::*, links::Mac};
+use crate::{
+    ebpf::{
+        ADD, AND, Code, JUMP, JUMP_IF, JUMP_IF_ABOVE_REGISTER, JUMP_IF_BITS, JUMP_UNLESS, JUMP_UNLESS_REGISTER, LOAD_BYTE,
+        LOAD_DOUBLE, LOAD_HALF, LOAD_WORD, MAP_DELETE_ELEM, MAP_UPDATE_ELEM, MOVE, MOVE_REGISTER, OR_REGISTER, REDIRECT_PEER,
+        SKB_CHANGE_TYPE, SKB_STORE_BYTES, STACK, STORE_BYTE_VALUE, STORE_DOUBLE, STORE_HALF, STORE_WORD, STORE_WORD_VALUE,
+    },
+    links::Mac,
+};
 
 /// Of a key: an IPv6 address, or an IPv4 address as one (`::ffff:a.b.c.d`).
 pub(super) const KEY: usize = 16;
@@ -346,6 +353,7 @@ enum Label {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::ebpf::assert_forward;
 
     #[test]
     fn jumps_lead_forward_and_stay_within() {

@@ -243,9 +243,8 @@ impl Engine {
         if !leaving.is_empty() {
             self.leave(&leaving)?;
         }
-        let changed = |lease: &&Lease| {
-            self.direct.admitted.get(&lease.uid).is_some_and(|pod| pod.care != self.standing.care(lease))
-        };
+        let changed =
+            |lease: &&Lease| self.direct.admitted.get(&lease.uid).is_some_and(|pod| pod.care != self.standing.care(lease));
         let changed: Vec<Lease> = self.leases.values().filter(changed).cloned().collect();
         changed.iter().for_each(|lease| self.admit(lease));
         Ok(())

@@ -124,7 +124,7 @@ impl Engine {
 }
 
 /// Whether this kernel lets sockets be led to Services' endpoints ([`crate::Settings::pods_cgroup`]).
-pub fn can_lead_sockets(pods_cgroup: &Path) -> Result<(), Error> {
-    let action = || "load eBPF programs for connect(): needs Linux 5.10 and the kernel's BPF_SYSCALL, CGROUP_BPF".to_owned();
-    Balancer::can_be(pods_cgroup).doing(action)
+pub fn can_lead_sockets() -> Result<(), Error> {
+    let action = || "load eBPF programs for connect(): needs Linux 5.10 with BPF_SYSCALL and CGROUP_BPF".to_owned();
+    Balancer::can_be().doing(action)
 }

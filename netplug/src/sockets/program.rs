@@ -4,7 +4,11 @@
 //! connect() to a Service's address is given an endpoint's in its place, drawn as the rules would draw it, and the socket remembers what was
 //! asked for, which is what getpeername() is told.
 
-use crate::ebpf::*;
+use crate::ebpf::{
+    Code, GET_NETNS_COOKIE, GET_PRANDOM_U32, JUMP_IF, JUMP_UNLESS, LOAD_DOUBLE, LOAD_HALF, LOAD_WORD, MODULO_REGISTER, MOVE,
+    MOVE_REGISTER, SK_STORAGE_DELETE, SK_STORAGE_GET, STACK, STORE_DOUBLE, STORE_HALF, STORE_HALF_VALUE, STORE_WORD,
+    STORE_WORD_VALUE,
+};
 
 /// Of a pod's key: its network namespace's cookie.
 pub(super) const COOKIE: usize = 8;
@@ -159,6 +163,7 @@ fn write_address(code: &mut Code<Label>, sockets: Sockets, from: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ebpf::assert_forward;
 
     #[test]
     fn jumps_lead_forward_and_stay_within() {

@@ -135,7 +135,12 @@ pub fn load(kind: ProgramType, name: &str, program: &[u8]) -> io::Result<OwnedFd
 ///
 /// # Errors
 /// The kernel's.
-pub fn attach(cgroup: BorrowedFd<'_>, kind: ProgramType, program: BorrowedFd<'_>, replaced: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub fn attach(
+    cgroup: BorrowedFd<'_>,
+    kind: ProgramType,
+    program: BorrowedFd<'_>,
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let flags = BPF_F_ALLOW_MULTI | replaced.map_or(0, |_| BPF_F_REPLACE);
     let replaced = replaced.map_or(0, |program| program.as_raw_fd() as u32);
     order(BPF_PROG_ATTACH, &[cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, kind.attachment(), flags, replaced])

@@ -23,6 +23,10 @@ pub struct NetworkView {
     /// Why no pod takes the direct way to others, past the host's rules; none: those do that nothing keeps off it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_direct_path: Option<String>,
+    /// Why no pod's sockets are connected to Services' endpoints from the beginning, and the rules translate instead; none: they are,
+    /// where that can be (TCP, without affinity).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_service_sockets: Option<String>,
     /// Pods with a network of their own.
     pub pods: Vec<PodView>,
     /// Links in the bridge that are no pod's.
@@ -172,6 +176,7 @@ pub(super) fn of_bridge(picture: Picture, rules: &Rules, obstacles: Vec<String>)
         bridge: picture.bridge.as_ref().map(link),
         table: Some(TableView { name: picture.table, stands: picture.table_stands }),
         no_direct_path: picture.no_direct_way.clone(),
+        no_service_sockets: picture.no_led_sockets.clone(),
         pods: picture.pods.iter().map(|state| pod(state, rules)).collect(),
         strangers: picture.strangers.iter().map(link).collect(),
         services: rules.services.iter().map(|known| service(known)).collect(),
