@@ -55,6 +55,13 @@ fn a_service_follows_its_pods_and_is_reached_from_everywhere() {
         if found == both { Ok(()) } else { Err(format!("{found:?}")) }
     });
     assert_eq!(answers(&client, "http://web/hostname", 12), both, "by its name");
+    // Its sockets were connected to endpoints from the beginning: nothing of the Service's address was ever on the way.
+    let trace = node.run(&["net", "trace", "client", &format!("{ip}:80")]).ok();
+    assert!(trace.contains("the socket is connected to"), "{trace}");
+    assert!(node.run(&["net"]).ok().contains("─ from pods to services by their sockets"));
+    let flows = node.inside("cat", &["/proc/net/nf_conntrack"]).ok();
+    let translated = format!("src={} dst={ip} ", client.ip());
+    assert!(!flows.contains(&translated), "{flows}");
     node.curl(&url).ok();
     node.curl("http://127.0.0.1:30080/hostname").ok();
     node.curl_from_outside("http://192.0.2.1:30080/hostname").ok();

@@ -1,7 +1,8 @@
 //! What packets cost on the ways that pods have, side by side in one run: our network, and podman's (netavark with its bridge and iptables).
 //! Throughput of one stream, requests on one connection, and connections one after the other, pod → pod (of which nothing speaks), to a pod
-//! that has the host ports and is the Services' endpoint, pod → host, from outside by a host port and, on our side, by a Service, with as many host ports published and Services as are asked for. Both sides take turns, so that
-//! what the machine does besides touches both alike. Where br_netfilter is there (as Kubernetes' nodes have it), what podman's bridge
+//! that is the Services' endpoint, to one that has the host ports, pod → host, from outside by a host port and, on our side, by a Service, with
+//! as many host ports published and Services as are asked for. Both sides take turns, so that what the machine does besides touches both
+//! alike. "by rules" are connections of processes whose sockets aren't led to an endpoint: all of it is in a cgroup of its own, or isn't. Where br_netfilter is there (as Kubernetes' nodes have it), what podman's bridge
 //! passes on goes through iptables; pod → pod is measured without that, too.
 //!
 //!     cargo run --release -p netplug --example load [COUNT ...]
@@ -14,6 +15,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
     process::{Command, Stdio, id},
     sync::{Arc, mpsc},
     thread,
@@ -113,10 +115,12 @@ struct Side {
     client: Space,
     server: Space,
     server_ip: String,
-    /// As the server, but without ports and Services.
+    /// As the server, but without ports; the Services' endpoint.
+    endpoint: Space,
+    endpoint_ip: String,
+    /// Without ports and Services.
     plain: Space,
     plain_ip: String,
-    gateway: &'static str,
     /// Ends with the side.
     _network: Option<Network>,
 }
@@ -124,19 +128,20 @@ struct Side {
 const HOST: &str = "192.0.2.1";
 
 impl Side {
-    fn spaces() -> Fallible<[Space; 5]> {
-        let [node, outside, client, server, plain] = [Space::new()?, Space::new()?, Space::new()?, Space::new()?, Space::new()?];
+    fn spaces() -> Fallible<[Space; 6]> {
+        let spaces: Vec<Space> = (0..6).map(|_| Space::new()).collect::<Fallible<_>>()?;
+        let [node, outside, ..] = &spaces[..] else { return Err("six spaces".into()) };
         node.ip(&format!("link add up0 type veth peer name eth0 netns {}", outside.tid))?;
         node.ip(&format!("address add {HOST}/24 dev up0"))?;
         node.ip("link set up0 up")?;
         outside.ip("address add 192.0.2.2/24 dev eth0")?;
         outside.ip("link set eth0 up")?;
         node.ip("route add default via 192.0.2.2")?;
-        Ok([node, outside, client, server, plain])
+        spaces.try_into().map_err(|_| "six spaces".into())
     }
 
-    fn ours(ports: u16, state: std::path::PathBuf) -> Fallible<Side> {
-        let [node, outside, client, server, plain] = Side::spaces()?;
+    fn ours(ports: u16, state: PathBuf, cgroup: &Path) -> Fallible<Side> {
+        let [node, outside, client, server, endpoint, plain] = Side::spaces()?;
         let settings = Settings {
             bridge: "pods0".into(),
             ranges: vec![Range { subnet: "10.88.0.0/16".parse()?, gateway: None, exclude: Vec::new() }],
@@ -145,11 +150,14 @@ impl Side {
             // As the agent has it.
             isolation: Isolation::Routed,
             direct: true,
+            pods_cgroup: Some(cgroup.to_owned()),
             ..Settings::default()
         };
         let network = node.run(|| Ok(futures::executor::block_on(Network::open(settings))?))?;
         let mut ips = Vec::new();
-        for (uid, space, ports) in [("client", &client, 0..0), ("server", &server, 0..ports), ("plain", &plain, 0..0)] {
+        let pods =
+            [("client", &client, 0..0), ("server", &server, 0..ports), ("endpoint", &endpoint, 0..0), ("plain", &plain, 0..0)];
+        for (uid, space, ports) in pods {
             let netlink: OwnedFd = space.run(|| {
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
@@ -161,16 +169,28 @@ impl Side {
             let attachment = Attachment { uid, pod: uid, netns, netlink, ports, fixed: Vec::new(), bandwidth: None };
             ips.push(futures::executor::block_on(network.attach(attachment))?.ips[0].to_string());
         }
-        let (plain_ip, server_ip) = (ips.pop().unwrap_or_default(), ips.pop().unwrap_or_default());
-        futures::executor::block_on(network.enforce(services(ports, &server_ip)?))?;
-        let gateway = "10.88.0.1";
-        Side { name: "netplug", node, outside, client, server, server_ip, plain, plain_ip, gateway, _network: Some(network) }
-            .served()
+        let [_, server_ip, endpoint_ip, plain_ip] = ips.try_into().map_err(|_| "four addresses")?;
+        futures::executor::block_on(network.enforce(services(ports, &endpoint_ip)?))?;
+        Side {
+            name: "netplug",
+            node,
+            outside,
+            client,
+            server,
+            server_ip,
+            endpoint,
+            endpoint_ip,
+            plain,
+            plain_ip,
+            _network: Some(network),
+        }
+        .served()
     }
 
-    fn podmans(ports: u16, state: &std::path::Path) -> Fallible<Side> {
-        let [node, outside, client, server, plain] = Side::spaces()?;
-        for (number, (space, ports)) in [(&client, 0..0), (&server, 0..ports), (&plain, 0..0)].into_iter().enumerate() {
+    fn podmans(ports: u16, state: &Path) -> Fallible<Side> {
+        let [node, outside, client, server, endpoint, plain] = Side::spaces()?;
+        let pods = [(&client, 0..0), (&server, 0..ports), (&endpoint, 0..0), (&plain, 0..0)];
+        for (number, (space, ports)) in pods.into_iter().enumerate() {
             let mappings: Vec<_> = ports
                 .map(|port| json!({"host_ip": "", "container_port": PORT + port, "host_port": PORT + port, "range": 1, "protocol": "tcp"}))
                 .collect();
@@ -195,12 +215,14 @@ impl Side {
                 if child.wait()?.success() { Ok(()) } else { Err("netavark failed".into()) }
             })?;
         }
-        let (server_ip, plain_ip, gateway) = ("10.88.0.3".into(), "10.88.0.4".into(), "10.88.0.1");
-        Side { name: "podman", node, outside, client, server, server_ip, plain, plain_ip, gateway, _network: None }.served()
+        let [server_ip, endpoint_ip, plain_ip] = ["10.88.0.3", "10.88.0.4", "10.88.0.5"].map(str::to_owned);
+        Side { name: "podman", node, outside, client, server, server_ip, endpoint, endpoint_ip, plain, plain_ip, _network: None }
+            .served()
     }
 
     fn served(self) -> Fallible<Side> {
         self.server.serve()?;
+        self.endpoint.serve()?;
         self.plain.serve()?;
         self.node.serve()?;
         Ok(self)
@@ -210,18 +232,19 @@ impl Side {
     fn way(&self, way: &str) -> Fallible<(&Space, SocketAddr)> {
         let (from, ip) = match way {
             "pod → pod" => (&self.client, self.plain_ip.as_str()),
-            "pod → endpoint" => (&self.client, self.server_ip.as_str()),
-            "pod → host" => (&self.client, self.gateway),
-            "pod → Service" => (&self.client, SERVICE),
+            "pod → endpoint" => (&self.client, self.endpoint_ip.as_str()),
+            "pod → host port's pod" => (&self.client, self.server_ip.as_str()),
+            "pod → host" => (&self.client, GATEWAY),
+            "pod → Service" | "pod → Service by rules" => (&self.client, SERVICE),
             _ => (&self.outside, HOST),
         };
         Ok((from, SocketAddr::new(ip.parse()?, PORT)))
     }
 }
 
-/// So many Services; the server is the endpoint of the first, at [`SERVICE`].
-fn services(count: u16, server: &str) -> Fallible<Rules> {
-    let endpoint = SocketAddr::new(server.parse()?, PORT);
+/// So many Services, from [`SERVICE`] on, with one endpoint.
+fn services(count: u16, endpoint: &str) -> Fallible<Rules> {
+    let endpoint = SocketAddr::new(endpoint.parse()?, PORT);
     let first: Ipv4Addr = SERVICE.parse()?;
     let service = |number: u16| Service {
         name: format!("default/service{number}"),
@@ -239,8 +262,43 @@ fn services(count: u16, server: &str) -> Fallible<Rules> {
     })
 }
 
+const GATEWAY: &str = "10.88.0.1";
 const SERVICE: &str = "10.96.0.1";
-const WAYS: [&str; 4] = ["pod → pod", "pod → endpoint", "pod → host", "outside → hostPort"];
+const WAYS: [&str; 5] = ["pod → pod", "pod → endpoint", "pod → host port's pod", "pod → host", "outside → hostPort"];
+
+/// A cgroup (v2) in which all that this process connects is, as a pod's processes are in theirs; or isn't.
+struct Cgroup {
+    before: PathBuf,
+    own: PathBuf,
+}
+
+impl Cgroup {
+    fn new() -> Fallible<Cgroup> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[2] == "cgroup2");
+        let mount = PathBuf::from(mount.ok_or("no cgroup2 is mounted")?[1]);
+        let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+        let before = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("in no group of cgroup2")?;
+        let group = Cgroup { before: mount.join(before), own: mount.join(format!("netplug-load-{}", id())) };
+        std::fs::create_dir(&group.own)?;
+        Ok(group)
+    }
+
+    fn enter(&self) -> Fallible<()> {
+        Ok(std::fs::write(self.own.join("cgroup.procs"), "0")?)
+    }
+
+    fn leave(&self) -> Fallible<()> {
+        Ok(std::fs::write(self.before.join("cgroup.procs"), "0")?)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = self.leave();
+        let _ = std::fs::remove_dir(&self.own);
+    }
+}
 
 fn main() -> Fallible<()> {
     let mut counts = std::env::args().skip(1).map(|word| word.parse::<u16>()).collect::<Result<Vec<_>, _>>()?;
@@ -248,14 +306,18 @@ fn main() -> Fallible<()> {
         counts = vec![10, 1000];
     }
     println!("| way | measure | host ports, Services | netplug | podman | ratio |\n|---|---|---|---|---|---|");
+    let cgroup = Cgroup::new()?;
     for ports in counts {
         let state = tempfile::tempdir()?;
-        let sides = [Side::ours(ports, state.path().join("net"))?, Side::podmans(ports, state.path())?];
+        let sides = [Side::ours(ports, state.path().join("net"), &cgroup.own)?, Side::podmans(ports, state.path())?];
         for way in WAYS {
             compare(&sides, way, ports)?;
         }
-        by_service(&sides[0], ports)?;
-        if std::path::Path::new("/proc/sys/net/bridge").exists() {
+        cgroup.enter()?;
+        by_service(&sides[0], "pod → Service", ports)?;
+        cgroup.leave()?;
+        by_service(&sides[0], "pod → Service by rules", ports)?;
+        if Path::new("/proc/sys/net/bridge").exists() {
             for side in &sides {
                 side.node.write("net/bridge/bridge-nf-call-iptables", "0")?;
             }
@@ -287,11 +349,11 @@ fn compare(sides: &[Side; 2], way: &str, ports: u16) -> Fallible<()> {
 }
 
 /// A Service against its endpoint, of our side alone, taking turns.
-fn by_service(side: &Side, services: u16) -> Fallible<()> {
+fn by_service(side: &Side, service: &str, services: u16) -> Fallible<()> {
     for (name, unit, measure) in MEASURES {
         let mut samples: [Vec<f64>; 2] = Default::default();
         for round in 0..=ROUNDS {
-            for (way, samples) in ["pod → Service", "pod → endpoint"].into_iter().zip(&mut samples) {
+            for (way, samples) in [service, "pod → endpoint"].into_iter().zip(&mut samples) {
                 let (from, to) = side.way(way)?;
                 let value = from.run(move || measure(to)).map_err(|error| format!("{way}: {error}"))?;
                 if round > 0 {
@@ -299,10 +361,10 @@ fn by_service(side: &Side, services: u16) -> Fallible<()> {
                 }
             }
         }
-        let [service, endpoint] = samples.map(median);
+        let [by_service, endpoint] = samples.map(median);
         println!(
-            "| pod → Service, against its endpoint | {name}, {unit} | {services} | {service:.0} | {endpoint:.0} (endpoint) | {:.2} |",
-            service / endpoint
+            "| {service}, against its endpoint | {name}, {unit} | {services} | {by_service:.0} | {endpoint:.0} (endpoint) | {:.2} |",
+            by_service / endpoint
         );
     }
     Ok(())
