@@ -84,7 +84,7 @@ fn a_trace_says_what_packets_do() {
 
     let trace = |to: &str| node.run(&["net", "trace", "client", to]).ok();
     let straight = || trace(&format!("{}:80", stranger.ip()));
-    assert_eventually!(straight().contains("no rule speaks of either pod"), "{}", straight());
+    assert_eventually!(straight().contains("no rule has to see it"), "{}", straight());
     assert!(straight().contains("⇒ passes"), "{}", straight());
     assert!(trace("web:81").contains("⇒ refused"), "no such port of the service: {}", trace("web:81"));
     assert!(trace("192.0.2.1:8088").contains("host port 8088 of pod default/web"));

@@ -5,7 +5,7 @@
 //! alike. "by rules" are connections of processes whose sockets aren't led to an endpoint: all of it is in a cgroup of its own, or isn't. Where br_netfilter is there (as Kubernetes' nodes have it), what podman's bridge
 //! passes on goes through iptables; pod → pod is measured without that, too.
 //!
-//!     cargo run --release -p netplug --example load [COUNT ...]
+//!     cargo run --release -p netplug --example load [services] [COUNT ...]
 //!
 //! Needs root, netavark and iptables. It works in network namespaces of its own.
 
@@ -301,7 +301,10 @@ impl Drop for Cgroup {
 }
 
 fn main() -> Fallible<()> {
-    let mut counts = std::env::args().skip(1).map(|word| word.parse::<u16>()).collect::<Result<Vec<_>, _>>()?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let services_alone = words.iter().any(|word| word == "services");
+    let numbers = words.iter().filter(|word| *word != "services");
+    let mut counts = numbers.map(|word| word.parse::<u16>()).collect::<Result<Vec<_>, _>>()?;
     if counts.is_empty() {
         counts = vec![10, 1000];
     }
@@ -310,14 +313,14 @@ fn main() -> Fallible<()> {
     for ports in counts {
         let state = tempfile::tempdir()?;
         let sides = [Side::ours(ports, state.path().join("net"), &cgroup.own)?, Side::podmans(ports, state.path())?];
-        for way in WAYS {
+        for way in WAYS.into_iter().filter(|_| !services_alone) {
             compare(&sides, way, ports)?;
         }
         cgroup.enter()?;
         by_service(&sides[0], "pod → Service", ports)?;
         cgroup.leave()?;
         by_service(&sides[0], "pod → Service by rules", ports)?;
-        if Path::new("/proc/sys/net/bridge").exists() {
+        if !services_alone && Path::new("/proc/sys/net/bridge").exists() {
             for side in &sides {
                 side.node.write("net/bridge/bridge-nf-call-iptables", "0")?;
             }
