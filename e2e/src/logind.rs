@@ -61,6 +61,8 @@ impl Bus {
 #[derive(Debug, Default)]
 struct State {
     delay: u64,
+    /// Another file of its settings, which wins, says how long it waits.
+    overruled: bool,
     going_down: bool,
     /// What was asked for, and the end of the pipe that tells when the lock is released.
     locks: Vec<(String, std::io::PipeReader)>,
@@ -100,7 +102,10 @@ impl Systemd {
         let settings = std::fs::read_to_string(self.1.join("logind.conf.d/99-nodeagent.conf")).unwrap();
         let (head, seconds) = settings.trim().rsplit_once('=').unwrap();
         assert!(head.ends_with("[Login]\nInhibitDelayMaxSec"), "{settings}");
-        self.0.lock().unwrap().delay = seconds.parse::<u64>().unwrap() * 1_000_000;
+        let mut state = self.0.lock().unwrap();
+        if !state.overruled {
+            state.delay = seconds.parse::<u64>().unwrap() * 1_000_000;
+        }
     }
 }
 
@@ -141,6 +146,11 @@ impl Logind {
     /// Seconds that it waits for locks.
     pub fn waits(&self) -> u64 {
         self.state.lock().unwrap().delay / 1_000_000
+    }
+
+    /// Waits as long as it does, whatever the agent writes.
+    pub fn is_overruled(&self) {
+        self.state.lock().unwrap().overruled = true;
     }
 
     /// Leaves the bus, as a logind that ends.

@@ -199,6 +199,30 @@ fn a_logind_or_a_bus_that_comes_back_is_asked_again() {
 }
 
 #[test]
+fn a_logind_that_does_not_wait_long_enough_is_told_of_and_made_use_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let bus = Bus::start(folder.path());
+    let logind = Logind::on(&bus, &folder.path().join("systemd"));
+    logind.is_overruled();
+    let node = node_on(&bus, folder.path(), BY_PRIORITY);
+    let told = eventually("the node tells", || {
+        let events = node.events();
+        events.iter().find(|event| event.starts_with("ShutdownDelayTooShort")).cloned().ok_or_else(|| events.join("\n"))
+    });
+    for word in ["all of the 60s", "goes on to wait for 5s", "/etc/systemd/logind.conf.d/99-nodeagent.conf", "a later file there"] {
+        assert!(told.contains(word), "{word:?} in {told}");
+    }
+    let check = run_check(&node, &bus.variable());
+    assert!(check.contains("logind waits 5s, and pods are to have 60s"), "{check}");
+    // What time there is, pods have.
+    let web = node.put(&pod("web").runs("main", "sleep"));
+    web.is_ready();
+    logind.says(true);
+    assert_eventually!(logind.locks() == (1, 0), "the lock is released");
+    ended_with_the_node(&web);
+}
+
+#[test]
 fn an_agent_that_starts_as_the_machine_goes_down_runs_nothing() {
     let (_folder, _bus, logind, node) = delayed();
     let low = node.put(&held("low"));
