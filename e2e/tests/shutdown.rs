@@ -209,7 +209,8 @@ fn a_logind_that_does_not_wait_long_enough_is_told_of_and_made_use_of() {
         let events = node.events();
         events.iter().find(|event| event.starts_with("ShutdownDelayTooShort")).cloned().ok_or_else(|| events.join("\n"))
     });
-    for word in ["all of the 60s", "goes on to wait for 5s", "/etc/systemd/logind.conf.d/99-nodeagent.conf", "a later file there"] {
+    for word in ["all of the 60s", "goes on to wait for 5s", "/etc/systemd/logind.conf.d/99-nodeagent.conf", "a later file there"]
+    {
         assert!(told.contains(word), "{word:?} in {told}");
     }
     let check = run_check(&node, &bus.variable());

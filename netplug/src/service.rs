@@ -371,20 +371,27 @@ mod tests {
         ) {
             let mut stepwise = Balance::default();
             let mut current: BTreeMap<u8, Arc<Service>> = BTreeMap::new();
-            let mut table = Tables::default();
+            let (mut table, mut led) = (Tables::default(), BTreeMap::new());
             for (number, address, endpoints, remove) in edits {
                 let gone: Vec<_> = current.remove(&number).into_iter().collect();
                 let endpoints: Vec<String> = endpoints.iter().map(|n| format!("10.88.0.{n}:80")).collect();
                 let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
                 let wanted = Arc::new(Service {
                     node_port: (address == 1).then_some(30_000),
+                    affinity: (endpoints.len() == 2 && number == 0).then_some(Duration::from_secs(1)),
                     ..service(&format!("s{number}"), &format!("10.96.0.{address}"), &endpoints)
                 });
                 let come = if remove { Vec::new() } else { vec![wanted] };
                 current.extend(come.iter().map(|service| (number, service.clone())));
-                table.apply(&stepwise.change(&gone, &come).steps);
+                let change = stepwise.change(&gone, &come);
+                table.apply(&change.steps);
+                led.extend(change.led);
             }
-            let at_once = balance(&current.values().cloned().collect::<Vec<_>>());
+            led.retain(|_, endpoints| !endpoints.is_empty());
+            let mut at_once = Balance::default();
+            let mut change = at_once.change(&[], &current.into_values().collect::<Vec<_>>());
+            change.led.retain(|_, endpoints| !endpoints.is_empty());
+            proptest::prop_assert_eq!(led, change.led, "sockets are led where the rules lead");
             let shape = |balance: &Balance| {
                 balance.units.iter().map(|(key, unit)| (key.clone(), unit.service.clone())).collect::<Vec<_>>()
             };

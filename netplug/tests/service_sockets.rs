@@ -53,6 +53,12 @@ impl World {
         self.cgroup.connect(&self.client.0.netns, address)
     }
 
+    fn why_not_direct(&self, pod: &str) -> String {
+        let picture = wait(self.network.picture()).unwrap();
+        let state = picture.pods.iter().find(|state| state.lease.uid == pod).unwrap();
+        state.not_direct.clone().unwrap_or_default()
+    }
+
     fn again(self, settings: Settings) -> World {
         let World { cgroup, lab, network, client, servers } = self;
         drop(network);
@@ -140,13 +146,26 @@ fn what_cannot_be_led_is_translated() {
     assert!(translated(&world), "the rules remember who came");
     world.enforce(service(world.endpoints()));
     assert!(!translated(&world));
-    // Not a process of a pod.
-    assert!(world.client.0.netns.ask(Tcp, &vip).is_ok());
-    let world = {
-        let plain = world.lab.routed();
-        world.again(plain)
-    };
-    assert!(!translated(&world), "who isn't told of the cgroup leaves it alone");
+    let another = Cgroup::new();
+    assert_eq!(another.connect(&world.client.0.netns, &vip).unwrap()[1], vip, "it is no pod's process");
+    let nowhere = Settings { pods_cgroup: Some("/nowhere".into()), ..settings(&world.lab, &world.cgroup) };
+    let world = world.again(nowhere);
+    assert!(translated(&world), "nobody is led to where a process before led");
+    let picture = wait(world.network.picture()).unwrap();
+    assert!(picture.no_led_sockets.unwrap().contains("No such file"));
+    let same = settings(&world.lab, &world.cgroup);
+    let world = world.again(same);
+    assert!(translated(&world), "pods that came meanwhile are not known");
+    assert!(world.why_not_direct("client").contains("before sockets were led"));
+    world.client.0.attach(&world.network).unwrap();
+    assert!(!translated(&world), "until they are attached again");
+    let plain = world.lab.routed();
+    let world = world.again(plain);
+    assert!(translated(&world), "a process that isn't told of the cgroup takes it away, too");
+    let same = settings(&world.lab, &world.cgroup);
+    let world = world.again(same);
+    world.client.0.attach(&world.network).unwrap();
+    assert!(!translated(&world));
     let off = Settings { direct: false, ..settings(&world.lab, &world.cgroup) };
     let world = world.again(off);
     assert!(translated(&world), "a process that isn't to have it takes it away");

@@ -147,6 +147,8 @@ pub(super) fn assemble(pods: i32, flows: i32) -> Vec<u8> {
     ipv6(&mut code);
     code.here(Label::Addressed);
     // r4: the protocol; r5: where its header begins.
+    // Ports, too: an old verifier doesn't follow that without flags no connection is looked up.
+    code.op(STORE_WORD_VALUE, STACK, 0, PORTS, 0);
     code.op(STORE_WORD_VALUE, STACK, 0, FLAGS, 0);
     code.jump(JUMP_IF, 4, 0, IPPROTO_UDP, Label::Carried);
     code.jump(JUMP_UNLESS, 4, 0, IPPROTO_TCP, Label::Ordinary);

@@ -21,7 +21,7 @@ pub(crate) struct Watched {
     translated: HashSet<IpAddr>,
     /// Addresses that other protocols, and the connections of others, were translated to; those of pods' sockets are led there
     /// ([`crate::sockets`]) if anything is.
-    led: HashSet<IpAddr>,
+    partly_translated: HashSet<IpAddr>,
     /// Whether pods' sockets are led.
     pub(crate) leads_sockets: bool,
 }
@@ -95,7 +95,7 @@ impl Watched {
 
     /// Connections are translated to these.
     pub(crate) fn translate(&mut self, what: Translated, ips: impl Iterator<Item = IpAddr>) {
-        let known = if what == Translated::Connections { &mut self.translated } else { &mut self.led };
+        let known = if what == Translated::Connections { &mut self.translated } else { &mut self.partly_translated };
         known.extend(ips.filter(|ip| within(&self.ranges, *ip)));
     }
 
@@ -111,7 +111,8 @@ impl Watched {
         if lease.ips.iter().any(|ip| self.selected.contains_key(ip)) {
             return Some(Hindrance::Policy);
         }
-        if lease.ips.iter().any(|ip| self.translated.contains(ip) || (!self.leads_sockets && self.led.contains(ip))) {
+        if lease.ips.iter().any(|ip| self.translated.contains(ip) || (!self.leads_sockets && self.partly_translated.contains(ip)))
+        {
             return Some(Hindrance::Translation);
         }
         lease.bandwidth.map(|_| Hindrance::Bandwidth)
@@ -119,7 +120,7 @@ impl Watched {
 
     /// Which packets of a pod may go directly, if any may.
     pub(crate) fn care(&self, lease: &Lease) -> Care {
-        if lease.ips.iter().any(|ip| self.led.contains(ip)) { Care::Noted } else { Care::None }
+        if lease.ips.iter().any(|ip| self.partly_translated.contains(ip)) { Care::Noted } else { Care::None }
     }
 }
 

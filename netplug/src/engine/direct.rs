@@ -409,7 +409,7 @@ impl Engine {
     }
 
     fn may_go_directly(&self, lease: &Lease) -> bool {
-        self.direct.closed().is_none() && self.standing.hinders(lease).is_none()
+        self.direct.closed().is_none() && self.standing.hinders(lease).is_none() && self.is_led(&lease.uid)
     }
 
     /// Looks who of others sees what pods send each other: the kernel tells when chains come and go.
@@ -430,8 +430,12 @@ impl Engine {
         }
         let hindrance = self.standing.hinders(lease).map(|hindrance| hindrance.to_string());
         let closed = self.direct.closed().map(str::to_owned);
+        // A connection that is translated, and one that isn't, could come from the same port to the same endpoint.
+        let unled =
+            || (!self.is_led(&lease.uid)).then(|| "it was there before sockets were led: its connections are translated".into());
         closed
             .or(hindrance)
+            .or_else(unled)
             .or_else(|| Some(self.direct.links.get(&lease.uid).map_or_else(|| "its link was not found".into(), End::tell)))
     }
 }

@@ -100,7 +100,7 @@ impl Engine {
         engine.begin_sockets();
         engine.recall()?;
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
-        engine.lead_to_services();
+        engine.route_services();
         engine.render()?;
         engine.mend_ports()?;
         engine.join_direct();
@@ -284,7 +284,7 @@ impl Engine {
         // The pods have this MTU, whatever the uplink's has become.
         let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
         self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
-        self.lead_to_services();
+        self.route_services();
         let ports = self.mend_ports().err();
         let shapes = self.mend_shapes().err();
         let table = self.render().err();
@@ -388,8 +388,8 @@ impl Engine {
         self.open_ports(wanted, lease, before)?;
         steps.done("ports");
         self.direct.found(&lease.uid, link.peer);
-        self.join_direct_with(lease);
         self.join_sockets_with(wanted, lease);
+        self.join_direct_with(lease);
         steps.done("direct");
         Ok(Attached {
             ips: lease.ips.clone(),

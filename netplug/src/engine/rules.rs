@@ -141,8 +141,8 @@ impl Engine {
             self.render()?;
         }
         if ranges != self.standing.rules.service_ranges {
-            self.lead_nowhere(&ranges);
-            self.lead_to_services();
+            self.unroute_services(&ranges);
+            self.route_services();
         }
         self.join_direct();
         self.forget_flows(&change.stale)
@@ -150,10 +150,10 @@ impl Engine {
 
     /// What the host itself sends to a Service must have a route before its destination is translated. A host without a default route
     /// of that family is given one, as long as it has no other. Where that is refused (no IPv6, say), pods reach Services all the same.
-    pub(super) fn lead_to_services(&mut self) {
+    pub(super) fn route_services(&mut self) {
         for range in self.standing.rules.service_ranges.clone() {
             if self.wire.route_one(&self.route, links::way_to(links::elsewhere(range.is_v4()))).is_ok() {
-                self.lead_nowhere(&[range]);
+                self.unroute_services(&[range]);
                 continue;
             }
             match self.wire.route_one(&self.route, links::lead(self.bridge.index, range)) {
@@ -166,7 +166,7 @@ impl Engine {
     }
 
     /// Takes such routes away. Most often there are none.
-    fn lead_nowhere(&mut self, ranges: &[Cidr]) {
+    fn unroute_services(&mut self, ranges: &[Cidr]) {
         let requests = ranges.iter().map(|range| links::lead_no_more(self.bridge.index, *range)).collect();
         if let Err(error) = self.wire.route(&self.route, requests) {
             tracing::warn!(%error, "the host's routes to Services can't be taken away");
@@ -176,7 +176,7 @@ impl Engine {
     /// The same for all that stand.
     pub(super) fn forget_services(&mut self) {
         let ranges = self.standing.rules.service_ranges.clone();
-        self.lead_nowhere(&ranges);
+        self.unroute_services(&ranges);
     }
 
     /// Ends flows that would go past what stands now.
@@ -211,7 +211,7 @@ impl Engine {
     pub(super) fn recall(&mut self) -> Result<(), Error> {
         let rules = self.standing.record.read().doing(|| "read the rules of the process before".into())?;
         let change = self.standing.replace(rules);
-        self.lead_sockets(change.led);
+        self.lead_sockets_alone(change.led);
         self.standing.record.stands();
         Ok(())
     }

@@ -2,11 +2,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsString,
     fmt::Display,
+    fs,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    path::Path,
+    os::{fd::AsFd, unix::ffi::OsStringExt},
+    path::{Path, PathBuf},
 };
+
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use podholder::sys;
 
@@ -14,8 +18,10 @@ use super::{Engine, pod::Wanted};
 use crate::{
     error::{Doing, Error},
     lease::Lease,
+    netlink,
     settings::Isolation,
     sockets::Balancer,
+    whole::{self, Outlives},
 };
 
 /// See the module's page.
@@ -42,27 +48,36 @@ impl Sockets {
 }
 
 impl Engine {
-    /// Goes on with those that a process before led; where to, the rules will tell.
+    /// Goes on with those that a process before led, and where to; what stands now, the rules will tell. Nobody is led whom nobody tells
+    /// any more, whatever becomes of this.
     pub(super) fn begin_sockets(&mut self) {
-        let Some(cgroup) = self.settings.pods_cgroup.clone() else {
-            return self.sockets.refuse("pods have no cgroup of version 2");
-        };
-        if self.settings.isolation != Isolation::Routed || !self.settings.direct {
-            if let Err(error) = Balancer::remove(&cgroup) {
-                tracing::debug!(%error, "nothing is taken off cgroup {}", cgroup.display());
-            }
-            return;
+        let wanted = self.settings.isolation == Isolation::Routed && self.settings.direct;
+        let cgroup = self.settings.pods_cgroup.clone().filter(|_| wanted);
+        self.end_sockets_but(cgroup.as_deref());
+        match cgroup {
+            Some(cgroup) => match self.open_balancer(&cgroup) {
+                Ok(()) => self.standing.watched().leads_sockets = true,
+                Err(error) => {
+                    self.end_sockets();
+                    self.sockets.refuse(error);
+                }
+            },
+            None if wanted => self.sockets.refuse("pods have no cgroup of version 2"),
+            None => {}
         }
-        match self.open_balancer(&cgroup) {
-            Ok(()) => self.standing.watched().leads_sockets = true,
-            Err(error) => self.sockets.refuse(error),
-        }
+    }
+
+    /// Names the cgroup for the process after.
+    fn sockets_file(&self) -> PathBuf {
+        self.settings.state_dir.join("sockets.cgroup")
     }
 
     fn open_balancer(&mut self, cgroup: &Path) -> Result<(), Error> {
         let action = || format!("put eBPF programs on cgroup {}", cgroup.display());
-        let mut balancer = Balancer::open(cgroup).doing(action)?;
-        balancer.lead_nowhere().doing(action)?;
+        sys::netns_cookie(self.route.as_fd()).doing(|| "tell network namespaces apart (Linux 5.14)".into())?;
+        let remembered = self.sockets_file();
+        whole::write(&remembered, cgroup.as_os_str().as_encoded_bytes(), 0o600, Outlives::Process).doing(action)?;
+        let balancer = Balancer::open(cgroup).doing(action)?;
         let pods: HashMap<IpAddr, &str> =
             self.leases.values().filter_map(|lease| Some((*lease.ips.first()?, lease.uid.as_str()))).collect();
         for (cookie, ip) in balancer.pods().doing(action)? {
@@ -75,21 +90,43 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes the programs off the cgroup of a process before, unless it is this one.
+    fn end_sockets_but(&mut self, cgroup: Option<&Path>) {
+        let before = fs::read(self.sockets_file()).ok().map(|path| PathBuf::from(OsString::from_vec(path)));
+        if let Some(before) = before.filter(|before| Some(before.as_path()) != cgroup)
+            && let Err(error) = Balancer::remove(&before)
+        {
+            tracing::error!(%error, "pods' sockets may be led to endpoints of before: cgroup {}", before.display());
+        }
+    }
+
     /// Leads a pod's sockets from now on.
     pub(super) fn join_sockets_with(&mut self, wanted: &Wanted, lease: &Lease) {
         let (Some(balancer), Some(ip)) = (&self.sockets.balancer, lease.ips.first()) else { return };
-        let admitted = sys::netns_cookie(wanted.netlink.as_fd())
-            .and_then(|cookie| balancer.admit(cookie, *ip).map(|()| self.sockets.cookies.insert(lease.uid.clone(), cookie)));
-        if let Err(error) = admitted {
-            tracing::debug!(pod = lease.pod, %error, "its connections to Services are translated");
+        let admit = |cookie: u64| balancer.admit(cookie, *ip).map(|()| cookie);
+        match sys::netns_cookie(wanted.netlink.as_fd()).and_then(admit) {
+            Ok(cookie) => {
+                let before = self.sockets.cookies.insert(lease.uid.clone(), cookie).filter(|before| *before != cookie);
+                before.into_iter().for_each(|before| forget(balancer, &lease.uid, before));
+            }
+            Err(error) => tracing::warn!(pod = lease.pod, %error, "its connections to Services are translated"),
         }
     }
 
     /// A pod that is gone. Its namespace's number is never another's: what can't be taken out does no harm.
     pub(super) fn leave_sockets_with(&mut self, uid: &str) {
-        let (Some(balancer), Some(cookie)) = (&self.sockets.balancer, self.sockets.cookies.remove(uid)) else { return };
-        if let Err(error) = balancer.dismiss(cookie) {
-            tracing::debug!(uid, %error, "its network namespace stays known");
+        if let (Some(balancer), Some(cookie)) = (&self.sockets.balancer, self.sockets.cookies.remove(uid)) {
+            forget(balancer, uid, cookie);
+        }
+    }
+
+    /// As [`Engine::lead_sockets`], and nobody to any other address.
+    pub(super) fn lead_sockets_alone(&mut self, all: BTreeMap<SocketAddr, Vec<SocketAddr>>) {
+        let addresses = all.keys().copied().collect();
+        self.lead_sockets(all);
+        let Some(balancer) = &mut self.sockets.balancer else { return };
+        if let Err(error) = balancer.lead_no_others(&addresses) {
+            tracing::error!(%error, "addresses that are no Service's any more may lead to endpoints of before");
         }
     }
 
@@ -108,6 +145,11 @@ impl Engine {
         }
     }
 
+    /// Whether a pod's sockets are led, if any are.
+    pub(super) fn is_led(&self, uid: &str) -> bool {
+        self.sockets.balancer.is_none() || self.sockets.cookies.contains_key(uid)
+    }
+
     /// The addresses of pods whose sockets are led.
     pub(super) fn led(&self) -> impl Iterator<Item = IpAddr> {
         self.sockets.cookies.keys().filter_map(|uid| self.leases.get(uid)).flat_map(|lease| lease.ips.iter().copied())
@@ -116,15 +158,20 @@ impl Engine {
     /// Takes the programs away.
     pub(super) fn end_sockets(&mut self) {
         self.sockets.balancer = None;
-        let Some(cgroup) = &self.settings.pods_cgroup else { return };
-        if let Err(error) = Balancer::remove(cgroup) {
-            tracing::debug!(%error, "nothing is taken off cgroup {}", cgroup.display());
-        }
+        self.end_sockets_but(None);
+    }
+}
+
+/// A namespace's number is never another's: one that can't be taken out does no harm.
+fn forget(balancer: &Balancer, uid: &str, cookie: u64) {
+    if let Err(error) = balancer.dismiss(cookie) {
+        tracing::debug!(uid, %error, "its network namespace stays known");
     }
 }
 
 /// Whether this kernel lets sockets be led to Services' endpoints ([`crate::Settings::pods_cgroup`]).
 pub fn can_lead_sockets() -> Result<(), Error> {
-    let action = || "load eBPF programs for connect(): needs Linux 5.10 with BPF_SYSCALL and CGROUP_BPF".to_owned();
-    Balancer::can_be().doing(action)
+    let action = || "load eBPF programs for connect(): needs Linux 5.14 with BPF_SYSCALL and CGROUP_BPF".to_owned();
+    let socket = netlink::socket(NETLINK_ROUTE).doing(action)?;
+    sys::netns_cookie(socket.as_fd()).and_then(|_| Balancer::can_be()).doing(action)
 }

@@ -266,7 +266,7 @@ impl Engine {
         if !std::mem::take(&mut watch.routes_changed) || self.closed {
             return;
         }
-        self.lead_to_services();
+        self.route_services();
     }
 
     /// Reads what was told, and repairs what is to be repaired by now. To be called after each job too: then what the job itself

@@ -7,6 +7,7 @@
 mod program;
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     net::{IpAddr, SocketAddr},
@@ -23,8 +24,9 @@ use crate::direct::{address, key};
 const NAME: &str = "netplug_sockets";
 /// More pods than a bridge has ports, with those of which nobody knows yet that they are gone.
 const PODS: u32 = 8192;
-const SERVICES: u32 = 65_536;
-const ENDPOINTS: u32 = 1 << 20;
+/// Beyond these the rules translate.
+const SERVICES: u32 = 16_384;
+const ENDPOINTS: u32 = 65_536;
 
 /// Which programs there are.
 const MOMENTS: [(Moment, Sockets); 4] = [
@@ -34,78 +36,47 @@ const MOMENTS: [(Moment, Sockets); 4] = [
     (Moment::PeerName6, Sockets::V6),
 ];
 
-/// A cgroup, and what its processes' sockets are led by.
+/// The programs, loaded, and their maps.
 #[derive(Debug)]
-pub(crate) struct Balancer {
-    cgroup: OwnedFd,
+struct Loaded {
     /// In the order of [`MOMENTS`].
     programs: Vec<OwnedFd>,
     pods: Map,
     services: Map,
     endpoints: Map,
-    last_list: u32,
 }
 
-impl Balancer {
-    /// For the processes of that cgroup and of those below it. What a process before has there is gone on with, if it is the same; sockets
-    /// then still know what they asked for.
-    pub(crate) fn open(cgroup: &Path) -> io::Result<Balancer> {
-        let cgroup = OwnedFd::from(File::open(cgroup)?);
-        let new = Balancer::load(cgroup.try_clone()?)?;
-        let old = Balancer::of(cgroup)?;
-        if old.as_ref().is_some_and(|old| old.is_like(&new).unwrap_or(false)) {
-            return old.map_or(Ok(new), |mut old| {
-                old.last_list = old.lists()?.into_iter().max().unwrap_or_default();
-                Ok(old)
-            });
-        }
-        if let Some(old) = &old {
-            old.pods()?.into_iter().try_for_each(|(cookie, ip)| new.admit(cookie, ip))?;
-        } else {
-            // Of one that wasn't whole.
-            take_off(new.cgroup.as_fd())?;
-        }
-        for (number, program) in new.programs.iter().enumerate() {
-            let replaced = old.as_ref().and_then(|old| old.programs.get(number)).map(AsFd::as_fd);
-            if let Err(error) = bpf::attach(new.cgroup.as_fd(), kind(number), program.as_fd(), replaced) {
-                take_off(new.cgroup.as_fd())?;
-                return Err(error);
-            }
-        }
-        Ok(new)
+/// A cgroup, and what its processes' sockets are led by.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    loaded: Loaded,
+    last_list: u32,
+    /// Endpoints of lists that were replaced: somebody may be at reading them until the next change.
+    replaced: Vec<[u8; program::PLACE]>,
+}
+
+impl Loaded {
+    fn new() -> io::Result<Loaded> {
+        Loaded::of(|moment, sockets, maps| match moment {
+            Moment::Connect4 | Moment::Connect6 => program::connect(sockets, maps),
+            Moment::PeerName4 | Moment::PeerName6 => program::peer_name(sockets, maps),
+        })
     }
 
-    /// Takes the programs off a cgroup, whoever put them there.
-    pub(crate) fn remove(cgroup: &Path) -> io::Result<()> {
-        take_off(File::open(cgroup)?.as_fd())
-    }
-
-    /// Whether the kernel has such a thing.
-    pub(crate) fn can_be() -> io::Result<()> {
-        Balancer::load(OwnedFd::from(File::open("/")?)).map(drop)
-    }
-
-    fn load(cgroup: OwnedFd) -> io::Result<Balancer> {
+    fn of(code: impl Fn(Moment, Sockets, Maps) -> Vec<u8>) -> io::Result<Loaded> {
         let pods = Map::new(NAME, program::COOKIE, program::POD, PODS)?;
         let services = Map::new(NAME, program::ADDRESS, program::LIST, SERVICES)?;
-        let endpoints = Map::new(NAME, program::PLACE, program::ADDRESS, ENDPOINTS)?;
+        let endpoints = Map::new(NAME, program::PLACE, program::ENDPOINT, ENDPOINTS)?;
         let asked = Map::of_sockets(NAME, program::ADDRESS)?;
         let [a, b, c, d] = [&pods, &services, &endpoints, &asked].map(|map| map.as_fd().as_raw_fd());
         let maps = Maps { pods: a, services: b, endpoints: c, asked: d };
-        let programs = MOMENTS.iter().map(|(moment, sockets)| {
-            let code = match moment {
-                Moment::Connect4 | Moment::Connect6 => program::connect(*sockets, maps),
-                Moment::PeerName4 | Moment::PeerName6 => program::peer_name(*sockets, maps),
-            };
-            bpf::load(ProgramType::CgroupAddress(*moment), NAME, &code)
-        });
-        let programs = programs.collect::<io::Result<_>>()?;
-        Ok(Balancer { cgroup, programs, pods, services, endpoints, last_list: 0 })
+        let load = |(moment, sockets)| bpf::load(ProgramType::CgroupAddress(moment), NAME, &code(moment, sockets, maps));
+        Ok(Loaded { programs: MOMENTS.into_iter().map(load).collect::<io::Result<_>>()?, pods, services, endpoints })
     }
 
-    /// That of a process before, if all of it is there.
-    fn of(cgroup: OwnedFd) -> io::Result<Option<Balancer>> {
-        let programs = found(cgroup.as_fd())?;
+    /// What a process before put on a cgroup, if all of it is there.
+    fn found(cgroup: BorrowedFd<'_>) -> io::Result<Option<Loaded>> {
+        let programs = found(cgroup)?;
         if !programs.iter().map(|(number, _)| *number).eq(0..MOMENTS.len()) {
             return Ok(None);
         }
@@ -116,16 +87,16 @@ impl Balancer {
             match (map.key_size(), map.value_size()) {
                 (program::COOKIE, program::POD) => pods = Some(map),
                 (program::ADDRESS, program::LIST) => services = Some(map),
-                (program::PLACE, program::ADDRESS) => endpoints = Some(map),
+                (program::PLACE, program::ENDPOINT) => endpoints = Some(map),
                 _ => {}
             }
         }
         let maps = pods.zip(services).zip(endpoints);
-        Ok(maps.map(|((pods, services), endpoints)| Balancer { cgroup, programs, pods, services, endpoints, last_list: 0 }))
+        Ok(maps.map(|((pods, services), endpoints)| Loaded { programs, pods, services, endpoints }))
     }
 
     /// Whether the other does the same, by the kernel's digests.
-    fn is_like(&self, other: &Balancer) -> io::Result<bool> {
+    fn is_like(&self, other: &Loaded) -> io::Result<bool> {
         for (one, other) in self.programs.iter().zip(&other.programs) {
             if bpf::tag_of(one.as_fd())? != bpf::tag_of(other.as_fd())? {
                 return Ok(false);
@@ -134,55 +105,132 @@ impl Balancer {
         Ok(true)
     }
 
+    /// Puts it on a cgroup, in place of another if there is one. All of it, or nothing is there.
+    fn attach(&self, cgroup: BorrowedFd<'_>, old: Option<&Loaded>) -> io::Result<()> {
+        for (number, program) in self.programs.iter().enumerate() {
+            let replaced = old.and_then(|old| old.programs.get(number)).map(AsFd::as_fd);
+            if let Err(error) = bpf::attach(cgroup, kind(number), program.as_fd(), replaced) {
+                take_off(cgroup)?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Balancer {
+    /// For the processes of that cgroup and of those below it. What a process before has there is gone on with, if it is the same: sockets
+    /// then still know what they asked for, and lead where they led. After a failure nobody is led.
+    pub(crate) fn open(cgroup: &Path) -> io::Result<Balancer> {
+        let cgroup = File::open(cgroup)?;
+        Balancer::on(cgroup.as_fd()).inspect_err(|_| {
+            // The error to tell is the one before.
+            let _ = take_off(cgroup.as_fd());
+        })
+    }
+
+    fn on(cgroup: BorrowedFd<'_>) -> io::Result<Balancer> {
+        let (new, old) = (Loaded::new()?, Loaded::found(cgroup)?);
+        if old.as_ref().is_some_and(|old| old.is_like(&new).unwrap_or(false)) {
+            let balancer = Balancer { loaded: old.unwrap_or(new), last_list: 0, replaced: Vec::new() };
+            let last_list = balancer.lists()?.into_iter().max().unwrap_or_default();
+            return Ok(Balancer { last_list, ..balancer });
+        }
+        let balancer = Balancer { loaded: new, last_list: 0, replaced: Vec::new() };
+        match &old {
+            Some(old) => pods(old)?.into_iter().try_for_each(|(cookie, ip)| balancer.admit(cookie, ip))?,
+            // What is left of one that isn't whole.
+            None => take_off(cgroup)?,
+        }
+        balancer.loaded.attach(cgroup, old.as_ref())?;
+        Ok(balancer)
+    }
+
+    /// Takes the programs off a cgroup, whoever put them there.
+    pub(crate) fn remove(cgroup: &Path) -> io::Result<()> {
+        match File::open(cgroup) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            cgroup => take_off(cgroup?.as_fd()),
+        }
+    }
+
+    /// Whether the kernel has such a thing.
+    pub(crate) fn can_be() -> io::Result<()> {
+        Loaded::new().map(drop)
+    }
+
     /// Sockets of that network namespace, which is a pod's, are led from now on.
     pub(crate) fn admit(&self, cookie: u64, ip: IpAddr) -> io::Result<()> {
-        self.pods.put(&cookie.to_ne_bytes(), &key(ip))
+        self.loaded.pods.put(&cookie.to_ne_bytes(), &key(ip))
     }
 
     /// They are no more.
     pub(crate) fn dismiss(&self, cookie: u64) -> io::Result<()> {
-        self.pods.remove(&cookie.to_ne_bytes())
+        self.loaded.pods.remove(&cookie.to_ne_bytes())
     }
 
     /// Who is led: the namespaces, and the addresses of their pods.
     pub(crate) fn pods(&self) -> io::Result<Vec<(u64, IpAddr)>> {
-        let mut pods = Vec::new();
-        for cookie in self.pods.keys()? {
-            let ip = self.pods.get(&cookie)?.and_then(|ip| <[u8; program::POD]>::try_from(ip).ok());
-            pods.extend(<[u8; program::COOKIE]>::try_from(cookie).ok().map(u64::from_ne_bytes).zip(ip.map(address)));
-        }
-        Ok(pods)
+        pods(&self.loaded)
     }
 
     /// From now on an address leads to these, which are of its family, and no more to those of before; to none of them: it is left to the
-    /// rules.
+    /// rules. After a failure it leads where it did.
     pub(crate) fn lead(&mut self, address: SocketAddr, endpoints: &[SocketAddr]) -> io::Result<()> {
+        let Loaded { services, endpoints: map, .. } = &self.loaded;
+        std::mem::take(&mut self.replaced).iter().try_for_each(|place| map.remove(place))?;
         let key = written(address);
-        let before = self.services.get(&key)?;
+        let before = services.get(&key)?;
         if endpoints.is_empty() {
-            self.services.remove(&key)?;
+            services.remove(&key)?;
         } else {
             self.last_list = self.last_list.wrapping_add(1);
             let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-            for (place, endpoint) in (0..count).zip(endpoints) {
-                self.endpoints.put(&pair(self.last_list, place), &written(*endpoint))?;
-            }
+            let list = places(self.last_list, count);
+            let mut puts = list.iter().zip(endpoints).map(|(place, endpoint)| {
+                let value = [key, written(*endpoint)].concat();
+                map.put(place, &value)
+            });
             // One write: who connects meanwhile finds the old list or the new one.
-            self.services.put(&key, &pair(self.last_list, count))?;
+            let led = puts.try_for_each(|put| put).and_then(|()| services.put(&key, &pair(self.last_list, count)));
+            if let Err(error) = led {
+                list.iter().try_for_each(|place| map.remove(place))?;
+                return Err(error);
+            }
         }
-        let Some((list, count)) = before.as_deref().and_then(numbers) else { return Ok(()) };
-        (0..count).try_for_each(|place| self.endpoints.remove(&pair(list, place)))
+        self.replaced.extend(before.as_deref().and_then(numbers).into_iter().flat_map(|(list, count)| places(list, count)));
+        Ok(())
     }
 
-    /// Leaves all addresses to the rules.
-    pub(crate) fn lead_nowhere(&mut self) -> io::Result<()> {
-        self.services.keys()?.iter().try_for_each(|key| self.services.remove(key))?;
-        self.endpoints.keys()?.iter().try_for_each(|key| self.endpoints.remove(key))
+    /// Leaves all addresses but these to the rules, and forgets what nothing leads to.
+    pub(crate) fn lead_no_others(&mut self, addresses: &HashSet<SocketAddr>) -> io::Result<()> {
+        let wanted: HashSet<[u8; program::ADDRESS]> = addresses.iter().map(|address| written(*address)).collect();
+        let Loaded { services, endpoints, .. } = &self.loaded;
+        let mut lists = HashSet::new();
+        for key in services.keys()? {
+            if wanted.contains(&key[..]) {
+                lists.extend(services.get(&key)?.as_deref().and_then(numbers).map(|(list, _)| list));
+            } else {
+                services.remove(&key)?;
+            }
+        }
+        let nobodys = |place: &&Vec<u8>| numbers(place).is_none_or(|(list, _)| !lists.contains(&list));
+        self.replaced.clear();
+        endpoints.keys()?.iter().filter(nobodys).try_for_each(|place| endpoints.remove(place))
     }
 
     fn lists(&self) -> io::Result<Vec<u32>> {
-        Ok(self.endpoints.keys()?.iter().filter_map(|key| Some(numbers(key)?.0)).collect())
+        Ok(self.loaded.endpoints.keys()?.iter().filter_map(|key| Some(numbers(key)?.0)).collect())
     }
+}
+
+fn pods(loaded: &Loaded) -> io::Result<Vec<(u64, IpAddr)>> {
+    let mut pods = Vec::new();
+    for cookie in loaded.pods.keys()? {
+        let ip = loaded.pods.get(&cookie)?.and_then(|ip| <[u8; program::POD]>::try_from(ip).ok());
+        pods.extend(<[u8; program::COOKIE]>::try_from(cookie).ok().map(u64::from_ne_bytes).zip(ip.map(address)));
+    }
+    Ok(pods)
 }
 
 /// The programs of whoever on a cgroup, each with its place among [`MOMENTS`].
@@ -213,6 +261,10 @@ fn written(address: SocketAddr) -> [u8; program::ADDRESS] {
     written
 }
 
+fn places(list: u32, count: u32) -> Vec<[u8; program::PLACE]> {
+    (0..count).map(|place| pair(list, place)).collect()
+}
+
 fn pair(first: u32, second: u32) -> [u8; 8] {
     let mut pair = [0; 8];
     pair[..4].copy_from_slice(&first.to_ne_bytes());
@@ -223,4 +275,93 @@ fn pair(first: u32, second: u32) -> [u8; 8] {
 fn numbers(pair: &[u8]) -> Option<(u32, u32)> {
     let (first, second) = pair.split_at_checked(4)?;
     Some((u32::from_ne_bytes(first.try_into().ok()?), u32::from_ne_bytes(second.try_into().ok()?)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A cgroup that goes with the test.
+    struct Group(PathBuf);
+
+    impl Group {
+        fn new(name: &str) -> Group {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+            let words = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[2] == "cgroup2");
+            let dir = Path::new(words.expect("a cgroup2 mount: needed for this test")[1])
+                .join(format!("{name}-{}", std::process::id()));
+            std::fs::create_dir(&dir).unwrap();
+            Group(dir)
+        }
+
+        fn programs(&self) -> Vec<usize> {
+            found(File::open(&self.0).unwrap().as_fd()).unwrap().into_iter().map(|(number, _)| number).collect()
+        }
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+
+    /// As another version might have left it: its programs begin otherwise.
+    fn of_another_version() -> Loaded {
+        let nothing = [crate::ebpf::MOVE, 0, 0, 0, 0, 0, 0, 0];
+        Loaded::of(|_, sockets, maps| [&nothing[..], &program::connect(sockets, maps)].concat()).unwrap()
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        [10, 88, 0, last].into()
+    }
+
+    #[test]
+    fn another_versions_programs_are_replaced_and_its_pods_kept() {
+        let group = Group::new("netplug-replaced");
+        let cgroup = File::open(&group.0).unwrap();
+        let old = of_another_version();
+        old.attach(cgroup.as_fd(), None).unwrap();
+        old.pods.put(&7_u64.to_ne_bytes(), &key(ip(2))).unwrap();
+        let balancer = Balancer::open(&group.0).unwrap();
+        assert_eq!(balancer.pods().unwrap(), [(7, ip(2))]);
+        assert_eq!(group.programs(), [0, 1, 2, 3], "each once");
+        assert!(!Loaded::found(cgroup.as_fd()).unwrap().unwrap().is_like(&old).unwrap());
+        drop(balancer);
+        // Half of it is gone: it is put on anew.
+        let (_, first) = found(cgroup.as_fd()).unwrap().swap_remove(0);
+        bpf::detach(cgroup.as_fd(), kind(0), first.as_fd()).unwrap();
+        assert_eq!(Balancer::open(&group.0).unwrap().pods().unwrap(), []);
+        assert_eq!(group.programs(), [0, 1, 2, 3]);
+        Balancer::remove(&group.0).unwrap();
+        assert!(group.programs().is_empty());
+    }
+
+    #[test]
+    fn who_comes_after_leads_on_and_forgets_what_is_no_more() {
+        let group = Group::new("netplug-leads");
+        let [a, b, c] = [1, 2, 3].map(|last| SocketAddr::new([10, 96, 0, last].into(), 80));
+        let ends = |last: &[u8]| last.iter().map(|last| SocketAddr::new(ip(*last), 8080)).collect::<Vec<_>>();
+        let mut first = Balancer::open(&group.0).unwrap();
+        for (address, endpoints) in [(a, ends(&[2, 3])), (b, ends(&[4])), (a, ends(&[5])), (c, ends(&[6])), (c, ends(&[]))] {
+            first.lead(address, &endpoints).unwrap();
+        }
+        drop(first);
+        let mut next = Balancer::open(&group.0).unwrap();
+        let led = |balancer: &Balancer| balancer.loaded.services.keys().unwrap().len();
+        let places = |balancer: &Balancer| balancer.loaded.endpoints.keys().unwrap().len();
+        assert_eq!(led(&next), 2);
+        next.lead(a, &ends(&[7, 8, 9])).unwrap();
+        next.lead_no_others(&HashSet::from([a])).unwrap();
+        assert_eq!((led(&next), places(&next)), (1, 3));
+        // What can't be had leaves nothing behind, and leads on where it led.
+        let too_many = vec![SocketAddr::new(ip(1), 1); ENDPOINTS as usize + 1];
+        assert!(next.lead(a, &too_many).is_err());
+        assert_eq!((led(&next), places(&next)), (1, 3));
+        next.lead(a, &[]).unwrap();
+        next.lead(b, &[]).unwrap();
+        assert_eq!((led(&next), places(&next)), (0, 0));
+    }
 }

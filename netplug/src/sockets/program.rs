@@ -5,9 +5,9 @@
 //! asked for, which is what getpeername() is told.
 
 use crate::ebpf::{
-    Code, GET_NETNS_COOKIE, GET_PRANDOM_U32, JUMP_IF, JUMP_UNLESS, LOAD_DOUBLE, LOAD_HALF, LOAD_WORD, MODULO_REGISTER, MOVE,
-    MOVE_REGISTER, SK_STORAGE_DELETE, SK_STORAGE_GET, STACK, STORE_DOUBLE, STORE_HALF, STORE_HALF_VALUE, STORE_WORD,
-    STORE_WORD_VALUE,
+    Code, GET_NETNS_COOKIE, GET_PRANDOM_U32, JUMP_IF, JUMP_UNLESS, JUMP_UNLESS_REGISTER, LOAD_DOUBLE, LOAD_HALF, LOAD_WORD,
+    MODULO_REGISTER, MOVE, MOVE_REGISTER, SK_STORAGE_DELETE, SK_STORAGE_GET, STACK, STORE_DOUBLE, STORE_HALF, STORE_HALF_VALUE,
+    STORE_WORD, STORE_WORD_VALUE,
 };
 
 /// Of a pod's key: its network namespace's cookie.
@@ -18,6 +18,9 @@ pub(super) const ADDRESS: usize = 20;
 pub(super) const LIST: usize = 8;
 /// Of an endpoint's key: its list's number, and its place in it.
 pub(super) const PLACE: usize = 8;
+/// Of an endpoint: the address that leads to it, and its own. The kernel may use an element for another while it is read: what is read
+/// first counts if the other is right after that.
+pub(super) const ENDPOINT: usize = 2 * ADDRESS;
 
 /// What a pod's key leads to: the pod's first address, for who comes after.
 pub(super) const POD: usize = 16;
@@ -36,12 +39,9 @@ const GO_ON: i32 = 1;
 
 const CONTEXT: u8 = 6;
 const COUNT: u8 = 7;
-const NUMBER: u8 = 8;
-/// When the place is known.
-const ENDPOINT: u8 = 7;
-
-/// The stack, from below: the address, an endpoint's key or a cookie.
-const ASKED: i16 = -40;
+/// The stack, from below: the endpoint's address, the one that was asked for, an endpoint's key or a cookie.
+const CHOSEN: i16 = -56;
+const ASKED: i16 = -32;
 const KEY: i16 = -8;
 
 /// The descriptors of the maps.
@@ -85,23 +85,32 @@ pub(super) fn connect(sockets: Sockets, maps: Maps) -> Vec<u8> {
     read_address(&mut code, sockets);
     code.look_up(maps.services, ASKED);
     code.jump(JUMP_IF, 0, 0, 0, Label::GoOn);
-    code.op(LOAD_WORD, NUMBER, 0, 0, 0);
-    code.op(LOAD_WORD, COUNT, 0, 4, 0);
+    // Number and count at once.
+    code.op(LOAD_DOUBLE, 1, 0, 0, 0);
+    code.op(STORE_DOUBLE, STACK, 1, KEY, 0);
+    code.op(LOAD_WORD, COUNT, STACK, KEY + 4, 0);
     code.call(GET_PRANDOM_U32);
     code.op(MODULO_REGISTER, 0, COUNT, 0, 0);
-    code.op(STORE_WORD, STACK, NUMBER, KEY, 0);
     code.op(STORE_WORD, STACK, 0, KEY + 4, 0);
     code.look_up(maps.endpoints, KEY);
     // The list has just been replaced: the rules know.
     code.jump(JUMP_IF, 0, 0, 0, Label::GoOn);
-    code.op(MOVE_REGISTER, ENDPOINT, 0, 0, 0);
+    for word in (0..ADDRESS as i16).step_by(4) {
+        code.op(LOAD_WORD, 1, 0, ADDRESS as i16 + word, 0);
+        code.op(STORE_WORD, STACK, 1, CHOSEN + word, 0);
+    }
+    for word in (0..ADDRESS as i16).step_by(4) {
+        code.op(LOAD_WORD, 1, 0, word, 0);
+        code.op(LOAD_WORD, 2, STACK, ASKED + word, 0);
+        code.jump(JUMP_UNLESS_REGISTER, 1, 2, 0, Label::GoOn);
+    }
     code.load_map(maps.asked);
     code.op(LOAD_DOUBLE, 2, CONTEXT, SOCKET, 0);
     code.point(3, ASKED);
     code.op(MOVE, 4, 0, 0, SK_STORAGE_GET_F_CREATE);
     // Without memory for that it connects all the same, and knows its endpoint's name.
     code.call(SK_STORAGE_GET);
-    write_address(&mut code, sockets, ENDPOINT);
+    write_address(&mut code, sockets, STACK, CHOSEN);
     code.here(Label::GoOn);
     code.answer(GO_ON);
     code.finish()
@@ -119,7 +128,7 @@ pub(super) fn peer_name(sockets: Sockets, maps: Maps) -> Vec<u8> {
     code.jump(JUMP_UNLESS, 0, 0, 0, Label::Lead);
     code.answer(GO_ON);
     code.here(Label::Lead);
-    write_address(&mut code, sockets, 0);
+    write_address(&mut code, sockets, 0, 0);
     code.answer(GO_ON);
     code.finish()
 }
@@ -146,17 +155,17 @@ fn read_address(code: &mut Code<Label>, sockets: Sockets) {
     code.op(STORE_HALF_VALUE, STACK, 0, ASKED + 18, 0);
 }
 
-/// The address that a register points at → what is given.
-fn write_address(code: &mut Code<Label>, sockets: Sockets, from: u8) {
+/// The address that is so far from where a register points → what is given.
+fn write_address(code: &mut Code<Label>, sockets: Sockets, from: u8, at: i16) {
     let words = match sockets {
         Sockets::V4 => &[(12, USER_IP4)][..],
         Sockets::V6 => &[(0, USER_IP6), (4, USER_IP6 + 4), (8, USER_IP6 + 8), (12, USER_IP6 + 12)],
     };
     for (word, place) in words {
-        code.op(LOAD_WORD, 1, from, *word, 0);
+        code.op(LOAD_WORD, 1, from, at + *word, 0);
         code.op(STORE_WORD, CONTEXT, 1, *place, 0);
     }
-    code.op(LOAD_HALF, 1, from, 16, 0);
+    code.op(LOAD_HALF, 1, from, at + 16, 0);
     code.op(STORE_WORD, CONTEXT, 1, USER_PORT, 0);
 }
 

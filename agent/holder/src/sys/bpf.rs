@@ -176,6 +176,11 @@ pub fn attached(cgroup: BorrowedFd<'_>, kind: ProgramType) -> io::Result<Vec<Own
         /// In and out.
         count: u32,
         unused: u32,
+        attach_flags_of_each: u64,
+        links: u64,
+        link_flags: u64,
+        /// Written by the kernel (Linux 6.17), some of which don't look whether there is room.
+        revision: u64,
     }
     let mut ids = [0_u32; MOST];
     let mut query = Query {
@@ -186,6 +191,10 @@ pub fn attached(cgroup: BorrowedFd<'_>, kind: ProgramType) -> io::Result<Vec<Own
         programs: ids.as_mut_ptr() as u64,
         count: MOST as u32,
         unused: 0,
+        attach_flags_of_each: 0,
+        links: 0,
+        link_flags: 0,
+        revision: 0,
     };
     // SAFETY: `query` and `ids`, which has room for as many numbers as it says, live until the call returns; the kernel writes into both.
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, ptr::from_mut(&mut query), size_of::<Query>()) })?;
@@ -335,8 +344,8 @@ struct Create {
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Map {
-    /// With keys and values of so many bytes, and room for so many of them, which costs nothing before they are there. `name`: as that of
-    /// a program.
+    /// With keys and values of so many bytes, and room for so many of them, each of which costs 16 bytes before it is there. `name`: as that
+    /// of a program.
     ///
     /// # Errors
     /// The kernel's.
