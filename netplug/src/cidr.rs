@@ -20,6 +20,8 @@ pub struct Cidr {
 impl Cidr {
     /// Where pods live when nobody says otherwise.
     pub(crate) const DEFAULT: Cidr = Cidr { base: IpAddr::V4(Ipv4Addr::new(10, 88, 0, 0)), prefix: 16 };
+    /// `fe80::/64`.
+    pub(crate) const LINK_LOCAL: Cidr = Cidr { base: IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), prefix: 64 };
 
     /// `10.88.0.0`, 24. Refuses a prefix that is too long and an address with host bits.
     pub fn new(base: IpAddr, prefix: u8) -> Result<Cidr, String> {

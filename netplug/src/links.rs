@@ -175,6 +175,15 @@ pub(crate) fn mac_of(ip: IpAddr) -> Mac {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
+/// The link-local address that the kernel gives a link (RFC 4291, appendix A).
+pub(crate) fn link_local(mac: Mac) -> IpAddr {
+    let mut octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 0];
+    octets[8..11].copy_from_slice(&mac[..3]);
+    octets[8] ^= 2;
+    octets[13..].copy_from_slice(&mac[3..]);
+    octets.into()
+}
+
 /// Ask for one link by name.
 pub(crate) fn get_link(name: &str) -> Request {
     let message = LinkUnspec::new_with_name(name).build();

@@ -284,6 +284,11 @@ fn ipv6_alone() {
     let pod = Pod::new("pod").port("8080:80/TCP");
     let (attached, _pod) = pod.up(&network);
     assert_eq!(attached.ips, ["fd00:88::2".parse::<IpAddr>().unwrap()]);
+    assert_eq!(lab.node.ip("-6 address show dev pods0 tentative"), "", "the bridge may ask for pods at once");
+    assert!(
+        lab.node.ip("-6 address show dev pods0 scope link").contains("fe80::858:ff:fe00:1/64"),
+        "as the kernel would have it"
+    );
     assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("pod {OUTSIDE6}")));
 }
 

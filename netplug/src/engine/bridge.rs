@@ -58,8 +58,13 @@ impl Bridge {
         for (gateway, subnet) in gateways(settings) {
             requests.push(links::add_address(index, gateway, subnet));
         }
-        all(wire, socket, requests, || format!("set up bridge {name}"))?;
         let own = existing.and_then(|link| link.mac).or_else(|| mac(settings)).unwrap_or_default();
+        if settings.has(false) {
+            // The kernel asks by it who has a pod's address, for packets that aren't its own, and would see first whether somebody else has it:
+            // until then nobody reaches pods from elsewhere, for up to three seconds.
+            requests.push(links::add_address(index, links::link_local(own), Cidr::LINK_LOCAL));
+        }
+        all(wire, socket, requests, || format!("set up bridge {name}"))?;
         Ok(Bridge { index, mtu, mac: own, ipv6: has_ipv6() })
     }
 
