@@ -200,6 +200,7 @@ fn a_process_after_goes_on_with_the_pods_that_it_finds() {
     assert!(ways[0][0].reason.contains("service default/web:http"), "{ways:?}");
     let World { cgroup, lab, network, client, .. } = world;
     wait(network.close(Remove::All)).unwrap();
+    assert!(!lab.state.path().join("net").exists(), "nothing is left");
     let unreachable = cgroup.connect(&client.0.netns, &vip).unwrap_err();
     assert!(unreachable.contains("unreachable") || unreachable.contains("nobody answers"), "{unreachable}");
     drop(lab);

@@ -92,10 +92,10 @@ impl Engine {
 
     /// Takes the programs off the cgroup of a process before, unless it is this one.
     fn end_sockets_but(&mut self, cgroup: Option<&Path>) {
-        let before = fs::read(self.sockets_file()).ok().map(|path| PathBuf::from(OsString::from_vec(path)));
-        if let Some(before) = before.filter(|before| Some(before.as_path()) != cgroup)
-            && let Err(error) = Balancer::remove(&before)
-        {
+        let file = self.sockets_file();
+        let before = fs::read(&file).ok().map(|path| PathBuf::from(OsString::from_vec(path)));
+        let Some(before) = before.filter(|before| Some(before.as_path()) != cgroup) else { return };
+        if let Err(error) = Balancer::remove(&before).and_then(|()| fs::remove_file(&file)) {
             tracing::error!(%error, "pods' sockets may be led to endpoints of before: cgroup {}", before.display());
         }
     }
