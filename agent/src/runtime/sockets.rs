@@ -1,6 +1,8 @@
 //! Sockets in pods' network namespaces. A thread of their own goes from one namespace to the next and opens them: a thread that carries
-//! tasks may never leave the host's, and asking each pod's holder would wake a process for each probe.
+//! tasks may never leave the host's, and asking each pod's holder would wake a process for each probe. It doesn't stay: the namespace of a pod
+//! that is gone, with its link and address, would last until the next probe of another.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, mpsc};
@@ -26,10 +28,14 @@ impl Sockets {
     /// Starts the thread, which ends with the last who could ask it.
     pub fn start() -> io::Result<Self> {
         let (ask, asked) = mpsc::channel::<Ask>();
+        let home = File::open("/proc/thread-self/ns/net")?;
         std::thread::Builder::new().name("sockets".into()).spawn(move || {
             for Ask { process, family, tell } in asked {
                 // An error means that nobody waits for it any more.
                 let _ = tell.send(tcp(process.as_fd(), family));
+                if let Err(error) = sys::setns(home.as_fd(), ns::NET) {
+                    tracing::warn!(%error, "a pod's network namespace lasts until the next probe");
+                }
             }
         })?;
         Ok(Self { ask })
@@ -52,7 +58,9 @@ fn tcp(process: BorrowedFd<'_>, family: AddressFamily) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, TcpListener};
+    use std::path::PathBuf;
     use std::process::{Child, Command};
+    use std::time::Duration;
 
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     use tokio::net::TcpSocket;
@@ -101,6 +109,19 @@ mod tests {
             connects(&sockets, &own, to).await.unwrap();
             assert_eq!(connects(&sockets, &others, to).await.unwrap_err().kind(), io::ErrorKind::NetworkUnreachable);
         }
+        // Nothing of ours stays behind.
+        let namespace = |path: PathBuf| std::fs::read_link(path).ok();
+        let left = namespace(format!("/proc/{}/ns/net", other.0.id()).into());
+        let stays = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            tasks.filter(|task| namespace(task.path().join("ns/net")) == left).count() > 0
+        };
+        let leaves = async {
+            while stays() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), leaves).await.expect("the thread goes home");
         drop(other);
         let gone = sockets.tcp(others, AddressFamily::INET).await.unwrap_err();
         assert_eq!(gone.raw_os_error(), Some(nix::libc::ESRCH));
