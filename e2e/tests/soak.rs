@@ -121,7 +121,7 @@ fn three_hundred_pods_come_and_go_while_the_api_server_dies() {
         let names = |dir: &str| {
             std::fs::read_dir(run.join(dir)).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         };
-        let leases = names("net").filter(|name| name.ends_with(".lease"));
+        let leases = names("net").filter(|name| std::path::Path::new(name).extension().is_some_and(|kind| kind == "lease"));
         let left: Vec<String> = links.chain(leases).chain(names("pods")).collect();
         if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
     });
