@@ -90,6 +90,22 @@ impl<Label: Copy + PartialEq> Code<Label> {
         self.op(ADD, register, 0, 0, i32::from(place));
     }
 
+    /// Copies so many words from where a register points, and on, to another such place, by r2.
+    pub(crate) fn copy(&mut self, words: i16, (from, source): (u8, i16), (to, place): (u8, i16)) {
+        for word in (0..words).map(|word| 4 * word) {
+            self.op(LOAD_WORD, 2, from, source + word, 0);
+            self.op(STORE_WORD, to, 2, place + word, 0);
+        }
+    }
+
+    /// Copies an IPv4 address to the stack as an IPv6 one (`::ffff:a.b.c.d`), as [`crate::direct::key`] has it.
+    pub(crate) fn copy_mapped(&mut self, from: (u8, i16), place: i16) {
+        self.op(STORE_WORD_VALUE, STACK, 0, place, 0);
+        self.op(STORE_WORD_VALUE, STACK, 0, place + 4, 0);
+        self.op(STORE_WORD_VALUE, STACK, 0, place + 8, i32::from_be(0xffff));
+        self.copy(1, from, (STACK, place + 12));
+    }
+
     /// r0: where the value of a key on the stack is; 0: it has none.
     pub(crate) fn look_up(&mut self, map: i32, key: i16) {
         self.load_map(map);

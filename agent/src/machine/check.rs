@@ -81,38 +81,27 @@ fn firewalls(bridge: &str, table: &str) -> Check {
 }
 
 fn direct_path() -> Check {
-    match netplug::can_go_directly() {
-        Ok(()) => {
-            check("direct path", Verdict::Good, "pods can reach each other past the host's rules, where none speaks of them", "")
-        }
-        Err(error) => check(
-            "direct path",
-            Verdict::Limited,
-            error.to_string(),
-            "pods reach each other by the host's rules alone: somewhat slower",
-        ),
-    }
+    let found = "pods can reach each other past the host's rules, where none speaks of them";
+    let advice = "pods reach each other by the host's rules alone: somewhat slower";
+    tried("direct path", netplug::can_go_directly(), found, advice)
 }
 
 fn service_sockets() -> Check {
-    match netplug::can_lead_sockets() {
-        Ok(()) => {
-            check("sockets", Verdict::Good, "pods' sockets can be connected to a Service's endpoint from the beginning", "")
-        }
-        Err(error) => check(
-            "sockets",
-            Verdict::Limited,
-            error.to_string(),
-            "connections to Services are translated by the host's rules: somewhat slower",
-        ),
-    }
+    let found = "pods' sockets can be connected to a Service's endpoint from the beginning";
+    let advice = "connections to Services are translated by the host's rules: somewhat slower";
+    tried("sockets", netplug::can_lead_sockets(), found, advice)
 }
 
 fn bandwidth() -> Check {
     let advice = "pods with a bandwidth annotation can't run: modprobe -a sch_tbf sch_ingress cls_u32 act_mirred ifb";
-    match netplug::can_limit_bandwidth() {
-        Ok(()) => check("bandwidth", Verdict::Good, "token buckets and redirection work", ""),
-        Err(error) => check("bandwidth", Verdict::Limited, error.to_string(), advice),
+    tried("bandwidth", netplug::can_limit_bandwidth(), "token buckets and redirection work", advice)
+}
+
+/// What pods can do without, as it came out when it was tried.
+fn tried(name: &str, outcome: Result<(), netplug::Error>, found: &str, advice: &str) -> Check {
+    match outcome {
+        Ok(()) => check(name, Verdict::Good, found, ""),
+        Err(error) => check(name, Verdict::Limited, error.to_string(), advice),
     }
 }
 

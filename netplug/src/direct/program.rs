@@ -184,13 +184,8 @@ fn ipv4(code: &mut Code<Label>) {
     code.op(AND, 2, 0, 0, network(0x3fff));
     code.jump(JUMP_UNLESS, 2, 0, 0, Label::Ordinary);
     code.op(LOAD_BYTE, 4, PACKET, ETHERNET + 9, 0);
-    for (place, offset) in [(SOURCE, 12), (DESTINATION, 16)] {
-        code.op(STORE_WORD_VALUE, STACK, 0, place, 0);
-        code.op(STORE_WORD_VALUE, STACK, 0, place + 4, 0);
-        code.op(STORE_WORD_VALUE, STACK, 0, place + 8, i32::from_be(0xffff));
-        code.op(LOAD_WORD, 2, PACKET, ETHERNET + offset, 0);
-        code.op(STORE_WORD, STACK, 2, place + 12, 0);
-    }
+    code.copy_mapped((PACKET, ETHERNET + 12), SOURCE);
+    code.copy_mapped((PACKET, ETHERNET + 16), DESTINATION);
     behind(code, ETHERNET + 20);
 }
 
@@ -198,12 +193,8 @@ fn ipv4(code: &mut Code<Label>) {
 fn ipv6(code: &mut Code<Label>) {
     bounds(code, ETHERNET + 40);
     code.op(LOAD_BYTE, 4, PACKET, ETHERNET + 6, 0);
-    for (place, offset) in [(SOURCE, 8), (DESTINATION, 24)] {
-        for word in [0, 4, 8, 12] {
-            code.op(LOAD_WORD, 2, PACKET, ETHERNET + offset + word, 0);
-            code.op(STORE_WORD, STACK, 2, place + word, 0);
-        }
-    }
+    code.copy(4, (PACKET, ETHERNET + 8), (STACK, SOURCE));
+    code.copy(4, (PACKET, ETHERNET + 24), (STACK, DESTINATION));
     behind(code, ETHERNET + 40);
 }
 

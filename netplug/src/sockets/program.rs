@@ -7,7 +7,7 @@
 use crate::ebpf::{
     Code, GET_NETNS_COOKIE, GET_PRANDOM_U32, JUMP_IF, JUMP_UNLESS, JUMP_UNLESS_REGISTER, LOAD_DOUBLE, LOAD_HALF, LOAD_WORD,
     MODULO_REGISTER, MOVE, MOVE_REGISTER, SK_STORAGE_DELETE, SK_STORAGE_GET, STACK, STORE_DOUBLE, STORE_HALF, STORE_HALF_VALUE,
-    STORE_WORD, STORE_WORD_VALUE,
+    STORE_WORD,
 };
 
 /// Of a pod's key: its network namespace's cookie.
@@ -95,10 +95,7 @@ pub(super) fn connect(sockets: Sockets, maps: Maps) -> Vec<u8> {
     code.look_up(maps.endpoints, KEY);
     // The list has just been replaced: the rules know.
     code.jump(JUMP_IF, 0, 0, 0, Label::GoOn);
-    for word in (0..ADDRESS as i16).step_by(4) {
-        code.op(LOAD_WORD, 1, 0, ADDRESS as i16 + word, 0);
-        code.op(STORE_WORD, STACK, 1, CHOSEN + word, 0);
-    }
+    code.copy(ADDRESS as i16 / 4, (0, ADDRESS as i16), (STACK, CHOSEN));
     for word in (0..ADDRESS as i16).step_by(4) {
         code.op(LOAD_WORD, 1, 0, word, 0);
         code.op(LOAD_WORD, 2, STACK, ASKED + word, 0);
@@ -136,19 +133,8 @@ pub(super) fn peer_name(sockets: Sockets, maps: Maps) -> Vec<u8> {
 /// The address that was given → the stack.
 fn read_address(code: &mut Code<Label>, sockets: Sockets) {
     match sockets {
-        Sockets::V4 => {
-            code.op(STORE_WORD_VALUE, STACK, 0, ASKED, 0);
-            code.op(STORE_WORD_VALUE, STACK, 0, ASKED + 4, 0);
-            code.op(STORE_WORD_VALUE, STACK, 0, ASKED + 8, i32::from_be(0xffff));
-            code.op(LOAD_WORD, 1, CONTEXT, USER_IP4, 0);
-            code.op(STORE_WORD, STACK, 1, ASKED + 12, 0);
-        }
-        Sockets::V6 => {
-            for word in [0, 4, 8, 12] {
-                code.op(LOAD_WORD, 1, CONTEXT, USER_IP6 + word, 0);
-                code.op(STORE_WORD, STACK, 1, ASKED + word, 0);
-            }
-        }
+        Sockets::V4 => code.copy_mapped((CONTEXT, USER_IP4), ASKED),
+        Sockets::V6 => code.copy(4, (CONTEXT, USER_IP6), (STACK, ASKED)),
     }
     code.op(LOAD_WORD, 1, CONTEXT, USER_PORT, 0);
     code.op(STORE_HALF, STACK, 1, ASKED + 16, 0);
@@ -157,13 +143,9 @@ fn read_address(code: &mut Code<Label>, sockets: Sockets) {
 
 /// The address that is so far from where a register points → what is given.
 fn write_address(code: &mut Code<Label>, sockets: Sockets, from: u8, at: i16) {
-    let words = match sockets {
-        Sockets::V4 => &[(12, USER_IP4)][..],
-        Sockets::V6 => &[(0, USER_IP6), (4, USER_IP6 + 4), (8, USER_IP6 + 8), (12, USER_IP6 + 12)],
-    };
-    for (word, place) in words {
-        code.op(LOAD_WORD, 1, from, at + *word, 0);
-        code.op(STORE_WORD, CONTEXT, 1, *place, 0);
+    match sockets {
+        Sockets::V4 => code.copy(1, (from, at + 12), (CONTEXT, USER_IP4)),
+        Sockets::V6 => code.copy(4, (from, at), (CONTEXT, USER_IP6)),
     }
     code.op(LOAD_HALF, 1, from, at + 16, 0);
     code.op(STORE_WORD, CONTEXT, 1, USER_PORT, 0);
