@@ -94,6 +94,14 @@ pub(crate) fn trace(
     world.onward(flow)
 }
 
+fn at_address(flow: Flow) -> impl Fn(&Service) -> bool {
+    move |service| service.port == flow.destination.port() && service.addresses.contains(&flow.destination.ip())
+}
+
+fn in_words(what: &str, service: &Service, targets: &[SocketAddr]) -> String {
+    format!("{what} {}, {} of its endpoints", service.name, one_of(targets.len()))
+}
+
 struct World<'a> {
     settings: &'a Settings,
     leases: &'a [Lease],
@@ -105,20 +113,18 @@ struct World<'a> {
 impl World<'_> {
     /// To whom a socket is led, if it is.
     fn connect(&self, flow: Flow) -> Option<(String, Vec<SocketAddr>)> {
-        if flow.protocol != Protocol::Tcp || !self.shortcuts.led.contains(&flow.source) {
-            return None;
-        }
-        self.service_at(flow, |service| service.affinity.is_none())
+        let is_led = flow.protocol == Protocol::Tcp && self.shortcuts.led.contains(&flow.source);
+        let (service, targets) = self.service(flow, at_address(flow)).filter(|_| is_led)?;
+        service.affinity.is_none().then(|| (in_words("service", service, &targets), targets))
     }
 
-    /// The service at a flow's destination that has endpoints of its family: in words, and those.
-    fn service_at(&self, flow: Flow, fits: impl Fn(&Service) -> bool) -> Option<(String, Vec<SocketAddr>)> {
-        let Flow { destination, protocol, .. } = flow;
-        let at = |service: &Service| service.port == destination.port() && service.addresses.contains(&destination.ip());
-        let mut services = self.rules.services.iter().filter(|service| service.protocol == protocol);
-        let service = services.find(|service| at(service)).filter(|service| fits(service))?;
-        let targets: Vec<_> = service.endpoints.iter().filter(|end| end.is_ipv4() == destination.is_ipv4()).copied().collect();
-        (!targets.is_empty()).then(|| (format!("service {}, {} of its endpoints", service.name, one_of(targets.len())), targets))
+    /// The first service of a flow's protocol that fits, and its endpoints of the flow's family, if it has any.
+    fn service(&self, flow: Flow, fits: impl Fn(&Service) -> bool) -> Option<(&Service, Vec<SocketAddr>)> {
+        let mut services = self.rules.services.iter().filter(|service| service.protocol == flow.protocol);
+        let service = services.find(|service| fits(service))?;
+        let same_family = |end: &&SocketAddr| end.is_ipv4() == flow.destination.is_ipv4();
+        let targets: Vec<SocketAddr> = service.endpoints.iter().filter(same_family).copied().collect();
+        (!targets.is_empty()).then_some((service, targets))
     }
 
     /// What becomes of packets.
@@ -155,24 +161,17 @@ impl World<'_> {
 
     /// Services and host ports: what is rewritten, and to what.
     fn entrance(&self, flow: Flow) -> (Option<String>, Vec<SocketAddr>) {
-        let Flow { destination, protocol, .. } = flow;
-        let same_family = |target: &&SocketAddr| target.is_ipv4() == destination.is_ipv4();
-        let services = || self.rules.services.iter().filter(|service| service.protocol == protocol);
-        if let Some((service, targets)) = self.service_at(flow, |_| true) {
-            return (Some(service), targets);
+        let destination = flow.destination;
+        if let Some((service, targets)) = self.service(flow, at_address(flow)) {
+            return (Some(in_words("service", service, &targets)), targets);
         }
         if self.is_host(destination.ip()) {
             if let Some((pod, target)) = self.host_port(flow) {
                 return (Some(format!("host port {} of pod {pod}", destination.port())), vec![target]);
             }
-            if let Some(service) = services().find(|service| service.node_port == Some(destination.port())) {
-                let targets: Vec<_> = service.endpoints.iter().filter(same_family).copied().collect();
-                if !targets.is_empty() {
-                    return (
-                        Some(format!("node port of service {}, {} of its endpoints", service.name, one_of(targets.len()))),
-                        targets,
-                    );
-                }
+            let at_port = |service: &Service| service.node_port == Some(destination.port());
+            if let Some((service, targets)) = self.service(flow, at_port) {
+                return (Some(in_words("node port of service", service, &targets)), targets);
             }
         }
         (None, vec![destination])

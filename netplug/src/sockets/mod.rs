@@ -105,6 +105,17 @@ impl Loaded {
         Ok(true)
     }
 
+    /// Network namespaces whose sockets are led, and the addresses of their pods.
+    fn admitted(&self) -> io::Result<Vec<(u64, IpAddr)>> {
+        let mut admitted = Vec::new();
+        for cookie in self.pods.keys()? {
+            let ip = self.pods.get(&cookie)?.and_then(|ip| <[u8; program::POD]>::try_from(ip).ok());
+            let cookie = <[u8; program::COOKIE]>::try_from(cookie).ok().map(u64::from_ne_bytes);
+            admitted.extend(cookie.zip(ip.map(address)));
+        }
+        Ok(admitted)
+    }
+
     /// Puts it on a cgroup, in place of another if there is one. All of it, or nothing is there.
     fn attach(&self, cgroup: BorrowedFd<'_>, old: Option<&Loaded>) -> io::Result<()> {
         for (number, program) in self.programs.iter().enumerate() {
@@ -138,7 +149,7 @@ impl Balancer {
         }
         let balancer = Balancer { loaded: new, last_list: 0, replaced: Vec::new() };
         match &old {
-            Some(old) => pods(old)?.into_iter().try_for_each(|(cookie, ip)| balancer.admit(cookie, ip))?,
+            Some(old) => old.admitted()?.into_iter().try_for_each(|(cookie, ip)| balancer.admit(cookie, ip))?,
             // What is left of one that isn't whole.
             None => take_off(cgroup)?,
         }
@@ -171,7 +182,7 @@ impl Balancer {
 
     /// Who is led: the namespaces, and the addresses of their pods.
     pub(crate) fn pods(&self) -> io::Result<Vec<(u64, IpAddr)>> {
-        pods(&self.loaded)
+        self.loaded.admitted()
     }
 
     /// From now on an address leads to these, which are of its family, and no more to those of before; to none of them: it is left to the
@@ -222,15 +233,6 @@ impl Balancer {
     fn lists(&self) -> io::Result<Vec<u32>> {
         Ok(self.loaded.endpoints.keys()?.iter().filter_map(|key| Some(numbers(key)?.0)).collect())
     }
-}
-
-fn pods(loaded: &Loaded) -> io::Result<Vec<(u64, IpAddr)>> {
-    let mut pods = Vec::new();
-    for cookie in loaded.pods.keys()? {
-        let ip = loaded.pods.get(&cookie)?.and_then(|ip| <[u8; program::POD]>::try_from(ip).ok());
-        pods.extend(<[u8; program::COOKIE]>::try_from(cookie).ok().map(u64::from_ne_bytes).zip(ip.map(address)));
-    }
-    Ok(pods)
 }
 
 /// The programs of whoever on a cgroup, each with its place among [`MOMENTS`].

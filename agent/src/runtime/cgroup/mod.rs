@@ -94,11 +94,8 @@ impl Cgroups {
     /// The one of version 2 below which all containers are, whatever controls them. It is made if it isn't there yet.
     pub fn of_all_pods(&self) -> Result<Option<PathBuf>, CgroupError> {
         let Some(unified) = self.layout.unified() else { return Ok(None) };
-        let mut dir = unified.mount.clone();
-        for part in &self.parent {
-            dir.push(part);
-            make_dir(&dir)?;
-        }
+        let dir = unified.mount.join(&self.parent);
+        make_dir(&dir)?;
         Ok(Some(dir))
     }
 
