@@ -13,7 +13,7 @@ use netlink_packet_route::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
         LinkFlags, LinkInfo, LinkMessage,
     },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType, RouteVia},
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -28,7 +28,9 @@ const LOOPBACK_INDEX: u32 = 1;
 /// Links that are about to be deleted are put into this group, so that one request deletes them all and the kernel waits for
 /// its readers (RCU) once, not once a link. "nplg".
 const DOOMED_GROUP: u32 = 0x6e70_6c67;
-/// linux/ip.h: IPV4_DEVCONF_ROUTE_LOCALNET.
+/// linux/ip.h, of `IPV4_DEVCONF_…`.
+const FORWARDING: u16 = 1;
+const RP_FILTER: u16 = 8;
 const ROUTE_LOCALNET: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 
@@ -46,6 +48,7 @@ pub(crate) struct Link {
     pub name: String,
     pub kind: Option<InfoKind>,
     pub bridge: Option<u32>,
+    pub group: u32,
     /// A veth's other end: its index in its own namespace.
     pub peer: Option<u32>,
     pub mtu: u32,
@@ -62,6 +65,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
+                LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::Link(index) => link.peer = Some(*index),
                 LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
@@ -83,6 +87,25 @@ impl Link {
             RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
             _ => None,
         })
+    }
+}
+
+/// Where the host's ends of pods' links belong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Home {
+    /// The bridge's index.
+    pub bridge: u32,
+    /// Set: they are no ports of the bridge, but links of their own, of this group.
+    pub group: Option<u32>,
+}
+
+impl Home {
+    /// Whether a link of this bridge and group is at home.
+    pub(crate) fn holds(self, bridge: Option<u32>, group: u32) -> bool {
+        match self.group {
+            Some(own) => bridge.is_none() && group == own,
+            None => bridge == Some(self.bridge),
+        }
     }
 }
 
@@ -219,37 +242,45 @@ pub(crate) fn new_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
     Request::new(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Marks a bridge as ours, and what it needs beside: up, the MTU, and route_localnet, so that the host may reach host ports by
-/// 127.0.0.1 (see the rule `guard`).
-pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: bool) -> Request {
+/// Marks a bridge as ours, and what it needs beside: up, and the MTU. `localnet`: whether the host may reach pods from 127.0.0.1 by it.
+pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, localnet: Option<bool>) -> Request {
     let mut builder = LinkUnspec::new_with_name(name).mtu(mtu).up();
     if let Some(alias) = alias {
         builder = builder.alias(alias);
     }
-    if v4 {
-        let mut value = 8u16.to_ne_bytes().to_vec();
-        value.extend(ROUTE_LOCALNET.to_ne_bytes());
-        value.extend(1u32.to_ne_bytes());
-        let settings = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | 0x8000, value));
-        builder = builder.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]));
+    if let Some(localnet) = localnet {
+        let settings = AfSpecUnspec::Inet(vec![inet(&[(ROUTE_LOCALNET, u32::from(localnet))])]);
+        builder = builder.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![settings]));
     }
     Request::new(RouteNetlinkMessage::SetLink(builder.build()), 0)
 }
 
-/// A veth pair: the host's end in the bridge, the pod's in its namespace from the start. Both are still down: a veth opens only
-/// when it has its peer, and what [`set_port`] and [`quiet`] set must be set before.
+/// Settings of a link, as below /proc/sys/net/ipv4/conf.
+fn inet(settings: &[(u16, u32)]) -> AfSpecInet {
+    let attribute = |(kind, value): &(u16, u32)| {
+        let header = [8u16.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        [header, value.to_ne_bytes().to_vec()].concat()
+    };
+    AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | 0x8000, settings.iter().flat_map(attribute).collect()))
+}
+
+/// A veth pair: the host's end at home, with a MAC where it is no port; the pod's in its namespace from the start. Both are still down: a
+/// veth opens only when it has its peer, and what [`set_port`], [`set_own`] and [`quiet`] set must be set before.
 ///
 /// With one queue, as a veth has in use unless told otherwise; but unless told it makes one for each processor, takes them away again,
 /// and waits for all processors (RCU) at each end: a fifth of what a veth costs, and more where many are.
-pub(crate) fn new_veth(name: &str, bridge: u32, mtu: u32, netns: RawFd, mac: Mac, inside: &str) -> Request {
+pub(crate) fn new_veth(name: &str, home: Home, host: Mac, mtu: u32, netns: RawFd, mac: Mac, inside: &str) -> Request {
     let one_queue = || [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
     let peer = LinkUnspec::new_with_name(inside).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
     let peer = one_queue().into_iter().fold(peer, LinkMessageBuilder::append_extra_attribute);
-    let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+    let ends = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
         .mtu(mtu)
-        .controller(bridge)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
+    let host = match home.group {
+        Some(group) => ends.address(host.to_vec()).link_group(group),
+        None => ends.controller(home.bridge),
+    };
     let host = one_queue().into_iter().fold(host, LinkMessageBuilder::append_extra_attribute);
     Request::new(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
@@ -264,6 +295,15 @@ pub(crate) fn set_port(name: &str, alias: &str, isolated: bool) -> Request {
         .hairpin(true)
         .isolated(isolated);
     Request::new(RouteNetlinkMessage::NewLink(port.build()), 0)
+}
+
+/// The host's end as a link of its own: the host passes on what comes from it (`forwarding`), as long as it is from the pod's address
+/// (`rp_filter`, RFC 3704), and may reach the pod from 127.0.0.1, as by the pod's host port (`route_localnet`; see the rule `guard`).
+pub(crate) fn set_own(name: &str, alias: &str) -> Request {
+    let settings = AfSpecUnspec::Inet(vec![inet(&[(FORWARDING, 1), (RP_FILTER, 1), (ROUTE_LOCALNET, 1)])]);
+    let message =
+        LinkUnspec::new_with_name(name).alias(alias).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![settings])).build();
+    Request::new(RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// A link without an IPv6 address of the kernel's making. A port of a bridge has no use for one, nor has a pod without IPv6,
@@ -281,10 +321,15 @@ pub(crate) fn up_by_name(name: &str) -> Request {
     Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_name(name).up().build()), 0)
 }
 
-/// Puts an existing host end back into the bridge, with the MTU.
-pub(crate) fn enslave(index: u32, bridge: u32, mtu: u32) -> Request {
-    let message = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).build();
-    Request::new(RouteNetlinkMessage::SetLink(message), 0)
+/// Brings an existing host end home, with the MTU. `host`: the MAC that it is to have, if it is to have another.
+pub(crate) fn bring_home(index: u32, home: Home, host: Option<Mac>, mtu: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).mtu(mtu);
+    let message = match home.group {
+        Some(group) => message.controller(0).link_group(group),
+        None => message.controller(home.bridge),
+    };
+    let message = host.into_iter().fold(message, |message, mac| message.address(mac.to_vec()));
+    Request::new(RouteNetlinkMessage::SetLink(message.build()), 0)
 }
 
 /// A link, up.
@@ -421,9 +466,24 @@ pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> 
     Some((ip, mac))
 }
 
-/// A neighbour of an address without subnet.
-pub(crate) fn neighbour(index: u32, ip: IpAddr) -> Request {
-    add_route(on_link(index, Cidr::host(ip)))
+/// Who has an address on a link, so that nobody asks.
+pub(crate) fn neighbour(index: u32, ip: IpAddr, mac: Mac) -> Request {
+    let mut message = neighbour_entry(index, ip);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    Request::new(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// One address is on a link; who sends there does it as `source`, if that is given.
+pub(crate) fn reach(index: u32, ip: IpAddr, source: Option<IpAddr>) -> Request {
+    let mut message = on_link(index, Cidr::host(ip));
+    message.attributes.extend(source.map(|source| {
+        RouteAttribute::PrefSource(match source {
+            IpAddr::V4(ip) => RouteAddress::Inet(ip),
+            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+        })
+    }));
+    add_route(message)
 }
 
 /// These addresses are on a link, as far as the host knows.

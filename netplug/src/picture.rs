@@ -45,8 +45,8 @@ pub struct PodState {
     pub lease: Lease,
     /// The host's end of its veth; none: it is gone.
     pub link: Option<LinkState>,
-    /// Whether that is a port of the bridge.
-    pub bridged: bool,
+    /// Whether that is where it belongs: a port of the bridge, or, of pods that are [`crate::Isolation::Routed`], none.
+    pub in_place: bool,
     /// Why it doesn't take the direct way to other pods; none: it does.
     pub not_direct: Option<String>,
 }

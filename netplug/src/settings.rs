@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cidr::{Cidr, Span},
     error::{Error, show_port},
+    hash::fnv1a,
     ipam::Pool,
 };
 
@@ -97,7 +98,7 @@ pub enum Isolation {
     #[default]
     Off,
     /// They do, by the host, which sees and may refuse every packet: what services and network policies need. A pod knows no
-    /// neighbour but the host.
+    /// neighbour but the host, and its link is no port of the bridge, which has the gateways' addresses only.
     Routed,
     /// They don't, nor by ports that a pod publishes on the host: those are for the host and the world.
     Pods,
@@ -283,6 +284,11 @@ impl Settings {
     /// Whether a family has a range.
     pub(crate) fn has(&self, v4: bool) -> bool {
         self.ranges.iter().any(|range| range.subnet.is_v4() == v4)
+    }
+
+    /// With [`Isolation::Routed`]: the group of pods' links, which are no ports of the bridge. Of its own for each bridge.
+    pub(crate) fn group(&self) -> Option<u32> {
+        (self.isolation == Isolation::Routed).then(|| fnv1a(self.bridge.bytes()) as u32 & i32::MAX as u32)
     }
 
     fn check_names(&self) -> Result<(), Error> {

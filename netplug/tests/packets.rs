@@ -359,7 +359,7 @@ fn the_picture_is_what_the_kernel_has() {
     );
     assert!(seen.table_stands && seen.strangers.is_empty(), "{seen:?}");
     let pod = &seen.pods[0];
-    assert_eq!((&pod.lease.ips, &pod.lease.host_if, pod.bridged), (&attached.ips, &attached.host_if, true));
+    assert_eq!((&pod.lease.ips, &pod.lease.host_if, pod.in_place), (&attached.ips, &attached.host_if, true));
     assert!(pod.link.as_ref().is_some_and(|link| link.up), "{pod:?}");
 
     lab.node.ip("link add tap9 type veth peer name tap9x");

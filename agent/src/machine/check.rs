@@ -68,13 +68,15 @@ fn logind_waits() -> Result<Duration, String> {
     std::thread::scope(|scope| scope.spawn(ask).join()).unwrap_or_else(|_| Err("logind could not be asked".into()))
 }
 
-/// Whether other people's rules leave room for pods on this bridge, beside our own table.
+/// Whether other people's rules leave room for pods of this bridge, beside our own table.
 fn firewalls(bridge: &str, table: &str) -> Check {
-    match netplug::obstacles_to(bridge, table) {
+    let isolation = netplug::Isolation::Routed;
+    let network = netplug::Settings { bridge: bridge.into(), table: table.into(), isolation, ..netplug::Settings::default() };
+    match netplug::obstacles_to(&network) {
         Ok(found) if found.is_empty() => check("firewalls", Verdict::Good, "no other one drops what pods send and get", ""),
         Ok(found) => {
             let all: Vec<String> = found.iter().map(ToString::to_string).collect();
-            check("firewalls", Verdict::Limited, all.join("; "), "let the bridge through where that isn't so yet")
+            check("firewalls", Verdict::Limited, all.join("; "), "let pods through where that isn't so yet")
         }
         Err(error) => check("firewalls", Verdict::Limited, error.to_string(), "what other firewalls do to pods is unknown"),
     }

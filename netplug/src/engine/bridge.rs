@@ -33,7 +33,7 @@ impl Bridge {
         let name = settings.bridge.as_str();
         let existing = find(wire, socket, name)?;
         let routes = Routes::read(wire, socket, settings)?;
-        routes.check_overlap(settings, existing.as_ref().map(|link| link.index))?;
+        routes.check_overlap(settings, existing.as_ref())?;
         let mtu = settings.mtu.unwrap_or_else(|| routes.uplink_mtu());
         let ours = match &existing {
             Some(link) => is_ours(link, settings),
@@ -54,12 +54,13 @@ impl Bridge {
         }
         // The alias comes last: who finds it knows that nothing before it was left out.
         let alias = alias(settings);
-        let mut requests = vec![links::set_bridge(name, ours.then_some(alias.as_str()), mtu, settings.has(true))];
+        let localnet = settings.has(true).then_some(settings.group().is_none());
+        let mut requests = vec![links::set_bridge(name, ours.then_some(alias.as_str()), mtu, localnet)];
         for (gateway, subnet) in gateways(settings) {
             requests.push(links::add_address(index, gateway, subnet));
         }
         let own = existing.and_then(|link| link.mac).or_else(|| mac(settings)).unwrap_or_default();
-        if settings.has(false) {
+        if settings.has(false) && settings.group().is_none() {
             // The kernel asks by it who has a pod's address, for packets that aren't its own, and would see first whether somebody else has it:
             // until then nobody reaches pods from elsewhere, for up to three seconds.
             requests.push(links::add_address(index, links::link_local(own), Cidr::LINK_LOCAL));
@@ -167,8 +168,8 @@ fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, po
     all(wire, socket, stray.into_iter().map(links::remove_address).collect(), || format!("renumber bridge {}", link.name))
 }
 
-/// The bridge's MAC: given, or it would change with its ports.
-fn mac(settings: &Settings) -> Option<links::Mac> {
+/// The bridge's MAC: given, or it would change with its ports. Also that of the host's end of each pod's link that is none.
+pub(super) fn mac(settings: &Settings) -> Option<links::Mac> {
     settings.ranges.first().map(|range| links::mac_of(range.gateway()))
 }
 
@@ -216,10 +217,13 @@ impl Routes {
     }
 
     /// A range that the host routes elsewhere (a VPN, a LAN) would cut the host off from there.
-    fn check_overlap(&self, settings: &Settings, bridge: Option<u32>) -> Result<(), Error> {
+    fn check_overlap(&self, settings: &Settings, bridge: Option<&Link>) -> Result<(), Error> {
+        let of_pod = |link: &Link| settings.group().is_some_and(|group| link.group == group);
+        let ours: HashSet<u32> = self.links.iter().filter(|link| of_pod(link)).chain(bridge).map(|link| link.index).collect();
         for (number, range) in settings.ranges.iter().enumerate() {
             let other = |route: &&Route| !route.is_default() && route.destination.overlaps(&range.subnet);
-            if let Some(route) = self.routes.iter().filter(|route| route.link != bridge || bridge.is_none()).find(other) {
+            let others = self.routes.iter().filter(|route| route.link.is_none_or(|link| !ours.contains(&link)));
+            if let Some(route) = others.into_iter().find(other) {
                 return Err(Error::Overlap {
                     range: number,
                     subnet: range.subnet,
@@ -272,20 +276,16 @@ fn guard_routers(settings: &Settings, routes: &Routes) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether what a bridge forwards passes the IP hooks (br_netfilter). A packet that is redirected from pod to pod then stays in the
-/// bridge: ports may not be isolated, nor need they be, for the rules see every packet.
-pub(crate) fn shows_ip_hooks() -> bool {
-    ["iptables", "ip6tables"].iter().any(|tables| {
-        let value = fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"));
-        value.is_ok_and(|value| value.trim() == "1")
-    })
+/// A bridge's port has no use for IPv6 of its own, nor has a link of pods without IPv6. With it, the kernel adds a route to ff00::/8 for each
+/// link when its cable is plugged in, goes through those of all others to do so, and holds the lock that the next pod waits for: that made a
+/// pod cost more the more pods there were. Where it can't be written all goes on, at that cost.
+pub(super) fn without_ipv6(link: &str) {
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
 }
 
-/// A bridge's port has no use for IPv6 of its own. With it, the kernel adds a route to ff00::/8 for each port when its cable is plugged
-/// in, goes through those of all others to do so, and holds the lock that the next pod waits for: that made a pod cost more the more pods
-/// there were. Where it can't be written all goes on, at that cost.
-pub(super) fn without_ipv6(port: &str) {
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{port}/disable_ipv6"), "1");
+/// A pod is nobody's router, whatever the host's links do by default (CVE-2020-10749).
+pub(super) fn without_routers(link: &str) -> Result<(), Error> {
+    sysctl(&format!("net/ipv6/conf/{link}/accept_ra"), "0")
 }
 
 /// Writes a setting of the calling thread's namespace, unless it has that value (`/proc/sys` may be read-only).

@@ -393,7 +393,7 @@ impl Engine {
         // Known before the first, so that all are taken out whatever happens.
         let care = self.standing.care(lease);
         self.direct.admitted.insert(lease.uid.clone(), Admitted { ips: lease.ips.clone(), care });
-        let (mac, bridge) = (lease.mac(), self.bridge.mac);
+        let (mac, bridge) = (lease.mac(), self.host_mac());
         if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge, care)) {
             tracing::debug!(pod = lease.pod, %error, "the pod takes the ordinary way");
             self.direct.reached(&lease.uid, Stage::Refused(error.to_string()));

@@ -66,8 +66,6 @@ pub(crate) struct Engine {
     leases: Leases,
     ports: Ports,
     clock: Clock,
-    /// Whether ports were isolated when it was looked for last.
-    isolated: bool,
     /// Services and policies.
     standing: rules::Standing,
     direct: direct::Direct,
@@ -102,7 +100,7 @@ impl Engine {
         engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
         engine.route_services();
         engine.render()?;
-        engine.mend_ports()?;
+        engine.mend_links()?;
         engine.join_direct();
         Ok(engine)
     }
@@ -145,7 +143,6 @@ impl Engine {
             leases: Leases::default(),
             ports: Ports::new(),
             clock: Clock::new(settings.reuse_after),
-            isolated: false,
             standing: rules::Standing::new(&settings),
             direct: direct::Direct::default(),
             sockets: sockets::Sockets::default(),
@@ -236,7 +233,7 @@ impl Engine {
         let kept: HashSet<String> =
             self.leases.values().filter(|lease| live.contains(&lease.uid)).map(|lease| lease.host_if.clone()).collect();
         let stray: HashSet<String> = self
-            .ports_of_bridge()?
+            .links_at_home()?
             .into_iter()
             .filter(|link| !kept.contains(&link.name) && is_ours(&link.name))
             .map(|link| link.name)
@@ -279,22 +276,21 @@ impl Engine {
         Error::all(errors)
     }
 
-    /// Puts back what somebody deleted by hand: the bridge, its settings, its ports, the table.
+    /// Puts back what somebody deleted by hand: the bridge, its settings, pods' links, the table.
     pub(crate) fn repair(&mut self) -> Result<(), Error> {
         // The pods have this MTU, whatever the uplink's has become.
         let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
         self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
         self.route_services();
-        let ports = self.mend_ports().err();
+        let links = self.mend_links().err();
         let shapes = self.mend_shapes().err();
         let table = self.render().err();
-        Error::all(ports.into_iter().chain(shapes).chain(table).collect())
+        Error::all(links.into_iter().chain(shapes).chain(table).collect())
     }
 
     /// Other people's chains that may drop what pods send and get.
     pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
-        let Settings { table, bridge, .. } = &self.settings;
-        obstacles(&mut self.wire, &self.nft, table, bridge).doing(|| "list nftables chains".into())
+        obstacles(&mut self.wire, &self.nft, &self.settings).doing(|| "list nftables chains".into())
     }
 
     /// What a pod holds.
@@ -327,7 +323,13 @@ impl Engine {
             // A pod that has addresses but no lease keeps them: the lease was lost, not the pod.
             let fixed = if wanted.fixed.is_empty() { self.adoptable(inside) } else { wanted.fixed.clone() };
             let ips = self.addresses(wanted, &fixed)?;
-            (ips, inside.host_if.clone().unwrap_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0)))
+            (
+                ips,
+                inside
+                    .host
+                    .as_ref()
+                    .map_or_else(|| pod::host_link(&self.settings.bridge, &wanted.uid, 0), |host| host.name.clone()),
+            )
         };
         let lease = Lease {
             uid: wanted.uid.clone(),
@@ -368,18 +370,19 @@ impl Engine {
         if before.is_some() && inside.link.is_none() {
             self.evict(&lease.host_if)?;
         }
-        let (host_if, link) = match self.pair(wanted, lease, inside) {
+        let pair = match self.pair(wanted, lease, inside) {
             Err(_) if self.bridge_is_gone()? => {
                 self.repair()?;
                 self.pair(wanted, lease, inside)?
             }
             pair => pair?,
         };
+        let host_if = pair.host_if.clone();
         if host_if != lease.host_if {
             self.rename(&lease.uid, &host_if)?;
         }
         steps.done("veth");
-        self.set_up_inside(wanted, lease, link.index, inside)?;
+        self.set_up_inside(wanted, lease, &pair, inside)?;
         steps.done("address");
         if lease.bandwidth.is_some() || before.is_some_and(|before| before.bandwidth.is_some()) {
             self.shape(&Lease { host_if: host_if.clone(), ..lease.clone() }, before)?;
@@ -387,7 +390,7 @@ impl Engine {
         }
         self.open_ports(wanted, lease, before)?;
         steps.done("ports");
-        self.direct.found(&lease.uid, link.peer);
+        self.direct.found(&lease.uid, pair.inside.peer);
         self.join_sockets_with(wanted, lease);
         self.join_direct_with(lease);
         steps.done("direct");
@@ -522,10 +525,9 @@ impl Steps {
     }
 }
 
-/// Chains of other firewalls, in the calling thread's network namespace, that may drop what pods of this bridge send and get; `table` is our
-/// own.
-pub fn obstacles_to(bridge: &str, table: &str) -> Result<Vec<Obstacle>, Error> {
+/// Chains of other firewalls, in the calling thread's network namespace, that may drop what pods of this network send and get.
+pub fn obstacles_to(settings: &Settings) -> Result<Vec<Obstacle>, Error> {
     let action = || "list nftables chains".into();
     let nft = netlink::socket(NETLINK_NETFILTER).doing(action)?;
-    obstacles(&mut Wire::new(), &nft, table, bridge).doing(action)
+    obstacles(&mut Wire::new(), &nft, settings).doing(action)
 }

@@ -33,7 +33,7 @@ impl Engine {
         let pods = self.attached().into_iter().map(|lease| {
             let link = all.iter().find(|link| link.name == lease.host_if);
             let not_direct = self.why_not_directly(&lease);
-            PodState { link: link.map(state), bridged: link.is_some_and(within), not_direct, lease }
+            PodState { link: link.map(state), in_place: link.is_some_and(|link| self.is_home(link)), not_direct, lease }
         });
         let mut pods: Vec<PodState> = pods.collect();
         pods.sort_by(|a, b| a.lease.pod.cmp(&b.lease.pod));

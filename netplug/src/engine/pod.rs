@@ -18,7 +18,7 @@ use crate::{
     hash::fnv1a,
     ipam::Pool,
     lease::{Lease, check_uid},
-    links::{self, Address, Link, Route, RouteOptions},
+    links::{self, Address, Home, Link, Mac, Route, RouteOptions},
     netlink::{Outcome, Request},
     settings::{Isolation, Port, Settings},
 };
@@ -79,7 +79,18 @@ pub(crate) struct Inside {
     pub link: Option<Link>,
     pub addresses: Vec<Address>,
     /// The host's end of it, if it is in this namespace.
-    pub host_if: Option<String>,
+    pub host: Option<Link>,
+}
+
+/// A pod's link.
+#[derive(Debug)]
+pub(super) struct Pair {
+    /// The name of the host's end.
+    pub host_if: String,
+    /// The host's end's.
+    pub host_mac: Mac,
+    /// The pod's end.
+    pub inside: Link,
 }
 
 impl Engine {
@@ -103,15 +114,17 @@ impl Engine {
         }
         let found = self.wire.dump(&wanted.netlink, links::all_addresses).doing(action)?;
         let addresses = Address::all(&found).filter(|address| address.index == link.index).collect();
-        let host_if = self.other_end(&link)?.map(|host| host.name);
-        Ok(Inside { link: Some(link), addresses, host_if })
+        let host = self.other_end(&link)?;
+        Ok(Inside { link: Some(link), addresses, host })
     }
 
-    /// The pair of the pod: the one that is there, put right, or a new one. The host's end's name, and the pod's end.
-    pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<(String, Link), Error> {
-        if let (Some(link), Some(host_if)) = (&inside.link, &inside.host_if) {
+    /// The pair of the pod: the one that is there, put right, or a new one.
+    pub(super) fn pair(&mut self, wanted: &Wanted, lease: &Lease, inside: &Inside) -> Result<Pair, Error> {
+        if let (Some(link), Some(host)) = (&inside.link, &inside.host) {
+            let host_if = host.name.clone();
             self.mend(&Lease { host_if: host_if.clone(), ..lease.clone() })?;
-            return Ok((host_if.clone(), link.clone()));
+            let host_mac = bridge::find(&mut self.wire, &self.route, &host_if)?.and_then(|host| host.mac).unwrap_or_default();
+            return Ok(Pair { host_if, host_mac, inside: link.clone() });
         }
         if inside.link.is_some() {
             let problem = format!("its interface {} is not connected to this host", wanted.link);
@@ -121,7 +134,8 @@ impl Engine {
     }
 
     /// MAC, MTU, addresses, routes.
-    pub(super) fn set_up_inside(&mut self, wanted: &Wanted, lease: &Lease, index: u32, inside: &Inside) -> Result<(), Error> {
+    pub(super) fn set_up_inside(&mut self, wanted: &Wanted, lease: &Lease, pair: &Pair, inside: &Inside) -> Result<(), Error> {
+        let index = pair.inside.index;
         let mut requests = Vec::new();
         if inside.link.is_some() {
             requests.push(links::set_pod_link(index, lease.mac(), self.bridge.mtu));
@@ -139,7 +153,8 @@ impl Engine {
         requests.push(links::up(index));
         for (ip, pool) in pools {
             if routed {
-                requests.push(links::neighbour(index, pool.gateway()));
+                requests.push(links::reach(index, pool.gateway(), None));
+                requests.push(links::neighbour(index, pool.gateway(), pair.host_mac));
             }
             requests.extend(routes(wanted, ip, pool).map(|(to, gateway, options)| links::route(index, to, gateway, options)));
         }
@@ -165,8 +180,8 @@ impl Engine {
             }
         }
         let host = bridge::find(&mut self.wire, &self.route, &lease.host_if)?;
-        if !host.is_some_and(|host| host.up && host.bridge == Some(self.bridge.index)) {
-            return Ok(Some(format!("{} is not in bridge {}, or down", lease.host_if, self.settings.bridge)));
+        if !host.is_some_and(|host| host.up && self.is_home(&host)) {
+            return Ok(Some(format!("{} is not where bridge {} wants it, or down", lease.host_if, self.settings.bridge)));
         }
         if let Some(problem) = self.examine_shape(lease)? {
             return Ok(Some(problem));
@@ -180,26 +195,25 @@ impl Engine {
 
     /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
     /// just dying, or a stranger's: neither is worth waiting for.
-    fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<(String, Link), Error> {
-        let mac = lease.mac();
+    fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<Pair, Error> {
+        let (mac, host_mac) = (lease.mac(), self.host_mac());
         let bridge = self.settings.bridge.clone();
-        let action = |name: &str| format!("create veth {name} for pod {} in bridge {bridge}", lease.pod);
+        let action = |name: &str| format!("create veth {name} for pod {} of bridge {bridge}", lease.pod);
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let veth = links::new_veth(&name, self.bridge.index, self.bridge.mtu, netns, mac, &wanted.link);
+            let veth = links::new_veth(&name, self.home(), host_mac, self.bridge.mtu, netns, mac, &wanted.link);
             let mut outcomes =
-                self.wire.route(&self.route, self.port_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
+                self.wire.route(&self.route, self.home_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
                 Some(refused) if refused.errno == Errno::EXIST.raw_os_error() && self.exists(&name)? => continue,
                 Some(refused) => return Err(refused).doing(|| action(&name)),
                 None => {}
             }
-            bridge::without_ipv6(&name);
-            let port = outcomes.find_map(Outcome::refusal).map_or(Ok(()), Err);
-            let port = port.doing(|| format!("make {name} a port of bridge {bridge}"));
-            match port.and_then(|()| self.raise(wanted, lease, &name)) {
-                Ok(link) => return Ok((name, link)),
+            let set = outcomes.find_map(Outcome::refusal).map_or(Ok(()), Err);
+            let set = set.doing(|| format!("make {name} a link of bridge {bridge}"));
+            match set.and_then(|()| self.restrain(&name)).and_then(|()| self.raise(wanted, lease, &name)) {
+                Ok(inside) => return Ok(Pair { host_if: name, host_mac, inside }),
                 Err(error) => {
                     self.delete_links(&HashSet::from([name]))?;
                     return Err(error);
@@ -216,40 +230,77 @@ impl Engine {
         let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link)).doing(find)?;
         let Some(link) = Link::all(&messages).next() else { return Err(Errno::NODEV).doing(find) };
         self.direct.found(&lease.uid, link.peer);
-        let requests = self.begin_direct_with(&lease.uid).into_iter().chain([links::up_by_name(host_if)]).collect();
+        let Some(index) = link.peer else { return Err(Errno::NODEV).doing(find) };
+        let first = self.begin_direct_with(&lease.uid).into_iter();
+        let filters = first.len();
+        let requests = first.chain([links::up_by_name(host_if)]).chain(self.ways(index, lease)).collect();
         let up = || format!("bring {host_if} of pod {} up", wanted.pod);
         let mut outcomes = self.wire.route(&self.route, requests).doing(up)?;
-        outcomes.pop().map_or(Ok(Vec::new()), Outcome::ok).doing(up)?;
+        for raised in outcomes.split_off(filters) {
+            raised.ok().doing(up)?;
+        }
         outcomes.into_iter().for_each(|outcome| self.begun_direct(&lease.uid, outcome));
         Ok(link)
     }
 
-    /// `first`, then what makes a veth's host end a port.
-    fn port_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
-        let isolated = self.isolates();
-        let mut requests = vec![first, links::set_port(host_if, &port_alias(&lease.pod), isolated)];
+    /// Where the host's ends belong.
+    pub(super) fn home(&self) -> Home {
+        Home { bridge: self.bridge.index, group: self.settings.group() }
+    }
+
+    pub(super) fn is_home(&self, link: &Link) -> bool {
+        self.home().holds(link.bridge, link.group)
+    }
+
+    /// By which pods know the host, where its ends of their links are no ports.
+    pub(super) fn host_mac(&self) -> Mac {
+        bridge::mac(&self.settings).unwrap_or_default()
+    }
+
+    /// `first`, then what a veth's host end is to be before it is up.
+    fn home_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
+        let alias = link_alias(&lease.pod);
+        let set = match self.settings.isolation {
+            Isolation::Routed => links::set_own(host_if, &alias),
+            isolation => links::set_port(host_if, &alias, isolation == Isolation::Pods),
+        };
+        let mut requests = vec![first, set];
         if self.bridge.ipv6 {
             requests.push(links::quiet(host_if));
         }
         requests
     }
 
-    /// What puts a host end that exists back in order, and up.
-    fn mend_requests(&self, link: &Link, lease: &Lease) -> Vec<Request> {
-        bridge::without_ipv6(&link.name);
-        let enslave = links::enslave(link.index, self.bridge.index, self.bridge.mtu);
-        let mut requests = self.port_requests(enslave, &link.name, lease);
-        requests.push(links::up_by_name(&link.name));
-        requests
+    /// What the kernel takes by files only.
+    fn restrain(&self, host_if: &str) -> Result<(), Error> {
+        if self.settings.group().is_some() && self.settings.has(false) {
+            return bridge::without_routers(host_if);
+        }
+        bridge::without_ipv6(host_if);
+        Ok(())
     }
 
-    /// Whether no pod's port passes anything on to another's.
-    pub(super) fn isolates(&self) -> bool {
-        match self.settings.isolation {
-            Isolation::Off => false,
-            Isolation::Pods => true,
-            Isolation::Routed => !bridge::shows_ip_hooks(),
+    /// The host's ways to a pod whose link is no port: its addresses are there, and who has them need not be asked.
+    fn ways(&self, index: u32, lease: &Lease) -> Vec<Request> {
+        if self.settings.group().is_none() {
+            return Vec::new();
         }
+        let to = |ip: &IpAddr| {
+            let gateway = self.pools.of(*ip).map(Pool::gateway);
+            [links::reach(index, *ip, gateway), links::neighbour(index, *ip, lease.mac())]
+        };
+        lease.ips.iter().flat_map(to).collect()
+    }
+
+    /// What puts a host end that exists back in order, and up.
+    fn mend_requests(&self, link: &Link, lease: &Lease) -> Vec<Request> {
+        // A pod knows its gateway by the MAC of what was the bridge's port until now.
+        let mac = link.bridge.filter(|bridge| *bridge == self.bridge.index).map(|_| self.bridge.mac);
+        let home = links::bring_home(link.index, self.home(), mac.filter(|_| self.settings.group().is_some()), self.bridge.mtu);
+        let mut requests = self.home_requests(home, &link.name, lease);
+        requests.push(links::up_by_name(&link.name));
+        requests.extend(self.ways(link.index, lease));
+        requests
     }
 
     fn exists(&mut self, name: &str) -> Result<bool, Error> {
@@ -260,7 +311,7 @@ impl Engine {
     /// one gets.
     pub(super) fn evict(&mut self, host_if: &str) -> Result<(), Error> {
         match bridge::find(&mut self.wire, &self.route, host_if)? {
-            Some(link) if link.bridge == Some(self.bridge.index) => self.delete_links(&HashSet::from([link.name])),
+            Some(link) if self.is_home(&link) => self.delete_links(&HashSet::from([link.name])),
             _ => Ok(()),
         }
     }
@@ -269,6 +320,7 @@ impl Engine {
     pub(super) fn mend(&mut self, lease: &Lease) -> Result<(), Error> {
         let host_if = lease.host_if.as_str();
         let Some(link) = bridge::find(&mut self.wire, &self.route, host_if)? else { return Ok(()) };
+        self.restrain(host_if)?;
         let requests = self.mend_requests(&link, lease);
         bridge::all(&mut self.wire, &self.route, requests, || format!("put {host_if} of pod {} in order", lease.pod))
     }
@@ -290,19 +342,23 @@ impl Engine {
         Ok(found.is_none_or(|link| link.index != self.bridge.index))
     }
 
-    /// Puts the pods' links that are there, but not in the bridge, or not up, back in order: all in few packets. When br_netfilter
-    /// came or went, every port is put in order.
-    pub(super) fn mend_ports(&mut self) -> Result<(), Error> {
-        let isolates = self.isolates();
-        let all = std::mem::replace(&mut self.isolated, isolates) != isolates;
+    /// Puts the pods' links that are there, but not where they belong, or not up, or whose addresses the host doesn't find, back in order: all
+    /// in few packets.
+    pub(super) fn mend_links(&mut self) -> Result<(), Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
+        let ways = self.ways_of_host()?;
         let mut requests = Vec::new();
-        for lease in self.leases.values() {
-            if let Some(link) = links.get(&lease.host_if)
-                && (all || link.bridge != Some(self.bridge.index) || !link.up)
-            {
-                requests.extend(self.mend_requests(link, lease));
+        for lease in self.attached() {
+            let Some(link) = links.get(&lease.host_if) else { continue };
+            let found = |ip: &IpAddr| self.settings.group().is_none() || ways.contains(&(Cidr::host(*ip), Some(link.index)));
+            if !self.is_home(link) || !link.up || !lease.ips.iter().all(found) {
+                match self.restrain(&link.name) {
+                    Err(error) if self.exists(&link.name)? => return Err(error),
+                    Err(_) => continue,
+                    Ok(()) => {}
+                }
+                requests.extend(self.mend_requests(link, &lease));
             }
         }
         let gone = Errno::NODEV.raw_os_error();
@@ -315,10 +371,21 @@ impl Engine {
         Ok(())
     }
 
-    /// The links in the bridge.
-    pub(super) fn ports_of_bridge(&mut self) -> Result<Vec<Link>, Error> {
+    /// What leads to one address alone, and where, if pods are reached so.
+    fn ways_of_host(&mut self) -> Result<HashSet<(Cidr, Option<u32>)>, Error> {
+        let mut ways = HashSet::new();
+        let families = [true, false].into_iter().filter(|v4| self.settings.group().is_some() && self.settings.has(*v4));
+        for v4 in families {
+            let messages = self.wire.dump(&self.route, || links::all_routes(v4)).doing(|| "list routes".into())?;
+            ways.extend(Route::all(&messages).map(|route| (route.destination, route.link)));
+        }
+        Ok(ways)
+    }
+
+    /// The links that are where pods' belong.
+    pub(super) fn links_at_home(&mut self) -> Result<Vec<Link>, Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
-        Ok(Link::all(&messages).filter(|link| link.bridge == Some(self.bridge.index)).collect())
+        Ok(Link::all(&messages).filter(|link| self.is_home(link)).collect())
     }
 
     /// Deletes links by name, all at once; those that aren't there are deleted already.
@@ -359,7 +426,7 @@ pub(crate) fn host_link(bridge: &str, uid: &str, salt: u32) -> String {
 }
 
 /// Shown by `ip link`. IFALIASZ is 256.
-fn port_alias(pod: &str) -> String {
+fn link_alias(pod: &str) -> String {
     pod.chars().filter(|character| !character.is_control()).take(120).collect()
 }
 

@@ -125,9 +125,6 @@ fn virtual_addresses(service_ranges: &[Cidr]) -> Fragment {
 impl Engine {
     /// Makes these the rules, in place of those before. All or nothing; after a failure the next call puts all of it right.
     pub(crate) fn enforce(&mut self, rules: Rules) -> Result<(), Error> {
-        if self.isolates() != self.isolated {
-            self.mend_ports()?;
-        }
         let ranges = self.standing.rules.service_ranges.clone();
         let change = self.standing.replace(rules);
         // First, for a process after that doesn't know them yet must not let in whom they refuse.

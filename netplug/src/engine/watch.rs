@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     error::{Doing, Error},
+    links::Home,
     netlink::{self, attributes, kind, sender, split, u32_at},
     nft::{
         Obstacle,
@@ -46,7 +47,10 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
+const IFLA_GROUP: u16 = 27;
 const IFF_UP: u32 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// Of messages about a bridge's port, which come beside those about the link.
 const AF_BRIDGE: u8 = 7;
 /// nlmsghdr and ifinfomsg.
@@ -90,7 +94,7 @@ pub(crate) enum Wake {
     Change,
 }
 
-/// A port's state by the last message about it; it says enough to find the lease.
+/// A link's state by the last message about it; it says enough to find the lease.
 struct Seen {
     name: String,
     in_order: bool,
@@ -102,22 +106,28 @@ struct News {
     /// By index.
     seen: HashMap<u32, Seen>,
     gone: HashMap<u32, String>,
-    /// Whether the bridge is gone, down, or less an address.
+    /// Whether the bridge is gone, down, or less an address; or somebody took the way to an address.
     hurt: bool,
     /// Whether a default route came or went.
     default_route: bool,
 }
 
 impl News {
-    fn hear(&mut self, message: &[u8], bridge: u32, me: u32) {
-        let index = u32_at(message, 20);
+    fn hear(&mut self, message: &[u8], home: Home, me: u32) {
+        let (index, bridge) = (u32_at(message, 20), home.bridge);
         match kind(message) {
-            // Of an rtmsg's first bytes: family, length of the destination's prefix.
-            RTM_NEWROUTE | RTM_DELROUTE => self.default_route |= message.get(17) == Some(&0),
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                // Of an rtmsg's first bytes: family, length of the destination's prefix. What the kernel itself takes (0) goes with a link or
+                // an address.
+                self.default_route |= message.get(17) == Some(&0);
+                let of_one_address = [[AF_INET, 32], [AF_INET6, 128]].iter().any(|one| message.get(16..18) == Some(one));
+                let by_somebody = ![0, me].contains(&sender(message));
+                self.hurt |= home.group.is_some() && kind(message) == RTM_DELROUTE && of_one_address && by_somebody;
+            }
             RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
             _ if message.get(16) == Some(&AF_BRIDGE) => {}
             RTM_DELLINK => {
-                let name = port(message, bridge).name;
+                let name = seen(message, home).name;
                 self.hurt |= index == bridge;
                 self.seen.remove(&index);
                 // Its routes went without a word.
@@ -126,9 +136,9 @@ impl News {
             }
             RTM_NEWLINK if index == bridge => self.hurt |= u32_at(message, 24) & IFF_UP == 0,
             RTM_NEWLINK => {
-                let port = port(message, bridge);
-                self.default_route |= u32_at(message, 24) & IFF_UP == 0 && !is_ours(&port.name);
-                self.seen.insert(index, port);
+                let link = seen(message, home);
+                self.default_route |= u32_at(message, 24) & IFF_UP == 0 && !is_ours(&link.name);
+                self.seen.insert(index, link);
             }
             _ => {}
         }
@@ -141,7 +151,7 @@ impl News {
     }
 }
 
-/// Links that are down or out of the bridge, by index, and their names: a pod's may have to be put back.
+/// Links that are down or not where they belong, by index, and their names: a pod's may have to be put back.
 #[derive(Debug, Default)]
 struct Astray(HashMap<u32, String>);
 
@@ -313,9 +323,9 @@ impl Engine {
 
     /// What was done to the bridge and to pods' links.
     fn read_links(&self, watch: &mut Watch) {
-        let (bridge, me) = (self.bridge.index, self.port_ids.0);
+        let (home, me) = (self.home(), self.port_ids.0);
         let mut news = News::default();
-        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, bridge, me));
+        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, home, me));
         watch.hurt |= news.hurt || lost;
         watch.routes_changed |= news.default_route;
         if news.seen.is_empty() && news.gone.is_empty() {
@@ -350,16 +360,17 @@ impl Engine {
     }
 }
 
-fn port(message: &[u8], bridge: u32) -> Seen {
-    let (mut name, mut master) = (String::new(), None);
+fn seen(message: &[u8], home: Home) -> Seen {
+    let (mut name, mut master, mut group) = (String::new(), None, 0);
     for (kind, value) in attributes(message.get(LINK_HEADER..).unwrap_or_default()) {
         match kind {
             IFLA_IFNAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut name),
             IFLA_MASTER => master = Some(u32_at(value, 0)),
+            IFLA_GROUP => group = u32_at(value, 0),
             _ => {}
         }
     }
-    Seen { name, in_order: master == Some(bridge) && u32_at(message, 24) & IFF_UP != 0 }
+    Seen { name, in_order: home.holds(master, group) && u32_at(message, 24) & IFF_UP != 0 }
 }
 
 #[cfg(test)]
@@ -372,9 +383,10 @@ mod tests {
 
     const BRIDGE: u32 = 7;
     const POD: u32 = 9;
+    const GROUP: u32 = 11;
 
-    /// `up`, `down`, `out` (of the bridge) or `gone`, of the pod's link; `bridge …` of the bridge itself.
-    fn message(what: &str) -> Vec<u8> {
+    /// `up`, `down`, `out` (of where it belongs) or `gone`, of the pod's link; `bridge …` of the bridge itself.
+    fn message(what: &str, home: Home) -> Vec<u8> {
         let (index, state) = what.strip_prefix("bridge ").map_or((POD, what), |state| (BRIDGE, state));
         let kind = if state == "gone" { RTM_DELLINK } else { RTM_NEWLINK };
         let flags = if state == "down" { 0 } else { IFF_UP };
@@ -391,8 +403,10 @@ mod tests {
             message.extend(value);
         };
         attribute(IFLA_IFNAME, b"vethpod\0");
-        if state != "out" {
-            attribute(IFLA_MASTER, &BRIDGE.to_ne_bytes());
+        match home.group {
+            Some(group) => attribute(IFLA_GROUP, &if state == "out" { 0 } else { group }.to_ne_bytes()),
+            None if state == "out" => {}
+            None => attribute(IFLA_MASTER, &BRIDGE.to_ne_bytes()),
         }
         message
     }
@@ -408,11 +422,17 @@ mod tests {
     #[case::the_bridge_goes("bridge gone", false, true)]
     #[case::the_bridge_is_taken_down("bridge down", false, true)]
     #[case::the_bridge_changes("bridge up", false, false)]
-    fn what_is_to_be_put_back(#[case] told: &str, #[case] astray: bool, #[case] hurt: bool) {
+    fn what_is_to_be_put_back(
+        #[case] told: &str,
+        #[case] astray: bool,
+        #[case] hurt: bool,
+        #[values(None, Some(GROUP))] group: Option<u32>,
+    ) {
+        let home = Home { bridge: BRIDGE, group };
         let (mut known, mut harm) = (Astray::default(), false);
         for read in told.split(", ") {
             let mut news = News::default();
-            read.split('+').for_each(|what| news.hear(&message(what), BRIDGE, 1));
+            read.split('+').for_each(|what| news.hear(&message(what, home), home, 1));
             harm |= news.hurt;
             known.update(news, |name| name == "vethpod");
         }

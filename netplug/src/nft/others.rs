@@ -10,6 +10,7 @@ use super::wire::{Attrs, Op, dump};
 use crate::{
     error::Refused,
     netlink::{Answer, Wire, attributes, until_whole},
+    settings::Settings,
 };
 
 const CHAIN_TABLE: u16 = 1;
@@ -37,24 +38,26 @@ pub struct Obstacle {
     pub table: String,
     /// Its name.
     pub chain: String,
-    /// The bridge that it must let through.
-    pub bridge: String,
+    /// The links that it must let through, as nftables names them: `name nodeagent0`, `group 5`.
+    pub links: String,
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Obstacle { family, table, chain, bridge } = self;
+        let Obstacle { family, table, chain, links } = self;
         write!(
             f,
             "the nftables chain {chain} of table {family} {table} drops forwarded packets by default, pods' too unless a rule accepts \
-             them: `nft insert rule {family} {table} {chain} iifname {bridge} accept`, and the same with oifname"
+             them: `nft insert rule {family} {table} {chain} iif{links} accept`, and the same with oif{links}"
         )
     }
 }
 
-/// All that stand in the way.
-pub(crate) fn obstacles(wire: &mut Wire, socket: &Socket, own: &str, bridge: &str) -> Result<Vec<Obstacle>, Refused> {
-    until_whole(|| list(wire, socket, own, bridge))
+/// All that stand in the way of a network.
+pub(crate) fn obstacles(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Vec<Obstacle>, Refused> {
+    let links = settings.group().map_or_else(|| format!("name {}", settings.bridge), |group| format!("group {group}"));
+    let chains = until_whole(|| base_chains(wire, socket, &settings.table))?;
+    Ok(chains.into_iter().filter_map(|chain| chain.obstacle(&links)).collect())
 }
 
 /// A chain of somebody else that what pods send each other passes, if there is one: in words.
@@ -71,10 +74,6 @@ fn legacy() -> Option<String> {
         let names = std::fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names")).ok()?;
         names.lines().next().map(|table| format!("table {table} of {family}tables (legacy)"))
     })
-}
-
-fn list(wire: &mut Wire, socket: &Socket, own: &str, bridge: &str) -> Result<Vec<Obstacle>, Refused> {
-    Ok(base_chains(wire, socket, own)?.into_iter().filter_map(|chain| chain.obstacle(bridge)).collect())
 }
 
 /// A chain that packets come to by a hook.
@@ -119,16 +118,17 @@ impl BaseChain {
     /// Whether what one pod sends to another passes it: what is for the node itself, or from it, doesn't count.
     fn sees_forwarded(&self) -> bool {
         match self.family {
-            NFPROTO_ARP => false,
-            NFPROTO_NETDEV | NFPROTO_BRIDGE => true,
+            // Pods that may go past it are in no bridge.
+            NFPROTO_ARP | NFPROTO_BRIDGE => false,
+            NFPROTO_NETDEV => true,
             _ => ![HOOK_INPUT, HOOK_OUTPUT].contains(&self.hook),
         }
     }
 
-    fn obstacle(self, bridge: &str) -> Option<Obstacle> {
+    fn obstacle(self, links: &str) -> Option<Obstacle> {
         let drops = self.is_of_ip() && self.hook == HOOK_FORWARD && self.drops;
         let family = self.family_name();
-        drops.then(|| Obstacle { family, table: self.table, chain: self.name, bridge: bridge.into() })
+        drops.then(|| Obstacle { family, table: self.table, chain: self.name, links: links.into() })
     }
 }
 

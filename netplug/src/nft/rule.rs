@@ -20,6 +20,8 @@ const R2_WORD1: u32 = 13;
 
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
+const META_IIFGROUP: u32 = 21;
+const META_OIFGROUP: u32 = 22;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const BASE_NETWORK: u32 = 1;
@@ -178,6 +180,21 @@ impl Rule {
     /// `oifname != "…"`
     pub(crate) fn not_output_link(self, name: &str) -> Rule {
         self.meta(META_OIFNAME, R1).compare(CMP_NEQ, &link_name(name))
+    }
+
+    /// `iifgroup …`
+    pub(crate) fn input_group(self, group: u32) -> Rule {
+        self.meta(META_IIFGROUP, R1).compare(CMP_EQ, &group.to_ne_bytes())
+    }
+
+    /// `oifgroup …`
+    pub(crate) fn output_group(self, group: u32) -> Rule {
+        self.meta(META_OIFGROUP, R1).compare(CMP_EQ, &group.to_ne_bytes())
+    }
+
+    /// `oifgroup != …`
+    pub(crate) fn not_output_group(self, group: u32) -> Rule {
+        self.meta(META_OIFGROUP, R1).compare(CMP_NEQ, &group.to_ne_bytes())
     }
 
     /// `ip saddr 127.0.0.0/8`

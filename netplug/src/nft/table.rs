@@ -55,6 +55,8 @@ pub(crate) fn named(name: &str, family: Family) -> String {
 pub(crate) struct Table {
     name: String,
     bridge: String,
+    /// Of pods' links, if they are no ports of the bridge.
+    group: Option<u32>,
     subnets: Vec<Cidr>,
     /// Where pods' own addresses are seen.
     unmasked: Vec<Cidr>,
@@ -68,6 +70,7 @@ impl Table {
         Table {
             name: settings.table.clone(),
             bridge: settings.bridge.clone(),
+            group: settings.group(),
             unmasked: outermost(subnets.iter().chain(&settings.masquerade_except).copied().collect()),
             subnets,
             masquerade: settings.masquerade,
@@ -182,18 +185,17 @@ impl Table {
     }
 
     fn rules(&self) -> BTreeMap<String, Vec<Rule>> {
-        let bridge = self.bridge.as_str();
         let mut forward = Vec::new();
         let mut local = Vec::new();
-        // The bridge has route_localnet, for the host's own way to host ports by 127.0.0.1. Without this rule a pod could reach
+        // Pods' links have route_localnet, for the host's own way to host ports by 127.0.0.1. Without this rule a pod could reach
         // what listens on the host's loopback (CVE-2020-8558). Answers pass: conntrack rewrites them later.
-        let guard = Rule::new("pods never reach the host's loopback").input_link(bridge).family(Family::V4);
+        let guard = self.sent_by_pods(Rule::new("pods never reach the host's loopback")).family(Family::V4);
         let guard = vec![guard.loopback_destination().then(Verdict::Drop)];
         if self.isolation == Isolation::Pods {
-            forward.push(Rule::new("pods are isolated").input_link(bridge).output_link(bridge).then(Verdict::Drop));
+            forward.push(self.sent_to_pods(self.sent_by_pods(Rule::new("pods are isolated"))).then(Verdict::Drop));
         }
         if self.isolation == Isolation::Routed {
-            local.extend(Rule::redirects().map(|rule| rule.output_link(bridge).then(Verdict::Drop)));
+            local.extend(Rule::redirects().map(|rule| self.sent_to_pods(rule).then(Verdict::Drop)));
         }
         // Most packets are of connections that passed all of this: they are spared the look-ups.
         for chain in [&mut forward, &mut local] {
@@ -218,6 +220,27 @@ impl Table {
             ("ingress".into(), Self::policies("ingress_of", Rule::destination_decides)),
             ("postrouting".into(), self.postrouting()),
         ])
+    }
+
+    fn sent_by_pods(&self, rule: Rule) -> Rule {
+        match self.group {
+            Some(group) => rule.input_group(group),
+            None => rule.input_link(&self.bridge),
+        }
+    }
+
+    fn sent_to_pods(&self, rule: Rule) -> Rule {
+        match self.group {
+            Some(group) => rule.output_group(group),
+            None => rule.output_link(&self.bridge),
+        }
+    }
+
+    fn not_sent_to_pods(&self, rule: Rule) -> Rule {
+        match self.group {
+            Some(group) => rule.not_output_group(group),
+            None => rule.not_output_link(&self.bridge),
+        }
     }
 
     /// Where new connections meet services and host ports.
@@ -249,25 +272,24 @@ impl Table {
     }
 
     fn postrouting(&self) -> Vec<Rule> {
-        let bridge = self.bridge.as_str();
-        let loopback = Rule::new("host ports from the host's loopback").output_link(bridge).family(Family::V4);
+        let loopback = self.sent_to_pods(Rule::new("host ports from the host's loopback")).family(Family::V4);
         let mut rules = vec![loopback.loopback_source().masquerade()];
         for family in Family::BOTH {
             let (pods, unmasked) = (named("pods", family), named("unmasked", family));
             if self.isolation == Isolation::Routed {
                 for (name, way) in [("selves", "a host port"), ("selves_of_services", "a service")] {
-                    let own = Rule::new(format!("a pod that reaches itself by {way}")).output_link(bridge).redirected();
+                    let own = self.sent_to_pods(Rule::new(format!("a pod that reaches itself by {way}"))).redirected();
                     rules.push(own.family(family).source_and_destination(family, &named(name, family)).masquerade());
                 }
             } else {
                 // Pod and pod are neighbours on the bridge: without this the answer would take the short way, past conntrack.
-                let hairpin = Rule::new("host ports from pods").output_link(bridge).redirected().family(family);
+                let hairpin = self.sent_to_pods(Rule::new("host ports from pods")).redirected().family(family);
                 rules.push(hairpin.source(family, Is::In, &pods).masquerade());
             }
             if self.masquerade {
                 let leaving = Rule::new("pods to the world").family(family).source(family, Is::In, &pods);
-                let leaving = leaving.destination(family, Is::NotIn, &unmasked).not_output_link(bridge);
-                rules.push(leaving.masquerade());
+                let leaving = leaving.destination(family, Is::NotIn, &unmasked);
+                rules.push(self.not_sent_to_pods(leaving).masquerade());
             }
         }
         rules

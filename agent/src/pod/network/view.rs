@@ -190,11 +190,11 @@ fn link(state: &LinkState) -> LinkView {
 }
 
 fn pod(state: &PodState, rules: &Rules) -> PodView {
-    let PodState { lease, link, bridged, not_direct } = state;
+    let PodState { lease, link, in_place, not_direct } = state;
     let Lease { uid, pod, ips, host_if, ports, bandwidth, .. } = lease;
     let problem = match link {
         None => "is gone",
-        Some(_) if !bridged => "is not in the bridge",
+        Some(_) if !in_place => "is not where it belongs",
         Some(link) if !link.up => "is down",
         Some(_) => "",
     };
