@@ -11,7 +11,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortKind, InfoVeth, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage,
+        LinkFlags, LinkInfo, LinkMessage, State,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType, RouteVia},
@@ -53,6 +53,8 @@ pub(crate) struct Link {
     pub peer: Option<u32>,
     pub mtu: u32,
     pub up: bool,
+    /// Whether the kernel has noticed that the other end is there (IF_OPER_UP, RFC 2863).
+    pub passes: bool,
     pub alias: Option<String>,
     pub mac: Option<Mac>,
 }
@@ -66,6 +68,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => link.bridge = Some(*index),
                 LinkAttribute::Group(group) => link.group = *group,
+                LinkAttribute::OperState(state) => link.passes = *state == State::Up,
                 LinkAttribute::Link(index) => link.peer = Some(*index),
                 LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,

@@ -104,14 +104,17 @@ impl World {
         Line::open(&self.a.0, &self.b.0, address)
     }
 
-    /// Whether the host saw what is sent meanwhile.
+    /// Whether the host saw what is sent meanwhile: as bytes that its IP received.
     fn host_sees(&self, mut what: impl FnMut()) -> bool {
         let received = || {
             self.lab.node.run(|| {
-                let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-                let line =
-                    text.lines().find_map(|line| line.trim().strip_prefix("pods0:")).expect("the bridge is there").to_owned();
-                line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+                let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+                let v4 = read("netstat");
+                let mut v4 = v4.lines().filter_map(|line| line.strip_prefix("IpExt: ")).map(|line| line.split(' '));
+                let (names, values) = (v4.next().unwrap(), v4.next().unwrap());
+                let v4 = names.zip(values).find_map(|(name, value)| (name == "InOctets").then_some(value.to_owned()));
+                let v6 = read("snmp6").lines().find_map(|line| line.strip_prefix("Ip6InOctets").map(str::to_owned));
+                [v4, v6].map(|bytes| bytes.expect("the kernel counts").trim().parse::<usize>().unwrap()).iter().sum::<usize>()
             })
         };
         let before = received();
@@ -336,15 +339,18 @@ fn of_connections_that_go_directly_the_host_knows_nothing() {
     assert!(known() < before + 10, "{} of 20", known() - before);
 }
 
-#[test]
-fn who_says_to_be_another_is_seen_by_the_host() {
+#[rstest]
+fn who_says_to_be_another_is_seen_by_the_host_and_refused(#[values(true, false)] v4: bool) {
     let world = world();
     let thief = Pod::new("thief");
     thief.attach(&world.network).unwrap();
     world.goes_directly(&thief);
-    let (stolen, to) = (world.a.1.ips[0], world.address(true, 90));
-    thief.netns.ip(&format!("address add {stolen}/32 dev eth0"));
-    let own = wait(world.network.attached()).unwrap().iter().find(|lease| lease.uid == "thief").unwrap().ips[0];
+    let to = world.address(v4, 90);
+    let of_family = |ips: &[IpAddr]| *ips.iter().find(|ip| ip.is_ipv4() == v4).unwrap();
+    let stolen = of_family(&world.a.1.ips);
+    let address = if v4 { format!("{stolen}/32") } else { format!("{stolen}/128 nodad") };
+    thief.netns.ip(&format!("address add {address} dev eth0"));
+    let own = of_family(&wait(world.network.attached()).unwrap().iter().find(|lease| lease.uid == "thief").unwrap().ips);
     let flood = |source: IpAddr| {
         thief.netns.run(move || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
@@ -354,7 +360,13 @@ fn who_says_to_be_another_is_seen_by_the_host() {
         });
     };
     assert!(!world.host_sees(|| flood(own)));
+    let receiver = world.b.0.netns.run(move || UdpSocket::bind((to.ip(), to.port() + 5)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert!(world.host_sees(|| flood(stolen)));
+    for source in [stolen, own] {
+        thief.netns.run(move || UdpSocket::bind((source, 0)).unwrap().send_to(b"me", (to.ip(), to.port() + 5)).unwrap());
+    }
+    assert_eq!(receiver.recv_from(&mut [0; 10]).unwrap().1.ip(), own, "what came before was dropped");
 }
 
 #[test]

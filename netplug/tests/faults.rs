@@ -38,13 +38,18 @@ fn ports_are_those_of_the_last_attachment() {
 #[case::link_deleted("link delete $veth")]
 #[case::link_down("link set $veth down")]
 #[case::link_out_of_the_bridge("link set $veth nomaster")]
+#[case::link_in_no_group("link set $veth group 0")]
+#[case::route_deleted("route delete $ip")]
 #[case::bridge_deleted("link delete pods0")]
-fn attaching_again_mends_the_host(#[case] harm: &str) {
+fn attaching_again_mends_the_host(#[case] harm: &str, #[values(false, true)] routed: bool) {
     let lab = Lab::new();
-    let network = lab.open(lab.settings());
+    if !routed && harm.starts_with("route") {
+        return;
+    }
+    let network = lab.open(if routed { lab.routed() } else { lab.settings() });
     let pod = Pod::new("pod").port("8080:80/TCP");
     let (first, _server) = pod.up(&network);
-    lab.node.ip(&harm.replace("$veth", &first.host_if));
+    lab.node.ip(&harm.replace("$veth", &first.host_if).replace("$ip", &first.ips[0].to_string()));
     let second = pod.attach(&network).unwrap();
     assert_eq!(first.ips, second.ips);
     assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("pod ::ffff:{OUTSIDE}")));
@@ -61,9 +66,24 @@ fn attaching_again_mends_the_host(#[case] harm: &str) {
 #[case::table_deleted("nft delete table inet netplug_test")]
 #[case::chain_flushed("nft flush chain inet netplug_test ports")]
 #[case::port_deleted("nft flush map inet netplug_test ports4")]
-fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
+fn what_somebody_takes_away_is_put_back(#[case] harm: &str, #[values(false, true)] routed: bool) {
     let lab = Lab::new();
-    let network = lab.open(lab.dual_stack());
+    put_back(&lab, if routed { lab.routed() } else { lab.dual_stack() }, harm);
+}
+
+#[rstest]
+#[case::group("ip link set $veth group 0")]
+#[case::put_into_a_bridge("ip link set $veth master pods0")]
+#[case::way("ip route delete $ip4")]
+#[case::way_by_ipv6("ip -6 route delete $ip6")]
+#[case::all_ways("ip route flush dev $veth")]
+fn what_somebody_takes_away_of_a_link_of_its_own_is_put_back(#[case] harm: &str) {
+    let lab = Lab::new();
+    put_back(&lab, lab.routed(), harm);
+}
+
+fn put_back(lab: &Lab, settings: Settings, harm: &str) {
+    let network = lab.open(settings);
     let pod = Pod::new("pod").port("8080:80/TCP");
     let (attached, _server) = pod.up(&network);
     for again in ["", " again"] {
@@ -71,10 +91,12 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str) {
         let picture = || {
             let addresses = lab.node.command("ip", "-o -4 address show dev pods0").unwrap_or_default();
             let addresses = addresses.split_once(' ').map(|(_, rest)| rest.to_owned());
-            (addresses, lab.node.nft("list ruleset"))
+            let routes = ["-4", "-6"].map(|family| lab.node.ip(&format!("{family} route list dev {}", attached.host_if)));
+            (addresses, lab.node.nft("list ruleset"), routes)
         };
         let before = picture();
         let harm = harm.replace("$veth", &attached.host_if);
+        let harm = harm.replace("$ip4", &attached.ips[0].to_string()).replace("$ip6", &attached.ips[1].to_string());
         let (program, args) = harm.split_once(' ').unwrap();
         lab.node.command(program, args).unwrap();
         lab::eventually(&format!("{harm}{again} is mended"), || picture() == before);

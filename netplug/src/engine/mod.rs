@@ -383,6 +383,7 @@ impl Engine {
         }
         steps.done("veth");
         self.set_up_inside(wanted, lease, &pair, inside)?;
+        self.lead_to(lease, &pair)?;
         steps.done("address");
         if lease.bandwidth.is_some() || before.is_some_and(|before| before.bandwidth.is_some()) {
             self.shape(&Lease { host_if: host_if.clone(), ..lease.clone() }, before)?;

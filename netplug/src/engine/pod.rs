@@ -5,6 +5,8 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_route::link::InfoKind;
@@ -27,6 +29,8 @@ use crate::{
 pub(crate) const LINK_PREFIX: &str = "veth";
 /// How often another name is tried when a link of that name exists.
 const NAMES: u32 = 16;
+/// By then a link's other end was noticed, or it is of no use to wait for it.
+const NOTICED: Duration = Duration::from_millis(200);
 
 /// What a pod asks for; see [`crate::Attachment`].
 #[derive(Debug)]
@@ -161,6 +165,24 @@ impl Engine {
         bridge::all(&mut self.wire, &wanted.netlink, requests, || format!("give pod {} its address and route", wanted.pod))
     }
 
+    /// Leads the host to a pod whose link is no port, and sees to it that it gets the first packet. A link whose other end was just brought up
+    /// drops all packets until a worker of the kernel has noticed; since Linux 6.8 that is done for who asks about the link.
+    pub(super) fn lead_to(&mut self, lease: &Lease, pair: &Pair) -> Result<(), Error> {
+        let Some(index) = pair.inside.peer.filter(|_| self.settings.group().is_some()) else { return Ok(()) };
+        let action = || format!("lead the host to pod {} by {}", lease.pod, pair.host_if);
+        let mut requests = self.ways(index, lease);
+        let deadline = Instant::now() + NOTICED;
+        loop {
+            requests.push(links::get_link_by_index(index));
+            let outcomes = self.wire.route(&self.route, std::mem::take(&mut requests)).doing(action)?;
+            let answers: Vec<_> = outcomes.into_iter().map(Outcome::ok).collect::<Result<_, _>>().doing(action)?;
+            if answers.iter().any(|answer| Link::all(answer).any(|link| link.passes)) || Instant::now() > deadline {
+                return Ok(());
+            }
+            thread::sleep(NOTICED / 1000);
+        }
+    }
+
     /// What of a pod isn't as it was left, if something.
     pub(crate) fn examine(&mut self, wanted: &Wanted, lease: &Lease) -> Result<Option<String>, Error> {
         let inside = self.look_inside(wanted)?;
@@ -230,15 +252,10 @@ impl Engine {
         let messages = self.wire.route_one(&wanted.netlink, links::get_link(&wanted.link)).doing(find)?;
         let Some(link) = Link::all(&messages).next() else { return Err(Errno::NODEV).doing(find) };
         self.direct.found(&lease.uid, link.peer);
-        let Some(index) = link.peer else { return Err(Errno::NODEV).doing(find) };
-        let first = self.begin_direct_with(&lease.uid).into_iter();
-        let filters = first.len();
-        let requests = first.chain([links::up_by_name(host_if)]).chain(self.ways(index, lease)).collect();
+        let requests = self.begin_direct_with(&lease.uid).into_iter().chain([links::up_by_name(host_if)]).collect();
         let up = || format!("bring {host_if} of pod {} up", wanted.pod);
         let mut outcomes = self.wire.route(&self.route, requests).doing(up)?;
-        for raised in outcomes.split_off(filters) {
-            raised.ok().doing(up)?;
-        }
+        outcomes.pop().map_or(Ok(Vec::new()), Outcome::ok).doing(up)?;
         outcomes.into_iter().for_each(|outcome| self.begun_direct(&lease.uid, outcome));
         Ok(link)
     }

@@ -35,8 +35,11 @@ const STATUS_DNAT: u32 = 0x20;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 const LOOKUP_INVERT: u32 = 1;
+const FIB_OIF: u32 = 1;
 const FIB_ADDRTYPE: u32 = 3;
+const FIB_SADDR: u32 = 1;
 const FIB_DADDR: u32 = 2;
+const FIB_IIF: u32 = 8;
 const RTN_LOCAL: u32 = 2;
 const NAT_DNAT: u32 = 1;
 const RANDOM: u32 = 1;
@@ -223,6 +226,14 @@ impl Rule {
             data.u32(1, R1).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR);
         })
         .compare(CMP_EQ, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// `fib saddr . iif oif missing`: from an address that isn't behind the link.
+    pub(crate) fn strayed(self) -> Rule {
+        self.expression("fib", |data| {
+            data.u32(1, R1).u32(2, FIB_OIF).u32(3, FIB_SADDR | FIB_IIF);
+        })
+        .compare(CMP_EQ, &0u32.to_ne_bytes())
     }
 
     /// `ct status dnat`

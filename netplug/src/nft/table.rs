@@ -190,7 +190,12 @@ impl Table {
         // Pods' links have route_localnet, for the host's own way to host ports by 127.0.0.1. Without this rule a pod could reach
         // what listens on the host's loopback (CVE-2020-8558). Answers pass: conntrack rewrites them later.
         let guard = self.sent_by_pods(Rule::new("pods never reach the host's loopback")).family(Family::V4);
-        let guard = vec![guard.loopback_destination().then(Verdict::Drop)];
+        let mut guard = vec![guard.loopback_destination().then(Verdict::Drop)];
+        if self.group.is_some() {
+            // Of IPv4 the kernel sees to that (rp_filter).
+            let stray = self.sent_by_pods(Rule::new("pods send from their own addresses")).family(Family::V6);
+            guard.push(stray.strayed().then(Verdict::Drop));
+        }
         if self.isolation == Isolation::Pods {
             forward.push(self.sent_to_pods(self.sent_by_pods(Rule::new("pods are isolated"))).then(Verdict::Drop));
         }
