@@ -118,7 +118,7 @@ fn another_firewall_is_told_of_by_check_node_and_pod() {
     node.tells(&["NetworkObstacle", "the nftables chain FORWARD of table ip filter"]);
     let web = node.put(&pod("web").runs("main", "sleep"));
     web.is_ready();
-    web.tells(&["NetworkObstacle", "nft insert rule ip filter FORWARD iifname nodeagent0 accept"]);
+    web.tells(&["NetworkObstacle", "nft insert rule ip filter FORWARD iifgroup"]);
     assert!(node.run(&["net"]).ok().contains(word));
     assert!(node.run(&["net", "trace", "web", "203.0.113.9:443"]).ok().contains(word));
     // It goes, and the next pod hears nothing.

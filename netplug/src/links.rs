@@ -30,7 +30,6 @@ const LOOPBACK_INDEX: u32 = 1;
 const DOOMED_GROUP: u32 = 0x6e70_6c67;
 /// linux/ip.h, of `IPV4_DEVCONF_…`.
 const FORWARDING: u16 = 1;
-const RP_FILTER: u16 = 8;
 const ROUTE_LOCALNET: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 
@@ -300,10 +299,10 @@ pub(crate) fn set_port(name: &str, alias: &str, isolated: bool) -> Request {
     Request::new(RouteNetlinkMessage::NewLink(port.build()), 0)
 }
 
-/// The host's end as a link of its own: the host passes on what comes from it (`forwarding`), as long as it is from the pod's address
-/// (`rp_filter`, RFC 3704), and may reach the pod from 127.0.0.1, as by the pod's host port (`route_localnet`; see the rule `guard`).
+/// The host's end as a link of its own: the host passes on what comes from it (`forwarding`), and may reach the pod from 127.0.0.1, as by the
+/// pod's host port (`route_localnet`; see the rules of `guard`).
 pub(crate) fn set_own(name: &str, alias: &str) -> Request {
-    let settings = AfSpecUnspec::Inet(vec![inet(&[(FORWARDING, 1), (RP_FILTER, 1), (ROUTE_LOCALNET, 1)])]);
+    let settings = AfSpecUnspec::Inet(vec![inet(&[(FORWARDING, 1), (ROUTE_LOCALNET, 1)])]);
     let message =
         LinkUnspec::new_with_name(name).alias(alias).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![settings])).build();
     Request::new(RouteNetlinkMessage::SetLink(message), 0)

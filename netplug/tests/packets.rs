@@ -292,10 +292,10 @@ fn ipv6_alone() {
     assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("pod {OUTSIDE6}")));
 }
 
-#[test]
-fn a_firewall_that_drops_is_named() {
+#[rstest]
+fn a_firewall_that_drops_is_named(#[values(false, true)] routed: bool) {
     let lab = Lab::new();
-    let network = lab.open(lab.settings());
+    let network = lab.open(if routed { lab.routed() } else { lab.settings() });
     let told = || wait(network.obstacles()).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(told(), Vec::<String>::new());
     lab.node.nft("add table ip filter");
@@ -311,8 +311,9 @@ fn a_firewall_that_drops_is_named() {
     let told = told();
     assert!(told.len() == 1 && told[0].contains("chain forward of table ip filter"), "{told:?}");
     // What it says helps.
-    lab.node.nft("insert rule ip filter forward iifname pods0 accept");
-    lab.node.nft("insert rule ip filter forward oifname pods0 accept");
+    let command = told[0].split('`').nth(1).and_then(|command| command.strip_prefix("nft ")).expect("a command");
+    lab.node.nft(command);
+    lab.node.nft(&command.replace("iif", "oif"));
     assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")));
 }
 

@@ -192,8 +192,8 @@ impl Table {
         let guard = self.sent_by_pods(Rule::new("pods never reach the host's loopback")).family(Family::V4);
         let mut guard = vec![guard.loopback_destination().then(Verdict::Drop)];
         if self.group.is_some() {
-            // Of IPv4 the kernel sees to that (rp_filter).
-            let stray = self.sent_by_pods(Rule::new("pods send from their own addresses")).family(Family::V6);
+            // The kernel's own check (rp_filter) isn't for IPv6, and systemd loosens it on links that come.
+            let stray = self.sent_by_pods(Rule::new("pods send from their own addresses"));
             guard.push(stray.strayed().then(Verdict::Drop));
         }
         if self.isolation == Isolation::Pods {
