@@ -24,12 +24,13 @@ use crate::{cidr::Cidr, netlink::Request};
 /// The name of a pod's interface, as Kubernetes has it.
 pub(crate) const POD_LINK: &str = "eth0";
 /// The loopback's index is the same in every namespace.
-const LOOPBACK_INDEX: u32 = 1;
+pub(crate) const LOOPBACK_INDEX: u32 = 1;
 /// Links that are about to be deleted are put into this group, so that one request deletes them all and the kernel waits for
 /// its readers (RCU) once, not once a link. "nplg".
 const DOOMED_GROUP: u32 = 0x6e70_6c67;
 /// linux/ip.h, of `IPV4_DEVCONF_…`.
 const FORWARDING: u16 = 1;
+const PROXY_ARP: u16 = 3;
 const ROUTE_LOCALNET: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 
@@ -93,20 +94,20 @@ impl Link {
 }
 
 /// Where the host's ends of pods' links belong.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Home {
-    /// The bridge's index.
-    pub bridge: u32,
-    /// Set: they are no ports of the bridge, but links of their own, of this group.
-    pub group: Option<u32>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// They are ports of the bridge of this index.
+    Ports(u32),
+    /// They are links of their own, of this group. By the MAC their pods know the host.
+    Group(u32, Mac),
 }
 
 impl Home {
-    /// Whether a link of this bridge and group is at home.
-    pub(crate) fn holds(self, bridge: Option<u32>, group: u32) -> bool {
-        match self.group {
-            Some(own) => bridge.is_none() && group == own,
-            None => bridge == Some(self.bridge),
+    /// Whether a link is at home that has this bridge, group and MAC.
+    pub(crate) fn holds(self, bridge: Option<u32>, group: u32, mac: Option<Mac>) -> bool {
+        match self {
+            Home::Ports(index) => bridge == Some(index),
+            Home::Group(own, host) => bridge.is_none() && group == own && mac == Some(host),
         }
     }
 }
@@ -139,6 +140,17 @@ impl Address {
         });
         Some(Address { index: message.header.index, ip: local.or(address)?, prefix: message.header.prefix_len })
     }
+}
+
+/// By which link an answer to [`way_to`] leads.
+pub(crate) fn leads_by(messages: &[RouteNetlinkMessage]) -> Option<u32> {
+    messages.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) => route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        }),
+        _ => None,
+    })
 }
 
 /// One route of the main table.
@@ -244,14 +256,15 @@ pub(crate) fn new_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
     Request::new(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Marks a bridge as ours, and what it needs beside: up, and the MTU. `localnet`: whether the host may reach pods from 127.0.0.1 by it.
-pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, localnet: Option<bool>) -> Request {
+/// Marks a bridge as ours, and what it needs beside: up, and the MTU. `v4`: whether IPv4 is spoken there, and then whether pods are its ports.
+/// If they are, the host reaches them from 127.0.0.1 by it (`route_localnet`); else it answers for them to who else is on it (`proxy_arp`).
+pub(crate) fn set_bridge(name: &str, alias: Option<&str>, mtu: u32, v4: Option<bool>) -> Request {
     let mut builder = LinkUnspec::new_with_name(name).mtu(mtu).up();
     if let Some(alias) = alias {
         builder = builder.alias(alias);
     }
-    if let Some(localnet) = localnet {
-        let settings = AfSpecUnspec::Inet(vec![inet(&[(ROUTE_LOCALNET, u32::from(localnet))])]);
+    if let Some(ports) = v4 {
+        let settings = AfSpecUnspec::Inet(vec![inet(&[(ROUTE_LOCALNET, u32::from(ports)), (PROXY_ARP, u32::from(!ports))])]);
         builder = builder.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![settings]));
     }
     Request::new(RouteNetlinkMessage::SetLink(builder.build()), 0)
@@ -266,12 +279,12 @@ fn inet(settings: &[(u16, u32)]) -> AfSpecInet {
     AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | 0x8000, settings.iter().flat_map(attribute).collect()))
 }
 
-/// A veth pair: the host's end at home, with a MAC where it is no port; the pod's in its namespace from the start. Both are still down: a
-/// veth opens only when it has its peer, and what [`set_port`], [`set_own`] and [`quiet`] set must be set before.
+/// A veth pair: the host's end at home, the pod's in its namespace from the start. Both are still down: a veth opens only when it has its
+/// peer, and what [`set_port`], [`set_own`] and [`quiet`] set must be set before.
 ///
 /// With one queue, as a veth has in use unless told otherwise; but unless told it makes one for each processor, takes them away again,
 /// and waits for all processors (RCU) at each end: a fifth of what a veth costs, and more where many are.
-pub(crate) fn new_veth(name: &str, home: Home, host: Mac, mtu: u32, netns: RawFd, mac: Mac, inside: &str) -> Request {
+pub(crate) fn new_veth(name: &str, home: Home, mtu: u32, netns: RawFd, mac: Mac, inside: &str) -> Request {
     let one_queue = || [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
     let peer = LinkUnspec::new_with_name(inside).address(mac.to_vec()).mtu(mtu).setns_by_fd(netns);
     let peer = one_queue().into_iter().fold(peer, LinkMessageBuilder::append_extra_attribute);
@@ -279,9 +292,9 @@ pub(crate) fn new_veth(name: &str, home: Home, host: Mac, mtu: u32, netns: RawFd
         .name(name)
         .mtu(mtu)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
-    let host = match home.group {
-        Some(group) => ends.address(host.to_vec()).link_group(group),
-        None => ends.controller(home.bridge),
+    let host = match home {
+        Home::Group(group, mac) => ends.address(mac.to_vec()).link_group(group),
+        Home::Ports(bridge) => ends.controller(bridge),
     };
     let host = one_queue().into_iter().fold(host, LinkMessageBuilder::append_extra_attribute);
     Request::new(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
@@ -323,14 +336,13 @@ pub(crate) fn up_by_name(name: &str) -> Request {
     Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_name(name).up().build()), 0)
 }
 
-/// Brings an existing host end home, with the MTU. `host`: the MAC that it is to have, if it is to have another.
-pub(crate) fn bring_home(index: u32, home: Home, host: Option<Mac>, mtu: u32) -> Request {
+/// Brings an existing host end home, with the MTU.
+pub(crate) fn bring_home(index: u32, home: Home, mtu: u32) -> Request {
     let message = LinkUnspec::new_with_index(index).mtu(mtu);
-    let message = match home.group {
-        Some(group) => message.controller(0).link_group(group),
-        None => message.controller(home.bridge),
+    let message = match home {
+        Home::Group(group, mac) => message.controller(0).link_group(group).address(mac.to_vec()),
+        Home::Ports(bridge) => message.controller(bridge),
     };
-    let message = host.into_iter().fold(message, |message, mac| message.address(mac.to_vec()));
     Request::new(RouteNetlinkMessage::SetLink(message.build()), 0)
 }
 

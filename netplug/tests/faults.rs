@@ -73,6 +73,10 @@ fn what_somebody_takes_away_is_put_back(#[case] harm: &str, #[values(false, true
 
 #[rstest]
 #[case::group("ip link set $veth group 0")]
+#[case::mac("ip link set $veth address 02:00:00:00:00:01")]
+#[case::way_elsewhere("ip route replace $ip4 dev pods0")]
+#[case::forwarding("sysctl -qw net.ipv4.ip_forward=0")]
+#[case::forwarding_of_ipv6("sysctl -qw net.ipv6.conf.all.forwarding=0")]
 #[case::put_into_a_bridge("ip link set $veth master pods0")]
 #[case::way("ip route delete $ip4")]
 #[case::way_by_ipv6("ip -6 route delete $ip6")]
@@ -92,7 +96,9 @@ fn put_back(lab: &Lab, settings: Settings, harm: &str) {
             let addresses = lab.node.command("ip", "-o -4 address show dev pods0").unwrap_or_default();
             let addresses = addresses.split_once(' ').map(|(_, rest)| rest.to_owned());
             let routes = ["-4", "-6"].map(|family| lab.node.ip(&format!("{family} route list dev {}", attached.host_if)));
-            (addresses, lab.node.nft("list ruleset"), routes)
+            let link = lab.node.ip(&format!("-o link show {}", attached.host_if));
+            let (group, mac) = (word_after(&link, "group"), word_after(&link, "link/ether"));
+            (addresses, lab.node.nft("list ruleset"), routes, group, mac, lab.node.forwards())
         };
         let before = picture();
         let harm = harm.replace("$veth", &attached.host_if);
@@ -104,6 +110,67 @@ fn put_back(lab: &Lab, settings: Settings, harm: &str) {
         lab::eventually("by IPv6", || lab.node.ask(Tcp, &format!("[{}]:80", attached.ips[1])).is_ok());
     }
     wait(network.close(Remove::All)).unwrap();
+}
+
+fn word_after(text: &str, word: &str) -> String {
+    text.split_whitespace().skip_while(|found| *found != word).nth(1).unwrap_or_default().to_owned()
+}
+
+/// Their links were ports of the bridge, without IPv6, and the pods asked by ARP and neighbour discovery for their gateway.
+#[test]
+fn pods_of_an_agent_before_get_links_of_their_own() {
+    let lab = Lab::new();
+    let network = lab.open(lab.routed());
+    let (pod, other) = (Pod::new("pod"), Pod::new("other"));
+    let (attached, _server) = pod.up(&network);
+    other.attach(&network).unwrap();
+    drop(network);
+    lab.node.ip(&format!("link set {} group 0 address 02:00:00:00:00:01 master pods0", attached.host_if));
+    lab.node.command("sysctl", &format!("-qw net.ipv6.conf.{}.disable_ipv6=1", attached.host_if)).unwrap();
+    pod.netns.ip("neigh flush dev eth0 nud permanent");
+    pod.netns.ip("-6 neigh flush dev eth0 nud permanent");
+    let network = lab.open(lab.routed());
+    let mut severed = wait(network.severed()).unwrap();
+    assert_eq!(wait(severed.recv()), Some("pod".into()), "who has to be attached again");
+    let again = pod.attach(&network).unwrap();
+    assert_eq!((again.ips.clone(), again.host_if), (attached.ips, attached.host_if));
+    for ip in again.ips {
+        let source: IpAddr = if ip.is_ipv4() { "10.88.0.1" } else { "fd00:88::1" }.parse().unwrap();
+        let source = if source.is_ipv4() { format!("::ffff:{source}") } else { source.to_string() };
+        assert_eq!(lab.node.ask(Tcp, &std::net::SocketAddr::new(ip, 80).to_string()), Ok(format!("pod {source}")));
+    }
+    drop(network);
+    assert_eq!(wait(severed.recv()), None, "the other one was in order");
+}
+
+#[test]
+fn strangers_routes_are_no_harm() {
+    let lab = Lab::new();
+    let _network = lab.open(lab.routed());
+    let handle = || lab.node.nft("-a list tables");
+    let before = handle();
+    for table in ["main", "52"] {
+        lab.node.ip(&format!("route add 203.0.113.7/32 via {OUTSIDE} table {table}"));
+        lab.node.ip(&format!("route delete 203.0.113.7/32 table {table}"));
+    }
+    // And what is harm is mended without a new table, which would forget the sessions of Services.
+    lab.node.ip("address flush dev pods0");
+    lab::eventually("mended", || lab.node.ip("address show dev pods0").contains("10.88.0.1/24"));
+    assert_eq!(handle(), before);
+}
+
+#[test]
+fn a_bridge_with_anothers_pods_is_left_alone() {
+    for routed in [false, true] {
+        let lab = Lab::new();
+        let settings = || if routed { lab.routed() } else { lab.settings() };
+        let network = lab.open(settings());
+        let (attached, _server) = Pod::new("pod").up(&network);
+        let other = Settings { ranges: vec![range("10.89.0.0/24")], state_dir: lab.state.path().join("other"), ..settings() };
+        let error = lab.try_open(other).unwrap_err().to_string();
+        assert!(error.contains("bridge pods0: serves pods with address 10.88.0.1/24"), "{error}");
+        assert!(lab.node.ask(Tcp, &format!("{}:80", attached.ips[0])).is_ok());
+    }
 }
 
 #[test]
@@ -446,6 +513,11 @@ fn a_route_of_the_host_is_in_the_way() {
     "overlaps the host's route to 10.88.0.0/16 by up0"
 )]
 #[case::a_vpn("ip link add vpn0 type bridge", "ip link delete vpn0", "overlaps the host's route to 10.88.0.128/25 by vpn0")]
+#[case::a_vpn_with_a_table_of_its_own(
+    "ip link add vpn0 type bridge",
+    "ip link delete vpn0",
+    "overlaps the host's route to 10.88.0.254/32 by vpn0"
+)]
 #[case::a_bridge(
     "ip link add pods0 type bridge",
     "ip link delete pods0",
@@ -465,7 +537,11 @@ fn a_network_waits_until_the_host_is_mended(#[case] harm: &str, #[case] mend: &s
         lab.node.command(program, args).unwrap()
     };
     command(harm);
-    if harm.contains("vpn0") {
+    if complaint.ends_with("32 by vpn0") {
+        command("ip link set vpn0 up");
+        command("ip route add 10.88.0.0/16 dev vpn0 table 52");
+        command("ip rule add priority 5270 lookup 52");
+    } else if harm.contains("vpn0") {
         command("ip address add 10.88.0.129/25 dev vpn0");
         command("ip link set vpn0 up");
     }

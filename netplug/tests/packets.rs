@@ -49,13 +49,16 @@ fn set_br_netfilter(lab: &Lab, value: &'static str) {
 #[rstest]
 #[case::without_br_netfilter("0")]
 #[case::with_br_netfilter("1")]
-fn host_ports_are_reached_from_everywhere(#[case] br_netfilter: &'static str) {
+fn host_ports_are_reached_from_everywhere(#[case] br_netfilter: &'static str, #[values(false, true)] routed: bool) {
     let lab = Lab::new();
     set_br_netfilter(&lab, br_netfilter);
-    let network = lab.open(lab.settings());
+    // Which the host could take for its own instead: it comes first.
+    lab.node.ip("address add 192.0.7.1/32 dev lo");
+    let network = lab.open(if routed { lab.routed() } else { lab.settings() });
     let (web, client) = (Pod::new("web").port("8080:80/TCP"), Pod::new("client"));
     let (_, _web) = web.up(&network);
-    client.attach(&network).unwrap();
+    let client_ip = client.attach(&network).unwrap().ips[0];
+    let by_client = if routed { format!("web ::ffff:{client_ip}") } else { "web ::ffff:10.88.0.1".into() };
 
     let port = format!("{NODE}:8080");
     assert_eq!(lab.outside.ask(Tcp, &port), Ok(format!("web ::ffff:{OUTSIDE}")), "outside's own address is seen");
@@ -63,10 +66,10 @@ fn host_ports_are_reached_from_everywhere(#[case] br_netfilter: &'static str) {
     assert_eq!(lab.node.ask(Tcp, "127.0.0.1:8080"), Ok("web ::ffff:10.88.0.1".into()), "localhost of the node");
     for _ in 0..3 {
         // Again and again: the kernel may tell the pod a "better" way (ICMP redirect), and that would end badly.
-        assert_eq!(client.netns.ask(Tcp, &port), Ok("web ::ffff:10.88.0.1".into()), "from another pod");
+        assert_eq!(client.netns.ask(Tcp, &port), Ok(by_client.clone()), "from another pod");
     }
     assert_eq!(web.netns.ask(Tcp, &port), Ok("web ::ffff:10.88.0.1".into()), "from the pod itself");
-    assert_eq!(client.netns.ask(Tcp, "10.88.0.1:8080"), Ok("web ::ffff:10.88.0.1".into()), "by the gateway's address");
+    assert_eq!(client.netns.ask(Tcp, "10.88.0.1:8080"), Ok(by_client), "by the gateway's address");
 
     wait(network.release_when_netns_dies("web")).unwrap();
     lab.outside.assert_unreachable(Tcp, &port);
@@ -368,6 +371,23 @@ fn the_picture_is_what_the_kernel_has() {
     assert_eq!(picture().strangers.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["tap9"]);
     lab.node.ip(&format!("link delete {}", attached.host_if));
     assert!(picture().pods[0].link.is_none(), "what is gone is not shown as there");
+}
+
+/// A machine that somebody put into the bridge, and pods that are no ports of it.
+#[test]
+fn who_is_on_the_bridge_and_pods_reach_each_other() {
+    let lab = Lab::new();
+    let network = lab.open(lab.routed());
+    let (attached, _server) = Pod::new("pod").up(&network);
+    let machine = lab::Netns::new();
+    lab.node.connect("machine", "192.0.3.1/24", &machine, "eth0", "10.88.0.200/24");
+    lab.node.ip("link set machine master pods0");
+    let answer = machine.ask(Tcp, &format!("{}:80", attached.ips[0]));
+    assert_eq!(answer, Ok("pod ::ffff:10.88.0.200".into()));
+    let _server = machine.serve(Tcp, "[::]:80", "machine");
+    let pod = Pod::new("client");
+    let ip = pod.attach(&network).unwrap().ips[0];
+    assert_eq!(pod.netns.ask(Tcp, "10.88.0.200:80"), Ok(format!("machine ::ffff:{ip}")));
 }
 
 #[test]

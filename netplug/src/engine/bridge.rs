@@ -7,6 +7,7 @@ use netlink_packet_route::link::InfoKind;
 use netlink_sys::Socket;
 use rustix::io::Errno;
 
+use super::pod::LINK_PREFIX;
 use crate::{
     cidr::Cidr,
     error::{Doing, Error},
@@ -22,26 +23,38 @@ const ETHERNET_MTU: u32 = 1500;
 pub(crate) struct Bridge {
     pub index: u32,
     pub mtu: u32,
-    pub mac: links::Mac,
     /// Whether the kernel has IPv6 at all (`ipv6.disable=1`): it would refuse its settings.
     pub ipv6: bool,
 }
 
 impl Bridge {
-    /// Idempotent. `pods`: how many leases an earlier process left.
-    pub(crate) fn up(wire: &mut Wire, socket: &Socket, settings: &Settings, pods: usize) -> Result<Bridge, Error> {
+    /// Idempotent. `pods`: the links of those that are known; none given: there may be some.
+    pub(crate) fn up(
+        wire: &mut Wire,
+        socket: &Socket,
+        settings: &Settings,
+        pods: Option<&HashSet<String>>,
+    ) -> Result<Bridge, Error> {
         let name = settings.bridge.as_str();
         let existing = find(wire, socket, name)?;
         let routes = Routes::read(wire, socket, settings)?;
-        routes.check_overlap(settings, existing.as_ref())?;
+        let ours = |link: &&Link| {
+            pods.is_some_and(|pods| pods.contains(&link.name)) || settings.group().is_some_and(|group| link.group == group)
+        };
+        let pods_links: HashSet<u32> = routes.links.iter().filter(ours).map(|link| link.index).collect();
+        let mut links: HashSet<u32> = pods_links.iter().copied().chain(existing.as_ref().map(|link| link.index)).collect();
+        routes.check_overlap(settings, &links)?;
         let mtu = settings.mtu.unwrap_or_else(|| routes.uplink_mtu());
-        let ours = match &existing {
+        let is_new = existing.is_none();
+        let made_here = match &existing {
             Some(link) => is_ours(link, settings),
             None => true,
         };
         let index = match &existing {
             Some(link) => {
-                accept(wire, socket, settings, link, pods)?;
+                let is_port = |port: &Link| port.bridge == Some(link.index) && port.name.starts_with(LINK_PREFIX);
+                let alone = pods.is_some_and(HashSet::is_empty) && pods_links.is_empty() && !routes.links.iter().any(is_port);
+                accept(wire, socket, settings, link, alone)?;
                 link.index
             }
             None => create(wire, socket, settings, mtu)?,
@@ -54,8 +67,8 @@ impl Bridge {
         }
         // The alias comes last: who finds it knows that nothing before it was left out.
         let alias = alias(settings);
-        let localnet = settings.has(true).then_some(settings.group().is_none());
-        let mut requests = vec![links::set_bridge(name, ours.then_some(alias.as_str()), mtu, localnet)];
+        let v4 = settings.has(true).then_some(settings.group().is_none());
+        let mut requests = vec![links::set_bridge(name, made_here.then_some(alias.as_str()), mtu, v4)];
         for (gateway, subnet) in gateways(settings) {
             requests.push(links::add_address(index, gateway, subnet));
         }
@@ -66,7 +79,12 @@ impl Bridge {
             requests.push(links::add_address(index, links::link_local(own), Cidr::LINK_LOCAL));
         }
         all(wire, socket, requests, || format!("set up bridge {name}"))?;
-        Ok(Bridge { index, mtu, mac: own, ipv6: has_ipv6() })
+        links.insert(index);
+        if let Err(error) = routes.check_ways(wire, socket, settings, &links) {
+            // What is there already may have pods.
+            return if is_new { Bridge::down(wire, socket, settings).and(Err(error)) } else { Err(error) };
+        }
+        Ok(Bridge { index, mtu, ipv6: has_ipv6() })
     }
 
     /// As [`Bridge::up`], but a bridge that was made here isn't examined: nothing is listed, however many links there are.
@@ -81,7 +99,7 @@ impl Bridge {
                 Ok(Bridge::of(&link))
             }
             // Pods may be on it, so it isn't renumbered.
-            _ => Bridge::up(wire, socket, settings, usize::MAX),
+            _ => Bridge::up(wire, socket, settings, None),
         }
     }
 
@@ -91,7 +109,7 @@ impl Bridge {
     }
 
     fn of(link: &Link) -> Bridge {
-        Bridge { index: link.index, mtu: link.mtu, mac: link.mac.unwrap_or_default(), ipv6: has_ipv6() }
+        Bridge { index: link.index, mtu: link.mtu, ipv6: has_ipv6() }
     }
 
     /// Removes the bridge if it was made here.
@@ -143,8 +161,8 @@ fn create(wire: &mut Wire, socket: &Socket, settings: &Settings, mtu: u32) -> Re
     }
 }
 
-/// Whether a link that exists may serve as the bridge.
-fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, pods: usize) -> Result<(), Error> {
+/// Whether a link that exists may serve as the bridge. It is renumbered only if nobody's pods are there.
+fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, alone: bool) -> Result<(), Error> {
     let taken = |difference: String| Err(Error::BridgeTaken { bridge: link.name.clone(), difference });
     if link.kind != Some(InfoKind::Bridge) {
         let kind = link.kind.as_ref().map_or_else(|| "device".into(), ToString::to_string);
@@ -162,7 +180,7 @@ fn accept(wire: &mut Wire, socket: &Socket, settings: &Settings, link: &Link, po
             _ => taken(format!("exists with address {}; the settings say {}", have(), want())),
         };
     }
-    if !stray.is_empty() && pods > 0 {
+    if !stray.is_empty() && !alone {
         return taken(format!("serves pods with address {}; the settings say {}", have(), want()));
     }
     all(wire, socket, stray.into_iter().map(links::remove_address).collect(), || format!("renumber bridge {}", link.name))
@@ -217,9 +235,7 @@ impl Routes {
     }
 
     /// A range that the host routes elsewhere (a VPN, a LAN) would cut the host off from there.
-    fn check_overlap(&self, settings: &Settings, bridge: Option<&Link>) -> Result<(), Error> {
-        let of_pod = |link: &Link| settings.group().is_some_and(|group| link.group == group);
-        let ours: HashSet<u32> = self.links.iter().filter(|link| of_pod(link)).chain(bridge).map(|link| link.index).collect();
+    fn check_overlap(&self, settings: &Settings, ours: &HashSet<u32>) -> Result<(), Error> {
         for (number, range) in settings.ranges.iter().enumerate() {
             let other = |route: &&Route| !route.is_default() && route.destination.overlaps(&range.subnet);
             let others = self.routes.iter().filter(|route| route.link.is_none_or(|link| !ours.contains(&link)));
@@ -230,6 +246,22 @@ impl Routes {
                     route: route.destination,
                     link: self.link(route.link).map_or_else(|| "several links".into(), |link| link.name.clone()),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// That is in the main table. Others come before it by rules (`ip rule`), as those of a VPN do: so the kernel is asked, about each range's last
+    /// address that a pod may have.
+    fn check_ways(&self, wire: &mut Wire, socket: &Socket, settings: &Settings, ours: &HashSet<u32>) -> Result<(), Error> {
+        for (number, range) in settings.ranges.iter().enumerate() {
+            let ip = range.subnet.at(range.subnet.last_offset().saturating_sub(1));
+            // What says that there is no way says so to pods as well, but doesn't lead them elsewhere.
+            let Ok(answer) = wire.route_one(socket, links::way_to(ip)) else { continue };
+            if let Some(index) = links::leads_by(&answer).filter(|index| *index != links::LOOPBACK_INDEX && !ours.contains(index))
+            {
+                let link = self.link(Some(index)).map_or_else(|| format!("link {index}"), |link| link.name.clone());
+                return Err(Error::Overlap { range: number, subnet: range.subnet, route: Cidr::host(ip), link });
             }
         }
         Ok(())
@@ -283,9 +315,10 @@ pub(super) fn without_ipv6(link: &str) {
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
 }
 
-/// A pod is nobody's router, whatever the host's links do by default (CVE-2020-10749).
-pub(super) fn without_routers(link: &str) -> Result<(), Error> {
-    sysctl(&format!("net/ipv6/conf/{link}/accept_ra"), "0")
+/// But for pods that have it. A pod is nobody's router, whatever the host's links do by default (CVE-2020-10749).
+pub(super) fn with_ipv6(link: &str) -> Result<(), Error> {
+    sysctl(&format!("net/ipv6/conf/{link}/accept_ra"), "0")?;
+    sysctl(&format!("net/ipv6/conf/{link}/disable_ipv6"), "0")
 }
 
 /// Writes a setting of the calling thread's namespace, unless it has that value (`/proc/sys` may be read-only).

@@ -18,7 +18,7 @@ use crate::{
     direct::{Care, NAME, Shortcut, hook},
     error::{Doing, Error, Refused},
     lease::Lease,
-    links::{self, Link},
+    links::{self, Home, Link},
     netlink::{self, Outcome, Request, Wire},
     nft::others::onlooker,
     settings::Isolation,
@@ -393,8 +393,8 @@ impl Engine {
         // Known before the first, so that all are taken out whatever happens.
         let care = self.standing.care(lease);
         self.direct.admitted.insert(lease.uid.clone(), Admitted { ips: lease.ips.clone(), care });
-        let (mac, bridge) = (lease.mac(), self.host_mac());
-        if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, mac, bridge, care)) {
+        let Home::Group(_, host) = self.home() else { return };
+        if let Err(error) = lease.ips.iter().try_for_each(|ip| shortcut.admit(*ip, end.index, lease.mac(), host, care)) {
             tracing::debug!(pod = lease.pod, %error, "the pod takes the ordinary way");
             self.direct.reached(&lease.uid, Stage::Refused(error.to_string()));
             if let Err(error) = self.leave_direct_with(&lease.uid) {

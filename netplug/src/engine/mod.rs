@@ -97,7 +97,8 @@ impl Engine {
         engine.begin_direct()?;
         engine.begin_sockets();
         engine.recall()?;
-        engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, engine.leases.len())?;
+        let pods = engine.links_of_pods();
+        engine.bridge = Bridge::up(&mut engine.wire, &engine.route, &engine.settings, Some(&pods))?;
         engine.route_services();
         engine.render()?;
         engine.mend_links()?;
@@ -277,20 +278,28 @@ impl Engine {
     }
 
     /// Puts back what somebody deleted by hand: the bridge, its settings, pods' links, the table.
-    pub(crate) fn repair(&mut self) -> Result<(), Error> {
+    /// `torn`: the table for certain. It is left as it is otherwise, since with it sessions would be forgotten.
+    pub(crate) fn repair(&mut self, torn: bool) -> Result<(), Error> {
         // The pods have this MTU, whatever the uplink's has become.
         let settings = Settings { mtu: Some(self.bridge.mtu), ..self.settings.clone() };
-        self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, self.leases.len())?;
+        let pods = self.links_of_pods();
+        self.bridge = Bridge::up(&mut self.wire, &self.route, &settings, Some(&pods))?;
         self.route_services();
         let links = self.mend_links().err();
         let shapes = self.mend_shapes().err();
-        let table = self.render().err();
+        let stands = !torn && self.table.stands(&mut self.wire, &self.nft).is_ok_and(|stands| stands);
+        let table = if stands { None } else { self.render().err() };
         Error::all(links.into_iter().chain(shapes).chain(table).collect())
     }
 
     /// Other people's chains that may drop what pods send and get.
     pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
         obstacles(&mut self.wire, &self.nft, &self.settings).doing(|| "list nftables chains".into())
+    }
+
+    /// The names of the host's ends.
+    fn links_of_pods(&self) -> HashSet<String> {
+        self.leases.values().map(|lease| lease.host_if.clone()).collect()
     }
 
     /// What a pod holds.
@@ -372,7 +381,7 @@ impl Engine {
         }
         let pair = match self.pair(wanted, lease, inside) {
             Err(_) if self.bridge_is_gone()? => {
-                self.repair()?;
+                self.repair(false)?;
                 self.pair(wanted, lease, inside)?
             }
             pair => pair?,

@@ -20,7 +20,7 @@ use crate::{
     hash::fnv1a,
     ipam::Pool,
     lease::{Lease, check_uid},
-    links::{self, Address, Home, Link, Mac, Route, RouteOptions},
+    links::{self, Address, Home, Link, Route, RouteOptions},
     netlink::{Outcome, Request},
     settings::{Isolation, Port, Settings},
 };
@@ -91,8 +91,6 @@ pub(crate) struct Inside {
 pub(super) struct Pair {
     /// The name of the host's end.
     pub host_if: String,
-    /// The host's end's.
-    pub host_mac: Mac,
     /// The pod's end.
     pub inside: Link,
 }
@@ -127,8 +125,7 @@ impl Engine {
         if let (Some(link), Some(host)) = (&inside.link, &inside.host) {
             let host_if = host.name.clone();
             self.mend(&Lease { host_if: host_if.clone(), ..lease.clone() })?;
-            let host_mac = bridge::find(&mut self.wire, &self.route, &host_if)?.and_then(|host| host.mac).unwrap_or_default();
-            return Ok(Pair { host_if, host_mac, inside: link.clone() });
+            return Ok(Pair { host_if, inside: link.clone() });
         }
         if inside.link.is_some() {
             let problem = format!("its interface {} is not connected to this host", wanted.link);
@@ -150,15 +147,18 @@ impl Engine {
         let stray = inside.addresses.iter().filter(|address| !lease.ips.contains(&address.ip));
         requests.extend(stray.map(|address| links::remove_address(*address)));
         let pools: Vec<(IpAddr, &Pool)> = lease.ips.iter().filter_map(|ip| Some((*ip, self.pools.of(*ip)?))).collect();
-        let routed = self.settings.isolation == Isolation::Routed;
-        let subnet = |ip: &IpAddr, pool: &Pool| if routed { Cidr::host(*ip) } else { pool.subnet() };
+        let home = self.home();
+        let subnet = |ip: &IpAddr, pool: &Pool| match home {
+            Home::Group(..) => Cidr::host(*ip),
+            Home::Ports(_) => pool.subnet(),
+        };
         requests.extend(pools.iter().map(|(ip, pool)| links::add_address(index, *ip, subnet(ip, pool))));
         // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
         requests.push(links::up(index));
         for (ip, pool) in pools {
-            if routed {
+            if let Home::Group(_, host) = home {
                 requests.push(links::reach(index, pool.gateway(), None));
-                requests.push(links::neighbour(index, pool.gateway(), pair.host_mac));
+                requests.push(links::neighbour(index, pool.gateway(), host));
             }
             requests.extend(routes(wanted, ip, pool).map(|(to, gateway, options)| links::route(index, to, gateway, options)));
         }
@@ -168,7 +168,7 @@ impl Engine {
     /// Leads the host to a pod whose link is no port, and sees to it that it gets the first packet. A link whose other end was just brought up
     /// drops all packets until a worker of the kernel has noticed; since Linux 6.8 that is done for who asks about the link.
     pub(super) fn lead_to(&mut self, lease: &Lease, pair: &Pair) -> Result<(), Error> {
-        let Some(index) = pair.inside.peer.filter(|_| self.settings.group().is_some()) else { return Ok(()) };
+        let (Some(index), Home::Group(..)) = (pair.inside.peer, self.home()) else { return Ok(()) };
         let action = || format!("lead the host to pod {} by {}", lease.pod, pair.host_if);
         let mut requests = self.ways(index, lease);
         let deadline = Instant::now() + NOTICED;
@@ -218,13 +218,13 @@ impl Engine {
     /// Makes a pair under the first name that is free. A link that has the name is the old one of this pod, whose namespace is
     /// just dying, or a stranger's: neither is worth waiting for.
     fn create(&mut self, wanted: &Wanted, lease: &Lease) -> Result<Pair, Error> {
-        let (mac, host_mac) = (lease.mac(), self.host_mac());
+        let mac = lease.mac();
         let bridge = self.settings.bridge.clone();
         let action = |name: &str| format!("create veth {name} for pod {} of bridge {bridge}", lease.pod);
         let names = (0..NAMES).map(|salt| host_link(&bridge, &lease.uid, salt));
         for name in std::iter::once(lease.host_if.clone()).chain(names) {
             let netns = wanted.netns.as_raw_fd();
-            let veth = links::new_veth(&name, self.home(), host_mac, self.bridge.mtu, netns, mac, &wanted.link);
+            let veth = links::new_veth(&name, self.home(), self.bridge.mtu, netns, mac, &wanted.link);
             let mut outcomes =
                 self.wire.route(&self.route, self.home_requests(veth, &name, lease)).doing(|| action(&name))?.into_iter();
             match outcomes.next().and_then(Outcome::refusal) {
@@ -235,7 +235,7 @@ impl Engine {
             let set = outcomes.find_map(Outcome::refusal).map_or(Ok(()), Err);
             let set = set.doing(|| format!("make {name} a link of bridge {bridge}"));
             match set.and_then(|()| self.restrain(&name)).and_then(|()| self.raise(wanted, lease, &name)) {
-                Ok(inside) => return Ok(Pair { host_if: name, host_mac, inside }),
+                Ok(inside) => return Ok(Pair { host_if: name, inside }),
                 Err(error) => {
                     self.delete_links(&HashSet::from([name]))?;
                     return Err(error);
@@ -262,24 +262,20 @@ impl Engine {
 
     /// Where the host's ends belong.
     pub(super) fn home(&self) -> Home {
-        Home { bridge: self.bridge.index, group: self.settings.group() }
+        let own = |group| Home::Group(group, bridge::mac(&self.settings).unwrap_or_default());
+        self.settings.group().map_or(Home::Ports(self.bridge.index), own)
     }
 
     pub(super) fn is_home(&self, link: &Link) -> bool {
-        self.home().holds(link.bridge, link.group)
-    }
-
-    /// By which pods know the host, where its ends of their links are no ports.
-    pub(super) fn host_mac(&self) -> Mac {
-        bridge::mac(&self.settings).unwrap_or_default()
+        self.home().holds(link.bridge, link.group, link.mac)
     }
 
     /// `first`, then what a veth's host end is to be before it is up.
     fn home_requests(&self, first: Request, host_if: &str, lease: &Lease) -> Vec<Request> {
         let alias = link_alias(&lease.pod);
-        let set = match self.settings.isolation {
-            Isolation::Routed => links::set_own(host_if, &alias),
-            isolation => links::set_port(host_if, &alias, isolation == Isolation::Pods),
+        let set = match self.home() {
+            Home::Group(..) => links::set_own(host_if, &alias),
+            Home::Ports(_) => links::set_port(host_if, &alias, self.settings.isolation == Isolation::Pods),
         };
         let mut requests = vec![first, set];
         if self.bridge.ipv6 {
@@ -291,7 +287,7 @@ impl Engine {
     /// What the kernel takes by files only.
     fn restrain(&self, host_if: &str) -> Result<(), Error> {
         if self.settings.group().is_some() && self.settings.has(false) {
-            return bridge::without_routers(host_if);
+            return bridge::with_ipv6(host_if);
         }
         bridge::without_ipv6(host_if);
         Ok(())
@@ -311,9 +307,7 @@ impl Engine {
 
     /// What puts a host end that exists back in order, and up.
     fn mend_requests(&self, link: &Link, lease: &Lease) -> Vec<Request> {
-        // A pod knows its gateway by the MAC of what was the bridge's port until now.
-        let mac = link.bridge.filter(|bridge| *bridge == self.bridge.index).map(|_| self.bridge.mac);
-        let home = links::bring_home(link.index, self.home(), mac.filter(|_| self.settings.group().is_some()), self.bridge.mtu);
+        let home = links::bring_home(link.index, self.home(), self.bridge.mtu);
         let mut requests = self.home_requests(home, &link.name, lease);
         requests.push(links::up_by_name(&link.name));
         requests.extend(self.ways(link.index, lease));
@@ -360,22 +354,25 @@ impl Engine {
     }
 
     /// Puts the pods' links that are there, but not where they belong, or not up, or whose addresses the host doesn't find, back in order: all
-    /// in few packets.
+    /// in few packets. Pods of links that were elsewhere (ports of the bridge, for an agent before) may know the host by another MAC, or not at
+    /// all: they are told of as those that lost their link are.
     pub(super) fn mend_links(&mut self) -> Result<(), Error> {
         let messages = self.wire.dump(&self.route, links::all_links).doing(|| "list links".into())?;
         let links: HashMap<String, Link> = Link::all(&messages).map(|link| (link.name.clone(), link)).collect();
         let ways = self.ways_of_host()?;
-        let mut requests = Vec::new();
+        let (mut requests, mut moved) = (Vec::new(), Vec::new());
         for lease in self.attached() {
             let Some(link) = links.get(&lease.host_if) else { continue };
             let found = |ip: &IpAddr| self.settings.group().is_none() || ways.contains(&(Cidr::host(*ip), Some(link.index)));
-            if !self.is_home(link) || !link.up || !lease.ips.iter().all(found) {
+            let strange = !self.is_home(link);
+            if strange || !link.up || !lease.ips.iter().all(found) {
                 match self.restrain(&link.name) {
                     Err(error) if self.exists(&link.name)? => return Err(error),
                     Err(_) => continue,
                     Ok(()) => {}
                 }
                 requests.extend(self.mend_requests(link, &lease));
+                moved.extend(strange.then_some(lease.uid));
             }
         }
         let gone = Errno::NODEV.raw_os_error();
@@ -384,6 +381,9 @@ impl Engine {
                 Some(refused) if refused.errno != gone => return Err(refused).doing(|| "put a pod's link in order".into()),
                 _ => {}
             }
+        }
+        if let (Home::Group(..), Some(watch)) = (self.home(), &mut self.watch) {
+            moved.into_iter().for_each(|uid| watch.sever(uid));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,7 @@ use crate::{
         Obstacle,
         wire::{concerns_chains, deletes_from, table_of},
     },
+    settings::Range,
 };
 
 const RTNLGRP_LINK: u32 = 1;
@@ -38,6 +40,8 @@ const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const NFNLGRP_NFTABLES: u32 = 7;
 
 const RTM_NEWLINK: u16 = 16;
@@ -45,20 +49,38 @@ const RTM_DELLINK: u16 = 17;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNETCONF: u16 = 80;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_GROUP: u16 = 27;
 const IFF_UP: u32 = 1;
+const RTA_DST: u16 = 1;
+const RT_TABLE_MAIN: u8 = 254;
+/// linux/netconf.h; -1 stands for all links.
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const ALL_LINKS: u32 = u32::MAX;
 const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 /// Of messages about a bridge's port, which come beside those about the link.
 const AF_BRIDGE: u8 = 7;
 /// nlmsghdr and ifinfomsg.
 const LINK_HEADER: usize = 32;
+/// nlmsghdr and rtmsg.
+const ROUTE_HEADER: usize = 28;
+/// nlmsghdr and netconfmsg.
+const NETCONF_HEADER: usize = 20;
 
-/// What route netlink tells of: links, addresses, routes.
-pub(super) const GROUPS: [u32; 5] =
-    [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE];
+/// What route netlink tells of: links, addresses, routes, whether they forward.
+pub(super) const GROUPS: [u32; 7] = [
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV6_NETCONF,
+];
 
 /// The first repair begins so long after the change: what changes at once is mended at once.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -72,11 +94,15 @@ pub(crate) struct Watch {
     nft: Socket,
     buffer: Vec<u8>,
     pace: Pace,
-    /// The bridge or the table is to be put back.
+    /// The bridge or the ways to pods are to be put back.
     hurt: bool,
+    /// The table is.
+    torn: bool,
     astray: Astray,
     /// Who wants to know of pods that lost their link.
     listeners: Vec<UnboundedSender<String>>,
+    /// Whom nobody wanted to know of yet.
+    untold: Vec<String>,
     /// Other people's chains that stand in the way, for who wants to know.
     firewalls: Option<tokio::sync::watch::Sender<Vec<Obstacle>>>,
     /// Whether somebody made or removed chains since they were looked at.
@@ -100,31 +126,63 @@ struct Seen {
     in_order: bool,
 }
 
+/// Which news concern us.
+struct Ours<'a> {
+    bridge: u32,
+    home: Home,
+    ranges: &'a [Range],
+    /// The number of the socket by which we change things ourselves.
+    me: u32,
+}
+
+impl Ours<'_> {
+    /// Whether a route leads to one address of ours. Others come and go on a host all day.
+    fn is_way(&self, message: &[u8]) -> bool {
+        let attribute = attributes(message.get(ROUTE_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == RTA_DST);
+        let Some((_, destination)) = attribute.filter(|_| message.get(20) == Some(&RT_TABLE_MAIN)) else { return false };
+        let ip =
+            <[u8; 4]>::try_from(destination).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(destination).map(IpAddr::from));
+        let whole = message.get(17).is_some_and(|prefix| usize::from(*prefix) == 8 * destination.len());
+        whole && ip.is_ok_and(|ip| self.ranges.iter().any(|range| range.subnet.contains(ip)))
+    }
+
+    /// Whether somebody told the host to forward nothing of a family that pods have.
+    fn ends_forwarding(&self, message: &[u8]) -> bool {
+        let value = |wanted: u16| {
+            let mut attributes = attributes(message.get(NETCONF_HEADER..).unwrap_or_default());
+            attributes.find(|(kind, _)| *kind == wanted).map(|(_, value)| u32_at(value, 0))
+        };
+        let v4 = message.get(16) == Some(&AF_INET);
+        let ours = self.ranges.iter().any(|range| range.subnet.is_v4() == v4);
+        ours && value(NETCONFA_IFINDEX) == Some(ALL_LINKS) && value(NETCONFA_FORWARDING) == Some(0)
+    }
+}
+
 /// What messages told of links, read to the last.
 #[derive(Default)]
 struct News {
     /// By index.
     seen: HashMap<u32, Seen>,
     gone: HashMap<u32, String>,
-    /// Whether the bridge is gone, down, or less an address; or somebody took the way to an address.
+    /// Whether the bridge is gone, down, or less an address; or somebody took the way to a pod, or from all.
     hurt: bool,
     /// Whether a default route came or went.
     default_route: bool,
 }
 
 impl News {
-    fn hear(&mut self, message: &[u8], home: Home, me: u32) {
-        let (index, bridge) = (u32_at(message, 20), home.bridge);
+    fn hear(&mut self, message: &[u8], ours: &Ours<'_>) {
+        let (index, bridge, home) = (u32_at(message, 20), ours.bridge, ours.home);
         match kind(message) {
             RTM_NEWROUTE | RTM_DELROUTE => {
                 // Of an rtmsg's first bytes: family, length of the destination's prefix. What the kernel itself takes (0) goes with a link or
                 // an address.
                 self.default_route |= message.get(17) == Some(&0);
-                let of_one_address = [[AF_INET, 32], [AF_INET6, 128]].iter().any(|one| message.get(16..18) == Some(one));
-                let by_somebody = ![0, me].contains(&sender(message));
-                self.hurt |= home.group.is_some() && kind(message) == RTM_DELROUTE && of_one_address && by_somebody;
+                let by_somebody = ![0, ours.me].contains(&sender(message));
+                self.hurt |= matches!(home, Home::Group(..)) && by_somebody && ours.is_way(message);
             }
-            RTM_DELADDR => self.hurt |= index == bridge && sender(message) != me,
+            RTM_NEWNETCONF => self.hurt |= ours.ends_forwarding(message),
+            RTM_DELADDR => self.hurt |= index == bridge && sender(message) != ours.me,
             _ if message.get(16) == Some(&AF_BRIDGE) => {}
             RTM_DELLINK => {
                 let name = seen(message, home).name;
@@ -181,11 +239,22 @@ impl Watch {
             pace: Pace::new(PATIENCE, CALM),
             hurt: false,
             astray: Astray::default(),
+            torn: false,
             listeners: Vec::new(),
+            untold: Vec::new(),
             firewalls: None,
             chains_changed: false,
             routes_changed: false,
         })
+    }
+
+    /// Tells of a pod that has lost its link.
+    pub(super) fn sever(&mut self, uid: String) {
+        if self.listeners.is_empty() {
+            self.untold.push(uid);
+        } else {
+            self.listeners.retain(|listener| listener.send(uid.clone()).is_ok());
+        }
     }
 
     /// Sleeps until the bell rings, somebody changes something, or a repair is due, or what else is.
@@ -236,6 +305,7 @@ impl Engine {
     pub(crate) fn listen(&mut self, listener: UnboundedSender<String>) {
         if let Some(watch) = &mut self.watch {
             watch.listeners.push(listener);
+            std::mem::take(&mut watch.untold).into_iter().for_each(|uid| watch.sever(uid));
         }
     }
 
@@ -286,16 +356,20 @@ impl Engine {
         let Some(mut watch) = self.watch.take() else { return };
         self.read_links(&mut watch);
         self.read_tables(&mut watch);
-        if (watch.hurt || !watch.astray.0.is_empty()) && !self.closed {
+        if (watch.hurt || watch.torn || !watch.astray.0.is_empty()) && !self.closed {
             watch.pace.plan();
         }
         self.tell_of_firewalls(&mut watch);
         self.follow_routes(&mut watch);
         if watch.pace.is_due() && !self.closed && self.is_confirmed(&mut watch) {
             watch.pace.act();
-            watch.hurt = false;
+            let (torn, _) = (std::mem::take(&mut watch.torn), std::mem::take(&mut watch.hurt));
             watch.astray = Astray::default();
-            match self.repair() {
+            self.watch = Some(watch);
+            let repaired = self.repair(torn);
+            let Some(taken) = self.watch.take() else { return };
+            watch = taken;
+            match repaired {
                 Ok(()) => tracing::warn!(
                     bridge = self.settings.bridge,
                     table = self.settings.table,
@@ -303,7 +377,7 @@ impl Engine {
                 ),
                 Err(error) => {
                     tracing::error!(%error, "the pod network was changed by somebody else, and could not be put back: tried again");
-                    watch.hurt = true;
+                    (watch.hurt, watch.torn) = (true, torn);
                     watch.pace.plan();
                 }
             }
@@ -315,17 +389,18 @@ impl Engine {
     /// Whether there still is something to repair. The link of a namespace that ends is seen down and out of the bridge before it is
     /// seen gone; the kernel does all of that under one lock, which the question waits for.
     fn is_confirmed(&mut self, watch: &mut Watch) -> bool {
-        if !watch.hurt && bridge::find(&mut self.wire, &self.route, &self.settings.bridge).is_ok() {
+        if !watch.hurt && !watch.torn && bridge::find(&mut self.wire, &self.route, &self.settings.bridge).is_ok() {
             self.read_links(watch);
         }
-        watch.hurt || !watch.astray.0.is_empty()
+        watch.hurt || watch.torn || !watch.astray.0.is_empty()
     }
 
     /// What was done to the bridge and to pods' links.
     fn read_links(&self, watch: &mut Watch) {
-        let (home, me) = (self.home(), self.port_ids.0);
+        let ranges = &self.settings.ranges;
+        let ours = Ours { bridge: self.bridge.index, home: self.home(), ranges, me: self.port_ids.0 };
         let mut news = News::default();
-        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, home, me));
+        let lost = drain(&watch.route, &mut watch.buffer, |message| news.hear(message, &ours));
         watch.hurt |= news.hurt || lost;
         watch.routes_changed |= news.default_route;
         if news.seen.is_empty() && news.gone.is_empty() {
@@ -333,9 +408,7 @@ impl Engine {
         }
         for name in news.lost_names() {
             match self.leases.of_link(name) {
-                Some(lease) if lease.host_if == name => {
-                    watch.listeners.retain(|listener| listener.send(lease.uid.clone()).is_ok());
-                }
+                Some(lease) if lease.host_if == name => watch.sever(lease.uid.clone()),
                 // Its ifb: what limits the pod's bandwidth.
                 Some(_) => watch.hurt = true,
                 None => {}
@@ -346,31 +419,32 @@ impl Engine {
 
     /// What was taken out of our table, and whether chains came or went.
     fn read_tables(&self, watch: &mut Watch) {
-        let (mut hurt, mut chains) = (false, false);
+        let (mut torn, mut chains) = (false, false);
         let table = self.settings.table.as_str();
         let me = self.port_ids.1;
         let lost = drain(&watch.nft, &mut watch.buffer, |message| {
             if sender(message) != me {
-                hurt |= deletes_from(message) && table_of(message) == Some(table.as_bytes());
+                torn |= deletes_from(message) && table_of(message) == Some(table.as_bytes());
                 chains |= concerns_chains(message);
             }
         });
         watch.chains_changed |= chains || lost;
-        watch.hurt |= hurt || lost;
+        watch.torn |= torn || lost;
     }
 }
 
 fn seen(message: &[u8], home: Home) -> Seen {
-    let (mut name, mut master, mut group) = (String::new(), None, 0);
+    let (mut name, mut master, mut group, mut mac) = (String::new(), None, 0, None);
     for (kind, value) in attributes(message.get(LINK_HEADER..).unwrap_or_default()) {
         match kind {
             IFLA_IFNAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut name),
             IFLA_MASTER => master = Some(u32_at(value, 0)),
             IFLA_GROUP => group = u32_at(value, 0),
+            IFLA_ADDRESS => mac = value.try_into().ok(),
             _ => {}
         }
     }
-    Seen { name, in_order: home.holds(master, group) && u32_at(message, 24) & IFF_UP != 0 }
+    Seen { name, in_order: home.holds(master, group, mac) && u32_at(message, 24) & IFF_UP != 0 }
 }
 
 #[cfg(test)]
@@ -384,6 +458,7 @@ mod tests {
     const BRIDGE: u32 = 7;
     const POD: u32 = 9;
     const GROUP: u32 = 11;
+    const HOST: [u8; 6] = [0x0a, 0x58, 10, 88, 0, 1];
 
     /// `up`, `down`, `out` (of where it belongs) or `gone`, of the pod's link; `bridge …` of the bridge itself.
     fn message(what: &str, home: Home) -> Vec<u8> {
@@ -403,10 +478,13 @@ mod tests {
             message.extend(value);
         };
         attribute(IFLA_IFNAME, b"vethpod\0");
-        match home.group {
-            Some(group) => attribute(IFLA_GROUP, &if state == "out" { 0 } else { group }.to_ne_bytes()),
-            None if state == "out" => {}
-            None => attribute(IFLA_MASTER, &BRIDGE.to_ne_bytes()),
+        match home {
+            Home::Group(group, mac) => {
+                attribute(IFLA_GROUP, &if state == "out" { 0 } else { group }.to_ne_bytes());
+                attribute(IFLA_ADDRESS, &if state == "another mac" { [2; 6] } else { mac });
+            }
+            Home::Ports(_) if state == "out" => {}
+            Home::Ports(bridge) => attribute(IFLA_MASTER, &bridge.to_ne_bytes()),
         }
         message
     }
@@ -426,19 +504,60 @@ mod tests {
         #[case] told: &str,
         #[case] astray: bool,
         #[case] hurt: bool,
-        #[values(None, Some(GROUP))] group: Option<u32>,
+        #[values(Home::Ports(BRIDGE), Home::Group(GROUP, HOST))] home: Home,
     ) {
-        let home = Home { bridge: BRIDGE, group };
+        let ours = Ours { bridge: BRIDGE, home, ranges: &[], me: 1 };
         let (mut known, mut harm) = (Astray::default(), false);
         for read in told.split(", ") {
             let mut news = News::default();
-            read.split('+').for_each(|what| news.hear(&message(what, home), home, 1));
+            read.split('+').for_each(|what| news.hear(&message(what, home), &ours));
             harm |= news.hurt;
             known.update(news, |name| name == "vethpod");
         }
         assert_eq!((!known.0.is_empty(), harm), (astray, hurt));
         known.update(News::default(), |_| false);
         assert!(known.0.is_empty(), "a pod that was released has nothing to put back");
+    }
+
+    #[test]
+    fn a_link_of_another_mac_is_astray() {
+        let home = Home::Group(GROUP, HOST);
+        let [right, wrong] = ["up", "another mac"].map(|state| seen(&message(state, home), home).in_order);
+        assert!(right && !wrong);
+    }
+
+    /// `replace 10.88.0.5/32` and the like, by a process of that number.
+    fn of_route(kind: u16, by: u32, to: &str, table: u8) -> Vec<u8> {
+        let to: crate::Cidr = to.parse().unwrap();
+        let mut message = vec![0; 4];
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 6]);
+        message.extend(by.to_ne_bytes());
+        message.extend([if to.is_v4() { AF_INET } else { 10 }, to.prefix(), 0, 0, table, 0, 0, 0, 0, 0, 0, 0]);
+        let octets = match to.base() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        message.extend((4 + octets.len() as u16).to_ne_bytes());
+        message.extend(RTA_DST.to_ne_bytes());
+        message.extend(octets);
+        message
+    }
+
+    #[rstest]
+    #[case::taken(of_route(RTM_DELROUTE, 9, "10.88.0.5/32", RT_TABLE_MAIN), true)]
+    #[case::replaced(of_route(RTM_NEWROUTE, 9, "fd00:88::5/128", RT_TABLE_MAIN), true)]
+    #[case::by_the_kernel(of_route(RTM_DELROUTE, 0, "10.88.0.5/32", RT_TABLE_MAIN), false)]
+    #[case::by_ourselves(of_route(RTM_DELROUTE, 1, "10.88.0.5/32", RT_TABLE_MAIN), false)]
+    #[case::of_a_vpn(of_route(RTM_DELROUTE, 9, "203.0.113.7/32", RT_TABLE_MAIN), false)]
+    #[case::of_another_table(of_route(RTM_DELROUTE, 9, "10.88.0.5/32", 52), false)]
+    #[case::of_many(of_route(RTM_DELROUTE, 9, "10.88.0.0/16", RT_TABLE_MAIN), false)]
+    fn whose_ways_are_ours(#[case] message: Vec<u8>, #[case] expected: bool) {
+        let range = |subnet: &str| Range { subnet: subnet.parse().unwrap(), gateway: None, exclude: Vec::new() };
+        let ranges = [range("10.88.0.0/16"), range("fd00:88::/64")];
+        let mut news = News::default();
+        news.hear(&message, &Ours { bridge: BRIDGE, home: Home::Group(GROUP, HOST), ranges: &ranges, me: 1 });
+        assert_eq!(news.hurt, expected);
     }
 
     /// More news than the socket has room for: what is lost among it is put back all the same.

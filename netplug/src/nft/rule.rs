@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, net::IpAddr, time::Duration};
 
-use super::wire::Attrs;
+use super::{set, wire::Attrs};
 use crate::settings::Protocol;
 
 const LIST_ELEM: u16 = 1;
@@ -41,6 +41,7 @@ const FIB_SADDR: u32 = 1;
 const FIB_DADDR: u32 = 2;
 const FIB_IIF: u32 = 8;
 const RTN_LOCAL: u32 = 2;
+const NAT_SNAT: u32 = 0;
 const NAT_DNAT: u32 = 1;
 const RANDOM: u32 = 1;
 const DYNSET_UPDATE: u32 = 1;
@@ -262,6 +263,16 @@ impl Rule {
     /// `masquerade`
     pub(crate) fn masquerade(self) -> Rule {
         self.expression("masq", |_| {})
+    }
+
+    /// `snat to …`
+    pub(crate) fn source_becomes(self, ip: IpAddr) -> Rule {
+        let rule = self.expression("immediate", |data| {
+            data.u32(1, R1).data(2, &set::octets(ip));
+        });
+        rule.expression("nat", |data| {
+            data.u32(1, NAT_SNAT).u32(2, u32::from(Family::of(ip).number())).u32(3, R1);
+        })
     }
 
     /// `accept`, `drop`, `goto …`, `jump …`

@@ -3,7 +3,11 @@
 //!
 //! `nft list table inet NAME` shows it, with a comment on each rule.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use netlink_sys::Socket;
 
@@ -19,7 +23,7 @@ use crate::{
     hash::fnv1a,
     lease::Lease,
     netlink::{Answer, Wire, attributes},
-    settings::{Isolation, Protocol, Settings},
+    settings::{Isolation, Protocol, Range, Settings},
 };
 
 const HOOK_PREROUTING: u32 = 0;
@@ -58,6 +62,8 @@ pub(crate) struct Table {
     /// Of pods' links, if they are no ports of the bridge.
     group: Option<u32>,
     subnets: Vec<Cidr>,
+    /// The host's addresses in them.
+    gateways: Vec<IpAddr>,
     /// Where pods' own addresses are seen.
     unmasked: Vec<Cidr>,
     masquerade: bool,
@@ -73,6 +79,7 @@ impl Table {
             group: settings.group(),
             unmasked: outermost(subnets.iter().chain(&settings.masquerade_except).copied().collect()),
             subnets,
+            gateways: settings.ranges.iter().map(Range::gateway).collect(),
             masquerade: settings.masquerade,
             isolation: settings.isolation,
         }
@@ -248,6 +255,15 @@ impl Table {
         }
     }
 
+    /// With the host's address among pods for source. Their links of their own have none by which `masquerade` could choose.
+    fn sent_by_host(&self, rule: Rule, family: Family) -> Rule {
+        let gateway = self.gateways.iter().find(|ip| ip.is_ipv4() == family.is_v4()).filter(|_| self.group.is_some());
+        match gateway {
+            Some(ip) => rule.source_becomes(*ip),
+            None => rule.masquerade(),
+        }
+    }
+
     /// Where new connections meet services and host ports.
     fn entrance() -> Vec<Rule> {
         let services = Family::BOTH
@@ -278,13 +294,14 @@ impl Table {
 
     fn postrouting(&self) -> Vec<Rule> {
         let loopback = self.sent_to_pods(Rule::new("host ports from the host's loopback")).family(Family::V4);
-        let mut rules = vec![loopback.loopback_source().masquerade()];
+        let mut rules = vec![self.sent_by_host(loopback.loopback_source(), Family::V4)];
         for family in Family::BOTH {
             let (pods, unmasked) = (named("pods", family), named("unmasked", family));
             if self.isolation == Isolation::Routed {
                 for (name, way) in [("selves", "a host port"), ("selves_of_services", "a service")] {
                     let own = self.sent_to_pods(Rule::new(format!("a pod that reaches itself by {way}"))).redirected();
-                    rules.push(own.family(family).source_and_destination(family, &named(name, family)).masquerade());
+                    let own = own.family(family).source_and_destination(family, &named(name, family));
+                    rules.push(self.sent_by_host(own, family));
                 }
             } else {
                 // Pod and pod are neighbours on the bridge: without this the answer would take the short way, past conntrack.

@@ -3,7 +3,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     future::Future,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -67,6 +67,14 @@ impl Netns {
 
     pub fn nft(&self, args: &str) -> String {
         self.command("nft", args).unwrap()
+    }
+
+    /// Whether its IP passes on what isn't for itself.
+    pub fn forwards(&self) -> [String; 2] {
+        self.run(|| {
+            let names = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+            names.map(|name| fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap())
+        })
     }
 
     pub fn command(&self, program: &str, args: &str) -> Result<String, String> {
