@@ -227,7 +227,7 @@ impl Network {
         self.run(|engine| engine.attached()).await
     }
 
-    /// Frees addresses, ports and links of all pods but these; also links in the bridge that no pod has.
+    /// Frees addresses, ports and links of all pods but these; also links where pods' are that no pod has.
     pub async fn retain(&self, live: &[&str]) -> Result<(), Error> {
         let live: HashSet<String> = live.iter().map(|uid| (*uid).to_owned()).collect();
         self.run_anyway(move |engine| match engine {

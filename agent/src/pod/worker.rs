@@ -397,7 +397,7 @@ impl Worker {
             None,
             Level::Warning,
             "NetworkRepaired",
-            "The pod's network link was deleted by another program; it is put back.",
+            "The pod's network link was deleted or changed by another program; it is put back.",
         );
         let (node, pod, trace, start_time) = (self.node.clone(), self.pod.clone(), self.trace.clone(), self.start_time);
         self.outcomes.push(Box::pin(async move {
