@@ -29,10 +29,11 @@ const BULK: usize = 200_000;
 const VIP: &str = "10.96.0.10";
 
 struct World {
-    lab: Lab,
     network: Network,
     a: (Pod, Attached),
     b: (Pod, Attached),
+    /// The last to go: it looks for what the network leaves.
+    lab: Lab,
 }
 
 fn world() -> World {

@@ -450,6 +450,7 @@ fn a_link_name_that_is_taken() {
     assert_eq!(lab.node.ask(Tcp, &format!("{}:80", attached.ips[0])), Ok("pod ::ffff:10.88.0.1".into()));
     wait(network.close(Remove::All)).unwrap();
     assert!(lab.node.ip("link show").contains(&name), "a stranger's link stays");
+    lab.node.ip(&format!("link delete {name}"));
 }
 
 #[rstest]

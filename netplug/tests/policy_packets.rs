@@ -18,10 +18,11 @@ use netplug::{
 use rstest::rstest;
 
 struct World {
-    lab: Lab,
     network: Network,
     pods: Vec<(Pod, Attached)>,
     _servers: Vec<Server>,
+    /// The last to go: it looks for what the network leaves.
+    lab: Lab,
 }
 
 /// Pods a, b and c, and the world, each with a server on port 80 and one on port 81.

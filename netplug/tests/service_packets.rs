@@ -48,7 +48,6 @@ fn endpoints(pods: &[&Attached]) -> Vec<SocketAddr> {
 }
 
 struct Shop {
-    lab: Lab,
     network: Network,
     client: Pod,
     client_net: Attached,
@@ -57,6 +56,8 @@ struct Shop {
     b_net: Attached,
     b: Pod,
     _servers: [Server; 2],
+    /// The last to go: it looks for what the network leaves.
+    lab: Lab,
 }
 
 fn shop() -> Shop {

@@ -21,10 +21,11 @@ const VIP6: &str = "fd00:96::10";
 struct World {
     /// Before the namespaces, whose processes are in it.
     cgroup: Cgroup,
-    lab: Lab,
     network: Network,
     client: (Pod, Attached),
     servers: Vec<(Pod, Attached, Server)>,
+    /// The last to go: it looks for what the network leaves.
+    lab: Lab,
 }
 
 impl World {

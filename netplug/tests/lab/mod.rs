@@ -9,12 +9,12 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
     process::Command,
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use netplug::{Attached, Attachment, Bandwidth, Network, Port, Protocol, Range, Settings};
+use netplug::{Attached, Attachment, Bandwidth, Network, Port, Protocol, Range, Remove, Settings};
 use nix::sched::{CloneFlags, unshare};
 
 /// How long an answer may take before it counts as none. Generous: only failures wait for it.
@@ -209,6 +209,8 @@ pub struct Lab {
     pub outside: Netns,
     pub node: Netns,
     pub state: tempfile::TempDir,
+    /// Of the networks that were opened here.
+    opened: Mutex<Vec<Settings>>,
 }
 
 /// The node as outside sees it, and outside as the node sees it.
@@ -219,7 +221,8 @@ pub const OUTSIDE6: &str = "2001:db8::2";
 
 impl Lab {
     pub fn new() -> Lab {
-        let lab = Lab { outside: Netns::new(), node: Netns::new(), state: tempfile::tempdir().unwrap() };
+        let lab =
+            Lab { outside: Netns::new(), node: Netns::new(), state: tempfile::tempdir().unwrap(), opened: Mutex::default() };
         lab.node.connect("up0", &format!("{NODE}/24"), &lab.outside, "eth0", &format!("{OUTSIDE}/24"));
         lab.node.ip(&format!("route add default via {OUTSIDE}"));
         lab.node.ip(&format!("address add {NODE6}/64 dev up0 nodad"));
@@ -267,7 +270,28 @@ impl Lab {
     }
 
     pub fn try_open(&self, settings: Settings) -> Result<Network, netplug::Error> {
+        self.opened.lock().unwrap().push(settings.clone());
         self.node.run(move || wait(Network::open(settings)))
+    }
+}
+
+/// After whatever a test did, who comes next can remove all that networks made here.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        for settings in std::mem::take(&mut *self.opened.lock().unwrap()) {
+            let (table, leases) = (settings.table.clone(), settings.state_dir.clone());
+            let closed = self.node.run(move || wait(async { Network::open(settings).await?.close(Remove::All).await }));
+            // Where a test left the host in the way, nothing was made.
+            let Ok(()) = closed else { continue };
+            let links = self.node.ip("-o link show");
+            let ours = |link: &&str| link.contains(": veth") || link.contains(": ifb");
+            assert_eq!(links.lines().find(ours), None, "a link is left");
+            assert!(!self.node.nft("list tables").contains(&table), "table {table} is left");
+            assert!(!leases.exists(), "{} is left", leases.display());
+        }
     }
 }
 
