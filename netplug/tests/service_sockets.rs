@@ -64,7 +64,7 @@ impl World {
         let World { cgroup, lab, network, client, servers } = self;
         drop(network);
         let network = lab.open(settings);
-        World { cgroup, lab, network, client, servers }
+        World { cgroup, network, client, servers, lab }
     }
 }
 
