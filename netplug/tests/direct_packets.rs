@@ -58,7 +58,7 @@ fn world_in(lab: Lab, settings: Settings) -> World {
         let attached = pod.attach(&network).unwrap();
         (pod, attached)
     });
-    World { lab, network, a, b }
+    World { network, a, b, lab }
 }
 
 /// Both ends of a TCP connection, which lasts.
@@ -256,10 +256,10 @@ fn a_services_connection_passes_the_host_as_long_as_it_lasts() {
     let reasons: Vec<_> = picture.pods.iter().map(|pod| pod.not_direct.is_some()).collect();
     assert_eq!(reasons, [false, true]);
     // Nor does a process after, which knows of no Service, let it go directly.
-    let World { lab, network, a, b } = world;
+    let World { network, a, b, lab } = world;
     drop(network);
     let network = lab.open(lab.routed());
-    let world = World { lab, network, a, b };
+    let world = World { network, a, b, lab };
     served.tell();
     assert_ne!(world.traced(&world.a.1, endpoint), "direct");
 }
@@ -394,10 +394,10 @@ fn a_process_after_goes_on_with_what_it_finds() {
     assert!(!world.host_sees(|| line.ask()));
     let filters = world.filters(&world.a.1);
     assert!(filters.contains("netplug_direct"), "{filters}");
-    let World { lab, network, a, b } = world;
+    let World { network, a, b, lab } = world;
     drop(network);
     let network = lab.open(lab.routed());
-    let world = World { lab, network, a, b };
+    let world = World { network, a, b, lab };
     world.goes_directly(&world.a.0);
     world.goes_directly(&world.b.0);
     assert!(!world.host_sees(|| line.ask()), "the same way as before");
@@ -407,10 +407,10 @@ fn a_process_after_goes_on_with_what_it_finds() {
     assert!(world.host_sees(|| line.tell()));
     world.enforce(Rules::default());
     assert!(!world.host_sees(|| line.tell()));
-    let World { lab, network, a, b } = world;
+    let World { network, a, b, lab } = world;
     drop(network);
     let network = lab.open(Settings { direct: false, ..lab.routed() });
-    let world = World { lab, network, a, b };
+    let world = World { network, a, b, lab };
     assert!(world.host_sees(|| line.ask()), "a process that isn't to have it takes it away");
     assert_eq!(world.filters(&world.a.1), "");
 }
@@ -421,11 +421,11 @@ fn a_process_that_lost_the_leases_finds_the_program_too() {
     let world = world();
     let address = world.address(true, 80);
     let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
-    let World { lab, network, a, b } = world;
+    let World { network, a, b, lab } = world;
     drop(network);
     std::fs::remove_dir_all(lab.settings().state_dir).unwrap();
     let network = lab.open(lab.routed());
-    let world = World { lab, network, a, b };
+    let world = World { network, a, b, lab };
     world.enforce(shut(&[&world.a.1, &world.b.1]));
     world.a.0.attach(&world.network).unwrap();
     world.b.0.attach(&world.network).unwrap();
@@ -467,7 +467,7 @@ fn what_is_noted_of_a_pod_opens_nothing_to_the_next_owner_of_its_address() {
 
 #[test]
 fn what_others_filter_on_a_pods_link_stays() {
-    let World { lab, network, a, b } = world_with(false);
+    let World { network, a, b, lab } = world_with(false);
     lab.node.command("tc", &format!("qdisc add dev {} clsact", a.1.host_if)).unwrap();
     let drops = ["bpf", "da", "bytecode", "1,6 0 0 2"];
     lab.node.run({
@@ -480,7 +480,7 @@ fn what_others_filter_on_a_pods_link_stays() {
     });
     drop(network);
     let network = lab.open(lab.routed());
-    let world = World { lab, network, a, b };
+    let world = World { network, a, b, lab };
     world.goes_directly(&world.a.0);
     let server = world.b.0.netns.serve(Tcp, "[::]:80", "b");
     world.a.0.netns.assert_unreachable(Tcp, &world.address(true, 80).to_string());

@@ -43,7 +43,7 @@ fn world_with(br_netfilter: &'static str) -> World {
         pods.push((pod, attached));
     }
     servers.extend([lab.outside.serve(Tcp, "[::]:80", "world"), lab.node.serve(Tcp, "[::]:80", "node")]);
-    World { lab, network, pods, _servers: servers }
+    World { network, pods, _servers: servers, lab }
 }
 
 impl World {

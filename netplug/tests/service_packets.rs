@@ -72,7 +72,7 @@ fn shop_with(br_netfilter: &'static str) -> Shop {
     let client_net = client.attach(&network).unwrap();
     let (a_net, a_server) = a.up(&network);
     let (b_net, b_server) = b.up(&network);
-    Shop { lab, network, client, client_net, a, a_net, b_net, b, _servers: [a_server, b_server] }
+    Shop { network, client, client_net, a, a_net, b_net, b, _servers: [a_server, b_server], lab }
 }
 
 impl Shop {
@@ -281,7 +281,7 @@ fn services_outlive_the_process_and_a_flushed_table() {
     wait(shop.network.enforce(before.clone())).unwrap();
     shop.lab.node.nft("delete table inet netplug_test");
     eventually("the table is back", || shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).is_ok());
-    let Shop { lab, network, client, .. } = &shop;
+    let Shop { network, client, lab, .. } = &shop;
     let file = lab.state.path().join("net/services.rules");
     wait(network.clone().close(Remove::Nothing)).unwrap();
     client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("while no process is there");
