@@ -80,9 +80,9 @@ fn local(flags: &Flags) -> Local<'_> {
 fn check(flags: &Flags) -> Vec<Check> {
     let lib = flags.root.folder.as_deref().unwrap_or(Path::new("/")).join("var/lib/nodeagent");
     // A configuration that can't be read is told by the agent that can't start with it.
-    let settings = config::load(flags).map(|settings| (settings.network.bridge, settings.network.nft_table, settings.shutdown));
-    let (bridge, table, shutdown) = settings.unwrap_or_default();
-    machine::check::thorough(&lib, (&bridge, &table), &shutdown)
+    let settings = config::load(flags).map(|settings| (daemon::network(&settings), settings.shutdown));
+    let (network, shutdown) = settings.unwrap_or_default();
+    machine::check::thorough(&lib, &network, &shutdown)
 }
 
 fn validate(file: &Path, text: &[u8]) -> Validated {

@@ -58,7 +58,7 @@ pub use engine::{can_go_directly, can_lead_sockets, can_limit_bandwidth, obstacl
 pub use error::{Error, PortHolder, Refused};
 pub use lease::Lease;
 pub use network::{Attached, Attachment, Network, Remove};
-pub use nft::Obstacle;
+pub use nft::{Hook, Obstacle};
 pub use picture::{LinkState, Picture, PodState};
 pub use policy::{Allow, Peers, Policy, Ports};
 pub use service::Service;

@@ -55,6 +55,8 @@ pub struct Settings {
     /// With that: the cgroup (v2) below which pods' processes are, if there is one. Their sockets are then led to an endpoint when they are
     /// connected to a Service (TCP, without affinity), so that nothing is translated on the way.
     pub pods_cgroup: Option<PathBuf>,
+    /// Whether pods ask for names at the gateways' addresses (port 53): then firewalls that keep them from the node itself are told of, too.
+    pub resolver: bool,
 }
 
 impl Default for Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
             isolation: Isolation::Off,
             direct: true,
             pods_cgroup: None,
+            resolver: false,
         }
     }
 }

@@ -295,58 +295,6 @@ fn ipv6_alone() {
     assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("pod {OUTSIDE6}")));
 }
 
-#[rstest]
-fn a_firewall_that_drops_is_named(#[values(false, true)] routed: bool) {
-    let lab = Lab::new();
-    let network = lab.open(if routed { lab.routed() } else { lab.settings() });
-    let told = || wait(network.obstacles()).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(told(), Vec::<String>::new());
-    lab.node.nft("add table ip filter");
-    for (chain, policy) in [("input", "drop"), ("forward", "accept")] {
-        lab.node.nft(&format!("add chain ip filter {chain} {{ type filter hook {chain} priority 0; policy {policy}; }}"));
-    }
-    assert_eq!(told(), Vec::<String>::new());
-    lab.node.nft("add chain ip filter forward { policy drop; }");
-    let pod = Pod::new("pod");
-    pod.attach(&network).unwrap();
-    let _world = lab.outside.serve(Tcp, &format!("{OUTSIDE}:80"), "world");
-    pod.netns.assert_unreachable(Tcp, &format!("{OUTSIDE}:80"));
-    let told = told();
-    assert!(told.len() == 1 && told[0].contains("chain forward of table ip filter"), "{told:?}");
-    // What it says helps.
-    let command = told[0].split('`').nth(1).and_then(|command| command.strip_prefix("nft ")).expect("a command");
-    lab.node.nft(command);
-    lab.node.nft(&command.replace("iif", "oif"));
-    assert_eq!(pod.netns.ask(Tcp, &format!("{OUTSIDE}:80")), Ok(format!("world {NODE}")));
-}
-
-#[test]
-fn a_firewall_that_comes_or_goes_is_told_of() {
-    let lab = Lab::new();
-    let network = lab.open(lab.settings());
-    let mut firewalls = wait(network.firewalls()).unwrap();
-    assert!(firewalls.borrow_and_update().is_empty());
-    let mut next = || {
-        wait(firewalls.changed()).unwrap();
-        firewalls
-            .borrow_and_update()
-            .iter()
-            .map(|chain| format!("{} {} {}", chain.family, chain.table, chain.chain))
-            .collect::<Vec<_>>()
-    };
-    lab.node.nft("add table ip6 mangle");
-    lab.node.nft("add table ip filter");
-    lab.node.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
-    assert_eq!(next(), ["ip filter FORWARD"]);
-    lab.node.nft("add table inet firewalld");
-    lab.node.nft("add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy drop; }");
-    assert_eq!(next().len(), 2);
-    lab.node.nft("add chain ip filter FORWARD { policy accept; }");
-    assert_eq!(next(), ["inet firewalld filter_FORWARD"]);
-    lab.node.nft("delete table inet firewalld");
-    assert!(next().is_empty());
-}
-
 #[test]
 fn the_picture_is_what_the_kernel_has() {
     let lab = Lab::new();

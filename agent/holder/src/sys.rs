@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 pub mod bpf;
+pub mod xtables;
 
 /// `CLONE_*` for [`clone3`], [`unshare`] and [`setns`].
 pub mod ns {

@@ -392,7 +392,8 @@ fn wiring(network: &Network, belongs: Belongs) -> Wiring {
     })
 }
 
-fn network(settings: &Settings) -> netplug::Settings {
+/// What the pods' bridge is to be like.
+pub fn network(settings: &Settings) -> netplug::Settings {
     let pods_cgroup = Cgroups::detect(&settings.cgroup_parent).and_then(|cgroups| cgroups.of_all_pods());
     netplug::Settings {
         bridge: settings.network.bridge.clone(),
@@ -409,6 +410,7 @@ fn network(settings: &Settings) -> netplug::Settings {
         direct: settings.network.direct_path,
         // The runtime complains where there are none.
         pods_cgroup: pods_cgroup.ok().flatten(),
+        resolver: settings.network.dns,
     }
 }
 
@@ -461,11 +463,11 @@ fn kept_free(settings: &Settings, capacity: Allocatable) -> Allocatable {
 fn handle(settings: &Settings, node: Arc<Node>, orders: mpsc::UnboundedSender<Order>) -> Handle {
     let object = machine_object(settings, &node);
     let lib = settings.paths.lib();
-    let (bridge, table) = (settings.network.bridge.clone(), settings.network.nft_table.clone());
+    let own = network(settings);
     let manifests = settings.manifests.iter().find(|path| path.is_dir()).cloned();
     let ways = Ways { manifests, of_cluster: settings.cluster.is_some() };
     let shutdown = settings.shutdown.clone();
-    Handle::new(node, orders, ways, object, move || machine::check::thorough(&lib, (&bridge, &table), &shutdown))
+    Handle::new(node, orders, ways, object, move || machine::check::thorough(&lib, &own, &shutdown))
 }
 
 /// The Node object, as of whenever it is asked for.

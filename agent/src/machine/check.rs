@@ -27,11 +27,11 @@ pub fn all(lib: &Path) -> Vec<Check> {
 }
 
 /// The same, and what is found out only by trying: for who asks, not for each start.
-pub fn thorough(lib: &Path, (bridge, table): (&str, &str), shutdown: &[Period]) -> Vec<Check> {
+pub fn thorough(lib: &Path, network: &netplug::Settings, shutdown: &[Period]) -> Vec<Check> {
     let mut checks = all(lib);
     checks.push(graceful_shutdown(shutdown::needed(shutdown)));
     checks.push(bandwidth());
-    checks.push(firewalls(bridge, table));
+    checks.push(firewalls(network));
     checks.push(direct_path());
     checks.push(service_sockets());
     checks
@@ -68,11 +68,9 @@ fn logind_waits() -> Result<Duration, String> {
     std::thread::scope(|scope| scope.spawn(ask).join()).unwrap_or_else(|_| Err("logind could not be asked".into()))
 }
 
-/// Whether other people's rules leave room for pods of this bridge, beside our own table.
-fn firewalls(bridge: &str, table: &str) -> Check {
-    let isolation = netplug::Isolation::Routed;
-    let network = netplug::Settings { bridge: bridge.into(), table: table.into(), isolation, ..netplug::Settings::default() };
-    match netplug::obstacles_to(&network) {
+/// Whether other people's rules leave room for pods of this bridge, beside our own table, and let them ask our resolver.
+fn firewalls(network: &netplug::Settings) -> Check {
+    match netplug::obstacles_to(network) {
         Ok(found) if found.is_empty() => check("firewalls", Verdict::Good, "no other one drops what pods send and get", ""),
         Ok(found) => {
             let all: Vec<String> = found.iter().map(ToString::to_string).collect();

@@ -49,7 +49,10 @@ use crate::{
     lease::{Lease, LeaseDir},
     netlink::{self, Wire},
     network::{Attached, Remove},
-    nft::{Obstacle, Table, others::obstacles},
+    nft::{
+        Obstacle, Table,
+        others::{Survey, survey},
+    },
     settings::Settings,
 };
 
@@ -294,7 +297,11 @@ impl Engine {
 
     /// Other people's chains that may drop what pods send and get.
     pub(crate) fn obstacles(&mut self) -> Result<Vec<Obstacle>, Error> {
-        obstacles(&mut self.wire, &self.nft, &self.settings).doing(|| "list nftables chains".into())
+        Ok(self.survey()?.obstacles)
+    }
+
+    fn survey(&mut self) -> Result<Survey, Error> {
+        survey(&mut self.wire, &self.nft, &self.settings).doing(|| "look at other firewalls' chains".into())
     }
 
     /// The names of the host's ends.
@@ -537,7 +544,7 @@ impl Steps {
 
 /// Chains of other firewalls, in the calling thread's network namespace, that may drop what pods of this network send and get.
 pub fn obstacles_to(settings: &Settings) -> Result<Vec<Obstacle>, Error> {
-    let action = || "list nftables chains".into();
+    let action = || "look at other firewalls' chains".into();
     let nft = netlink::socket(NETLINK_NETFILTER).doing(action)?;
-    obstacles(&mut Wire::new(), &nft, settings).doing(action)
+    Ok(survey(&mut Wire::new(), &nft, settings).doing(action)?.obstacles)
 }

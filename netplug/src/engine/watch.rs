@@ -30,6 +30,8 @@ use crate::{
     netlink::{self, attributes, kind, sender, split, u32_at},
     nft::{
         Obstacle,
+        chain::Judged,
+        others::Survey,
         wire::{concerns_chains, deletes_from, table_of},
     },
     settings::Range,
@@ -105,7 +107,9 @@ pub(crate) struct Watch {
     untold: Vec<String>,
     /// Other people's chains that stand in the way, for who wants to know.
     firewalls: Option<tokio::sync::watch::Sender<Vec<Obstacle>>>,
-    /// Whether somebody made or removed chains since they were looked at.
+    /// Chains by whose rules that was found.
+    judged: Judged,
+    /// Whether somebody made or removed chains, or rules of those, since they were looked at.
     chains_changed: bool,
     /// Whether a default route came or went since the ways to Services were looked at.
     routes_changed: bool,
@@ -243,6 +247,7 @@ impl Watch {
             listeners: Vec::new(),
             untold: Vec::new(),
             firewalls: None,
+            judged: Judged::default(),
             chains_changed: false,
             routes_changed: false,
         })
@@ -311,14 +316,15 @@ impl Engine {
 
     /// Other people's chains in the way, now and whenever that changes.
     pub(crate) fn firewalls(&mut self) -> Result<tokio::sync::watch::Receiver<Vec<Obstacle>>, Error> {
-        let found = self.obstacles()?;
+        let Survey { obstacles: found, judged } = self.survey()?;
         let Some(watch) = &mut self.watch else { return Ok(tokio::sync::watch::channel(found).1) };
+        watch.judged = judged;
         let sender = watch.firewalls.get_or_insert_with(|| tokio::sync::watch::channel(Vec::new()).0);
         sender.send_replace(found);
         Ok(sender.subscribe())
     }
 
-    /// Looks again when somebody made or removed chains: nobody is asked while nothing changes.
+    /// Looks again when somebody made or removed chains, or rules that have a say: nobody is asked while nothing changes.
     fn tell_of_firewalls(&mut self, watch: &mut Watch) {
         if !std::mem::take(&mut watch.chains_changed) || self.closed {
             return;
@@ -331,13 +337,16 @@ impl Engine {
             }
         }
         let Some(sender) = &watch.firewalls else { return };
-        match self.obstacles() {
-            Ok(found) => drop(sender.send_if_modified(|known| {
-                *known != found && {
-                    *known = found;
-                    true
-                }
-            })),
+        match self.survey() {
+            Ok(Survey { obstacles: found, judged }) => {
+                watch.judged = judged;
+                sender.send_if_modified(|known| {
+                    *known != found && {
+                        *known = found;
+                        true
+                    }
+                });
+            }
             Err(error) => tracing::warn!(%error, "what other firewalls do to pods could not be found out"),
         }
     }
@@ -359,6 +368,8 @@ impl Engine {
         if (watch.hurt || watch.torn || !watch.astray.0.is_empty()) && !self.closed {
             watch.pace.plan();
         }
+        // iptables of the old kind come without a word: they are looked for when pods have come.
+        watch.chains_changed |= self.direct.due().is_some_and(|due| due <= Instant::now());
         self.tell_of_firewalls(&mut watch);
         self.follow_routes(&mut watch);
         if watch.pace.is_due() && !self.closed && self.is_confirmed(&mut watch) {
@@ -425,7 +436,7 @@ impl Engine {
         let lost = drain(&watch.nft, &mut watch.buffer, |message| {
             if sender(message) != me {
                 torn |= deletes_from(message) && table_of(message) == Some(table.as_bytes());
-                chains |= concerns_chains(message);
+                chains |= concerns_chains(message) || watch.judged.has(message);
             }
         });
         watch.chains_changed |= chains || lost;

@@ -1,151 +1,194 @@
-//! What other people's tables may do to pods: a base chain at the forward hook whose policy is to drop (ufw, firewalld, Docker)
-//! has the last word, whatever ours accepts. It is only looked for and told: their rules are theirs. And whoever has a chain where
-//! packets between pods pass is to see them: then none goes past it.
+//! What other firewalls may do to pods: a chain of theirs that in the end drops what is forwarded (ufw, firewalld, Docker) has the last
+//! word, whatever ours accepts, and one that drops what is for the node keeps pods from its resolver. They are only looked for and told:
+//! their rules are theirs. And whoever has a chain where packets between pods pass is to see them: then none goes past it.
 
 use std::fmt;
 
 use netlink_sys::Socket;
 
-use super::wire::{Attrs, Op, dump};
-use crate::{
-    error::Refused,
-    netlink::{Answer, Wire, attributes, until_whole},
-    settings::Settings,
+use super::{
+    chain::{BaseChain, Chains, Hook, Judged},
+    legacy::{self, Filter},
 };
+use crate::{cidr::Cidr, error::Refused, netlink::Wire, settings::Settings};
 
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_INPUT: u32 = 1;
-const HOOK_FORWARD: u32 = 2;
-const HOOK_OUTPUT: u32 = 3;
-const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_ARP: u8 = 3;
-const NFPROTO_NETDEV: u8 = 5;
-const NFPROTO_BRIDGE: u8 = 7;
-const NFPROTO_IPV6: u8 = 10;
-const NF_DROP: u32 = 0;
+/// firewalld's, as long as it loads its rules: gone in a moment.
+const FIREWALLD_WHILE_LOADING: &str = "firewalld_policy_drop";
 
-/// A chain that drops what it forwards, unless one of its rules accepts.
+/// A chain that drops what comes to it, unless one of its rules accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
+    /// What it drops.
+    pub hook: Hook,
     /// `ip`, `ip6` or `inet`.
     pub family: &'static str,
     /// Its table.
     pub table: String,
     /// Its name.
     pub chain: String,
-    /// The links that it must let through, as nftables names them: `name nodeagent0`, `group 5`.
-    pub links: String,
+    /// What to do about it.
+    pub advice: String,
+    owner: Owner,
+}
+
+/// Who fills a chain: rules that are brought in past him are lost when he loads his own, or he can't read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Firewalld,
+    Ufw(Kernel),
+    Iptables(Kernel),
+    Unknown,
+}
+
+/// Where iptables keep a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Nftables,
+    Legacy,
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Obstacle { family, table, chain, links } = self;
-        write!(
-            f,
-            "the nftables chain {chain} of table {family} {table} drops forwarded packets by default, pods' too unless a rule accepts \
-             them: `nft insert rule {family} {table} {chain} iif{links} accept`, and the same with oif{links}"
-        )
+        let Obstacle { hook, family, table, chain, advice, owner } = self;
+        match owner {
+            Owner::Ufw(Kernel::Legacy) | Owner::Iptables(Kernel::Legacy) => {
+                write!(f, "the {family}tables (legacy) chain {chain} of table {table}")
+            }
+            _ => write!(f, "the nftables chain {chain} of table {family} {table}"),
+        }?;
+        match hook {
+            Hook::Forward => write!(f, " drops forwarded packets by default, pods' too unless a rule accepts them: {advice}"),
+            Hook::Input => write!(
+                f,
+                " drops packets for this node by default, pods' questions to its DNS resolver too unless a rule accepts them: {advice}"
+            ),
+        }
     }
 }
 
-/// All that stand in the way of a network.
-pub(crate) fn obstacles(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Vec<Obstacle>, Refused> {
-    let links = settings.group().map_or_else(|| format!("name {}", settings.bridge), |group| format!("group {group}"));
-    let chains = until_whole(|| base_chains(wire, socket, &settings.table))?;
-    Ok(chains.into_iter().filter_map(|chain| chain.obstacle(&links)).collect())
+/// All that stand in the way of a network, and the chains whose rules said so.
+pub(crate) struct Survey {
+    pub(crate) obstacles: Vec<Obstacle>,
+    pub(crate) judged: Judged,
+}
+
+/// Looks at all chains that have a say.
+pub(crate) fn survey(wire: &mut Wire, socket: &Socket, settings: &Settings) -> Result<Survey, Refused> {
+    let network = Network::of(settings);
+    let chains = Chains::list(wire, socket, &settings.table)?;
+    let mut found = Survey { obstacles: Vec::new(), judged: Judged::default() };
+    for chain in chains.base.iter().filter(|chain| chain.table != FIREWALLD_WHILE_LOADING) {
+        let seen = network.seen_by(|v4| chain.sees(v4));
+        let Some(hook) = chain.hook().filter(|hook| network.minds(*hook) && !seen.is_empty()) else { continue };
+        found.judged.add(chain);
+        if chain.drops(wire, socket)? {
+            let (owner, family) = (owner(&chains, chain), chain.family_name());
+            found.obstacles.push(network.obstacle(hook, owner, (family, &chain.table, &chain.name), &seen));
+        }
+    }
+    for filter in legacy::filters()? {
+        found.obstacles.extend(network.of_legacy(&filter));
+    }
+    Ok(found)
 }
 
 /// A chain of somebody else that what pods send each other passes, if there is one: in words.
 pub(crate) fn onlooker(wire: &mut Wire, socket: &Socket, own: &str) -> Result<Option<String>, Refused> {
-    let chains = until_whole(|| base_chains(wire, socket, own))?;
-    let sees = chains.into_iter().find(BaseChain::sees_forwarded);
+    let sees = Chains::list(wire, socket, own)?.base.into_iter().find(BaseChain::sees_forwarded);
     let seen = sees.map(|chain| format!("chain {} of table {} {}", chain.name, chain.family_name(), chain.table));
-    Ok(seen.or_else(legacy).map(|who| format!("{who} sees what is forwarded")))
+    Ok(seen.or_else(legacy::any).map(|who| format!("{who} sees what is forwarded")))
 }
 
-/// A table of iptables' old kind, which nftables doesn't know.
-fn legacy() -> Option<String> {
-    ["ip", "ip6"].into_iter().find_map(|family| {
-        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{family}_tables_names")).ok()?;
-        names.lines().next().map(|table| format!("table {table} of {family}tables (legacy)"))
-    })
-}
-
-/// A chain that packets come to by a hook.
-struct BaseChain {
-    family: u8,
-    table: String,
-    name: String,
-    hook: u32,
-    drops: bool,
-}
-
-impl BaseChain {
-    fn of(message: &[u8]) -> Option<BaseChain> {
-        let body = message.get(20..)?;
-        let value = |wanted: u16| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-        let hook = attributes(value(CHAIN_HOOK)?).find(|(kind, _)| *kind == HOOK_NUMBER)?.1;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
-        Some(BaseChain {
-            family: *message.get(16)?,
-            table: text(value(CHAIN_TABLE)?),
-            name: text(value(CHAIN_NAME)?),
-            hook: number(hook)?,
-            drops: value(CHAIN_POLICY).and_then(number) == Some(NF_DROP),
-        })
-    }
-
-    fn family_name(&self) -> &'static str {
-        match self.family {
-            NFPROTO_INET => "inet",
-            NFPROTO_IPV4 => "ip",
-            NFPROTO_ARP => "arp",
-            NFPROTO_NETDEV => "netdev",
-            NFPROTO_BRIDGE => "bridge",
-            _ => "ip6",
-        }
-    }
-
-    fn is_of_ip(&self) -> bool {
-        [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(&self.family)
-    }
-
-    /// Whether what one pod sends to another passes it: what is for the node itself, or from it, doesn't count.
-    fn sees_forwarded(&self) -> bool {
-        match self.family {
-            // Pods that may go past it are in no bridge.
-            NFPROTO_ARP | NFPROTO_BRIDGE => false,
-            NFPROTO_NETDEV => true,
-            _ => ![HOOK_INPUT, HOOK_OUTPUT].contains(&self.hook),
-        }
-    }
-
-    fn obstacle(self, links: &str) -> Option<Obstacle> {
-        let drops = self.is_of_ip() && self.hook == HOOK_FORWARD && self.drops;
-        let family = self.family_name();
-        drops.then(|| Obstacle { family, table: self.table, chain: self.name, links: links.into() })
+/// By what each is known: firewalld by its table, ufw by its chains, iptables by the names that it gives.
+fn owner(chains: &Chains, chain: &BaseChain) -> Owner {
+    let of_iptables = chain.table == "filter" && chain.family_name() != "inet" && ["INPUT", "FORWARD"].contains(&&*chain.name);
+    match () {
+        () if chain.table == "firewalld" => Owner::Firewalld,
+        () if chains.is_ufws(chain) => Owner::Ufw(Kernel::Nftables),
+        () if of_iptables => Owner::Iptables(Kernel::Nftables),
+        () => Owner::Unknown,
     }
 }
 
-/// All of other tables.
-fn base_chains(wire: &mut Wire, socket: &Socket, own: &str) -> Result<Vec<BaseChain>, Refused> {
-    let mut found = Vec::new();
-    let mut refused = None;
-    wire.exchange(socket, &dump(Op::GetChain, &Attrs::default()), |_, answer| match answer {
-        Answer::Message(message) => {
-            found.extend(BaseChain::of(message).filter(|chain| chain.family != NFPROTO_INET || chain.table != own));
-        }
-        Answer::Refused(refusal) => refused = Some(refusal),
-        Answer::Ack => {}
-    })?;
-    refused.map_or(Ok(found), Err)
+/// What of a network others' rules may speak of.
+struct Network<'a> {
+    settings: &'a Settings,
+    /// Its links, as nftables name them: `name nodeagent0`, `group 5`.
+    links: String,
 }
 
-fn number(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+impl Network<'_> {
+    fn of(settings: &Settings) -> Network<'_> {
+        let links = settings.group().map_or_else(|| format!("name {}", settings.bridge), |group| format!("group {group}"));
+        Network { settings, links }
+    }
+
+    /// Whether it matters what is dropped there.
+    fn minds(&self, hook: Hook) -> bool {
+        hook == Hook::Forward || self.settings.resolver
+    }
+
+    /// The pods' ranges of families that somebody sees.
+    fn seen_by(&self, sees: impl Fn(bool) -> bool) -> Vec<Cidr> {
+        self.settings.ranges.iter().map(|range| range.subnet).filter(|subnet| sees(subnet.is_v4())).collect()
+    }
+
+    fn of_legacy(&self, filter: &Filter) -> Vec<Obstacle> {
+        let seen = self.seen_by(|v4| v4 == filter.kind.v4);
+        let owner = if filter.is_ufws() { Owner::Ufw(Kernel::Legacy) } else { Owner::Iptables(Kernel::Legacy) };
+        let chains = [(Hook::Forward, "FORWARD"), (Hook::Input, "INPUT")].into_iter();
+        let drop = chains.filter(|(hook, _)| self.minds(*hook) && !seen.is_empty() && filter.drops(*hook));
+        drop.map(|(hook, chain)| self.obstacle(hook, owner, (filter.kind.name(), "filter", chain), &seen)).collect()
+    }
+
+    fn obstacle(
+        &self,
+        hook: Hook,
+        owner: Owner,
+        (family, table, chain): (&'static str, &str, &str),
+        ranges: &[Cidr],
+    ) -> Obstacle {
+        let links = &self.links;
+        let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+        let advice = match (owner, hook) {
+            (Owner::Firewalld, _) => {
+                let sources: String = ranges.iter().map(|range| format!(" --add-source={range}")).collect();
+                format!("`firewall-cmd --permanent --zone=trusted{sources}`, then `firewall-cmd --reload`")
+            }
+            (Owner::Ufw(_), Hook::Forward) => {
+                format!("{}, and the same with to for from", each(&ranges, |range| format!("ufw route allow from {range}")))
+            }
+            (Owner::Ufw(_), Hook::Input) => each(&ranges, |range| format!("ufw allow from {range} to any port 53")),
+            (Owner::Iptables(kernel), Hook::Forward) => {
+                let (program, ranges) = (program(family, kernel), ranges.join(","));
+                format!("`{program} -I {chain} -s {ranges} -j ACCEPT`, and the same with -d for -s")
+            }
+            (Owner::Iptables(kernel), Hook::Input) => {
+                let (program, ranges) = (program(family, kernel), ranges.join(","));
+                format!("`{program} -I {chain} -s {ranges} -p udp --dport 53 -j ACCEPT`, and the same with tcp for udp")
+            }
+            (Owner::Unknown, Hook::Forward) => {
+                format!("`nft insert rule {family} {table} {chain} iif{links} accept`, and the same with oif{links}")
+            }
+            (Owner::Unknown, Hook::Input) => {
+                format!(
+                    "`nft insert rule {family} {table} {chain} iif{links} udp dport 53 accept`, and the same with tcp for udp"
+                )
+            }
+        };
+        Obstacle { hook, family, table: table.into(), chain: chain.into(), advice, owner }
+    }
+}
+
+fn each(ranges: &[String], command: impl Fn(&String) -> String) -> String {
+    ranges.iter().map(|range| format!("`{}`", command(range))).collect::<Vec<_>>().join(", ")
+}
+
+/// By its exact name: which of the two `iptables` is differs from host to host.
+fn program(family: &str, kernel: Kernel) -> String {
+    let kind = match kernel {
+        Kernel::Nftables => "nft",
+        Kernel::Legacy => "legacy",
+    };
+    format!("{family}tables-{kind}")
 }

@@ -28,6 +28,7 @@ pub(crate) enum Op {
     GetChain = 4,
     DelChain = 5,
     NewRule = 6,
+    GetRule = 7,
     DelRule = 8,
     NewSet = 9,
     DelSet = 11,
@@ -137,9 +138,9 @@ pub(crate) fn single(op: Op, attrs: &Attrs) -> Vec<u8> {
     question(op, NLM_F_ACK, NFPROTO_INET, attrs)
 }
 
-/// A question for all objects of a kind, of every family.
-pub(crate) fn dump(op: Op, attrs: &Attrs) -> Vec<u8> {
-    question(op, netlink_packet_core::NLM_F_DUMP, NFPROTO_UNSPEC, attrs)
+/// A question for all objects of a kind, of a family or of every one (0).
+pub(crate) fn dump(op: Op, family: u8, attrs: &Attrs) -> Vec<u8> {
+    question(op, netlink_packet_core::NLM_F_DUMP, family, attrs)
 }
 
 fn question(op: Op, flags: u16, family: u8, attrs: &Attrs) -> Vec<u8> {
@@ -167,6 +168,17 @@ pub(crate) fn concerns_chains(message: &[u8]) -> bool {
 pub(crate) fn table_of(message: &[u8]) -> Option<&[u8]> {
     let (_, name) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 1)?;
     Some(name.strip_suffix(&[0]).unwrap_or(name))
+}
+
+/// The table and the chain of a rule that a message tells of, if it does.
+pub(crate) fn rule_of(message: &[u8]) -> Option<(&[u8], &[u8])> {
+    const RULES: [u16; 2] = [6, 8];
+    let kind = netlink::kind(message);
+    if kind >> 8 != SUBSYSTEM || !RULES.contains(&(kind & 0xff)) {
+        return None;
+    }
+    let (_, chain) = netlink::attributes(message.get(20..)?).find(|(kind, _)| *kind == 2)?;
+    Some((table_of(message)?, chain.strip_suffix(&[0]).unwrap_or(chain)))
 }
 
 /// nlmsghdr, nfgenmsg, attributes: of any subsystem of netfilter.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use netplug::{Flow, Protocol};
+use netplug::{Flow, Hook, Protocol, Step};
 
 use super::target::Target;
 use super::view::{NetworkView, PodView, TraceView};
@@ -58,15 +58,25 @@ pub async fn trace(node: &Node, pod: &Pod, to: &str, protocol: Protocol) -> Resu
     let destination = SocketAddr::new(ip, target.port);
     let failed = |e: netplug::Error| NodeError::Internal(e.to_string());
     let ways = network.trace(Flow { source, destination, protocol }, node.host_ips.clone()).await.map_err(failed)?;
+    let obstacles = network.obstacles().await.map_err(failed)?;
     Ok(TraceView {
         pod: namespaced_name(&pod.metadata),
         source: source.to_string(),
         to: to.to_owned(),
         destination: destination.to_string(),
         protocol: protocol.to_string(),
+        obstacles: obstacles.iter().filter(|it| ways.iter().any(|way| passes(way, it.hook))).map(ToString::to_string).collect(),
         ways,
-        obstacles: node.network.obstacles(),
     })
+}
+
+/// Whether a hook's chains see what goes that way.
+fn passes(way: &[Step], hook: Hook) -> bool {
+    let has = |chain: &str| way.iter().any(|step| step.chain == chain);
+    match hook {
+        Hook::Input => has("input"),
+        Hook::Forward => !["input", "direct", "loopback"].into_iter().any(has),
+    }
 }
 
 /// Names of this node first, as the pods' resolver has it, then those of the world.

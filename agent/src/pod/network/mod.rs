@@ -172,8 +172,8 @@ impl PodNetwork {
         let Primary::Bridge { network, .. } = &self.primary else {
             return Ok(view::NetworkView { wiring: "cni".into(), ..view::NetworkView::default() });
         };
-        let (picture, rules) = (network.picture().await?, network.rules().await?);
-        Ok(view::of_bridge(picture, &rules, self.obstacles()))
+        let (picture, rules, obstacles) = (network.picture().await?, network.rules().await?, network.obstacles().await?);
+        Ok(view::of_bridge(picture, &rules, obstacles.iter().map(ToString::to_string).collect()))
     }
 
     /// Other firewalls' chains that may drop what pods on our bridge send and get: as known now, and as they come and go.
