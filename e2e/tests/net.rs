@@ -118,13 +118,54 @@ fn another_firewall_is_told_of_by_check_node_and_pod() {
     node.tells(&["NetworkObstacle", "the nftables chain FORWARD of table ip filter"]);
     let web = node.put(&pod("web").runs("main", "sleep"));
     web.is_ready();
-    web.tells(&["NetworkObstacle", "nft insert rule ip filter FORWARD iifgroup"]);
+    web.tells(&["NetworkObstacle", "iptables-nft -I FORWARD -s 10.85.0.0/16 -j ACCEPT"]);
     assert!(node.run(&["net"]).ok().contains(word));
-    assert!(node.run(&["net", "trace", "web", "203.0.113.9:443"]).ok().contains(word));
+    let trace = |to: &str| node.run(&["net", "trace", "web", to]).ok();
+    assert!(trace("203.0.113.9:443").contains(word));
+    assert!(!trace("10.85.0.1:53").contains(word), "what is for the node itself isn't forwarded: {}", trace("10.85.0.1:53"));
     // It goes, and the next pod hears nothing.
     node.inside("nft", &["delete table ip filter"]).ok();
     assert_eventually!(!node.run(&["net"]).ok().contains(word), "it is forgotten");
     let next = node.put(&pod("next").runs("main", "sleep"));
     next.is_ready();
     assert!(!next.run(&["describe"], &[]).all().contains("NetworkObstacle"));
+}
+
+const SHUT_NODE: &str = "add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; policy accept; }; \
+                         add rule inet firewalld filter_INPUT ct state established,related accept; \
+                         add rule inet firewalld filter_INPUT iifname lo accept";
+
+#[test]
+fn a_firewall_that_keeps_pods_from_the_resolver_is_told_of() {
+    let node = NodeBox::start();
+    let (client, _) = shop(&node);
+    let finds = || client.container("main").exec(&["/demo", "get", "http://web/hostname"]).code == 0;
+    assert_eventually!(finds(), "the Service has a name");
+    // The chain is there; the rule that ends it comes later.
+    node.inside("nft", &[SHUT_NODE]).ok();
+    let word = "pods' questions to its DNS resolver too";
+    assert!(!node.run(&["check"]).all().contains(word));
+    node.inside("nft", &["add rule inet firewalld filter_INPUT reject with icmpx admin-prohibited"]).ok();
+    assert!(!finds());
+    assert!(node.run(&["check"]).all().contains(word));
+    node.tells(&["NetworkObstacle", word, "firewall-cmd --permanent --zone=trusted --add-source=10.85.0.0/16"]);
+    let trace = |to: &str| node.run(&["net", "trace", "client", to, "--protocol", "udp"]).ok();
+    assert!(trace("10.85.0.1:53").contains(word), "{}", trace("10.85.0.1:53"));
+    assert!(!trace("203.0.113.9:443").contains(word));
+    let next = node.put(&pod("next").runs("main", "sleep"));
+    next.is_ready();
+    next.tells(&["NetworkObstacle", word]);
+    node.inside("nft", &["insert rule inet firewalld filter_INPUT ip saddr 10.85.0.0/16 accept"]).ok();
+    assert!(finds());
+}
+
+#[test]
+fn without_a_resolver_nobody_minds_what_is_for_the_node() {
+    let node = NodeBox::builder().config("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\ndns: false\n").start();
+    node.inside("nft", &[SHUT_NODE]).ok();
+    node.inside("nft", &["add rule inet firewalld filter_INPUT reject"]).ok();
+    let config = node.manifests().with_file_name("config.yaml");
+    for output in [node.run(&["--config", config.to_str().unwrap(), "check"]).all(), node.run(&["net"]).ok()] {
+        assert!(!output.contains("firewalld"), "{output}");
+    }
 }

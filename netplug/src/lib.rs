@@ -13,7 +13,7 @@
 //! | `direct` | from pod to pod past the host's rules: who may, and the program for it | settings, lease |
 //! | `sockets` | from connect() to a Service's endpoint: what is kept, and the programs for it | direct |
 //! | `ebpf` | an assembler: pure | nobody |
-//! | `nft` | our table as messages; other people's chains | settings, lease |
+//! | `nft` | our table as messages; other people's chains, iptables' old tables | settings, lease |
 //! | `netlink` | many requests in one send | nobody |
 //! | `engine` | ties them; repairs | all of the above |
 //! | `picture`, `trace` | what there is, and what would become of a connection: for people | settings, lease |

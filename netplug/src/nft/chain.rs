@@ -240,3 +240,42 @@ fn text(bytes: &[u8]) -> String {
 fn number(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::wire::message;
+
+    fn news(op: Op, family: u8, table: &str, chain: &str) -> Vec<u8> {
+        let mut attrs = Attrs::of_table(table);
+        attrs.str(RULE_CHAIN, chain);
+        let mut packet = Vec::new();
+        message(&mut packet, 10 << 8 | op as u16, 0, 7, family, 0, &attrs.0);
+        packet
+    }
+
+    #[test]
+    fn only_rules_of_chains_that_were_judged_are_news() {
+        let chain = BaseChain {
+            family: NFPROTO_INET,
+            table: "firewalld".into(),
+            name: "filter_FORWARD".into(),
+            hook: HOOK_FORWARD,
+            policy: Ending::Accept,
+        };
+        let mut judged = Judged::default();
+        let rule = news(Op::NewRule, NFPROTO_INET, "firewalld", "filter_FORWARD");
+        assert!(!judged.has(&rule));
+        judged.add(&chain);
+        assert!(judged.has(&rule) && judged.has(&news(Op::DelRule, NFPROTO_INET, "firewalld", "filter_FORWARD")));
+        for other in [
+            news(Op::NewRule, NFPROTO_INET, "firewalld", "filter_FORWARD_ZONES"),
+            news(Op::NewRule, NFPROTO_INET, "nodeagent", "filter_FORWARD"),
+            news(Op::NewRule, NFPROTO_IPV4, "firewalld", "filter_FORWARD"),
+            news(Op::NewElements, NFPROTO_INET, "firewalld", "filter_FORWARD"),
+            Vec::new(),
+        ] {
+            assert!(!judged.has(&other));
+        }
+    }
+}

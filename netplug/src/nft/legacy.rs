@@ -191,3 +191,79 @@ fn text(bytes: &[u8]) -> String {
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// Words of a rule: what it asks (`-s`, `-m comment`, `-m state`), and its target.
+    fn entry(kind: Kind, rule: &str) -> Vec<u8> {
+        let mut bytes = vec![0; kind.header];
+        let xt = |name: &str, data: &[u8]| {
+            let mut block = vec![0; XT_DATA];
+            block[..2].copy_from_slice(&((XT_DATA + data.len()) as u16).to_ne_bytes());
+            block[2..2 + name.len()].copy_from_slice(name.as_bytes());
+            block.extend(data);
+            block
+        };
+        let mut words = rule.split(' ').peekable();
+        let mut target = Vec::new();
+        while let Some(word) = words.next() {
+            match word {
+                "-s" => bytes[0] = 10,
+                "-m" => bytes.extend(xt(words.next().unwrap(), &[7; 8])),
+                "chain" => target = xt("ERROR", format!("{:\0<32}", words.next().unwrap()).as_bytes()),
+                "REJECT" | "LOG" => target = xt(word, &[0; 8]),
+                verdict => {
+                    let number = [("DROP", -1), ("ACCEPT", -2), ("RETURN", -5), ("JUMP", 0)];
+                    let number: i32 = number.into_iter().find(|(name, _)| *name == verdict).unwrap().1;
+                    target = xt("", &[number.to_ne_bytes(), [0; 4]].concat());
+                }
+            }
+        }
+        let target_offset = bytes.len() as u16;
+        bytes.extend(target);
+        let next_offset = bytes.len() as u16;
+        bytes[kind.offsets..kind.offsets + 2].copy_from_slice(&target_offset.to_ne_bytes());
+        bytes[kind.offsets + 2..kind.offsets + 4].copy_from_slice(&next_offset.to_ne_bytes());
+        bytes
+    }
+
+    /// A table with these rules of FORWARD, the last of which is its policy; INPUT accepts.
+    fn filter(kind: Kind, rules: &[&str]) -> Filter {
+        let rules: Vec<Vec<u8>> = ["ACCEPT"].iter().chain(rules).map(|rule| entry(kind, rule)).collect();
+        let forward = rules[0].len() as u32;
+        let policy = rules[..rules.len() - 1].iter().map(Vec::len).sum::<usize>() as u32;
+        let mut info = vec![0; INFO];
+        let mut set = |at: usize, value: u32| info[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        set(VALID_HOOKS, 0b110);
+        set(HOOK_ENTRY + 8, forward);
+        set(UNDERFLOW + 8, policy);
+        let user = entry(kind, "chain ufw-before-input");
+        Filter { kind, info, entries: [rules.concat(), user].concat() }
+    }
+
+    #[rstest]
+    #[case(&["DROP"], true)]
+    #[case(&["ACCEPT"], false)]
+    #[case(&["-s ACCEPT", "DROP"], true)]
+    #[case(&["ACCEPT", "DROP"], false)]
+    #[case(&["-s ACCEPT", "REJECT", "ACCEPT"], true)]
+    #[case(&["LOG", "-m comment DROP", "ACCEPT"], true)]
+    #[case(&["-m state DROP", "-s REJECT", "-m comment -m state DROP", "ACCEPT"], false)]
+    #[case(&["JUMP", "RETURN", "DROP", "ACCEPT"], false)]
+    fn a_chain_ends_as_its_first_unconditional_rule_or_its_policy(#[case] rules: &[&str], #[case] drops: bool) {
+        for kind in [IP, IP6] {
+            let whole = filter(kind, rules);
+            assert_eq!((whole.drops(Hook::Forward), whole.drops(Hook::Input), whole.is_ufws()), (drops, false, true));
+            // What the kernel would never say ends in an answer all the same.
+            for length in 0..whole.entries.len() {
+                let cut = Filter { kind, info: whole.info.clone(), entries: whole.entries[..length].to_vec() };
+                let _ = (cut.drops(Hook::Forward), cut.is_ufws());
+            }
+        }
+    }
+}
