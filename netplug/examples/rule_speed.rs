@@ -10,7 +10,7 @@ mod bench;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bench::{Fallible, micros, numbers, percentile, settings};
@@ -21,6 +21,8 @@ use nix::sched::{CloneFlags, unshare};
 const SAMPLE: usize = 100;
 /// Of each Service.
 const ENDPOINTS: u32 = 3;
+/// One Service of so many has session affinity.
+const STICKY: usize = 20;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Fallible<()> {
@@ -34,8 +36,18 @@ async fn main() -> Fallible<()> {
             services: (0..count).map(|number| Arc::new(service(number))).collect(),
             policies: Vec::new(),
         };
+        let mut sticky = rules.clone();
+        for service in sticky.services.iter_mut().step_by(STICKY) {
+            Arc::make_mut(service).affinity = Some(Duration::from_secs(10_800));
+        }
         measure(&network, &format!("{count} services: an endpoint"), rules, |rules, round| {
             let changed = Arc::make_mut(&mut rules.services[round * 7 % count as usize]);
+            toggle(&mut changed.endpoints, SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80), ENDPOINTS as usize);
+        })
+        .await?;
+        let what = format!("{count} services, one of {STICKY} with affinity: an endpoint of such a one");
+        measure(&network, &what, sticky, |rules, round| {
+            let changed = Arc::make_mut(&mut rules.services[round * STICKY % count as usize]);
             toggle(&mut changed.endpoints, SocketAddr::new(Ipv4Addr::from(0x0a58_ff00 + 2).into(), 80), ENDPOINTS as usize);
         })
         .await?;

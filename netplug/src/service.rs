@@ -3,6 +3,10 @@
 //! A port of a Service has, in each family, one chain and sets of its own: it draws a number and looks the endpoint up. So an endpoint
 //! that comes or goes is one rule and a few elements. Were the sets those of all services, the kernel would go through all their
 //! elements whenever a rule that refers to them is made.
+//!
+//! With session affinity each endpoint has a set of the clients that stay with it, which ends with it. So two rules ask for an endpoint:
+//! whether the client is one of its own, and whether a new one becomes that. A map from clients to endpoints would need but one; nft 1.0.6,
+//! however, aborts on a list of rules that look up, or remember, what a map gave, so that one could not ask whether the endpoint still lives.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,7 +22,7 @@ use crate::{
     hash::fnv1a,
     nft::{
         fragment::{Fragment, Step},
-        rule::{Family, Rule, Sticky},
+        rule::{Family, Is, Rule},
         set::{self, Kind, Value},
         table::named,
     },
@@ -270,27 +274,25 @@ fn fragment(service: &Service, id: u32, family: Family) -> Fragment {
         fragment.add(&named("ports_of_services", family), key, Value::Goto(chain.clone()));
     }
     let own = |set: &str| format!("{}-{id}", named(set, family));
-    let (backends, alive, memory) = (own("backends"), own("alive"), own("memory"));
+    let backends = own("backends");
     fragment.sets.insert(backends.clone(), Kind::Backends(family));
     for (number, endpoint) in (0u32..).zip(&service.endpoints) {
         fragment.add(&backends, number.to_ne_bytes().to_vec(), Value::Data(set::target(*endpoint)));
     }
     let (count, rule) = (service.endpoints.len() as u32, || Rule::new(service.name.clone()));
-    let rules = match service.affinity {
-        None => vec![rule().balance(family, count, &backends)],
-        Some(timeout) => {
-            fragment.sets.insert(alive.clone(), Kind::Alive(family));
-            fragment.sets.insert(memory.clone(), Kind::Memory(family));
-            service.endpoints.iter().for_each(|endpoint| fragment.add(&alive, set::target(*endpoint), Value::None));
-            let names = Sticky { backends: &backends, alive: &alive, memory: &memory, timeout };
-            // The last is for clients beyond those that the memory has room for: the one before then ends halfway.
-            vec![
-                rule().stick(family, &names),
-                rule().balance_sticky(family, count, &names),
-                rule().balance(family, count, &backends),
-            ]
-        }
-    };
+    let mut rules = Vec::new();
+    if let Some(timeout) = service.affinity {
+        let clients = |to: &SocketAddr| format!("{}-{}-{}", own("clients"), to.ip().to_string().replace(':', "-"), to.port());
+        let remember = |rule: Rule, to: &SocketAddr| rule.remember(family, &clients(to), timeout).redirect_to(*to);
+        let stays = |to| remember(rule().family(family).source(family, Is::In, &clients(to)), to);
+        // One of three, one of the two that are left, the last.
+        let comes = |(left, to)| remember(rule().family(family).one_of(left), to);
+        fragment.sets.extend(service.endpoints.iter().map(|to| (clients(to), Kind::Clients(family))));
+        rules.extend(service.endpoints.iter().map(stays));
+        rules.extend((1..=count).rev().zip(&service.endpoints).map(comes));
+    }
+    // With affinity, for clients beyond those for whom there is room.
+    rules.push(rule().balance(family, count, &backends));
     fragment.chains.insert(chain, rules);
     fragment
 }

@@ -12,9 +12,9 @@ use std::{
 
 use lab::{Lab, NODE, NODE6, OUTSIDE, Pod, Server, eventually, wait};
 use netplug::{
-    Attached, Network,
-    Protocol::{self, Tcp, Udp},
-    Remove, Rules, Service,
+    Allow, Attached, Isolation, Network, Peers, Policy, Ports,
+    Protocol::{self, Sctp, Tcp, Udp},
+    Remove, Rules, Service, Settings,
 };
 use rstest::rstest;
 
@@ -209,17 +209,94 @@ fn a_client_stays_with_its_endpoint_while_that_is_there(#[values("0", "1")] br_n
     }
 }
 
+/// By UDP and TCP, at addresses and node ports; an endpoint is an address with its port.
+#[rstest]
+fn who_loses_an_endpoint_stays_with_the_next(#[values(Tcp, Udp)] protocol: Protocol) {
+    let shop = shop();
+    let pods = [(&shop.a, &shop.a_net), (&shop.b, &shop.b_net)];
+    let (mut there, mut servers) = (Vec::new(), Vec::new());
+    for (pod, net) in pods {
+        for port in [81, 82] {
+            servers.push(pod.netns.serve(protocol, &format!("[::]:{port}"), &format!("{}:{port}", pod.name)));
+            there.extend(net.ips.iter().map(|ip| SocketAddr::new(*ip, port)));
+        }
+    }
+    let sticky = |endpoints: &[SocketAddr]| {
+        let affinity = Some(Duration::from_secs(600));
+        enforce(&shop.network, vec![Service { protocol, affinity, node_port: Some(30080), ..service(8080, endpoints) }]);
+    };
+    sticky(&there);
+    let addresses = [format!("{VIP}:8080"), format!("[{VIP6}]:8080")];
+    let stays_with = |address: &str| {
+        let answers: std::collections::HashSet<String> =
+            (0..10).map(|_| shop.client.netns.ask(protocol, address).unwrap().split(' ').next().unwrap().into()).collect();
+        assert_eq!(answers.len(), 1, "{address}: {answers:?}");
+        answers.into_iter().next().unwrap()
+    };
+    while there.len() > 2 {
+        let chosen = addresses.each_ref().map(|address| stays_with(address));
+        assert_eq!(stays_with(&format!("{NODE}:30080")), chosen[0], "one memory for all ways to the service");
+        // One of each family goes.
+        for (number, name) in chosen.iter().enumerate() {
+            let (pod, port) = name.split_once(':').unwrap();
+            let ip = if pod == "a" { &shop.a_net } else { &shop.b_net }.ips[number];
+            there.retain(|endpoint| *endpoint != SocketAddr::new(ip, port.parse().unwrap()));
+        }
+        sticky(&there);
+    }
+    for address in &addresses {
+        stays_with(address);
+    }
+}
+
+#[test]
+fn clients_are_spread_and_each_stays() {
+    let shop = shop();
+    let mut servers = Vec::new();
+    for port in [81, 82] {
+        servers.push(shop.a.netns.serve(Udp, &format!("0.0.0.0:{port}"), &format!("a:{port}")));
+        servers.push(shop.b.netns.serve(Udp, &format!("0.0.0.0:{port}"), &format!("b:{port}")));
+    }
+    let there: Vec<_> =
+        [&shop.a_net, &shop.b_net].iter().flat_map(|net| [81, 82].map(|port| (net.ips[0], port).into())).collect();
+    let affinity = Some(Duration::from_secs(600));
+    enforce(&shop.network, vec![Service { protocol: Udp, affinity, node_port: Some(30080), ..service(8080, &there) }]);
+    // All addresses of a network that is lo's are the host's own.
+    shop.lab.outside.ip("address add 198.51.100.1/24 dev lo");
+    let ask = || {
+        shop.lab.outside.run(|| -> Vec<String> {
+            let ask = |number: u8| {
+                let socket = std::net::UdpSocket::bind(std::net::SocketAddr::from(([198, 51, 100, number], 0))).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.send_to(b"?", format!("{NODE}:30080")).unwrap();
+                let mut buffer = [0; 64];
+                let length = socket.recv(&mut buffer).unwrap();
+                String::from_utf8_lossy(&buffer[..length]).into_owned()
+            };
+            (1..=200).map(ask).collect()
+        })
+    };
+    let answers = ask();
+    let count = |name: &&str| answers.iter().filter(|answer| answer.starts_with(name)).count();
+    let counts = ["a:81", "a:82", "b:81", "b:82"].each_ref().map(count);
+    assert!(counts.iter().all(|count| (20..=90).contains(count)), "{counts:?}");
+    assert_eq!(ask(), answers);
+}
+
 #[test]
 fn clients_beyond_those_that_are_remembered_are_served_all_the_same() {
     let shop = shop();
     let sticky = Service { affinity: Some(Duration::from_secs(600)), ..service(8080, &endpoints(&[&shop.a_net, &shop.b_net])) };
     enforce(&shop.network, vec![sticky]);
-    let others: Vec<String> =
-        (0..=u16::MAX).map(|n| format!("10.77.{}.{} timeout 1h : {} . 80", n >> 8, n & 255, shop.a_net.ips[0])).collect();
+    let others: Vec<String> = (0..u16::MAX).map(|n| format!("10.77.{}.{} timeout 1h", n >> 8, n & 255)).collect();
+    let sets = [&shop.a_net, &shop.b_net].map(|pod| format!("element inet netplug_test clients4-1-{}-80", pod.ips[0]));
     let file = shop.lab.state.path().join("others.nft");
-    std::fs::write(&file, format!("add element inet netplug_test memory4-1 {{ {} }}", others.join(", "))).unwrap();
+    let fill = sets.iter().map(|set| format!("add {set} {{ {} }}\n", others.join(", ")));
+    std::fs::write(&file, fill.collect::<String>()).unwrap();
     shop.lab.node.nft(&format!("-f {}", file.display()));
     shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).expect("there is no room to remember this one");
+    let known = |set: &String| shop.lab.node.command("nft", &format!("get {set} {{ {} }}", shop.client_net.ips[0])).is_ok();
+    assert!(!sets.iter().any(known));
 }
 
 #[test]
@@ -318,6 +395,41 @@ fn br_netfilter_may_come_and_go() {
         enforce(&shop.network, vec![service(8080, &web), service(port, &web)]);
         shop.client.netns.ask(Tcp, &format!("{VIP}:8080")).unwrap();
         shop.client.netns.ask(Tcp, &format!("{VIP}:{port}")).unwrap();
+    }
+}
+
+/// Who keeps a copy of the ruleset lists it, and so do other tools: nft must find words for all of it.
+#[rstest]
+fn nft_lists_whatever_there_is(#[values(Isolation::Routed, Isolation::Pods, Isolation::Off)] isolation: Isolation) {
+    let lab = Lab::new();
+    let network = lab.open(Settings { isolation, ..lab.dual_stack() });
+    let a = Pod::new("a").port("8080:80/TCP").port("127.0.0.1:8081:80/UDP").port("[2001:db8::1]:8082:80/SCTP");
+    let (a_net, b_net) = (a.attach(&network).unwrap(), Pod::new("b").attach(&network).unwrap());
+    let both = endpoints(&[&a_net, &b_net]);
+    let services = [Tcp, Udp, Sctp].into_iter().zip(1..).flat_map(|(protocol, port)| {
+        let of = |port: u16, endpoints: &[SocketAddr]| Service {
+            protocol,
+            node_port: Some(30_000 + port),
+            ..service(port, endpoints)
+        };
+        let sticky = Service { affinity: Some(Duration::from_secs(600)), ..of(port + 10, &both) };
+        [of(port, &both), sticky, of(port + 20, &[])]
+    });
+    let block = ("10.0.0.0/8".parse().unwrap(), vec!["10.9.0.0/16".parse().unwrap()]);
+    let peers = Some(Peers { pods: b_net.ips.clone(), blocks: vec![block, ("fd00:99::/64".parse().unwrap(), Vec::new())] });
+    let ports = Some(vec![Ports::Range(Tcp, Some((80, 90))), Ports::Range(Udp, None), Ports::Named(Sctp, both.clone())]);
+    let allow = [(None, None), (None, ports.clone()), (peers.clone(), None), (peers, ports)];
+    let allow: Vec<Allow> = allow.map(|(peers, ports)| Allow { peers, ports }).into();
+    let policy = |name: &str, pods: &Attached, allow: Vec<Allow>| {
+        Arc::new(Policy { name: name.into(), pods: pods.ips.clone(), ingress: Some(allow.clone()), egress: Some(allow) })
+    };
+    let policies = vec![policy("default/some", &a_net, allow), policy("default/none", &b_net, Vec::new())];
+    wait(network.enforce(Rules { policies, ..rules(services.collect()) })).unwrap();
+    for format in ["", "-j ", "-s ", "-a "] {
+        let list = lab.node.nft(&format!("{format}list ruleset"));
+        for part in ["service4-", "service6-", "8080", "30001", "10.10.0.0"] {
+            assert!(list.contains(part), "{part} in {list}");
+        }
     }
 }
 

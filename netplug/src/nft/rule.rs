@@ -1,7 +1,11 @@
 //! nftables expressions: what `nft` compiles a rule's words to. A rule is a list of them over registers; each method below is
 //! one phrase of a rule and says in its name what `nft list ruleset` shows.
 
-use std::{borrow::Cow, net::IpAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::{set, wire::Attrs};
 use crate::settings::Protocol;
@@ -56,8 +60,6 @@ const REDIRECTS: [(u8, u8); 2] = [(1, 5), (58, 137)];
 const fn at(n: u32) -> u32 {
     8 + n
 }
-/// Where a sticky service's rules have the chosen endpoint, behind the client's address.
-const CHOSEN: u32 = at(6);
 
 /// IPv4 or IPv6, as rules tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,18 +129,6 @@ impl Verdict<'_> {
             }
         });
     }
-}
-
-/// The sets of session affinity.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sticky<'a> {
-    /// Number → endpoint.
-    pub(crate) backends: &'a str,
-    /// The endpoints.
-    pub(crate) alive: &'a str,
-    /// Client → endpoint, for a time.
-    pub(crate) memory: &'a str,
-    pub(crate) timeout: Duration,
 }
 
 /// Is or is not.
@@ -354,18 +344,27 @@ impl Rule {
 
     /// `dnat ip to numgen random mod COUNT map @backends`
     pub(crate) fn balance(self, family: Family, count: u32, backends: &str) -> Rule {
-        self.choose(count, backends, at(0)).dnat_to(family, at(0))
+        self.number(count, at(0)).map_from(backends, at(0), at(0)).dnat_to(family, at(0))
     }
 
-    /// As [`Rule::balance`], and remembers the choice for the client.
-    pub(crate) fn balance_sticky(self, family: Family, count: u32, names: &Sticky<'_>) -> Rule {
-        self.choose(count, names.backends, CHOSEN).client(family).remember(names).dnat_to(family, CHOSEN)
+    /// `numgen random mod COUNT 0`: one packet of so many.
+    pub(crate) fn one_of(self, count: u32) -> Rule {
+        self.number(count, R1).compare(CMP_EQ, &0u32.to_ne_bytes())
     }
 
-    /// To the client's endpoint of the last time, while that is one; renews the memory.
-    pub(crate) fn stick(self, family: Family, names: &Sticky<'_>) -> Rule {
-        let rule = self.client(family).map_from(names.memory, at(0), CHOSEN).lookup_from(names.alive, CHOSEN);
-        rule.remember(names).dnat_to(family, CHOSEN)
+    /// `update @clients { ip saddr timeout … }`. Where there is no room for another, the rule ends.
+    pub(crate) fn remember(self, family: Family, clients: &str, timeout: Duration) -> Rule {
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.payload(BASE_NETWORK, family.source_offset(), family.address_len(), R1).expression("dynset", |data| {
+            data.str(1, clients).u32(3, DYNSET_UPDATE).u32(4, R1).bytes(6, &milliseconds.to_be_bytes());
+        })
+    }
+
+    /// `dnat ip to …:…`
+    pub(crate) fn redirect_to(self, endpoint: SocketAddr) -> Rule {
+        let (family, port) = (Family::of(endpoint.ip()), endpoint.port().to_be_bytes());
+        let rule = self.value(at(0), &set::octets(endpoint.ip())).value(at(family.address_len() / 4), &port);
+        rule.dnat_to(family, at(0))
     }
 
     /// `reject with tcp reset`, for what is TCP: the kernel sends any number of these, but few ICMP messages a second to one host.
@@ -382,24 +381,16 @@ impl Rule {
         })
     }
 
-    fn choose(self, count: u32, backends: &str, to: u32) -> Rule {
-        let rule = self.expression("numgen", |data| {
-            data.u32(1, at(0)).u32(2, count).u32(3, RANDOM).u32(4, 0);
-        });
-        rule.map_from(backends, at(0), to)
+    /// `numgen random mod COUNT`
+    fn number(self, count: u32, to: u32) -> Rule {
+        self.expression("numgen", |data| {
+            data.u32(1, to).u32(2, count).u32(3, RANDOM).u32(4, 0);
+        })
     }
 
-    /// `ip saddr`
-    fn client(self, family: Family) -> Rule {
-        self.payload(BASE_NETWORK, family.source_offset(), family.address_len(), at(0))
-    }
-
-    /// `update @memory { ip saddr timeout … : ip . port }`
-    fn remember(self, names: &Sticky<'_>) -> Rule {
-        let milliseconds = u64::try_from(names.timeout.as_millis()).unwrap_or(u64::MAX);
-        self.expression("dynset", |data| {
-            data.str(1, names.memory).u32(3, DYNSET_UPDATE).u32(4, at(0)).u32(5, CHOSEN);
-            data.bytes(6, &milliseconds.to_be_bytes());
+    fn value(self, register: u32, value: &[u8]) -> Rule {
+        self.expression("immediate", |data| {
+            data.u32(1, register).data(2, value);
         })
     }
 
@@ -424,12 +415,6 @@ impl Rule {
     fn map_from(self, map: &str, from: u32, to: u32) -> Rule {
         self.expression("lookup", |data| {
             data.str(1, map).u32(2, from).u32(3, to);
-        })
-    }
-
-    fn lookup_from(self, set: &str, from: u32) -> Rule {
-        self.expression("lookup", |data| {
-            data.str(1, set).u32(2, from);
         })
     }
 

@@ -15,8 +15,6 @@ const EVAL: u32 = 0x20;
 const ELEMENT_INTERVAL_END: u32 = 1;
 /// NFT_DATA_VERDICT.
 const VERDICT: u32 = 0xffff_ff00;
-/// Clients that a service's affinity remembers at once; those beyond are balanced anew each time.
-const MEMORY: u32 = 65_536;
 
 /// nft's own numbers of data types; a concatenation shifts by six bits.
 const PROTOCOL: (u32, u32) = (12, 4);
@@ -51,10 +49,8 @@ pub(crate) enum Kind {
     PortsAt(Family),
     /// number → address . port
     Backends(Family),
-    /// address . port
-    Alive(Family),
-    /// address → address . port, for a time
-    Memory(Family),
+    /// address, for a time; 65,535 of them (nft_dynset_init)
+    Clients(Family),
 }
 
 impl Kind {
@@ -71,11 +67,6 @@ impl Kind {
             Some(Data::Values(data)) => {
                 set.u32(6, concatenated(&data)).u32(7, data.iter().map(|(_, length)| length).sum());
             }
-        }
-        if flags & EVAL != 0 {
-            set.nest(9, |description| {
-                description.u32(1, MEMORY);
-            });
         }
         if is_address {
             set.bytes(13, &BIG_ENDIAN_KEYS);
@@ -95,8 +86,7 @@ impl Kind {
             Kind::Ports(f) => (MAP, vec![PROTOCOL, PORT], target(f)),
             Kind::PortsAt(f) => (MAP, vec![address(f), PROTOCOL, PORT], target(f)),
             Kind::Backends(f) => (MAP, vec![NUMBER], target(f)),
-            Kind::Alive(f) => (0, vec![address(f), PORT], None),
-            Kind::Memory(f) => (MAP | TIMEOUT | EVAL, vec![address(f)], target(f)),
+            Kind::Clients(f) => (TIMEOUT | EVAL, vec![address(f)], None),
         }
     }
 }
