@@ -1,6 +1,7 @@
 //! What pods hold, kept in small files so that a crash at any write loses nothing: one file a pod, made by rename, renamed
 //! again when the pod goes (so that a new process knows how long the address has rested). The directory is on a tmpfs: no
-//! fsync. It knows nothing of links or rules.
+//! fsync. Where somebody put it on a disk, a loss of power may leave files with nothing in them: they are set aside. It knows nothing of
+//! links or rules.
 
 use std::{
     fs, io,
@@ -65,6 +66,7 @@ pub(crate) struct Found {
 
 const LEASE: &str = "lease";
 const RELEASED: &str = "released";
+const BROKEN: &str = "broken";
 
 impl LeaseDir {
     pub(crate) fn open(dir: &Path) -> Result<LeaseDir, Error> {
@@ -79,10 +81,10 @@ impl LeaseDir {
         for entry in fs::read_dir(&self.dir).map_err(state("read the lease directory", &self.dir))? {
             let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some(LEASE) => found.leases.push(read(&path)?),
+                Some(LEASE) => found.leases.extend(read(&path)?),
                 Some(RELEASED) => match age(&path, now) {
                     Ok(age) if age < reuse_after => {
-                        found.resting.extend(read(&path)?.ips.into_iter().map(|ip| (ip, age)));
+                        found.resting.extend(read(&path)?.into_iter().flat_map(|lease| lease.ips).map(|ip| (ip, age)));
                     }
                     _ => remove(&path)?,
                 },
@@ -99,7 +101,7 @@ impl LeaseDir {
     pub(crate) fn load_one(&self, uid: &str) -> Result<Option<Lease>, Error> {
         let path = self.path(uid);
         let exists = path.try_exists().map_err(state("look for the lease", &path))?;
-        exists.then(|| read(&path)).transpose()
+        if exists { read(&path) } else { Ok(None) }
     }
 
     pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
@@ -137,7 +139,7 @@ impl LeaseDir {
         };
         for entry in entries {
             let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
-            if matches!(path.extension().and_then(|e| e.to_str()), Some(LEASE | RELEASED | "new" | "rules")) {
+            if matches!(path.extension().and_then(|e| e.to_str()), Some(LEASE | RELEASED | BROKEN | "new" | "rules")) {
                 remove(&path)?;
             }
         }
@@ -170,9 +172,21 @@ pub(crate) fn check_uid(uid: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Lease, Error> {
+/// None: what is there is no whole text. Nobody can say what it was, and a pod that still runs tells its addresses when it is attached again.
+fn read(path: &Path) -> Result<Option<Lease>, Error> {
     let body = fs::read(path).map_err(state("read the lease", path))?;
-    serde_json::from_slice(&body).map_err(|error| state("read the lease", path)(error.into()))
+    match serde_json::from_slice(&body) {
+        Ok(lease) => Ok(Some(lease)),
+        Err(error) if error.is_data() => Err(state("read the lease", path)(error.into())),
+        Err(error) => set_aside(path, &error).map(|()| None),
+    }
+}
+
+fn set_aside(path: &Path, problem: &serde_json::Error) -> Result<(), Error> {
+    let aside = PathBuf::from(format!("{}.{BROKEN}", path.display()));
+    fs::rename(path, &aside).map_err(state("set the broken lease aside", path))?;
+    tracing::warn!(lease = %path.display(), %problem, aside = %aside.display(), "a pod's lease is broken and set aside");
+    Ok(())
 }
 
 fn age(path: &Path, now: SystemTime) -> io::Result<Duration> {
