@@ -183,7 +183,9 @@ fn read(path: &Path) -> Result<Option<Lease>, Error> {
 }
 
 fn set_aside(path: &Path, problem: &serde_json::Error) -> Result<(), Error> {
-    let aside = PathBuf::from(format!("{}.{BROKEN}", path.display()));
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{BROKEN}"));
+    let aside = PathBuf::from(aside);
     fs::rename(path, &aside).map_err(state("set the broken lease aside", path))?;
     tracing::warn!(lease = %path.display(), %problem, aside = %aside.display(), "a pod's lease is broken and set aside");
     Ok(())

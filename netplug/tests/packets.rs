@@ -161,6 +161,77 @@ fn a_port_that_a_process_of_the_host_has_is_refused_by_its_name() {
     Pod::new("other").port("22:80/UDP").attach(&network).unwrap();
 }
 
+#[rstest]
+#[case::udp_on_one_address(Udp, "192.0.2.1:53", &["53:80/UDP", "192.0.2.1:53:80/UDP"], &["192.0.2.11:53:80/UDP", "53:80/TCP"])]
+#[case::ipv6_alone(Tcp, "[2001:db8::1]:8080", &["8080:80/TCP", "[2001:db8::1]:8080:80/TCP"], &["192.0.2.1:8080:80/TCP"])]
+#[case::loopback_alone(Tcp, "127.0.0.1:8080", &["8080:80/TCP", "127.0.0.1:8080:80/TCP"], &["192.0.2.1:8080:80/TCP"])]
+#[case::both_families(Tcp, "[::]:8080", &["8080:80/TCP", "192.0.2.1:8080:80/TCP", "[::1]:8080:80/TCP"], &["8080:80/UDP"])]
+fn a_process_of_the_host_has_a_port_where_it_listens(
+    #[case] protocol: netplug::Protocol,
+    #[case] address: &str,
+    #[case] taken: &[&str],
+    #[case] free: &[&str],
+) {
+    let lab = Lab::new();
+    lab.node.ip("address add 192.0.2.11/24 dev up0");
+    let network = lab.open(lab.dual_stack());
+    let _server = lab.node.serve(protocol, address, "host");
+    for port in taken {
+        let error = Pod::new("pod").port(port).attach(&network).unwrap_err().to_string();
+        let process = format!("({}) of the host", std::process::id());
+        assert!(error.contains("is taken by process packets") && error.contains(&process), "{port}: {error}");
+    }
+    for port in free {
+        Pod::new(&port.replace(['/', ':', '[', ']'], "-")).port(port).attach(&network).unwrap();
+    }
+    let answer = lab.node.ask(protocol, &address.replace("[::]", "[::1]")).unwrap();
+    assert!(answer.starts_with("host "), "it isn't deaf: {answer}");
+}
+
+#[test]
+fn a_port_of_the_other_family_is_free() {
+    let lab = Lab::new();
+    let network = lab.open(lab.settings());
+    let _server = lab.node.serve(Tcp, &format!("[{NODE6}]:8080"), "host");
+    Pod::new("pod").port("8080:80/TCP").attach(&network).unwrap();
+    assert_eq!(lab.outside.ask(Tcp, &format!("[{NODE6}]:8080")), Ok(format!("host {OUTSIDE6}")));
+}
+
+/// Several have the number, each at an address of its own; and one only calls from it.
+#[test]
+fn of_several_processes_that_one_is_named_which_is_in_the_way() {
+    const LISTEN: &str = r#"
+        use Socket;
+        my $here = pack_sockaddr_in(53, inet_aton("192.0.2.11"));
+        my ($udp, $tcp);
+        socket($udp, PF_INET, SOCK_DGRAM, 0) && bind($udp, $here) or die "udp: $!";
+        socket($tcp, PF_INET, SOCK_STREAM, 0) && bind($tcp, $here) && listen($tcp, 1) or die "tcp: $!";
+        $| = 1;
+        print "ready\n";
+        readline(STDIN);
+    "#;
+    let lab = Lab::new();
+    lab.node.ip("address add 192.0.2.11/24 dev up0");
+    let network = lab.open(lab.settings());
+    let _own = [Udp, Tcp].map(|protocol| lab.node.serve(protocol, &format!("{NODE}:53"), "host"));
+    let mut other = lab.node.run(|| {
+        let mut perl = std::process::Command::new("perl");
+        perl.args(["-e", LISTEN]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap()
+    });
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.as_mut().unwrap()), &mut String::new()).unwrap();
+    let _call = lab.node.run(|| std::net::TcpStream::connect("192.0.2.11:53").unwrap());
+    for (address, name, pid) in [(NODE, "packets", std::process::id()), ("192.0.2.11", "perl", other.id())] {
+        for protocol in ["TCP", "UDP"] {
+            let port = format!("{address}:53:80/{protocol}");
+            let error = Pod::new("pod").port(&port).attach(&network).unwrap_err().to_string();
+            let (name, pid) = (format!("is taken by process {name}"), format!("({pid}) of the host"));
+            assert!(error.contains(&name) && error.contains(&pid), "{port}: {error}");
+        }
+    }
+    drop(other.stdin.take());
+    other.wait().unwrap();
+}
+
 #[test]
 fn pods_do_not_reach_the_loopback_of_the_host() {
     let lab = Lab::new();

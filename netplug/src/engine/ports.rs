@@ -19,6 +19,7 @@ pub(super) type Ports = HashMap<(Protocol, u16), Vec<(Port, String)>>;
 impl Engine {
     pub(super) fn check_ports(&self, wanted: &Wanted) -> Result<(), Error> {
         let mine: &[Port] = self.leases.get(&wanted.uid).map_or(&[], |lease| &lease.ports);
+        let families: Vec<bool> = [true, false].into_iter().filter(|v4| self.settings.has(*v4)).collect();
         for (number, port) in wanted.ports.iter().enumerate() {
             let taken = |holder| Err(Error::PortTaken { pod: wanted.pod.clone(), port: *port, holder });
             if wanted.ports[..number].iter().any(|earlier| earlier.collides(port)) {
@@ -35,7 +36,7 @@ impl Engine {
             let is_plugin = self.watch.is_none();
             if !mine.contains(port)
                 && !is_plugin
-                && let Some(holder) = host_port::holder(port)
+                && let Some(holder) = host_port::holder(port, &families)
             {
                 return taken(holder);
             }
