@@ -200,7 +200,9 @@ impl<T, E: Into<Refused>> Doing<T> for Result<T, E> {
 fn hint(errno: i32) -> &'static str {
     match rustix::io::Errno::from_raw_os_error(errno) {
         rustix::io::Errno::PERM | rustix::io::Errno::ACCESS => "; the agent needs CAP_NET_ADMIN: run it as root",
-        rustix::io::Errno::XFULL => "; a bridge has no more than 1023 ports: end pods, or take a second network for more",
+        rustix::io::Errno::XFULL => {
+            "; a bridge has no more than 1023 ports, and each of its pods is one: end pods, or take a second network for more"
+        }
         rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PROTONOSUPPORT => {
             "; the kernel lacks it: load the modules bridge, veth, nf_tables, nft_nat, nft_masq, nft_fib_inet"
         }
