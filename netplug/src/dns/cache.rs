@@ -27,12 +27,12 @@ struct Entry {
 }
 
 impl Cache {
-    /// An answer to a question with this ID, its times to live counted down.
-    pub(crate) fn get(&self, key: &[u8], id: [u8; 2], now: Instant) -> Option<Vec<u8>> {
+    /// An answer to this question, its times to live counted down.
+    pub(crate) fn get(&self, key: &[u8], query: &[u8], now: Instant) -> Option<Vec<u8>> {
         let entry = self.entries.get(key).filter(|entry| now < entry.expires)?;
         let age = now.saturating_duration_since(entry.born).as_secs() as u32;
         let mut answer = entry.answer.clone();
-        answer[..2].copy_from_slice(&id);
+        message::address(&mut answer, query)?;
         for at in &entry.ttls {
             let ttl = u32::from_be_bytes(answer[*at..*at + 4].try_into().ok()?).saturating_sub(age);
             answer[*at..*at + 4].copy_from_slice(&ttl.to_be_bytes());
@@ -70,8 +70,10 @@ mod tests {
         let key = message::cache_key(&query).unwrap();
         let (mut cache, now) = (Cache::default(), Instant::now());
         cache.put(key.clone(), &bytes, now);
-        let later = cache.get(&key, [9, 9], now + Duration::from_secs(2)).unwrap();
-        assert_eq!((&later[..2], message::lifetime(&later).unwrap().0), (&[9u8, 9][..], 3));
-        assert!(cache.get(&key, [9, 9], now + Duration::from_secs(5)).is_none());
+        let again = message::question(9, "A.b", 1).unwrap();
+        let later = cache.get(&key, &again, now + Duration::from_secs(2)).unwrap();
+        assert_eq!((&later[..2], message::lifetime(&later).unwrap().0), (&[0u8, 9][..], 3));
+        assert_eq!(later[12..17], again[12..17]);
+        assert!(cache.get(&key, &again, now + Duration::from_secs(5)).is_none());
     }
 }

@@ -173,6 +173,15 @@ pub(crate) fn answers(answer: &[u8], query: &[u8]) -> bool {
         && question(answer).is_some_and(|asked| question(query) == Some(asked))
 }
 
+/// Makes an answer to a question one to another that asks for the same: its ID, and its name as it is written there, by which some clients
+/// know their own (draft-vixie-dnsext-dns0x20).
+pub(crate) fn address(answer: &mut [u8], query: &[u8]) -> Option<()> {
+    let end = questions_end(query)?;
+    answer.get_mut(..2)?.copy_from_slice(&query[..2]);
+    answer.get_mut(HEADER..end)?.copy_from_slice(&query[HEADER..end]);
+    Some(())
+}
+
 /// What tells questions apart: the question, case apart, and what the flags and EDNS ask for beside it.
 pub(crate) fn cache_key(query: &[u8]) -> Option<Vec<u8>> {
     let end = questions_end(query)?;

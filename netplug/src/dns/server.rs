@@ -200,8 +200,7 @@ impl Shared {
 
     async fn ask(&self, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
         let Some(key) = message::cache_key(query) else { return Err(io::ErrorKind::InvalidData.into()) };
-        let id = [query[0], query[1]];
-        let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&key, id, Instant::now());
+        let kept = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&key, query, Instant::now());
         if let Some(answer) = kept {
             return Ok(answer);
         }
