@@ -6,7 +6,11 @@ mod lab;
 use std::{fs, net::IpAddr, time::Duration};
 
 use lab::{Lab, NODE, OUTSIDE, Pod, range, wait};
-use netplug::{Network, Protocol::Tcp, Range, Remove, Settings};
+use netplug::{
+    Network,
+    Protocol::{Tcp, Udp},
+    Range, Remove, Settings,
+};
 use rstest::rstest;
 
 #[test]
@@ -273,6 +277,94 @@ fn a_new_process_goes_on_where_the_old_one_was_killed() {
     assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("pod ::ffff:{OUTSIDE}")));
     assert_eq!(pod.attach(&network).unwrap().ips, first.ips);
     assert_ne!(Pod::new("other").attach(&network).unwrap().ips, first.ips);
+}
+
+/// What a process of its own is told: where the state is, the pod's namespace and its ports.
+const ORDER: &str = "NETPLUG_TEST_ATTACH";
+
+/// An agent that opens the network and attaches the pod.
+fn be_an_agent(order: &str) {
+    let [state, netns, ports] = order.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
+    let netns = fs::File::open(netns).unwrap();
+    let inside = netns.try_clone().unwrap();
+    let netlink = std::thread::spawn(move || {
+        nix::sched::setns(inside, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        lab::netlink_socket()
+    });
+    let network = wait(Network::open(lab::routed_in(state.as_ref()))).unwrap();
+    let attachment = netplug::Attachment {
+        uid: "pod",
+        pod: "default/pod",
+        netns: std::os::fd::AsFd::as_fd(&netns),
+        netlink: netlink.join().unwrap(),
+        ports: ports.split_terminator(' ').map(lab::port).collect(),
+        fixed: Vec::new(),
+        bandwidth: None,
+    };
+    wait(network.attach(attachment)).unwrap();
+    // Some time later its link is made ready for the direct way, which is for pods without ports.
+    while ports.is_empty() && wait(network.picture()).unwrap().pods[0].not_direct.is_some() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::process::exit(0);
+}
+
+/// Whatever the agent was just about to do when it was killed: the next one, which finds the pod, wires it; and one whose pod is gone leaves
+/// nothing.
+#[rstest]
+#[case("sendto", "8080:80/TCP 53:80/UDP")]
+#[case("sendto", "")]
+#[case("rename", "")]
+#[case("bpf", "")]
+fn an_agent_is_killed_at_each_step(#[case] syscall: &str, #[case] ports: &str) {
+    if let Ok(order) = std::env::var(ORDER) {
+        return be_an_agent(&order);
+    }
+    let this = std::thread::current().name().unwrap().to_owned();
+    let lab = Lab::new();
+    let picture = || lab.node.picture() + &lab.node.ip("-6 route show");
+    let before = picture();
+    for step in 1..200 {
+        let pod = Pod::new("pod").port("8080:80/TCP").port("53:80/UDP");
+        let order = format!("{} {} {ports}", lab.state.path().display(), pod.netns.path());
+        let (call, this) = (syscall.to_owned(), this.clone());
+        let output = lab.node.run(move || {
+            let mut strace = std::process::Command::new("strace");
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+            strace.args(["-e", &format!("inject={call}:signal=SIGKILL:when={step}")]);
+            strace.arg(std::env::current_exe().unwrap()).args(["--exact", &this]).env(ORDER, order);
+            strace.output().expect("install strace")
+        });
+        let came_through = output.status.success();
+        let killed = std::os::unix::process::ExitStatusExt::signal(&output.status) == Some(9);
+        assert!(came_through || killed, "{step}: {output:?}");
+        let network = lab.open(lab.routed());
+        if step % 2 == 0 {
+            drop(pod);
+            wait(network.retain(&[])).unwrap();
+        } else {
+            let (attached, _server) = pod.up(&network);
+            let _udp = pod.netns.serve(Udp, "[::]:80", "pod");
+            for (protocol, port) in [(Tcp, 8080), (Udp, 53)] {
+                assert_eq!(lab.outside.ask(protocol, &format!("{NODE}:{port}")), Ok(format!("pod ::ffff:{OUTSIDE}")), "{step}");
+            }
+            assert!(lab.node.ask(Tcp, &format!("[{}]:80", attached.ips[1])).is_ok(), "{step}");
+            let other = Pod::new("other");
+            other.attach(&network).unwrap();
+            for ip in &attached.ips {
+                assert!(other.netns.ask(Tcp, &std::net::SocketAddr::new(*ip, 80).to_string()).is_ok(), "{step}");
+            }
+        }
+        wait(network.close(Remove::All)).unwrap();
+        assert_eq!(picture(), before, "{step}");
+        assert!(!lab.state.path().join("net").exists(), "{step}");
+        if came_through {
+            println!("{step} steps");
+            assert!(step > 1, "{syscall} is never called");
+            return;
+        }
+    }
+    panic!("{syscall}: there is no end to it");
 }
 
 #[test]

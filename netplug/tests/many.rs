@@ -8,7 +8,6 @@ use std::{fs::File, net::IpAddr, os::fd::AsFd, thread};
 use lab::{Lab, Pod, range, wait};
 use netplug::{Attached, Attachment, Network, Protocol::Tcp, Remove, Settings};
 use nix::sched::{CloneFlags, unshare};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// A bridge of Linux has 1,023 (BR_MAX_PORTS is 1 << BR_PORT_BITS, and none is the 0th).
 const PODS: usize = 1_100;
@@ -20,13 +19,11 @@ fn empty_pods(network: &Network, count: usize) -> (Vec<File>, Vec<Attached>) {
         let attach = |number| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let netns = File::open("/proc/thread-self/ns/net").unwrap();
-            let netlink =
-                socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None);
             let attachment = Attachment {
                 uid: &format!("pod{number}"),
                 pod: &format!("default/pod{number}"),
                 netns: netns.as_fd(),
-                netlink: netlink.unwrap(),
+                netlink: lab::netlink_socket(),
                 ports: Vec::new(),
                 fixed: Vec::new(),
                 bandwidth: None,

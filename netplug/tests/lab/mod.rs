@@ -8,6 +8,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Command,
     sync::{Mutex, mpsc},
     thread::{self, JoinHandle},
@@ -107,12 +108,7 @@ impl Netns {
     }
 
     pub fn netlink_socket(&self) -> OwnedFd {
-        self.run(|| {
-            use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None) // protocol 0 is NETLINK_ROUTE
-                .unwrap()
-        })
+        self.run(netlink_socket)
     }
 
     /// Answers each connection or datagram with `name`, a space and the client's address.
@@ -232,18 +228,11 @@ impl Lab {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings {
-            bridge: "pods0".into(),
-            ranges: vec![range("10.88.0.0/24")],
-            table: "netplug_test".into(),
-            state_dir: self.state.path().join("net"),
-            reuse_after: Duration::ZERO,
-            ..Settings::default()
-        }
+        settings_in(self.state.path())
     }
 
     pub fn dual_stack(&self) -> Settings {
-        Settings { ranges: vec![range("10.88.0.0/24"), range("fd00:88::/64")], ..self.settings() }
+        dual_stack_in(self.state.path())
     }
 
     /// Whether the node's bridges show what they forward to the IP hooks, as Kubernetes nodes often have it: redirected packets then
@@ -261,7 +250,7 @@ impl Lab {
 
     /// As an agent has it: services and policies work.
     pub fn routed(&self) -> Settings {
-        Settings { isolation: netplug::Isolation::Routed, direct: true, ..self.dual_stack() }
+        routed_in(self.state.path())
     }
 
     /// The network, opened in the node's namespace.
@@ -293,6 +282,33 @@ impl Drop for Lab {
             assert!(!leases.exists(), "{} is left", leases.display());
         }
     }
+}
+
+/// One of the calling thread's network namespace.
+pub fn netlink_socket() -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).unwrap() // protocol 0 is NETLINK_ROUTE
+}
+
+fn settings_in(state: &Path) -> Settings {
+    Settings {
+        bridge: "pods0".into(),
+        ranges: vec![range("10.88.0.0/24")],
+        table: "netplug_test".into(),
+        state_dir: state.join("net"),
+        reuse_after: Duration::ZERO,
+        ..Settings::default()
+    }
+}
+
+fn dual_stack_in(state: &Path) -> Settings {
+    Settings { ranges: vec![range("10.88.0.0/24"), range("fd00:88::/64")], ..settings_in(state) }
+}
+
+/// [`Lab::routed`] for a process that has no lab.
+pub fn routed_in(state: &Path) -> Settings {
+    Settings { isolation: netplug::Isolation::Routed, direct: true, ..dual_stack_in(state) }
 }
 
 pub fn range(subnet: &str) -> Range {
