@@ -153,12 +153,13 @@ fn answer(query: &[u8], protocol: Protocol, asked: &Mutex<Vec<(Protocol, String)
 
 /// A node with a resolver, and a pod.
 struct House {
-    lab: Lab,
     pod: Pod,
     resolver: Resolver,
     conf: PathBuf,
     _runtime: tokio::runtime::Runtime,
     _network: Network,
+    /// The last to go: it looks for what the network leaves.
+    lab: Lab,
 }
 
 impl House {

@@ -313,7 +313,6 @@ fn be_an_agent(order: &str) {
 /// nothing.
 #[rstest]
 #[case("sendto", "8080:80/TCP 53:80/UDP")]
-#[case("sendto", "")]
 #[case("rename", "")]
 #[case("bpf", "")]
 fn an_agent_is_killed_at_each_step(#[case] syscall: &str, #[case] ports: &str) {
