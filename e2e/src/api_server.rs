@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
@@ -26,6 +27,8 @@ pub struct Asked {
     pub path: String,
     /// JSON, or null.
     pub body: Value,
+    /// Who asks, such as `Bearer TOKEN`.
+    pub authorization: String,
 }
 
 impl Asked {
@@ -53,6 +56,8 @@ pub enum Trouble {
     Nothing,
     /// No answer, as long as the server lives.
     Silence,
+    /// The right answer, once the test lets it go.
+    Held,
 }
 
 /// Decides what trouble a request gets.
@@ -67,6 +72,14 @@ struct State {
     changes: Vec<Value>,
     rule: Option<Rule>,
     ended: bool,
+    /// What was held is answered.
+    released: bool,
+    /// Seconds that tokens live; 0: an hour.
+    token_life: i64,
+    /// Tokens so far.
+    tokens: u32,
+    /// Seconds by which its clock is ahead.
+    ahead: i64,
 }
 
 #[derive(Default)]
@@ -108,11 +121,16 @@ impl ApiServer {
     /// A kubeconfig that leads here; `user` is YAML.
     #[track_caller]
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.kubeconfig_to(self.port, user)
+    }
+
+    /// The same file, which leads to another port.
+    #[track_caller]
+    pub fn kubeconfig_to(&self, port: u16, user: &str) -> PathBuf {
         let file = self.folder.join("api-server.kubeconfig");
         let text = format!(
-            "apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: \"http://{OUTSIDE}:{}\"}}}}]\n\
-             users: [{{name: u, user: {user}}}]\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n",
-            self.port
+            "apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: \"http://{OUTSIDE}:{port}\"}}}}]\n\
+             users: [{{name: u, user: {user}}}]\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n"
         );
         std::fs::write(&file, text).expect("the folder can be written");
         file
@@ -128,15 +146,30 @@ impl ApiServer {
         self.shared.lock().rule = None;
     }
 
-    /// An object is there, as `kubectl apply` makes it; a pod is told to those who watch.
-    pub fn put(&self, path: &str, mut object: Value) {
+    /// What was held is answered, and nothing is held any more.
+    pub fn release(&self) {
+        self.shared.lock().released = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Service accounts' tokens live so many seconds from now on.
+    pub fn tokens_live(&self, seconds: i64) {
+        self.shared.lock().token_life = seconds;
+    }
+
+    /// Its clock is so many seconds ahead from now on; it says the time with each answer.
+    pub fn clock_is_ahead(&self, seconds: i64) {
+        self.shared.lock().ahead = seconds;
+    }
+
+    /// An object is there, as `kubectl apply` makes it; a pod is told to those who watch. One that was only kept by its finalizers goes with
+    /// the last of them.
+    pub fn put(&self, path: &str, object: Value) {
         let mut state = self.shared.lock();
-        state.version += 1;
-        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
-        let verb = if state.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
-        state.objects.insert(path.into(), object.clone());
-        if path.contains("/pods/") {
-            state.changes.push(json!({"type": verb, "object": object}));
+        let over = object["metadata"]["deletionGracePeriodSeconds"] == 0 && !has_finalizers(&object);
+        state.put(path, object);
+        if over {
+            state.remove(path);
         }
         self.shared.changed.notify_all();
     }
@@ -171,6 +204,48 @@ impl fmt::Debug for ApiServer {
 }
 
 impl State {
+    /// Now, by its clock.
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + SignedDuration::from_secs(self.ahead)
+    }
+
+    /// As a header has it: <https://www.rfc-editor.org/rfc/rfc9110#section-5.6.7>
+    fn date(&self) -> String {
+        self.now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    }
+
+    fn token(&mut self) -> Value {
+        self.tokens += 1;
+        let life = if self.token_life == 0 { 3600 } else { self.token_life };
+        let expires = (self.now() + SignedDuration::from_secs(life)).to_string();
+        json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {"audiences": [], "expirationSeconds": life},
+            "status": {"token": format!("eyJ{}", self.tokens), "expirationTimestamp": expires}})
+    }
+
+    fn put(&mut self, path: &str, mut object: Value) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let verb = if self.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
+        self.objects.insert(path.into(), object.clone());
+        if path.contains("/pods/") {
+            self.changes.push(json!({"type": verb, "object": object}));
+        }
+    }
+
+    /// Without grace; what has finalizers stays, and says so.
+    fn delete(&mut self, path: &str) {
+        match self.objects.get(path).cloned() {
+            Some(object) if has_finalizers(&object) => {
+                if object["metadata"]["deletionGracePeriodSeconds"] != 0 {
+                    let mut object = object;
+                    object["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+                    self.put(path, object);
+                }
+            }
+            _ => self.remove(path),
+        }
+    }
+
     fn remove(&mut self, path: &str) {
         if let Some(object) = self.objects.remove(path)
             && path.contains("/pods/")
@@ -198,29 +273,40 @@ impl Shared {
                 self.changed.notify_all();
                 trouble
             };
+            let date = self.lock().date();
             match trouble {
+                Some(Trouble::Held) => {
+                    self.wait_for(|state| state.released);
+                    let (code, body) = self.answer(&asked);
+                    write(stream, code, &date, &body.to_string())?;
+                }
                 None if asked.watches() => return self.watch(stream, &asked),
                 None => {
                     let (code, body) = self.answer(&asked);
-                    write(stream, code, &body.to_string())?;
+                    write(stream, code, &date, &body.to_string())?;
                 }
-                Some(Trouble::Status(code)) => write(stream, code, &status(code).to_string())?,
-                Some(Trouble::Body(body)) => return write(stream, 200, body),
+                Some(Trouble::Status(code)) => write(stream, code, &date, &status(code).to_string())?,
+                Some(Trouble::Body(body)) => return write(stream, 200, &date, body),
                 Some(Trouble::Cut(body)) => {
                     let mut stream = stream;
                     return write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n", body.len());
                 }
                 Some(Trouble::Nothing) => return Ok(()),
                 Some(Trouble::Silence) => {
-                    let mut state = self.lock();
-                    while !state.ended {
-                        state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
-                    }
+                    self.wait_for(|_| false);
                     return Ok(());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Until then, or until the server ends.
+    fn wait_for(&self, then: impl Fn(&State) -> bool) {
+        let mut state = self.lock();
+        while !state.ended && !then(&state) {
+            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
     }
 
     /// Tells of pods as they change; of all else there is nothing to tell.
@@ -254,11 +340,7 @@ impl Shared {
         match asked.method.as_str() {
             "GET" if is_list(path) => (200, state.list(&asked.path, path)),
             "GET" => state.objects.get(object).map_or((404, status(404)), |object| (200, object.clone())),
-            "POST" if path.ends_with("/token") => (
-                201,
-                json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {"audiences": []},
-                    "status": {"token": "eyJ", "expirationTimestamp": "2100-01-01T00:00:00Z"}}),
-            ),
+            "POST" if path.ends_with("/token") => (201, state.token()),
             "POST" => {
                 let mut object = asked.body.clone();
                 let name = object["metadata"]["name"].as_str().unwrap_or("unnamed").to_owned();
@@ -276,18 +358,20 @@ impl Shared {
                 state.objects.insert(object.into(), asked.body.clone());
                 (200, asked.body.clone())
             }
-            "PATCH" => match state.objects.get_mut(object) {
+            "PATCH" => match state.objects.get(object).cloned() {
                 // As far as these tests look: the new fields of the status over the old ones.
-                Some(known) => {
+                Some(mut known) => {
                     for (name, value) in asked.body["status"].as_object().into_iter().flatten() {
-                        known["status"][name] = value.clone();
+                        known["status"][name] = without_directives(value);
                     }
-                    (200, known.clone())
+                    state.put(object, known);
+                    self.changed.notify_all();
+                    (200, state.objects.get(object).cloned().unwrap_or_default())
                 }
                 None => (404, status(404)),
             },
             "DELETE" => {
-                state.remove(object);
+                state.delete(object);
                 self.changed.notify_all();
                 (200, status(200))
             }
@@ -311,6 +395,18 @@ impl State {
         let items: Vec<&Value> = self.objects.iter().filter(of).map(|(_, object)| object).collect();
         json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": self.version.to_string()}, "items": items})
     }
+}
+
+/// Without what a strategic merge patch says of its own lists.
+fn without_directives(value: &Value) -> Value {
+    match value.as_array() {
+        Some(list) => list.iter().filter(|item| item.get("$patch").is_none()).cloned().collect(),
+        None => value.clone(),
+    }
+}
+
+fn has_finalizers(object: &Value) -> bool {
+    object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty())
 }
 
 fn query(path: &str, name: &str) -> Option<String> {
@@ -337,11 +433,11 @@ fn status(code: u16) -> Value {
         "message": format!("scripted: {reason}")})
 }
 
-fn write(mut stream: &TcpStream, code: u16, body: &str) -> std::io::Result<()> {
+fn write(mut stream: &TcpStream, code: u16, date: &str, body: &str) -> std::io::Result<()> {
     let wait = if code == 429 { "Retry-After: 1\r\n" } else { "" };
     write!(
         stream,
-        "HTTP/1.1 {code} Scripted\r\nContent-Type: application/json\r\n{wait}Content-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {code} Scripted\r\nDate: {date}\r\nContent-Type: application/json\r\n{wait}Content-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }
@@ -353,7 +449,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> std::io::Result<Option<Asked>> {
     }
     let mut words = line.split_whitespace();
     let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
-    let mut length = 0;
+    let (mut length, mut authorization) = (0, String::new());
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
@@ -361,13 +457,14 @@ fn read(reader: &mut BufReader<&TcpStream>) -> std::io::Result<Option<Asked>> {
         if header.is_empty() {
             break;
         }
-        if let Some((name, value)) = header.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().unwrap_or(0);
+        let (name, value) = header.split_once(':').unwrap_or_default();
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse().unwrap_or(0),
+            "authorization" => value.trim().clone_into(&mut authorization),
+            _ => {}
         }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    Ok(Some(Asked { method, path, body: serde_json::from_slice(&body).unwrap_or(Value::Null) }))
+    Ok(Some(Asked { method, path, body: serde_json::from_slice(&body).unwrap_or(Value::Null), authorization }))
 }

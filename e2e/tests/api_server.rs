@@ -154,8 +154,17 @@ fn a_newer_api_servers_fields_do_no_harm() {
     assert_eq!(server.get(&path("new")).expect("it is there")["status"]["mood"], "fine");
 }
 
+/// The pod as somebody has asked it to end.
+fn ending(name: &str, finalizers: &Value) -> Value {
+    let mut pod = a_pod(name);
+    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    pod["metadata"]["deletionGracePeriodSeconds"] = json!(1);
+    pod["metadata"]["finalizers"] = finalizers.clone();
+    pod
+}
+
 #[test]
-fn a_deletion_is_told_until_it_is_heard_and_finalizers_are_left_to_others() {
+fn a_deletion_is_told_until_it_is_heard() {
     let node = node();
     let server = ApiServer::beside(&node);
     server.put(&path("web"), a_pod("web"));
@@ -166,11 +175,7 @@ fn a_deletion_is_told_until_it_is_heard_and_finalizers_are_left_to_others() {
     server.rule(move |asked| {
         (asked.is("DELETE", &path("web")) && count.fetch_add(1, Ordering::Relaxed) < 2).then_some(Trouble::Status(500))
     });
-    let mut ending = a_pod("web");
-    ending["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    ending["metadata"]["deletionGracePeriodSeconds"] = json!(1);
-    ending["metadata"]["finalizers"] = json!(["example.com/mine"]);
-    server.put(&path("web"), ending);
+    server.put(&path("web"), ending("web", &json!([])));
     eventually("the pod is gone from the API server", || match server.get(&path("web")) {
         None => Ok(()),
         Some(pod) => Err(pod.to_string()),
@@ -179,7 +184,71 @@ fn a_deletion_is_told_until_it_is_heard_and_finalizers_are_left_to_others() {
     let deletion = server.asked().into_iter().rfind(|asked| asked.is("DELETE", &path("web"))).expect("it was asked");
     assert_eq!(deletion.body["gracePeriodSeconds"], 0);
     assert_eq!(deletion.body["preconditions"]["uid"], "uid-of-web");
-    assert!(!server.asked().iter().any(|asked| asked.body["metadata"].get("finalizers").is_some() && asked.method == "PATCH"));
+}
+
+/// Whoever has a finalizer on a pod waits for the last word about it: a phase that it stays in, whatever its restart policy.
+#[rstest]
+#[case::runs_and_ignores_its_signal("stubborn", "Failed")]
+#[case::ends_well("sleep", "Succeeded")]
+fn a_pod_that_others_keep_is_over_and_begins_no_more(#[case] command: &str, #[case] phase: &str) {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let mut pod = a_pod("kept");
+    pod["spec"]["containers"][0]["args"] = json!([command]);
+    server.put(&path("kept"), pod);
+    join(&node, &server);
+    is_told(&server, "kept");
+    let mut pod = ending("kept", &json!(["example.com/mine"]));
+    pod["spec"]["containers"][0]["args"] = json!([command]);
+    pod["status"] = server.get(&path("kept")).expect("it is there")["status"].clone();
+    server.put(&path("kept"), pod);
+    let is_over = || {
+        eventually("the pod is over and kept", || {
+            let pod = server.get(&path("kept")).ok_or("it is gone")?;
+            let over = pod["status"]["phase"] == phase && pod["metadata"]["deletionGracePeriodSeconds"] == 0;
+            if over { Ok(pod["status"].clone()) } else { Err(pod.to_string()) }
+        })
+    };
+    let told = is_over();
+    assert!(told["containerStatuses"][0]["state"]["terminated"].is_object() && told["hostIP"].is_string(), "{told}");
+    node.pod("kept").is_gone();
+
+    let lists = || server.asked().iter().filter(|asked| asked.is("GET", "/api/v1/pods?") && !asked.watches()).count();
+    let (deletions, listed) = (|| server.asked().iter().filter(|asked| asked.is("DELETE", &path("kept"))).count(), lists());
+    let before = deletions();
+    node.kill_agent();
+    join(&node, &server);
+    eventually("another agent has heard of it, and asks that it go", || {
+        if lists() > listed && deletions() > before { Ok(()) } else { Err(node.agent_output()) }
+    });
+    assert_eq!(is_over(), told, "what was told of it stays");
+    assert!(node.pod("kept").get().is_none());
+    assert!(!server.asked().iter().any(|asked| asked.method == "PATCH" && asked.body["metadata"].get("finalizers").is_some()));
+    let mut pod = server.get(&path("kept")).expect("it is there");
+    pod["metadata"]["finalizers"] = json!([]);
+    server.put(&path("kept"), pod);
+    assert!(server.get(&path("kept")).is_none());
+}
+
+/// Nobody saw the end of what ran when the machine went down.
+#[test]
+fn a_pod_that_was_asked_to_end_while_its_machine_was_down_has_failed() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("kept"), a_pod("kept"));
+    join(&node, &server);
+    is_told(&server, "kept");
+    node.reboot();
+    let mut pod = ending("kept", &json!(["example.com/mine"]));
+    pod["status"] = server.get(&path("kept")).expect("it is there")["status"].clone();
+    server.put(&path("kept"), pod);
+    join(&node, &server);
+    let status = eventually("the pod has failed", || {
+        let pod = server.get(&path("kept")).ok_or("it is gone")?;
+        if pod["status"]["phase"] == "Failed" { Ok(pod["status"].clone()) } else { Err(pod.to_string()) }
+    });
+    let end = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&end["reason"], &end["exitCode"]), (&json!("ContainerStatusUnknown"), &json!(137)), "{status}");
 }
 
 #[test]

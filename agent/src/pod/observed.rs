@@ -78,6 +78,11 @@ pub enum Resize {
 }
 
 impl Observed {
+    /// Whether one of its containers runs, or is about to.
+    pub fn has_processes(&self) -> bool {
+        self.containers.values().any(|c| c.starting || c.running().is_some())
+    }
+
     /// Whether an attempt ran in this sandbox, before all containers began anew.
     pub fn is_before_reset(&self, attempt: &Attempt) -> bool {
         match &self.sandbox {

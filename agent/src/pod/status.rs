@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::observed::{Attempt, Container, Image, Observed, Sandbox};
+use super::observed::{Attempt, Container, Image, Observed, Sandbox, Then};
 use super::plan::{init_failed, is_complete, scheduling_gates};
 use super::restart::{self, has_ended};
 use super::{resize, whole};
@@ -63,13 +63,14 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
     }));
     conditions.extend(observed.conditions.iter().cloned());
     let (promised, in_force) = whole::of(pod, observed);
+    let failure = observed.failure.as_ref().filter(|_| phase == "Failed");
     let mut status = k8s::PodStatus {
         allocated_resources: promised.and_then(|whole| whole.requests),
         resources: in_force,
         conditions: Some(conditions),
         container_statuses: Some(regular),
-        reason: observed.failure.as_ref().map(|failure| failure.reason.clone().into_owned()),
-        message: observed.failure.as_ref().map(|failure| failure.message.clone()),
+        reason: failure.map(|failure| failure.reason.clone().into_owned()),
+        message: failure.map(|failure| failure.message.clone()),
         host_ip: context.host_ips.first().map(IpAddr::to_string),
         host_ips: Some(context.host_ips.iter().map(|ip| k8s::HostIP { ip: ip.to_string() }).collect()),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
@@ -165,15 +166,58 @@ fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, now: Ti
 fn phase(pod: &ValidPod, observed: &Observed) -> &'static str {
     let spec = pod.spec();
     let of = |name: &str| observed.containers.get(name);
-    if is_complete(pod, observed) {
-        let failed = |c: &k8s::Container| of(&c.name).and_then(|o| o.last.as_ref()?.finish.as_ref()).is_some_and(|f| f.code != 0);
-        let failed = observed.failure.is_some() || init_failed(pod, observed) || spec.containers.iter().any(failed);
+    if is_over(pod, observed) {
+        let succeeded =
+            |c: &k8s::Container| of(&c.name).and_then(|o| o.last.as_ref()?.finish.as_ref()).is_some_and(|f| f.code == 0);
+        let failed = observed.failure.is_some() || init_failed(pod, observed) || !spec.containers.iter().all(succeeded);
         return if failed { "Failed" } else { "Succeeded" };
     }
     // One whose postStart hook runs for the first time hasn't.
     let hooked = |o: &Container| o.previous.is_some() || o.running().is_none_or(|a| a.note.health.hooked);
     let begun = |c: &k8s::Container| of(&c.name).is_some_and(|o| o.last.is_some() && hooked(o));
     if spec.containers.iter().all(begun) { "Running" } else { "Pending" }
+}
+
+/// Whether the phase is one of the last two: nothing is to run, and nothing runs. Whoever makes a pod in the place of one that has failed
+/// never has two that run.
+fn is_over(pod: &ValidPod, observed: &Observed) -> bool {
+    let goes = observed.ending.as_ref().is_some_and(|ending| ending.then == Then::Gone);
+    (goes || is_complete(pod, observed)) && !observed.has_processes()
+}
+
+/// The status of a pod that was asked to end, of which nobody knows more than that nothing is left of it: what was told of it last, and that
+/// it has failed, where that wasn't said.
+pub fn gone(told: Option<&k8s::PodStatus>) -> k8s::PodStatus {
+    let mut status = told.cloned().unwrap_or_default();
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return status;
+    }
+    let has_begun = |c: &k8s::ContainerStatus| c.state.as_ref().is_some_and(|s| s.waiting.is_none()) || c.last_state.is_some();
+    let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
+    for container in lists.into_iter().flatten().flatten().filter(|c| has_begun(c)) {
+        (container.ready, container.started) = (false, Some(false));
+        container.state = container.state.take().filter(|s| s.terminated.is_some()).or_else(|| Some(unknown_end()));
+    }
+    let succeeded =
+        |c: &k8s::ContainerStatus| c.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+    let all = status.container_statuses.as_ref().is_some_and(|all| !all.is_empty() && all.iter().all(succeeded));
+    let (phase, reason) = if all { ("Succeeded", "PodCompleted") } else { ("Failed", "PodFailed") };
+    status.phase = Some(phase.into());
+    for ready in status.conditions.iter_mut().flatten().filter(|c| matches!(c.type_.as_str(), "Ready" | "ContainersReady")) {
+        (ready.status, ready.reason, ready.message) = ("False".into(), Some(reason.into()), None);
+    }
+    status
+}
+
+/// The kubelet's word for an end that nobody saw.
+fn unknown_end() -> k8s::ContainerState {
+    let terminated = k8s::ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".into()),
+        message: Some("The container was gone when its pod was asked to end".into()),
+        ..k8s::ContainerStateTerminated::default()
+    };
+    k8s::ContainerState { terminated: Some(terminated), ..k8s::ContainerState::default() }
 }
 
 fn conditions(
@@ -214,6 +258,8 @@ fn conditions(
     let not_ready = match phase {
         "Succeeded" => Some(("PodCompleted", String::new())),
         "Failed" => Some(("PodFailed", String::new())),
+        // Nobody sends it more work, also while it ends.
+        _ if observed.failure.is_some() => Some(("PodFailed", String::new())),
         _ => (!unready.is_empty())
             .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready)))),
     };

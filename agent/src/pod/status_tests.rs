@@ -73,6 +73,88 @@ fn phase_is_as_the_kubelet_tells_it(#[case] policy: &str, #[case] containers: &[
     assert_eq!(write(policy, &observe(containers))["phase"], phase);
 }
 
+fn asked_to_end(containers: &[(&str, Container)], then: Then) -> Observed {
+    let ending = super::super::observed::Ending { since: at(6), deadline: at(9), then };
+    Observed { ending: Some(ending), ..observe(containers) }
+}
+
+#[rstest]
+#[case::runs("Always", &[("a", running()), ("b", running())], "Running")]
+#[case::one_runs("Always", &[("a", ended(137)), ("b", running())], "Running")]
+#[case::a_sidecar_runs("Always", &[("side", running()), ("a", ended(0)), ("b", ended(0))], "Running")]
+#[case::one_starts("Always", &[("a", ended(0)), ("b", Container { starting: true, ..ended(0) })], "Running")]
+#[case::killed("OnFailure", &[("a", ended(137)), ("b", ended(0))], "Failed")]
+#[case::killed_always("Always", &[("a", ended(137)), ("b", ended(0))], "Failed")]
+#[case::ended_well("Always", &[("init", ended(0)), ("side", ended(137)), ("a", ended(0)), ("b", ended(0))], "Succeeded")]
+#[case::never_ran("Always", &[], "Failed")]
+#[case::initialised_half("Always", &[("init", ended(0)), ("a", ended(0))], "Failed")]
+fn a_pod_that_was_asked_to_end_is_over_once_nothing_runs(
+    #[case] policy: &str,
+    #[case] containers: &[(&str, Container)],
+    #[case] phase: &str,
+) {
+    assert_eq!(write(policy, &asked_to_end(containers, Then::Gone))["phase"], phase);
+}
+
+/// A file's pod that is made again has no last word, as a kubelet's static pod.
+#[test]
+fn a_pod_that_comes_again_is_not_over() {
+    let ended = [("a", ended(1)), ("b", ended(0))];
+    assert_eq!(write("Always", &asked_to_end(&ended, Then::Again))["phase"], "Running");
+}
+
+#[rstest]
+#[case::runs(&[("a", running()), ("b", ended(1))], "Running", Value::Null)]
+#[case::ended(&[("a", ended(0)), ("b", ended(1))], "Failed", json!("Evicted"))]
+fn an_evicted_pod_has_failed_once_nothing_runs(
+    #[case] containers: &[(&str, Container)],
+    #[case] phase: &str,
+    #[case] reason: Value,
+) {
+    let failure =
+        super::super::observed::Failure { reason: "Evicted".into(), message: "m".into(), deadline: at(9), disrupted: true };
+    let status = write("Always", &Observed { failure: Some(failure), ..observe(containers) });
+    assert_eq!((&status["phase"], &status["reason"]), (&json!(phase), &reason));
+    assert_eq!((condition(&status, "DisruptionTarget").0, condition(&status, "Ready").0), ("True".into(), "False".into()));
+}
+
+/// Init containers that end well don't count, sidecars neither.
+#[test]
+fn a_job_is_done_when_its_sidecar_has_ended() {
+    let done =
+        |side: Container| write("Never", &observe(&[("init", ended(0)), ("side", side), ("a", ended(0)), ("b", ended(0))]));
+    assert_eq!(done(running())["phase"], "Running");
+    assert_eq!(done(ended(143))["phase"], "Succeeded");
+}
+
+#[rstest]
+#[case::over(json!({"phase": "Succeeded", "podIP": "10.0.0.1"}), json!({"phase": "Succeeded", "podIP": "10.0.0.1"}))]
+#[case::nothing_known(json!({}), json!({"phase": "Failed"}))]
+#[case::never_ran(json!({"phase": "Pending", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
+    json!({"phase": "Failed", "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ContainerCreating"}}}]}))]
+#[case::ran_well(json!({"phase": "Running", "containerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 0}}}]}),
+    json!({"phase": "Succeeded", "containerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 0}}, "started": false}]}))]
+#[case::ran(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}, {"type": "Initialized", "status": "True"}],
+        "containerStatuses": [{"name": "a", "ready": true, "started": true, "state": {"running": {}}}]}),
+    json!({"phase": "Failed",
+        "conditions": [{"type": "Ready", "status": "False", "reason": "PodFailed"}, {"type": "Initialized", "status": "True"}],
+        "containerStatuses": [{"name": "a", "started": false, "state": {"terminated": {"exitCode": 137,
+            "reason": "ContainerStatusUnknown", "message": "The container was gone when its pod was asked to end"}}}]}))]
+fn of_a_pod_that_is_gone_is_told_what_is_known(#[case] told: Value, #[case] expected: Value) {
+    let read = |value: Value| -> k8s::PodStatus {
+        let mut value = value;
+        for container in value["containerStatuses"].as_array_mut().into_iter().flatten() {
+            for (name, default) in
+                [("ready", json!(false)), ("image", json!("")), ("imageID", json!("")), ("restartCount", json!(0))]
+            {
+                container.as_object_mut().unwrap().entry(name).or_insert(default);
+            }
+        }
+        serde_json::from_value(value).unwrap()
+    };
+    assert_eq!(gone(Some(&read(told))), read(expected));
+}
+
 fn condition(status: &Value, type_: &str) -> (String, String) {
     let found = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == type_).unwrap();
     (found["status"].as_str().unwrap().into(), found["message"].as_str().unwrap_or_default().into())

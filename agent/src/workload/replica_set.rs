@@ -42,7 +42,7 @@ fn create(set: &ReplicaSet, count: usize, steps: &mut Steps) {
 
 /// Pods that fail as a whole are tried again later and later: a node that refuses one would refuse the next at once.
 pub(super) fn replacement_time(pods: &[Owned]) -> Option<Timestamp> {
-    let failed: Vec<&Owned> = pods.iter().filter(|p| p.failed() && !p.gone).collect();
+    let failed: Vec<&Owned> = pods.iter().filter(|p| p.failed() && !p.terminating() && !p.gone).collect();
     let last = failed.iter().map(|p| p.finished_at().unwrap_or_else(|| p.created())).max()?;
     let wait = (1_i64 << failed.len().min(16)).min(LONGEST_WAIT);
     after(last, wait)

@@ -181,3 +181,66 @@ fn who_is_forced_to_end_misses_nothing() {
     let said = node.agent_output();
     assert!(!said.contains("FailedMount"), "{said}");
 }
+
+const JOB: &str = "
+apiVersion: batch/v1
+kind: Job
+metadata: {name: work}
+spec:
+  podReplacementPolicy: Failed
+  template:
+    spec:
+      restartPolicy: OnFailure
+      terminationGracePeriodSeconds: 2
+      containers: [{name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [stubborn]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: kept, finalizers: [example.com/mine]}
+spec:
+  terminationGracePeriodSeconds: 2
+  containers: [{name: main, image: localhost/nodeagent-demo:latest, imagePullPolicy: Never, args: [stubborn]}]
+";
+
+/// Whoever keeps a pod by a finalizer waits for its last word, the job controller too: a phase that it stays in, whatever its policy says.
+#[test]
+fn a_pod_that_was_asked_to_end_is_over_and_those_who_wait_for_it_go_on() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(JOB);
+    let pods = || {
+        let list = plane.kubectl(&["get", "pods", "-l", "job-name=work", "-o", "json"]).ok();
+        let list: Value = serde_json::from_str(&list).unwrap();
+        list["items"].as_array().cloned().unwrap_or_default()
+    };
+    let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap().to_owned();
+    let first = e2e::eventually("the job has a pod that runs", || match pods().as_slice() {
+        [pod] if pod["status"]["phase"] == "Running" => Ok(name(pod)),
+        pods => Err(format!("{pods:?}")),
+    });
+    plane.until("pod", "kept", "runs", super::runs);
+    plane.kubectl(&["delete", "pod", "kept", &first, "--wait=false"]).ok();
+    plane.is_gone("pod", &first);
+    e2e::eventually("the job has another pod", || match pods().as_slice() {
+        [pod] if name(pod) != first && pod["status"]["phase"] == "Running" => Ok(()),
+        pods => Err(format!("{pods:?}")),
+    });
+    assert_eq!(plane.get("job", "work").unwrap()["status"]["failed"], 1);
+
+    let is_over = || {
+        plane.until("pod", "kept", "has failed and is kept", |pod| {
+            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+            let over = pod["status"]["phase"] == "Failed" && pod["metadata"]["deletionTimestamp"].is_string();
+            (over && ended["exitCode"] == 137).then(|| pod["status"].clone())
+        })
+    };
+    let told = is_over();
+    node.pod("kept").is_gone();
+    node.kill_agent();
+    plane.joins(&node);
+    assert_eq!(is_over(), told);
+    assert!(node.pod("kept").get().is_none());
+    plane.kubectl(&["patch", "pod", "kept", "--type=merge", "-p", r#"{"metadata": {"finalizers": null}}"#]).ok();
+    plane.is_gone("pod", "kept");
+}

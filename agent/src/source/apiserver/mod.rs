@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::Api;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -28,7 +28,7 @@ use crate::cluster::mirror::MIRROR;
 use crate::cluster::{Cluster, Standing, whole};
 use crate::model::{Origin, PodUid, ValidPod, references};
 use crate::pod::adoption::Place;
-use crate::pod::status::is_others;
+use crate::pod::status::{self, is_others};
 use crate::pod::{Node, completed};
 use checkpoint::{Checkpoint, Checkpoints};
 use needs::{Needs, PATIENCE};
@@ -155,12 +155,12 @@ impl Source<'_> {
             pods.push((uid, known));
         }
         for (uid, known) in pods {
-            let pod = wanted(&known, &uid);
             if let Some(deadline) = &known.metadata.deletion_timestamp {
                 let left = deadline.0.duration_since(Timestamp::now()).as_secs().max(0);
-                self.manager.send(Event::End { pod, grace: Some(left) }).await?;
+                self.manager.send(Event::End { pod: unwanted(&known, &uid), grace: Some(left) }).await?;
                 continue;
             }
+            let pod = wanted(&known, &uid);
             let asked = self.needs.want(&pod);
             if self.has_holder(&uid) {
                 // The agent before this one may have ended while it asked.
@@ -275,13 +275,14 @@ impl Source<'_> {
     async fn take(&mut self, pod: Pod, uid: &PodUid) -> Told {
         let known = Arc::new(pod);
         let before = self.cluster.learn(uid, Some(known.clone()));
-        let pod = wanted(&known, uid);
         self.recalled.remove(uid);
         if known.metadata.deletion_timestamp.is_some() {
             self.waiting.remove(uid);
             self.checkpoints.keep(&known);
-            return self.manager.send(Event::End { pod, grace: known.metadata.deletion_grace_period_seconds }).await;
+            let (pod, grace) = (unwanted(&known, uid), known.metadata.deletion_grace_period_seconds);
+            return self.manager.send(Event::End { pod, grace }).await;
         }
+        let pod = wanted(&known, uid);
         let phase = known.status.as_ref().and_then(|status| status.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed"));
         let begun = self.begun.contains(uid);
@@ -446,8 +447,17 @@ fn uid(pod: &Pod) -> Option<PodUid> {
 
 /// The pod as it shall be, as it is called here: without what changes as it runs.
 fn wanted(pod: &Pod, uid: &PodUid) -> ValidPod {
+    with_status(pod, uid, None)
+}
+
+/// The pod that shall be no more, as it is where nothing is left of it.
+fn unwanted(pod: &Pod, uid: &PodUid) -> ValidPod {
+    with_status(pod, uid, Some(status::gone(pod.status.as_ref())))
+}
+
+fn with_status(pod: &Pod, uid: &PodUid, status: Option<PodStatus>) -> ValidPod {
     let mut pod = pod.clone();
-    pod.status = None;
+    pod.status = status;
     pod.metadata.uid = Some(uid.as_str().into());
     pod.metadata.resource_version = None;
     pod.metadata.deletion_timestamp = None;
