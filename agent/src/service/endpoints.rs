@@ -247,6 +247,11 @@ mod tests {
     #[case(json!({"ports": [{"port": 80, "targetPort": "https"}]}), &["ready"], "")]
     #[case(json!({"ports": [{"port": 80, "targetPort": 9}]}), &["ready"], "10.0.0.1:9")]
     #[case(json!({"ipFamilies": ["IPv6"]}), &["ready"], "")]
+    #[case::all_are_on_this_node(
+        json!({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local", "type": "NodePort"}),
+        &["ready", "ready"],
+        "10.0.0.1:8080 10.0.0.2:8080"
+    )]
     fn who_gets_connections(#[case] more: Value, #[case] states: &[&str], #[case] expected: &str) {
         let pods: Vec<_> =
             states.iter().zip(1..).map(|(state, n)| pod(&format!("p{n}"), &format!("10.0.0.{n}"), state)).collect();
