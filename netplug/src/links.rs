@@ -25,6 +25,8 @@ use crate::{cidr::Cidr, netlink::Request};
 pub(crate) const POD_LINK: &str = "eth0";
 /// The loopback's index is the same in every namespace.
 pub(crate) const LOOPBACK_INDEX: u32 = 1;
+/// linux/rtnetlink.h
+const RT_TABLE_LOCAL: u8 = 255;
 /// Links that are about to be deleted are put into this group, so that one request deletes them all and the kernel waits for
 /// its readers (RCU) once, not once a link. "nplg".
 const DOOMED_GROUP: u32 = 0x6e70_6c67;
@@ -497,6 +499,15 @@ pub(crate) fn reach(index: u32, ip: IpAddr, source: Option<IpAddr>) -> Request {
             IpAddr::V6(ip) => RouteAddress::Inet6(ip),
         })
     }));
+    add_route(message)
+}
+
+/// What comes for this address of IPv6 is for us. The kernel says so itself, but by a worker that waits for its turn (addrconf_dad_work); until
+/// then it drops what comes. The link is up.
+pub(crate) fn own(index: u32, ip: IpAddr) -> Request {
+    let mut message = on_link(index, Cidr::host(ip));
+    message.header.kind = RouteType::Local;
+    message.header.table = RT_TABLE_LOCAL;
     add_route(message)
 }
 

@@ -5,7 +5,7 @@ mod lab;
 
 use std::net::IpAddr;
 
-use lab::{Lab, NODE, NODE6, OUTSIDE, OUTSIDE6, Pod, range, wait};
+use lab::{Lab, NODE, NODE6, Netns, OUTSIDE, OUTSIDE6, Pod, range, wait};
 use netplug::{
     Isolation, Network,
     Protocol::{Tcp, Udp},
@@ -428,4 +428,29 @@ fn several_networks_on_one_node() {
     assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8081")), Ok(format!("b ::ffff:{OUTSIDE}")));
     wait(second.close(Remove::All)).unwrap();
     assert_eq!(lab.outside.ask(Tcp, &format!("{NODE}:8080")), Ok(format!("a ::ffff:{OUTSIDE}")), "the other one goes on");
+}
+/// The very first packet: an address of IPv6 is a pod's own when a worker of the kernel says so, which others of the machine may keep busy.
+#[rstest]
+fn a_pod_hears_what_comes_as_soon_as_it_is_attached(#[values(false, true)] routed: bool) {
+    let lab = Lab::new();
+    let network = lab.open(if routed { lab.routed() } else { lab.dual_stack() });
+    let (enough, until) = std::sync::mpsc::channel::<()>();
+    let others = Netns::new();
+    let busy = std::thread::spawn(move || {
+        while until.try_recv().is_err_and(|error| error == std::sync::mpsc::TryRecvError::Empty) {
+            others.ip("link add other type bridge");
+            others.ip("link delete other");
+        }
+    });
+    for number in 0..10 {
+        let pod = Pod::new(&format!("pod{number}"));
+        let _server = pod.netns.serve(Udp, "[::]:80", "pod");
+        let attached = pod.attach(&network).unwrap();
+        for ip in &attached.ips {
+            // One datagram alone.
+            lab.node.ask(Udp, &std::net::SocketAddr::new(*ip, 80).to_string()).unwrap();
+        }
+    }
+    drop(enough);
+    busy.join().unwrap();
 }

@@ -156,6 +156,7 @@ impl Engine {
         // Late, for the kernel then tells the bridge, by a worker that holds the lock that each request here waits for.
         requests.push(links::up(index));
         for (ip, pool) in pools {
+            requests.extend(ip.is_ipv6().then(|| links::own(index, ip)));
             if let Home::Group(_, host) = home {
                 requests.push(links::reach(index, pool.gateway(), None));
                 requests.push(links::neighbour(index, pool.gateway(), host));
