@@ -24,7 +24,7 @@ use crate::{cidr::Cidr, netlink::Request};
 /// The name of a pod's interface, as Kubernetes has it.
 pub(crate) const POD_LINK: &str = "eth0";
 /// The loopback's index is the same in every namespace.
-pub(crate) const LOOPBACK_INDEX: u32 = 1;
+const LOOPBACK_INDEX: u32 = 1;
 /// linux/rtnetlink.h
 const RT_TABLE_LOCAL: u8 = 255;
 /// Links that are about to be deleted are put into this group, so that one request deletes them all and the kernel waits for
@@ -142,17 +142,6 @@ impl Address {
         });
         Some(Address { index: message.header.index, ip: local.or(address)?, prefix: message.header.prefix_len })
     }
-}
-
-/// By which link an answer to [`way_to`] leads.
-pub(crate) fn leads_by(messages: &[RouteNetlinkMessage]) -> Option<u32> {
-    messages.iter().find_map(|message| match message {
-        RouteNetlinkMessage::NewRoute(route) => route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        }),
-        _ => None,
-    })
 }
 
 /// One route of the main table.

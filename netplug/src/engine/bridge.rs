@@ -42,10 +42,9 @@ impl Bridge {
             pods.is_some_and(|pods| pods.contains(&link.name)) || settings.group().is_some_and(|group| link.group == group)
         };
         let pods_links: HashSet<u32> = routes.links.iter().filter(ours).map(|link| link.index).collect();
-        let mut links: HashSet<u32> = pods_links.iter().copied().chain(existing.as_ref().map(|link| link.index)).collect();
+        let links: HashSet<u32> = pods_links.iter().copied().chain(existing.as_ref().map(|link| link.index)).collect();
         routes.check_overlap(settings, &links)?;
         let mtu = settings.mtu.unwrap_or_else(|| routes.uplink_mtu());
-        let is_new = existing.is_none();
         let made_here = match &existing {
             Some(link) => is_ours(link, settings),
             None => true,
@@ -79,11 +78,6 @@ impl Bridge {
             requests.push(links::add_address(index, links::link_local(own), Cidr::LINK_LOCAL));
         }
         all(wire, socket, requests, || format!("set up bridge {name}"))?;
-        links.insert(index);
-        if let Err(error) = routes.check_ways(wire, socket, settings, &links) {
-            // What is there already may have pods.
-            return if is_new { Bridge::down(wire, socket, settings).and(Err(error)) } else { Err(error) };
-        }
         Ok(Bridge { index, mtu, ipv6: has_ipv6() })
     }
 
@@ -246,22 +240,6 @@ impl Routes {
                     route: route.destination,
                     link: self.link(route.link).map_or_else(|| "several links".into(), |link| link.name.clone()),
                 });
-            }
-        }
-        Ok(())
-    }
-
-    /// That is in the main table. Others come before it by rules (`ip rule`), as those of a VPN do: so the kernel is asked, about each range's last
-    /// address that a pod may have.
-    fn check_ways(&self, wire: &mut Wire, socket: &Socket, settings: &Settings, ours: &HashSet<u32>) -> Result<(), Error> {
-        for (number, range) in settings.ranges.iter().enumerate() {
-            let ip = range.subnet.at(range.subnet.last_offset().saturating_sub(1));
-            // What says that there is no way says so to pods as well, but doesn't lead them elsewhere.
-            let Ok(answer) = wire.route_one(socket, links::way_to(ip)) else { continue };
-            if let Some(index) = links::leads_by(&answer).filter(|index| *index != links::LOOPBACK_INDEX && !ours.contains(index))
-            {
-                let link = self.link(Some(index)).map_or_else(|| format!("link {index}"), |link| link.name.clone());
-                return Err(Error::Overlap { range: number, subnet: range.subnet, route: Cidr::host(ip), link });
             }
         }
         Ok(())
