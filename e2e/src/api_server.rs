@@ -72,6 +72,8 @@ struct State {
     changes: Vec<Value>,
     rule: Option<Rule>,
     ended: bool,
+    /// The port that it was at before, or 0.
+    left: u16,
     /// What was held is answered.
     released: bool,
     /// Seconds that tokens live; 0: an hour.
@@ -99,23 +101,16 @@ impl ApiServer {
     /// Listens on the host outside of the node.
     #[track_caller]
     pub fn beside(node: &NodeBox) -> Self {
-        let namespace = File::open(node.outside().namespace()).expect("a NET namespace");
-        let listening = thread::spawn(move || {
-            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns, as root");
-            TcpListener::bind((OUTSIDE, 0)).expect("a port outside")
-        });
-        let listener = listening.join().expect("a listener");
-        let port = listener.local_addr().expect("its address").port();
         let shared = Arc::<Shared>::default();
-        let serving = shared.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (Ok(stream), false) = (stream, serving.lock().ended) else { return };
-                let shared = serving.clone();
-                thread::spawn(move || drop(shared.serve(&stream)));
-            }
-        });
+        let port = listen(node, &shared);
         Self { shared, port, folder: node.folder().to_owned() }
+    }
+
+    /// Goes to another port. Who is connected to the old one hears nothing any more.
+    #[track_caller]
+    pub fn moves(&mut self, node: &NodeBox) {
+        self.shared.lock().left = self.port;
+        self.port = listen(node, &self.shared);
     }
 
     /// A kubeconfig that leads here; `user` is YAML.
@@ -190,6 +185,27 @@ impl ApiServer {
     }
 }
 
+/// A port outside of the node, served until the server ends.
+#[track_caller]
+fn listen(node: &NodeBox, shared: &Arc<Shared>) -> u16 {
+    let namespace = File::open(node.outside().namespace()).expect("a NET namespace");
+    let listening = thread::spawn(move || {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns, as root");
+        TcpListener::bind((OUTSIDE, 0)).expect("a port outside")
+    });
+    let listener = listening.join().expect("a listener");
+    let port = listener.local_addr().expect("its address").port();
+    let serving = shared.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(stream), false) = (stream, serving.lock().ended) else { return };
+            let shared = serving.clone();
+            thread::spawn(move || drop(shared.serve(&stream, port)));
+        }
+    });
+    port
+}
+
 impl Drop for ApiServer {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
@@ -261,11 +277,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
+    fn serve(&self, stream: &TcpStream, port: u16) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream);
         while let Some(asked) = read(&mut reader)? {
             let trouble = {
                 let mut state = self.lock();
+                if state.left == port {
+                    return Ok(());
+                }
                 state.asked.push(asked.clone());
                 let mut rule = state.rule.take();
                 let trouble = rule.as_mut().and_then(|rule| rule(&asked));
@@ -280,7 +299,7 @@ impl Shared {
                     let (code, body) = self.answer(&asked);
                     write(stream, code, &date, &body.to_string())?;
                 }
-                None if asked.watches() => return self.watch(stream, &asked),
+                None if asked.watches() => return self.watch(stream, port, &asked),
                 None => {
                     let (code, body) = self.answer(&asked);
                     write(stream, code, &date, &body.to_string())?;
@@ -310,7 +329,7 @@ impl Shared {
     }
 
     /// Tells of pods as they change; of all else there is nothing to tell.
-    fn watch(&self, mut stream: &TcpStream, asked: &Asked) -> std::io::Result<()> {
+    fn watch(&self, mut stream: &TcpStream, port: u16, asked: &Asked) -> std::io::Result<()> {
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
         let pods = asked.path.starts_with("/api/v1/pods?");
         let since: u64 = query(&asked.path, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -322,7 +341,7 @@ impl Shared {
             if state.ended {
                 return Ok(());
             }
-            while pods && told < state.changes.len() {
+            while pods && state.left != port && told < state.changes.len() {
                 let line = format!("{}\n", state.changes[told]);
                 write!(stream, "{:x}\r\n{line}\r\n", line.len())?;
                 told += 1;
