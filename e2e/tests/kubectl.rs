@@ -60,13 +60,13 @@ fn get_shows_pods_in_every_form() {
 fn describe_and_events_tell_what_happened() {
     let node = node();
     let page = kubectl(&node, &["describe", "pod", "web"]).ok();
-    for text in ["Status:       Running", "Host Port:     8088/TCP", "Started container client", "QoS Class:"] {
+    for text in ["Status:       Running", "Host Port:     8088/TCP", "Container started", "QoS Class:"] {
         assert!(page.contains(text), "{text:?} in {page}");
     }
     let page = kubectl(&node, &["describe", "node", "node"]).ok();
     assert!(page.contains("Non-terminated Pods:          (2 in total)"), "{page}");
-    assert!(kubectl(&node, &["events"]).ok().contains("Started container web"));
-    assert!(kubectl(&node, &["events", "--for", "pod/twin"]).ok().contains("Started container web"));
+    assert!(kubectl(&node, &["events"]).ok().contains("Container started"));
+    assert!(kubectl(&node, &["events", "--for", "pod/twin"]).ok().contains("Container started"));
     assert!(kubectl(&node, &["top", "pod"]).fails().contains("Metrics API not available"));
 }
 

@@ -157,8 +157,7 @@ impl Task<'_> {
         if pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node") {
             return;
         }
-        let (namespace, name) = key(&pod);
-        let key = (namespace, format!("{name}-{}", self.node_name));
+        let key = (key(&pod).0, name_of(&pod, self.node_name));
         // The API server's own; perhaps it was a file's until now.
         let theirs = self.cluster.pod(&uid).is_some();
         if theirs && self.wanted.get(&key).is_none_or(|wanted| wanted.metadata.uid != pod.metadata.uid) {
@@ -239,6 +238,17 @@ async fn delete(pods: &Api<Pod>, there: &Pod) -> Result<(), Failure> {
         Err(failure) if failure.code == 404 => Ok(()),
         deleted => deleted,
     }
+}
+
+fn name_of(pod: &Pod, node_name: &str) -> String {
+    format!("{}-{node_name}", pod.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// What the mirror of a file's pod is called, and of which version it is.
+pub(super) fn identity(pod: &Pod, cluster: &Cluster) -> (String, String) {
+    let name = name_of(pod, &cluster.node_name);
+    let version = mirrored(pod, &name, cluster).metadata.annotations.and_then(|mut annotations| annotations.remove(MIRROR));
+    (name, version.unwrap_or_default())
 }
 
 /// The mirror of a file's pod. A node may create no pod that refers to objects of the API server, and what a file's pod refers to is in files:

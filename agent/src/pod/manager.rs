@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -265,7 +265,7 @@ impl Manager {
         let uid = pod.uid().clone();
         let adopted = self.adopted.remove(&uid);
         let candidate = Candidate::of(&pod);
-        let live = LiveRef::default();
+        let live = self.live(&pod);
         let node = self.node.clone();
         let (commands, inbox) = mpsc::unbounded_channel();
         let worker = match adopted {
@@ -289,6 +289,13 @@ impl Manager {
         self.spawn(candidate, worker, live, commands, inbox);
     }
 
+    /// What others see of a pod's worker, before it says its first word.
+    fn live(&self, pod: &ValidPod) -> LiveRef {
+        let live = Arc::new(Mutex::new(Live { of_file: Whose::of(pod) == Whose::Files, ..Live::default() }));
+        self.node.live.write().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().clone(), live.clone());
+        live
+    }
+
     fn spawn(
         &mut self,
         candidate: Candidate,
@@ -302,7 +309,6 @@ impl Manager {
             // One of an agent before this one, which is met when its turn may have been.
             let _ = commands.send(Command::GoDown { grace: candidate.grace });
         }
-        self.node.live.write().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), live.clone());
         self.running.insert(uid.clone(), Running { commands, live, candidate });
         self.workers.spawn(async move {
             worker.run(inbox).await;
@@ -399,7 +405,7 @@ impl Manager {
 
     /// A worker for a pod of an agent before this one that no source names; `first` is what it is told.
     fn take_over(&mut self, pod: ValidPod, sandbox: Result<(Sandbox, HolderState), runtime::Error>, first: Option<Command>) {
-        let live = LiveRef::default();
+        let live = self.live(&pod);
         let (commands, inbox) = mpsc::unbounded_channel();
         let candidate = Candidate::of(&pod);
         let worker = match sandbox {

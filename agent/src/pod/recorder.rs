@@ -24,12 +24,14 @@ pub struct Recorder {
     store: Arc<Store>,
     node: String,
     counters: Arc<Counters>,
+    /// In the names of this agent's events, so that none is one of an agent before it, which the API server may still have.
+    begun: Timestamp,
 }
 
 impl Recorder {
     /// Events of `node` go into `store`, and are counted.
     pub fn new(store: Arc<Store>, node: &str, counters: Arc<Counters>) -> Self {
-        Self { store, node: node.to_owned(), counters }
+        Self { store, node: node.to_owned(), counters, begun: Timestamp::now() }
     }
 
     /// An event about a pod, or about one of its containers.
@@ -79,10 +81,9 @@ impl Recorder {
         self.counters.event(if level == Level::Normal { "Normal" } else { "Warning" }, reason);
         let now = Timestamp::now();
         // The key of what is counted together is the event's name: the same thing said of the same object.
-        let digest = ring::digest::digest(
-            &ring::digest::SHA256,
-            format!("{:?}{:?}{:?}{reason}{message}", object.kind, object.uid, object.field_path).as_bytes(),
-        );
+        let said =
+            format!("{:?}{:?}{:?}{reason}{message}{}", object.kind, object.uid, object.field_path, self.begun.as_nanosecond());
+        let digest = ring::digest::digest(&ring::digest::SHA256, said.as_bytes());
         let hex: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
         let namespace = object.namespace.clone().unwrap_or_else(|| "default".into());
         let name = format!("{}.{hex}", object.name.as_deref().unwrap_or("node"));

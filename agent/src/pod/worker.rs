@@ -8,8 +8,9 @@ mod health;
 mod hooks;
 mod network;
 mod resize;
+mod words;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,6 +87,8 @@ pub enum Command {
 /// What others may see of a worker, now.
 #[derive(Debug, Clone, Default)]
 pub struct Live {
+    /// It is a file's, not the API server's.
+    pub of_file: bool,
     /// The sandbox, while there is one.
     pub sandbox: Option<Sandbox>,
     /// The pod's addresses.
@@ -127,6 +130,8 @@ pub struct Worker {
     events: Option<broadcast::Receiver<Event>>,
     /// Images that its containers use: not to be collected.
     images: BTreeMap<String, (image::Image, image::Pin)>,
+    /// Containers whose image was pulled for their next start, which was told.
+    pulled: HashSet<String>,
     outcomes: FuturesUnordered<BoxFuture<'static, Outcome>>,
     /// Exits of containers whose start isn't answered yet, by ID.
     early: HashMap<String, Exit>,
@@ -169,6 +174,7 @@ impl Worker {
             sandbox: None,
             events: None,
             images: BTreeMap::new(),
+            pulled: HashSet::new(),
             outcomes: FuturesUnordered::new(),
             early: HashMap::new(),
             start_time: Timestamp::now(),
@@ -914,10 +920,8 @@ impl Worker {
             Ok(image) => {
                 self.trace.step("image", Some(name), Instant::now().checked_sub(took).unwrap_or_else(Instant::now));
                 if pulled {
-                    let millis = took.as_millis();
-                    let message =
-                        format!("Successfully pulled image \"{reference}\" in {millis}ms. Image size: {} bytes.", image.size);
-                    self.say(Some(name), Level::Normal, "Pulled", &message);
+                    self.say(Some(name), Level::Normal, "Pulled", &words::pulled(&reference, took, image.size));
+                    self.pulled.insert(name.to_owned());
                 }
                 let pin = self.node.images.pin(&image);
                 self.images.insert(name.to_owned(), (image, pin));
@@ -926,7 +930,11 @@ impl Worker {
             Err(error) => {
                 let message = error.to_string();
                 let reason = error.reason();
-                self.say(Some(name), Level::Warning, "Failed", &format!("Failed to pull image \"{reference}\": {message}"));
+                if matches!(error, image::Error::NotPresentNever { .. }) {
+                    self.say(Some(name), Level::Warning, reason, &words::not_present(&reference));
+                } else {
+                    self.say(Some(name), Level::Warning, "Failed", &format!("Failed to pull image \"{reference}\": {message}"));
+                }
                 let container = self.observed.containers.entry(name.to_owned()).or_default();
                 let delay = match &container.image {
                     Image::Failed { delay, .. } => backoff.after(*delay),
@@ -945,6 +953,7 @@ impl Worker {
             SandboxState::Ready { generation, .. } => *generation,
             _ => 0,
         };
+        self.tell_start(name, result.as_ref().err());
         let always = self.container(name).is_some_and(|c| pull_policy(c) == image::PullPolicy::Always);
         let backoff = self.node.backoff;
         let container = self.observed.containers.entry(name.to_owned()).or_default();
@@ -967,7 +976,6 @@ impl Worker {
                     started_at: timestamp(started.started_at),
                     finish: None,
                 });
-                self.say(Some(name), Level::Normal, "Started", &format!("Started container {name}"));
                 if let Some(old) = forget {
                     self.forget(name, &old);
                 }
@@ -1009,6 +1017,26 @@ impl Worker {
             // About the pod, not the container.
             "FailedMount" => self.say(None, Level::Warning, event, &message),
             _ => self.say(Some(name), Level::Warning, event, &format!("Error: {message}")),
+        }
+    }
+
+    /// A start in the kubelet's words, once it is known how it went: it waits for none of them.
+    fn tell_start(&mut self, name: &str, error: Option<&runtime::Error>) {
+        if error.is_some_and(|error| error.event() == "FailedMount") {
+            return;
+        }
+        let mut told = Vec::new();
+        if !self.pulled.remove(name) {
+            told.push(("Pulled", words::present(self.image_of(name))));
+        }
+        if error.is_none_or(|error| error.reason() == "StartError") {
+            told.push(("Created", words::CREATED.to_owned()));
+        }
+        if error.is_none() {
+            told.push(("Started", words::STARTED.to_owned()));
+        }
+        for (reason, message) in told {
+            self.say(Some(name), Level::Normal, reason, &message);
         }
     }
 
@@ -1080,6 +1108,7 @@ impl Worker {
 
     fn show_live(&self) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.of_file = *self.pod.origin() != Origin::Api;
         live.sandbox.clone_from(&self.sandbox);
         live.ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -1092,14 +1121,18 @@ impl Worker {
     fn tell_backoffs(&self, old: Option<&k8s::PodStatus>, new: Option<&k8s::PodStatus>) {
         let before = status::waits(old);
         for (name, reason) in status::waits(new).into_iter().filter(|wait| !before.contains(wait)) {
-            let message = match reason {
+            match reason {
                 "CrashLoopBackOff" => {
-                    format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid())
+                    let message = format!("Back-off restarting failed container {name} in pod {}({})", self.pod, self.pod.uid());
+                    self.say(Some(name), Level::Warning, "BackOff", &message);
                 }
-                "ImagePullBackOff" => format!("Back-off pulling image \"{}\"", self.image_of(name)),
-                _ => continue,
-            };
-            self.say(Some(name), Level::Warning, "BackOff", &message);
+                "ImagePullBackOff" => {
+                    let message = format!("Back-off pulling image \"{}\"", self.image_of(name));
+                    self.say(Some(name), Level::Normal, "BackOff", &message);
+                    self.say(Some(name), Level::Warning, "Failed", &format!("Error: {reason}"));
+                }
+                _ => {}
+            }
         }
     }
 

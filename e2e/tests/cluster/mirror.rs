@@ -31,6 +31,14 @@ data: {GREETING: of the file}
     let id = node.pod("local").container("main").id();
     assert_eq!(plane.kubectl(&["exec", "local-node", "--", "/demo", "echo", "here"]).ok().trim(), "here");
 
+    // What happened to it is told of the mirror.
+    eventually("kubectl finds its events", || {
+        let page = plane.kubectl(&["describe", "pod", "local-node"]).ok();
+        let all =
+            ["already present on machine", "Container created", "Container started"].iter().all(|words| page.contains(words));
+        if all { Ok(()) } else { Err(page) }
+    });
+
     // What somebody writes over its state is put back.
     let patch = r#"{"status": {"phase": "Pending", "containerStatuses": null}}"#;
     plane.kubectl(&["patch", "pod", "local-node", "--subresource=status", "--type=merge", "-p", patch]).ok();
