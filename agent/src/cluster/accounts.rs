@@ -15,14 +15,9 @@ use crate::image::provider::{Account, Accounts, TokenResult};
 use crate::model::Subject;
 
 impl Cluster {
-    /// A token of the pod's service account, bound to the pod, and when it expires. For the API server itself, if no audience is named;
-    /// to live an hour, if `seconds` doesn't say otherwise.
-    pub(crate) async fn token(
-        &self,
-        subject: &Subject,
-        audience: Option<&str>,
-        seconds: Option<i64>,
-    ) -> Result<(String, Timestamp), Failure> {
+    /// A token of the pod's service account, bound to the pod. For the API server itself, if no audience is named; to live an hour, if
+    /// `seconds` doesn't say otherwise.
+    pub(crate) async fn token(&self, subject: &Subject, audience: Option<&str>, seconds: Option<i64>) -> Result<Token, Failure> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), &subject.namespace);
         let seconds = seconds.unwrap_or(3600);
         let bound = BoundObjectReference {
@@ -40,12 +35,24 @@ impl Cluster {
         let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let (options, account) = (PostParams::default(), subject.account.as_deref().unwrap_or("default"));
         let answered: TokenRequest = answer(accounts.create_subresource("token", account, &options, &request)).await?;
-        let (token, expires) = answered.status.map(|status| (status.token, status.expiration_timestamp)).unwrap_or_default();
-        let token = token.ok_or_else(|| Failure { code: 0, message: "the answer has no token".into() })?;
-        let asked = Duration::from_secs(seconds.max(0).unsigned_abs());
-        let expires = expires.map(|time| time.0).or_else(|| Timestamp::now().checked_add(asked).ok());
-        Ok((token, expires.unwrap_or(Timestamp::MAX)))
+        let (text, expires) = answered.status.map(|status| (status.token, status.expiration_timestamp)).unwrap_or_default();
+        let text = text.ok_or_else(|| Failure { code: 0, message: "the answer has no token".into() })?;
+        let seconds = answered.spec.and_then(|spec| spec.expiration_seconds).filter(|given| *given > 0).unwrap_or(seconds);
+        let life = Duration::from_secs(seconds.max(0).unsigned_abs());
+        let expires = expires.map(|time| time.0).or_else(|| Timestamp::now().checked_add(life).ok());
+        Ok(Token { text, life, expires: expires.unwrap_or(Timestamp::MAX) })
     }
+}
+
+/// A service account's token.
+#[derive(Debug)]
+pub(crate) struct Token {
+    /// The token itself.
+    pub text: String,
+    /// How long it lives from its making on: so much is right whatever this machine's clock says.
+    pub life: Duration,
+    /// When it ends, by the API server's clock.
+    pub expires: Timestamp,
 }
 
 impl Accounts for Cluster {
@@ -60,6 +67,7 @@ impl Accounts for Cluster {
     }
 
     fn token<'a>(&'a self, subject: &'a Subject, audience: &'a str, seconds: Option<i64>) -> BoxFuture<'a, TokenResult> {
-        self.token(subject, Some(audience), seconds).map_err(|failure| failure.to_string()).boxed()
+        let token = self.token(subject, Some(audience), seconds);
+        token.map_ok(|token| (token.text, token.expires)).map_err(|failure| failure.to_string()).boxed()
     }
 }

@@ -1,24 +1,30 @@
-//! The way to the API server: all requests and watches share one HTTP/2 connection, as those of client-go do. When the node's certificate
-//! is another, the next request makes a new connection; watches of the old one end in their time.
+//! The way to the API server: all requests and watches share one HTTP/2 connection, as those of client-go do. When the kubeconfig says
+//! another way (the node's certificate or token, the server's address), the next request goes by a new connection. Watches of the old one end
+//! in their time; where the server is at another address, at once.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::{Request, Response};
+use futures::future::BoxFuture;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::{Request, Response, Uri};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{self, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tokio::sync::Notify;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tower::{BoxError, Service, ServiceBuilder};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt as _};
 
+use super::clock::Clock;
 use crate::kubelet::authority::on_change;
 
 /// In which a TCP connection must be there.
@@ -59,51 +65,88 @@ pub(super) async fn read(kubeconfig: &Path, flag: &'static str) -> Result<Config
 }
 
 /// The files that a kubeconfig's identity is in: itself, and the certificate and key that it names.
-fn files(kubeconfig: &Path, config: &Config) -> Vec<PathBuf> {
-    let auth = &config.auth_info;
-    let named = [&auth.client_certificate, &auth.client_key].into_iter().flatten().map(PathBuf::from);
+fn files(kubeconfig: &Path, config: Option<&Config>) -> Vec<PathBuf> {
+    let auth = config.map(|config| &config.auth_info);
+    let named = auth.map(|auth| [&auth.client_certificate, &auth.client_key]).into_iter().flatten().flatten().map(PathBuf::from);
     std::iter::once(kubeconfig.to_owned()).chain(named).collect()
 }
 
-/// Reads the kubeconfig again when it, or the certificate that it names, has changed, for ever: certificates are renewed.
+/// Reads the kubeconfig again when it, or the certificate that it names, has changed, for ever: certificates are renewed, servers move.
 pub(super) async fn follow(kubeconfig: &Path, transport: &Transport) {
-    let Ok(first) = read(kubeconfig, "--kubeconfig").await else { return };
-    let watched = files(kubeconfig, &first);
-    let contents = || watched.iter().map(|file| std::fs::read(file).ok()).collect::<Vec<_>>();
-    let changed = Notify::new();
-    let mut known = contents();
-    let looks = watched.iter().map(|file| on_change(file, || changed.notify_one()));
-    let watching = futures::future::join_all(looks);
-    let renewing = async {
-        loop {
-            changed.notified().await;
-            let now = contents();
-            if std::mem::replace(&mut known, now.clone()) == now {
-                continue;
-            }
-            let renewed = match read(kubeconfig, "--kubeconfig").await {
-                Ok(config) => transport.renew(&config).map_err(|e| e.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            match renewed {
-                Ok(()) => tracing::info!(kubeconfig = %kubeconfig.display(), "the way to the API server was read again"),
-                Err(error) => tracing::warn!(error, "the way to the API server stays as it was"),
-            }
+    let mut now = read(kubeconfig, "--kubeconfig").await.ok();
+    loop {
+        let known = Contents::of(files(kubeconfig, now.as_ref()));
+        known.changed().await;
+        let renewed = match read(kubeconfig, "--kubeconfig").await {
+            Ok(config) => transport.renew(now.insert(config)).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match renewed {
+            Ok(()) => tracing::info!(kubeconfig = %kubeconfig.display(), "the way to the API server was read again"),
+            Err(error) => tracing::warn!(error, "the way to the API server stays as it was"),
         }
-    };
-    tokio::join!(watching, renewing);
+    }
 }
 
-/// A client of that API server, and what replaces its connection. Speaks to nobody yet.
-pub(super) fn client(config: &Config) -> kube::Result<(Client, Transport)> {
-    let transport = Transport { current: Arc::new(RwLock::new(http(config)?)) };
+/// Files as they were read.
+#[derive(PartialEq)]
+struct Contents(Vec<(PathBuf, Option<Vec<u8>>)>);
+
+impl Contents {
+    fn of(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        let read = |file: PathBuf| {
+            let content = std::fs::read(&file).ok();
+            (file, content)
+        };
+        Self(files.into_iter().map(read).collect())
+    }
+
+    /// Waits until one of them is another.
+    async fn changed(&self) {
+        let files = || self.0.iter().map(|(file, _)| file.clone());
+        let hint = Notify::new();
+        let watch = async |file: PathBuf| {
+            if let Err(error) = on_change(&file, || hint.notify_one()).await {
+                tracing::warn!(file = %file.display(), %error, "changes of the way to the API server go unnoticed until the next start");
+            }
+            std::future::pending::<()>().await;
+        };
+        let comparing = async {
+            while *self == Self::of(files()) {
+                hint.notified().await;
+            }
+        };
+        tokio::select! {
+            () = comparing => {}
+            _ = futures::future::join_all(files().map(watch)) => {}
+        }
+    }
+}
+
+/// A client of that API server, and what replaces its connection. Speaks to nobody yet; what the server says of the time goes to `clock`.
+pub(super) fn client(config: &Config, clock: Clock) -> kube::Result<(Client, Transport)> {
+    let way = Way { service: service(config)?, server: config.cluster_url.clone(), moved: CancellationToken::new() };
+    let transport = Transport { current: Arc::new(RwLock::new(way)), clock };
+    Ok((Client::new(transport.clone(), config.default_namespace.clone()), transport))
+}
+
+/// To which server, as whom, by which connection.
+#[derive(Clone)]
+struct Way {
+    service: BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>,
+    server: Uri,
+    /// The server is at another address.
+    moved: CancellationToken,
+}
+
+fn service(config: &Config) -> kube::Result<BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(transport.clone());
-    Ok((Client::new(service, config.default_namespace.clone()), transport))
+        .service(http(config)?);
+    Ok(BoxCloneSyncService::new(service))
 }
 
 type Http = legacy::Client<HttpsConnector<HttpConnector>, Body>;
@@ -128,31 +171,75 @@ fn http(config: &Config) -> kube::Result<Http> {
         .build(connector))
 }
 
-/// Sends requests over the connection that is in force.
+/// Sends requests by the way that is in force.
 #[derive(Clone)]
 pub(super) struct Transport {
-    current: Arc<RwLock<Http>>,
+    current: Arc<RwLock<Way>>,
+    clock: Clock,
 }
 
 impl Transport {
-    /// Requests from now on go by a new connection, with this configuration's certificate.
+    /// Requests from now on go where this configuration says, as whom it says, by a new connection.
     pub(super) fn renew(&self, config: &Config) -> kube::Result<()> {
-        let fresh = http(config)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let service = service(config)?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.server != config.cluster_url {
+            current.server = config.cluster_url.clone();
+            std::mem::take(&mut current.moved).cancel();
+        }
+        current.service = service;
         Ok(())
     }
 }
 
 impl Service<Request<Body>> for Transport {
-    type Response = Response<Incoming>;
-    type Error = legacy::Error;
-    type Future = ResponseFuture;
+    type Response = Response<Answer>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).request(request)
+        let Way { service, moved, .. } = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let clock = self.clock.clone();
+        Box::pin(async move {
+            let response = tokio::select! {
+                response = service.oneshot(request) => response?,
+                () = moved.cancelled() => return Err(MOVED.into()),
+            };
+            clock.hear(response.headers());
+            Ok(response.map(|body| Answer { body, moved: Box::pin(moved.cancelled_owned()) }))
+        })
+    }
+}
+
+/// What becomes of a request to a server that is elsewhere now: the client asks again.
+const MOVED: &str = "the kubeconfig names another server now";
+
+/// The body of an answer, as long as the server is where it was.
+pub(super) struct Answer {
+    body: Incoming,
+    moved: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.moved.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(MOVED.into())));
+        }
+        Pin::new(&mut self.body).poll_frame(context).map_err(BoxError::from)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

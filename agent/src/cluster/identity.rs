@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use kube::config::{AuthInfo, Cluster as ClusterInfo, Context, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext};
 use kube::{Client, Config};
 
+use super::clock::Clock;
 use super::connect::{self, ConnectError, Transport};
 use super::pair::{Life, Pair};
 use super::signing::{self, Wish};
-use super::{Failure, pause};
+use super::{Failure, pause, suspected};
 use crate::durable;
 
 /// Where the identity is, or comes from.
@@ -57,12 +58,12 @@ impl Identity {
     }
 
     /// Asks until the node has its first certificate; not at all, if it has one.
-    pub(super) async fn establish(&self, transport: &Transport) {
+    pub(super) async fn establish(&self, transport: &Transport, clock: &Clock) {
         let mut failures = 0;
-        while let Err(failure) = self.try_establish(transport).await {
+        while let Err(failure) = self.try_establish(transport, clock).await {
             failures += 1;
             tracing::warn!(
-                bootstrap_kubeconfig = ?self.bootstrap, %failure,
+                bootstrap_kubeconfig = ?self.bootstrap, failure = suspected(&failure, clock),
                 "the node has no client certificate of the cluster yet; it is tried again"
             );
             tokio::time::sleep(pause(failures)).await;
@@ -70,20 +71,20 @@ impl Identity {
     }
 
     /// Asks once.
-    pub(super) async fn try_establish(&self, transport: &Transport) -> Result<(), Failure> {
+    pub(super) async fn try_establish(&self, transport: &Transport, clock: &Clock) -> Result<(), Failure> {
         let Some(bootstrap) = &self.bootstrap else { return Ok(()) };
         if matches!(self.config().await, Ok((_, Known::Already))) {
             return Ok(());
         }
-        self.first(bootstrap, transport).await?;
+        self.first(bootstrap, transport, clock).await?;
         tracing::info!(kubeconfig = %self.kubeconfig.display(), "the cluster has signed the node's client certificate");
         Ok(())
     }
 
-    async fn first(&self, bootstrap: &Path, transport: &Transport) -> Result<(), Failure> {
+    async fn first(&self, bootstrap: &Path, transport: &Transport, clock: &Clock) -> Result<(), Failure> {
         let failed = |message: String| Failure { code: 0, message };
         let config = connect::read(bootstrap, "--bootstrap-kubeconfig").await.map_err(|error| failed(error.to_string()))?;
-        let (client, _) = connect::client(&config).map_err(|error| failed(error.to_string()))?;
+        let (client, _) = connect::client(&config, clock.clone()).map_err(|error| failed(error.to_string()))?;
         let pair = Pair::new(&self.folder, "kubelet-client");
         signing::obtain(client, &Wish::client(&self.node_name), &pair).await?;
         let text = serde_yaml::to_string(&kubeconfig(&config, &pair)).map_err(|error| failed(error.to_string()))?;
@@ -95,7 +96,7 @@ impl Identity {
 
     /// Renews the certificate for ever, if it is one that the kubelet's manner of keeping lets be renewed: others are their maker's. What is
     /// written is noticed by [`connect::follow`].
-    pub(super) async fn renew(&self, client: &Client, transport: &Transport) {
+    pub(super) async fn renew(&self, client: &Client, transport: &Transport, clock: &Clock) {
         let Ok(config) = connect::read(&self.kubeconfig, "--kubeconfig").await else { return };
         let Some(pair) = config.auth_info.client_certificate.as_deref().and_then(|path| Pair::of_link(Path::new(path))) else {
             return;
@@ -107,7 +108,7 @@ impl Identity {
             let over = pair.life().is_none_or(|life| life.is_over(Timestamp::now()));
             if over && self.bootstrap.is_some() {
                 // As at the beginning: the API server doesn't know this node any more.
-                self.establish(transport).await;
+                self.establish(transport, clock).await;
                 continue;
             }
             match signing::obtain(client.clone(), &wish, &pair).await {

@@ -15,7 +15,7 @@ use kube::runtime::watcher::watch_object;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Cluster, Failure, NodeNow, Standing, answer, pause};
+use super::{Cluster, Failure, NodeNow, Standing, answer, pause, suspected};
 use crate::pod::Node as Agent;
 use crate::pod::recorder::Level;
 
@@ -36,34 +36,41 @@ const ATTACHED: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 /// Registers the node, then keeps it; never returns.
 pub(super) async fn keep(cluster: &Cluster, node: &Agent, object: &NodeNow) {
+    let mut told = join(cluster, node, object).await;
+    let mut every = interval(RENEW_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut going_down = node.admission.going_down();
+    loop {
+        let renews = tokio::select! {
+            _ = every.tick() => true,
+            // Told at once: the scheduler sends pods here as long as it doesn't know.
+            Ok(()) = going_down.changed() => false,
+        };
+        if !told.keep(cluster, node, object, renews).await && is_deleted(cluster).await {
+            // It comes back, with the pods that it had: a kubelet's does when that restarts.
+            tracing::warn!(node = cluster.node_name, "the Node object was deleted; it is registered again");
+            told = join(cluster, node, object).await;
+            told.keep(cluster, node, object, true).await;
+        }
+    }
+}
+
+/// Registers the node; nothing has been told of it.
+async fn join(cluster: &Cluster, node: &Agent, object: &NodeNow) -> Told {
     let registered = claim(cluster, node, object).await;
     tell_reboot(node, &registered, &object());
     cluster.registered(&registered);
     cluster.stand(Standing::Member);
     tracing::info!(node = cluster.node_name, "registered with the API server");
-    let mut told = Told { status: None, at: Instant::now(), lease: None };
-    let mut every = interval(RENEW_EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut going_down = node.admission.going_down();
-    loop {
-        tokio::select! {
-            _ = every.tick() => if let Err(failure) = told.renew(cluster).await {
-                tracing::warn!(node = cluster.node_name, %failure, "the node's lease could not be renewed");
-            },
-            // Told at once: the scheduler sends pods here as long as it doesn't know.
-            Ok(()) = going_down.changed() => {}
-        }
-        match told.tell(cluster, node, &object()).await {
-            Ok(()) => {}
-            Err(failure) if failure.code == 404 => {
-                // Somebody deleted the node: it comes back, as a kubelet's does when it restarts.
-                tracing::warn!(node = cluster.node_name, "the Node object was deleted; it is registered again");
-                if let Ok(Claim::Ours(node)) = register(cluster, &object(), &mut None).await {
-                    cluster.registered(&node);
-                }
-            }
-            Err(failure) => tracing::warn!(node = cluster.node_name, %failure, "the node's status could not be told"),
-        }
+    Told { status: None, at: Instant::now(), lease: None }
+}
+
+/// Whether the cluster has no such Node any more, or another one of the name.
+async fn is_deleted(cluster: &Cluster) -> bool {
+    let nodes: Api<Node> = Api::all(cluster.client());
+    match answer(nodes.get_opt(&cluster.node_name)).await {
+        Ok(there) => there.is_none_or(|there| there.metadata.uid.is_some_and(|uid| uid != cluster.node_uid())),
+        Err(_) => false,
     }
 }
 
@@ -125,7 +132,12 @@ async fn claim(cluster: &Cluster, node: &Agent, object: &NodeNow) -> Node {
             Err(failure) => {
                 failures += 1;
                 cluster.stand(Standing::Away);
-                tracing::warn!(node = cluster.node_name, %failure, "the node could not be registered with the API server; it is tried again");
+                let failure = suspected(&failure, &cluster.clock);
+                tracing::warn!(
+                    node = cluster.node_name,
+                    failure,
+                    "the node could not be registered with the API server; it is tried again"
+                );
                 tokio::time::sleep(pause(failures)).await;
             }
         }
@@ -212,6 +224,20 @@ struct Told {
 }
 
 impl Told {
+    /// Renews the lease, if that is due, and tells what of the status is news. False: what it is about may be gone.
+    async fn keep(&mut self, cluster: &Cluster, agent: &Agent, object: &NodeNow, renews: bool) -> bool {
+        let mut there = true;
+        if renews && let Err(failure) = self.renew(cluster).await {
+            tracing::warn!(node = cluster.node_name, %failure, "the node's lease could not be renewed");
+            there = !matches!(failure.code, 404 | 409);
+        }
+        if let Err(failure) = self.tell(cluster, agent, &object()).await {
+            tracing::warn!(node = cluster.node_name, %failure, "the node's status could not be told");
+            there &= failure.code != 404;
+        }
+        there
+    }
+
     async fn tell(&mut self, cluster: &Cluster, agent: &Agent, node: &Node) -> Result<(), Failure> {
         let Some(mut status) = node.status.clone() else { return Ok(()) };
         date(&mut status, self.status.as_ref());

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod claims;
+mod clock;
 mod connect;
 mod csi_node;
 mod events;
@@ -25,6 +26,8 @@ use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, Client};
 use tokio::sync::{broadcast, mpsc, watch};
 
+pub(crate) use accounts::Token;
+use clock::Clock;
 pub use connect::ConnectError;
 use connect::Transport;
 use identity::Identity;
@@ -44,6 +47,7 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 pub struct Cluster {
     client: Client,
     transport: Transport,
+    clock: Clock,
     identity: Identity,
     serving: Option<Serving>,
     authorities: Vec<Vec<u8>>,
@@ -107,7 +111,8 @@ impl Cluster {
         let Join { kubeconfig, bootstrap, certificates: folder, serving, node_name, instance } = join;
         let identity = Identity { kubeconfig, bootstrap, folder, node_name: node_name.clone() };
         let (config, _) = identity.config().await?;
-        let (client, transport) = connect::client(&config)
+        let clock = Clock::default();
+        let (client, transport) = connect::client(&config, clock.clone())
             .map_err(|source| ConnectError::Client { path: identity.kubeconfig.clone(), source: Box::new(source) })?;
         let authorities = config.root_cert.iter().flatten().cloned().collect();
         let standing = watch::Sender::new(Standing::Asking);
@@ -116,6 +121,7 @@ impl Cluster {
         Ok(Self {
             client,
             transport,
+            clock,
             identity,
             serving,
             authorities,
@@ -155,15 +161,16 @@ impl Cluster {
             events::follow(&self, &node),
             mirror::follow(&self, &node),
             csi_node::follow(&self, &node),
+            clock::follow(&self, &node),
         );
     }
 
     /// What needs no more than an identity.
     async fn be_known(&self, node: &Node, object: &NodeNow) {
-        self.identity.establish(&self.transport).await;
+        self.identity.establish(&self.transport, &self.clock).await;
         tokio::join!(
             connect::follow(&self.identity.kubeconfig, &self.transport),
-            self.identity.renew(&self.client, &self.transport),
+            self.identity.renew(&self.client, &self.transport, &self.clock),
             self.keep_serving(),
             membership::keep(self, node, object),
         );
@@ -172,7 +179,7 @@ impl Cluster {
     /// The ranges that the cluster gives the node's pods, if it is a new node of the cluster's, within moments; empty: it has none, or the API
     /// server can't be asked. May take for ever.
     pub async fn pod_cidrs(&self, labels: BTreeMap<String, String>, spec: NodeSpec) -> Vec<String> {
-        match self.identity.try_establish(&self.transport).await {
+        match self.identity.try_establish(&self.transport, &self.clock).await {
             Ok(()) => membership::pod_cidrs(self, labels, spec).await,
             Err(_) => Vec::new(),
         }
@@ -324,6 +331,11 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// `failure`, with what the clock may have to do with it.
+fn suspected(failure: &Failure, clock: &Clock) -> String {
+    clock.suspicion().map_or_else(|| failure.to_string(), |suspicion| format!("{failure}; {suspicion}"))
+}
+
 /// Deletes the pod of that name and UID, without grace; another one of the name is refused.
 async fn delete_at_once(pods: &Api<Pod>, name: &str, uid: Option<String>) -> Result<(), Failure> {
     let preconditions = Some(Preconditions { uid, resource_version: None });
@@ -335,7 +347,7 @@ async fn delete_at_once(pods: &Api<Pod>, name: &str, uid: Option<String>) -> Res
 pub(crate) async fn client_of(kubeconfig: &Path) -> Result<Client, ConnectError> {
     let config = connect::read(kubeconfig, "--kubeconfig").await?;
     let wrong = |source| ConnectError::Client { path: kubeconfig.into(), source: Box::new(source) };
-    connect::client(&config).map(|(client, _)| client).map_err(wrong)
+    connect::client(&config, Clock::default()).map(|(client, _)| client).map_err(wrong)
 }
 
 /// A certificate as text.

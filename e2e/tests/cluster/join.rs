@@ -135,3 +135,33 @@ fn a_kubeconfig_of_another_cluster_or_node_is_told_and_mended_in_place() {
     plane.until("node", "node", "is Ready", |node| is_true(node, "Ready").then_some(()));
     node.pod("ours").is_ready();
 }
+
+#[test]
+fn a_node_that_somebody_deletes_comes_back_and_its_pods_run_on() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.apply(&pod("stays"));
+    let uid = super::uid(&plane, "stays");
+    node.apply("ours.yaml", &pod("ours"));
+    plane.until("pod", "ours-node", "runs", runs);
+    let id = node.pod("stays").container("main").id();
+    let first = plane.get("node", "node").unwrap()["metadata"]["uid"].clone();
+    plane.kubectl(&["delete", "node", "node"]).ok();
+    plane.until("node", "node", "is another, and Ready", |node| {
+        (is_true(node, "Ready") && node["metadata"]["uid"] != first).then_some(())
+    });
+    says(&node, "the Node object was deleted; it is registered again");
+    let renewed = || {
+        let lease = plane.kubectl(&["-n", "kube-node-lease", "get", "lease", "node", "-o", "jsonpath={.spec.renewTime}"]);
+        lease.ok()
+    };
+    let before =
+        eventually("it has a lease", || Some(renewed()).filter(|time| !time.is_empty()).ok_or_else(|| node.agent_output()));
+    eventually("the lease is renewed", || if renewed() == before { Err(node.agent_output()) } else { Ok(()) });
+    plane.until("pod", "ours-node", "runs", runs);
+    assert_eq!(super::uid(&plane, "stays"), uid);
+    assert_eq!(node.pod("stays").container("main").id(), id);
+    plane.apply(&pod("late"));
+    plane.until("pod", "late", "runs", runs);
+}
