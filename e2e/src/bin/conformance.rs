@@ -41,11 +41,10 @@ fn main() -> ExitCode {
     let list = workspace().join("e2e/conformance/passes.txt");
     let listed = fs::read_to_string(&list).unwrap_or_default();
     let known: BTreeSet<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let lost: Vec<&String> =
-        results.failed.keys().chain(results.skipped.keys()).filter(|name| known.contains(name.as_str())).collect();
+    let lost = results.lost(&known, wish.pattern == TESTS);
     let new: Vec<&String> = results.passed.iter().filter(|name| !known.contains(name.as_str())).collect();
     for name in &lost {
-        println!("LOST {name}");
+        println!("LOST {name}{}", if results.ran(name) { "" } else { " (it did not run)" });
     }
     println!("{} passed, {} failed, {} skipped", results.passed.len(), results.failed.len(), results.skipped.len());
     println!("{} of the list did not pass, {} pass that are not in it", lost.len(), new.len());
@@ -195,6 +194,17 @@ impl Results {
         results
     }
 
+    /// Whether anything came of a test: not, if time was up before, or if none has this name.
+    fn ran(&self, name: &str) -> bool {
+        self.passed.contains(name) || self.failed.contains_key(name) || self.skipped.contains_key(name)
+    }
+
+    /// Tests of the list that did not pass. Where `whole` of it was to run, one that didn't is lost too.
+    fn lost<'a>(&self, list: &BTreeSet<&'a str>, whole: bool) -> Vec<&'a str> {
+        let lost = |name: &str| !self.passed.contains(name) && (whole || self.ran(name));
+        list.iter().copied().filter(|name| lost(name)).collect()
+    }
+
     fn tell(&self, output: Option<&Path>) {
         for name in &self.passed {
             println!("passed {name}");
@@ -214,4 +224,25 @@ impl Results {
 
 fn first_lines(text: &str, count: usize) -> String {
     text.lines().filter(|line| !line.trim().is_empty()).take(count).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_of_the_list_did_not_pass_is_lost_and_so_is_who_did_not_run() {
+        let spec = |name: &str, state: &str, why: &str| serde_json::json!({"LeafNodeType": "It", "LeafNodeText": name, "State": state, "Failure": {"Message": why}});
+        let specs = [
+            spec("good", "passed", ""),
+            spec("bad", "failed", "oops"),
+            spec("unfit", "skipped", "not here"),
+            spec("out of time", "skipped", ""),
+        ];
+        let results = Results::of(&serde_json::json!([{"SpecReports": specs}]));
+        let list = BTreeSet::from(["good", "bad", "unfit", "out of time", "renamed"]);
+        assert_eq!(results.lost(&list, true), ["bad", "out of time", "renamed", "unfit"]);
+        assert_eq!(results.lost(&list, false), ["bad", "unfit"]);
+        assert!(!results.ran("renamed") && !results.ran("out of time") && results.ran("unfit"));
+    }
 }
