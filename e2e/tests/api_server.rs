@@ -293,3 +293,169 @@ fn a_certificate_that_has_expired_is_told_and_its_replacement_is_taken() {
     says(&node, "the way to the API server was read again");
     eventually("the node is registered", || server.get(NODE).map(drop).ok_or_else(|| node.agent_output()));
 }
+
+/// Starts the agent with this kubeconfig.
+fn join_by(node: &NodeBox, kubeconfig: &std::path::Path) {
+    let mut command = node.agent_command();
+    command.arg("--kubeconfig").arg(kubeconfig);
+    node.start_agent_with(command, "");
+}
+
+#[test]
+fn a_kubeconfig_with_another_server_is_followed() {
+    let node = node();
+    let mut server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    join_by(&node, &server.kubeconfig_to(1, "{token: t}"));
+    says(&node, "could not be registered");
+    server.kubeconfig("{token: t}");
+    is_told(&server, "web");
+    let pid = node.agent_pid();
+    // It moves, and who listens at the old place hears nothing there.
+    server.moves(&node);
+    server.kubeconfig("{token: t}");
+    server.put(&path("new"), a_pod("new"));
+    is_told(&server, "new");
+    assert_eq!((node.agent_pid(), node.pod("web").container("main").restarts()), (pid, 0));
+}
+
+#[test]
+fn a_kubeconfig_with_another_token_is_followed() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    server.rule(|asked| (asked.authorization != "Bearer right").then_some(Trouble::Status(401)));
+    join_by(&node, &server.kubeconfig("{token: wrong}"));
+    says(&node, "Unauthorized");
+    server.kubeconfig("{token: right}");
+    is_told(&server, "web");
+    // And once more, as it works.
+    server.rule(|asked| (asked.authorization != "Bearer other").then_some(Trouble::Status(401)));
+    server.kubeconfig("{token: other}");
+    server.put(&path("late"), a_pod("late"));
+    is_told(&server, "late");
+}
+
+/// A pod with a token of its service account.
+fn with_token(name: &str) -> Value {
+    let mut pod = a_pod(name);
+    pod["spec"]["serviceAccountName"] = json!("default");
+    pod["spec"]["volumes"] =
+        json!([{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "t", "mountPath": "/t"}]);
+    pod
+}
+
+fn tokens(server: &ApiServer) -> usize {
+    server.asked().iter().filter(|asked| asked.method == "POST" && asked.path.contains("/token")).count()
+}
+
+#[test]
+fn a_token_is_another_in_the_running_pod_before_it_ends() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.tokens_live(10);
+    server.put(&path("web"), with_token("web"));
+    join(&node, &server);
+    is_told(&server, "web");
+    let read = || node.pod("web").container("main").demo("read /t/token");
+    let first = read();
+    assert!(first.starts_with("eyJ"), "{first}");
+    let id = node.pod("web").container("main").id();
+    let second =
+        eventually("the token in the pod is another", || Some(read()).filter(|now| *now != first).ok_or_else(|| first.clone()));
+    assert!(second.starts_with("eyJ"), "{second}");
+    assert_eq!((node.pod("web").container("main").restarts(), node.pod("web").container("main").id()), (0, id));
+}
+
+#[rstest]
+#[case::behind(7200, "behind")]
+#[case::ahead(-7200, "ahead")]
+fn a_clock_that_is_not_the_api_servers_is_told_and_harms_no_token(#[case] ahead: i64, #[case] way: &str) {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.clock_is_ahead(ahead);
+    server.rule(|_| Some(Trouble::Status(401)));
+    server.put(&path("web"), with_token("web"));
+    join(&node, &server);
+    // Why it isn't let in, perhaps.
+    says(&node, "s off from the API server's");
+    node.tells(&["ClockSkewed", "this machine's clock is 7", way]);
+    server.behave();
+    is_told(&server, "web");
+    // Tokens have ended or begin tomorrow, by the clock here.
+    let leases = || server.asked().iter().filter(|asked| asked.is("PUT", "/apis/coordination.k8s.io/")).count();
+    let before = leases();
+    eventually("the lease was renewed twice", || if leases() >= before + 2 { Ok(()) } else { Err(node.agent_output()) });
+    assert_eq!(tokens(&server), 1);
+    server.clock_is_ahead(0);
+    node.tells(&["ClockMended"]);
+}
+
+/// What was true when the first word was on its way isn't written over what is true now.
+#[test]
+fn an_older_state_is_never_told_over_a_newer_one() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let first = Arc::new(AtomicUsize::new(0));
+    let count = first.clone();
+    server.rule(move |asked| {
+        (asked.is("PATCH", &path("web")) && count.fetch_add(1, Ordering::Relaxed) == 0).then_some(Trouble::Held)
+    });
+    let mut pod = a_pod("web");
+    pod["spec"]["restartPolicy"] = json!("Never");
+    server.put(&path("web"), pod);
+    join(&node, &server);
+    let told = || -> Vec<String> {
+        let patches = server.asked().into_iter().filter(|asked| asked.is("PATCH", &path("web")));
+        patches.map(|asked| asked.body["status"]["phase"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    node.pod("web").container("main").is_running();
+    eventually("the first word is on its way", || if told().is_empty() { Err(node.agent_output()) } else { Ok(()) });
+    let pid = node.pod("web").container("main").host_pid().to_string();
+    node.inside("kill", &["-KILL", &pid]).ok();
+    node.pod("web").becomes("Failed");
+    // Another pod's word goes its own way, and hears that ours waits.
+    server.put(&path("other"), a_pod("other"));
+    is_told(&server, "other");
+    assert_eq!(told().len(), 1, "one word about a pod at a time: {:?}", told());
+    server.release();
+    eventually("the last word stands", || match server.get(&path("web")) {
+        Some(pod) if pod["status"]["phase"] == "Failed" => Ok(()),
+        pod => Err(format!("{pod:?}")),
+    });
+    server.put(&path("more"), a_pod("more"));
+    is_told(&server, "more");
+    assert_eq!(told().last().map(String::as_str), Some("Failed"), "{:?}", told());
+    assert_eq!(server.get(&path("web")).expect("it is there")["status"]["phase"], "Failed");
+}
+
+#[test]
+fn a_start_is_told_in_the_kubelets_words_also_of_a_files_pod() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    node.put(&pod("ours").runs_with("main", "sleep", "imagePullPolicy: Never"));
+    join(&node, &server);
+    is_told(&server, "web");
+    let told = |name: &str| -> Vec<(String, String, String)> {
+        let posted = server.asked().into_iter().filter(|asked| asked.is("POST", "/api/v1/namespaces/default/events"));
+        let about = posted.map(|asked| asked.body).filter(|event| event["involvedObject"]["name"] == name);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        about.map(|event| (text(&event["reason"]), text(&event["message"]), text(&event["involvedObject"]["uid"]))).collect()
+    };
+    let image = "Container image \"localhost/nodeagent-demo:latest\" already present on machine and can be accessed by the pod";
+    let expected = [("Pulled", image), ("Created", "Container created"), ("Started", "Container started")];
+    let all = |name: &str| {
+        eventually(&format!("the API server has the events of {name}"), || {
+            let told = told(name);
+            let words: Vec<(&str, &str)> = told.iter().map(|(reason, message, _)| (reason.as_str(), message.as_str())).collect();
+            if words == expected { Ok(told) } else { Err(format!("{words:?}\n{}", node.agent_output())) }
+        })
+    };
+    assert!(all("web").iter().all(|(_, _, uid)| uid == "uid-of-web"));
+    // Those of a file's pod are about its mirror, by the version that kubectl looks for.
+    let mirror = eventually("the mirror is there", || server.get(&path("ours-node")).ok_or_else(|| node.agent_output()));
+    let version = &mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"];
+    assert!(all("ours-node").iter().all(|(_, _, uid)| version == uid.as_str()), "{version}");
+}

@@ -98,6 +98,21 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
+        name: "with-overhead",
+        spec: "overhead: {cpu: 100m, memory: 16Mi}",
+        resources: "{limits: {cpu: 500m, memory: 64Mi}}",
+        class: "Guaranteed",
+        container: &[
+            ("cpu", ("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000")),
+            ("memory", ("memory.limit_in_bytes", "67108864"), ("memory.max", "67108864")),
+        ],
+        pod: &[
+            ("cpu", ("cpu.shares", "614"), ("cpu.weight", "67")),
+            ("cpu", ("cpu.cfs_quota_us", "60000"), ("cpu.max", "60000 100000")),
+            ("memory", ("memory.limit_in_bytes", "83886080"), ("memory.max", "83886080")),
+        ],
+    },
+    Row {
         name: "pod-level",
         spec: "resources: {requests: {cpu: 200m, memory: 32Mi}, limits: {cpu: 400m, memory: 128Mi}}",
         resources: "{}",

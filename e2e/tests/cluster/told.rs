@@ -244,3 +244,39 @@ fn a_pod_that_was_asked_to_end_is_over_and_those_who_wait_for_it_go_on() {
     plane.kubectl(&["patch", "pod", "kept", "--type=merge", "-p", r#"{"metadata": {"finalizers": null}}"#]).ok();
     plane.is_gone("pod", "kept");
 }
+
+/// The kubelet API asks the cluster whose a token is, and what its owner may.
+#[test]
+fn a_token_may_what_its_account_may() {
+    let node = node();
+    let plane = ControlPlane::beside(&node);
+    plane.joins(&node);
+    plane.kubectl(&["create", "serviceaccount", "scraper"]).ok();
+    let token = plane.kubectl(&["create", "token", "scraper"]).ok();
+    let ask = |token: &str, path: &str| {
+        let (header, url) = (format!("Authorization: Bearer {token}"), format!("https://127.0.0.1:10250{path}"));
+        let words = ["--silent", "--insecure", "--max-time", "20", "--write-out", "\n%{http_code}", "--header", &header, &url];
+        let said = node.inside("curl", &words).ok();
+        let (body, code) = said.rsplit_once('\n').unwrap();
+        (code.to_owned(), body.to_owned())
+    };
+    let token = token.trim();
+    let (code, body) = ask(token, "/metrics");
+    assert_eq!(code, "403", "{body}");
+    assert!(body.contains("system:serviceaccount:default:scraper") && body.contains("metrics"), "{body}");
+    assert_eq!(ask("eyJhbGciOiJub25lIn0.e30.", "/metrics").0, "401");
+    plane.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: scraper}\n\
+         rules: [{apiGroups: [\"\"], resources: [nodes/metrics], verbs: [get]}]\n",
+    );
+    plane.kubectl(&["create", "clusterrolebinding", "scraper", "--clusterrole=scraper", "--serviceaccount=default:scraper"]).ok();
+    // A no is remembered for half a minute.
+    let metrics = e2e::eventually("it may now", || match ask(token, "/metrics") {
+        (code, body) if code == "200" => Ok(body),
+        (code, body) => Err(format!("{code} {body}")),
+    });
+    assert!(metrics.contains("kubelet_"), "{metrics}");
+    // So much and no more.
+    assert_eq!(ask(token, "/pods").0, "403");
+    plane.kubectl(&["delete", "serviceaccount", "scraper"]).ok();
+}
