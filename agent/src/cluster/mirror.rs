@@ -100,6 +100,7 @@ pub(super) async fn follow(cluster: &Cluster, node: &Node) {
     let _ = mirrors.listed.subscribe().wait_for(|listed| *listed).await.map(drop);
     let _ = node.awaited.subscribe().wait_for(|awaited| !awaited.contains(&Whose::Files)).await.map(drop);
     let mut task = Task { cluster, node_name: &node.name, wanted: HashMap::new(), sent: HashMap::new(), due: BTreeMap::new() };
+    let mut registered = cluster.node_uid.subscribe();
     let mut changes = task.look(node);
     task.due.extend(lock(&mirrors.there).keys().map(|key| (key.clone(), Instant::now())));
     loop {
@@ -110,6 +111,8 @@ pub(super) async fn follow(cluster: &Cluster, node: &Node) {
                 Err(RecvError::Lagged(_)) => changes = task.look(node),
                 Err(RecvError::Closed) => return,
             },
+            // As another Node: the mirrors of the one before went with it, or were refused since it was gone.
+            Ok(()) = registered.changed() => task.due.extend(task.wanted.keys().map(|key| (key.clone(), Instant::now()))),
             () = mirrors.heard.notified() => {
                 let changed = std::mem::take(&mut *lock(&mirrors.changed));
                 task.due.extend(changed.into_iter().map(|key| (key, Instant::now())));
