@@ -3,7 +3,7 @@
 
 mod lab;
 
-use lab::{Lab, NODE, OUTSIDE, Pod, wait};
+use lab::{Lab, NODE, OUTSIDE, Pod, eventually, wait};
 use netplug::{Hook, Network, Obstacle, Protocol::Tcp, Protocol::Udp, Settings};
 use rstest::rstest;
 
@@ -252,7 +252,7 @@ fn a_firewall_that_comes_or_goes_is_told_of() {
     let mut firewalls = wait(network.firewalls()).unwrap();
     assert!(firewalls.borrow_and_update().is_empty());
     let mut next = || {
-        wait(firewalls.changed()).unwrap();
+        eventually("it is told", || firewalls.has_changed().unwrap());
         firewalls
             .borrow_and_update()
             .iter()
@@ -287,7 +287,7 @@ fn iptables_of_the_old_kind_are_found_when_a_pod_comes() {
     lab.node.command("iptables-legacy", "-P FORWARD DROP").unwrap();
     let pod = Pod::new("pod");
     pod.attach(&network).unwrap();
-    wait(firewalls.changed()).unwrap();
+    eventually("it is told", || firewalls.has_changed().unwrap());
     let found = firewalls.borrow_and_update()[0].to_string();
     assert!(found.contains("iptables (legacy) chain FORWARD of table filter"), "{found}");
 }
