@@ -110,16 +110,15 @@ impl Builder {
 }
 
 /// How full the machine's disk is, is none of the tests' business: only a node with a disk of its own, or a test that says so, minds.
-fn configuration_of(with: &Builder) -> String {
-    let head = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n";
-    let mut text = with.configuration.clone().unwrap_or_else(|| head.into());
+fn careless_of_the_disk(yaml: &str) -> String {
+    let mut text = yaml.to_owned();
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    if with.disk.is_none() && !text.contains("evictionHard") {
+    if !text.contains("evictionHard") {
         text.push_str("evictionHard: {memory.available: 100Mi}\n");
     }
-    if with.disk.is_none() && !text.contains("images:") {
+    if !text.contains("images:") {
         text.push_str("images: {gcHighThresholdPercent: 100}\n");
     }
     text
@@ -133,6 +132,7 @@ pub struct NodeBox {
     registry: Option<Running>,
     arguments: Vec<String>,
     environment: Vec<String>,
+    has_disk: bool,
     cgroup_parent: String,
     outside: Option<Outside>,
     inside: Option<Isolated>,
@@ -178,13 +178,13 @@ impl NodeBox {
             Some(damage) => Some(registry::start_after(damage, &inside, folder.path())),
             None => with.registry.then(|| registry::start(&inside, folder.path())),
         };
-        let configuration = folder.path().join("config.yaml");
-        std::fs::write(&configuration, configuration_of(with)).expect("the folder can be written");
-        let mut arguments = with.arguments.clone();
-        arguments.extend(["--config".into(), configuration.display().to_string()]);
-        let (inside, outside) = (Some(inside), Some(outside));
-        let environment = with.environment.clone();
-        Self { name, agent: Mutex::new(None), registry, arguments, environment, cgroup_parent, outside, inside, folder }
+        let (inside, outside, has_disk) = (Some(inside), Some(outside), with.disk.is_some());
+        let (arguments, environment) = (with.arguments.clone(), with.environment.clone());
+        let agent = Mutex::new(None);
+        let node = Self { name, agent, registry, arguments, environment, has_disk, cgroup_parent, outside, inside, folder };
+        let head = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\n";
+        node.configure(with.configuration.as_deref().unwrap_or(head));
+        node
     }
 
     /// What it is called.
@@ -205,6 +205,18 @@ impl NodeBox {
     /// A folder for the test's own files; it ends with the node.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The agent's `--config`.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
+    /// Writes it anew, for the agent that is started next.
+    #[track_caller]
+    pub fn configure(&self, yaml: &str) {
+        let text = if self.has_disk { yaml.into() } else { careless_of_the_disk(yaml) };
+        std::fs::write(self.configuration(), text).expect("the folder can be written");
     }
 
     /// The name of its cgroups.
@@ -264,6 +276,7 @@ impl NodeBox {
         command.args(&self.environment).arg(paths::binary("nodeagent"));
         command.args(["--manifests", manifests, "--root"]).arg(self.root());
         command.args(["--node-name", &self.name, "--cgroup-parent", &self.cgroup_parent]).args(&self.arguments);
+        command.arg("--config").arg(self.configuration());
         command
     }
 

@@ -156,9 +156,8 @@ fn a_plugin_may_register_in_the_folder_and_devices_may_be_cdis() {
     std::fs::create_dir(&cdi).unwrap();
     let spec = "cdiVersion: 0.6.0\nkind: example.com/gpu\ndevices:\n- {name: gpu0, containerEdits: {env: [CDI=yes]}}\n";
     std::fs::write(cdi.join("gpu.yaml"), spec).unwrap();
-    let config = node.folder().join("config.yaml");
-    let text = format!("{}cdiSpecDirs: [{}]\n", std::fs::read_to_string(&config).unwrap(), cdi.display());
-    std::fs::write(&config, text).unwrap();
+    let before = std::fs::read_to_string(node.configuration()).unwrap();
+    node.configure(&format!("{before}cdiSpecDirs: [{}]\n", cdi.display()));
     node.start_agent();
     let registry = node.root().join("var/lib/kubelet/plugins_registry");
     let variable = format!("REGISTRY={}", registry.display());

@@ -164,7 +164,7 @@ fn without_a_resolver_nobody_minds_what_is_for_the_node() {
     let node = NodeBox::builder().config("apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\ndns: false\n").start();
     node.inside("nft", &[SHUT_NODE]).ok();
     node.inside("nft", &["add rule inet firewalld filter_INPUT reject"]).ok();
-    let config = node.manifests().with_file_name("config.yaml");
+    let config = node.configuration();
     for output in [node.run(&["--config", config.to_str().unwrap(), "check"]).all(), node.run(&["net"]).ok()] {
         assert!(!output.contains("firewalld"), "{output}");
     }

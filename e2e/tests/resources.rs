@@ -437,7 +437,7 @@ fn evicted_in_order(hard: &str, conditions: (&str, &str), pods: &[(&str, &str)])
     }
     node.kill_agent();
     let quick = "evictionMonitoringPeriod: 200ms\nevictionPressureTransitionPeriod: 1s\n";
-    std::fs::write(node.folder().join("config.yaml"), format!("{HEAD}{quick}evictionHard: {hard}\n")).unwrap();
+    node.configure(&format!("{HEAD}{quick}evictionHard: {hard}\n"));
     node.start_agent();
     let (kind, holds) = conditions;
     eventually(&format!("the node has {kind}"), || {
@@ -513,8 +513,7 @@ fn devices_come_by_their_names() {
         {"name": "kmsg", "containerEdits": {"env": ["LOG_DEVICE=kmsg"], "deviceNodes": [{"path": "/dev/kernel-log", "hostPath": "/dev/kmsg", "permissions": "r"}],
          "mounts": [{"hostPath": "/etc/hostname", "containerPath": "/opt/driver/name", "options": ["ro", "bind"]}]}}]}"#;
     std::fs::write(first.join("log.json"), spec).unwrap();
-    let configuration = format!("{HEAD}cdiSpecDirs: [{}, {}]\n", first.display(), second.display());
-    std::fs::write(node.folder().join("config.yaml"), configuration).unwrap();
+    node.configure(&format!("{HEAD}cdiSpecDirs: [{}, {}]\n", first.display(), second.display()));
     node.start_agent();
 
     let manifest = |name: &str, device: &str| {

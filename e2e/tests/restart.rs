@@ -207,6 +207,7 @@ fn two_agents_with_a_root_each_share_a_machine() {
     let manifests = node.folder().join("second-manifests");
     std::fs::create_dir(&manifests).unwrap();
     let mut command = node.command(e2e::binary("nodeagent").to_str().unwrap());
+    command.arg("--config").arg(node.configuration());
     command.arg("--manifests").arg(&manifests).arg("--root").arg(&second_root);
     command.args(["--bridge", "second0", "--pod-cidr", "10.99.0.0/16", "--nft-table", "second", "--drain"]);
     command.args(["--cgroup-parent", &format!("{}/second", node.cgroup_parent())]);

@@ -111,7 +111,7 @@ fn as_the_machine_goes_down_pods_end_in_the_order_of_their_priorities() {
 fn run_check(node: &NodeBox, bus: &str) -> String {
     let mut command = node.command("env");
     command.arg(bus).arg(e2e::binary("nodeagent"));
-    e2e::run(command.arg("--config").arg(node.folder().join("config.yaml")).arg("check")).all()
+    e2e::run(command.arg("--config").arg(node.configuration()).arg("check")).all()
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
+use podholder::beneath;
 use podholder::protocol::{Fault, IdMap, PidNamespace, SandboxRecipe, Stage, Step};
 use podholder::sys::{self, ns};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -257,8 +257,7 @@ fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), Fault> {
         let base =
             rustix::fs::openat(CWD, "/proc/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_fault(Stage::Sysctl, name)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = rustix::fs::openat2(base, Path::new(&path), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)
-            .or_fault(Stage::Sysctl, name)?;
+        let file = beneath::open(base, &path, OFlags::WRONLY, resolve).or_fault(Stage::Sysctl, name)?;
         rustix::io::write(&file, value.as_bytes()).or_fault(Stage::Sysctl, format_args!("{name}={value}"))?;
     }
     Ok(())

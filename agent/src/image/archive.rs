@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder, MediaType};
+use podholder::beneath;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde::Deserialize;
 
@@ -98,8 +99,8 @@ impl Source {
                 Ok((Box::new(Slice { file: file.clone(), at: offset, end: offset + size }), size))
             }
             Self::Folder(dir) => {
-                let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-                let file = File::from(rustix::fs::openat2(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), beneath)?);
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                let file = File::from(beneath::open(dir, name, OFlags::RDONLY, resolve)?);
                 let size = file.metadata()?.len();
                 Ok((Box::new(file), size))
             }

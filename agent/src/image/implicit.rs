@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
+use podholder::beneath;
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -118,10 +119,9 @@ fn visible(levels: &[Level], path: &str) -> rustix::io::Result<Option<(Attribute
 }
 
 fn look(level: &Level, path: &str) -> rustix::io::Result<Seen> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let open =
-        |path: &str| rustix::fs::openat2(&level.dir, if path.is_empty() { "." } else { path }, flags, Mode::empty(), resolve);
+    let open = |path: &str| beneath::open(&level.dir, path, flags, resolve);
     match open(path) {
         Ok(dir) => Ok(Seen::Directory(dir)),
         Err(Errno::NOTDIR | Errno::LOOP) => Ok(Seen::Hidden),
@@ -169,8 +169,7 @@ fn attributes(dir: &OwnedFd) -> rustix::io::Result<Attributes> {
 fn build(root: std::os::fd::BorrowedFd<'_>, directories: &BTreeMap<String, Attributes>) -> rustix::io::Result<()> {
     let open = |path: &str| {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat2(root, if path.is_empty() { "." } else { path }, flags, Mode::empty(), resolve)
+        beneath::open(root, path, OFlags::RDONLY | OFlags::DIRECTORY, resolve)
     };
     for (path, attributes) in directories {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));

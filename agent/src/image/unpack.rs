@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use podholder::beneath;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -138,7 +139,7 @@ impl Unpacker<'_> {
         if entry.kind != Kind::Directory {
             return Err(Fault::at(&entry.path, "it would replace the root directory"));
         }
-        let root = open_beneath(self.root, b".").map_err(|errno| Fault::kernel(&entry.path, "open", errno))?;
+        let root = open_beneath(self.root, b"", OFlags::empty()).map_err(|errno| Fault::kernel(&entry.path, "open", errno))?;
         attributes(root.as_fd(), b".", entry)?;
         self.times.insert(Vec::new(), entry.mtime);
         Ok(())
@@ -150,7 +151,7 @@ impl Unpacker<'_> {
             Some((known, fd)) if known == dir => return Ok(fd),
             _ => {}
         }
-        match open_beneath(self.root, if dir.is_empty() { b"." } else { dir }) {
+        match open_beneath(self.root, dir, OFlags::empty()) {
             Ok(fd) => Ok(fd),
             // What isn't a directory may be our own whiteout.
             Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(dir, path),
@@ -169,7 +170,8 @@ impl Unpacker<'_> {
                 at.pop();
                 continue;
             }
-            let here = open_beneath(self.root, &joined(&at)).map_err(|errno| fault("open its directory", errno))?;
+            let here =
+                open_beneath(self.root, &joined(&at), OFlags::empty()).map_err(|errno| fault("open its directory", errno))?;
             let kind = match rustix::fs::statat(&here, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if stat.st_rdev == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice => {
                     // Our own whiteout: the directory starts anew, and nothing of the layers below shows through.
@@ -206,7 +208,7 @@ impl Unpacker<'_> {
                 _ => return Err(fault("make its directory", Errno::NOTDIR)),
             }
         }
-        open_beneath(self.root, &joined(&at)).map_err(|errno| fault("open its directory", errno))
+        open_beneath(self.root, &joined(&at), OFlags::empty()).map_err(|errno| fault("open its directory", errno))
     }
 
     fn make_implicit(&mut self, here: BorrowedFd<'_>, at: &[Vec<u8>], name: &[u8]) -> rustix::io::Result<()> {
@@ -375,7 +377,7 @@ impl Unpacker<'_> {
         let text = String::from_utf8_lossy(&target).into_owned();
         let fault = |errno| Fault::kernel(path, &format!("hard link to {text:?}"), errno);
         let (dir, last) = split(&target).ok_or_else(|| Fault::at(path, "hard link to the root directory"))?;
-        let target_dir = open_beneath(self.root, if dir.is_empty() { b"." } else { dir }).map_err(fault)?;
+        let target_dir = open_beneath(self.root, dir, OFlags::empty()).map_err(fault)?;
         let there = rustix::fs::statat(&target_dir, last, AtFlags::SYMLINK_NOFOLLOW).map_err(fault)?;
         if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
             return Err(Fault::at(path, format!("hard link to {text:?}, which is a directory")));
@@ -434,15 +436,7 @@ impl Unpacker<'_> {
 
     fn finish(&mut self) -> Result<(), Fault> {
         for (path, mtime) in std::mem::take(&mut self.times).into_iter().rev() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let opened = rustix::fs::openat2(
-                self.root,
-                if path.is_empty() { b"." } else { path.as_slice() },
-                flags,
-                Mode::empty(),
-                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-            );
-            match opened {
+            match open_beneath(self.root, &path, OFlags::NOFOLLOW) {
                 Ok(dir) => {
                     let times = timestamps(mtime);
                     rustix::fs::futimens(&dir, &times).map_err(|errno| Fault::kernel(&path, "set the time of", errno))?;
@@ -513,9 +507,9 @@ fn timestamps((seconds, nanoseconds): (i64, u32)) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | flags;
+    beneath::open(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
 /// An entry's path without `/` at its ends, `//` and `.`; an absolute one is taken from the layer's root, as every tool does.
@@ -550,7 +544,7 @@ fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
 }
 
 fn joined(components: &[Vec<u8>]) -> Vec<u8> {
-    if components.is_empty() { b".".to_vec() } else { components.join(&b'/') }
+    components.join(&b'/')
 }
 
 /// Directory and name; None for the root.

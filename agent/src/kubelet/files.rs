@@ -10,6 +10,7 @@ use std::path::Path;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, HeaderValue, LOCATION};
+use podholder::beneath;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -55,19 +56,18 @@ pub async fn answer(root: &Path, call: &Call, path: &[&str]) -> Result<Response,
 
 fn find(root: &Path, relative: &str) -> io::Result<Found> {
     let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let relative = if relative.is_empty() { "." } else { relative };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     // NONBLOCK: a pipe that somebody put there must not hold a thread. Looked at before it is opened for reading.
-    let place = rustix::fs::openat2(&root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let place = beneath::open(&root, relative, OFlags::PATH, resolve)?;
     let stat = rustix::fs::fstat(&place)?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
-            let folder = rustix::fs::openat2(&root, relative, flags | OFlags::DIRECTORY, Mode::empty(), resolve)?;
+            let folder = beneath::open(&root, relative, flags | OFlags::DIRECTORY, resolve)?;
             Ok(Found::Folder(names(folder)?))
         }
         FileType::RegularFile => {
-            let file = rustix::fs::openat2(&root, relative, flags, Mode::empty(), resolve)?;
+            let file = beneath::open(&root, relative, flags, resolve)?;
             // It may be another by now.
             let stat = rustix::fs::fstat(&file)?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

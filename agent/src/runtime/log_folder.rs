@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use podholder::beneath;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags};
 
 use super::history::open_regular_at;
@@ -24,8 +25,8 @@ impl LogFolder {
         let top = rustix::fs::openat(CWD, logs, flags, Mode::empty())?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         // To be listed, not only to be walked through.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::openat2(top, below, flags, Mode::empty(), resolve)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = beneath::open(top, below, flags, resolve)?;
         Ok(Self { folder, path: logs.join(below) })
     }
 

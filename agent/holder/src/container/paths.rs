@@ -6,13 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use podholder::beneath;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 /// Links that lead nowhere, one to the next, before we give up: as the kernel's own limit.
 const MAX_LINKS: u32 = 40;
-/// openat2 says EAGAIN when something is renamed while it resolves `..`; somebody who does so all the time gets an error.
-const MAX_RACES: u32 = 64;
 
 /// What a target that isn't there is made as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +36,7 @@ impl Root {
     /// The same with `O_PATH`, but no link on the way.
     pub fn open_without_links(&self, path: &Path) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        Ok(rustix::fs::openat2(&self.0, normalise(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+        Ok(beneath::open(&self.0, normalise(path), OFlags::PATH, resolve)?)
     }
 
     /// The same with `O_PATH`, made as `kind` (its parents as directories) if it isn't there.
@@ -96,15 +95,7 @@ impl AsFd for Root {
 
 /// Opens `path` with `dir` as the root of its resolution.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..MAX_RACES {
-        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return Ok(result?),
-        }
-    }
-    Err(Errno::AGAIN.into())
+    Ok(beneath::open(dir, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?)
 }
 
 /// What a descriptor is.

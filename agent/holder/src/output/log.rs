@@ -7,8 +7,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use podholder::beneath;
 use podholder::protocol::LogFile;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::clock;
@@ -163,7 +164,7 @@ fn open_folder(log: &LogFile) -> io::Result<OwnedFd> {
         return Ok(openat(CWD, folder, flags, Mode::empty())?);
     };
     let within = openat(CWD, &log.within, flags, Mode::empty())?;
-    Ok(openat2(within, below, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+    Ok(beneath::open(within, below, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
 }
 
 fn open(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {

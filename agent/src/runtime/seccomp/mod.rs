@@ -13,6 +13,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use podholder::beneath;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use self::abi::Abi;
@@ -77,9 +78,9 @@ impl Filters {
         let path = self.folder.join(&inside);
         let opened = rustix::fs::open(&self.folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(
             |folder| {
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-                rustix::fs::openat2(folder, &inside, flags, Mode::empty(), resolve)
+                beneath::open(folder, &inside, flags, resolve)
             },
         );
         read(opened.map(File::from).map_err(io::Error::from), &path)

@@ -24,6 +24,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Volume, VolumeDevice};
+use podholder::beneath;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -205,9 +206,9 @@ fn own(path: &Path, gid: Option<u32>, mode: u32) -> Result<(), Cause> {
 pub fn read_env_file(volumes: &Volumes, name: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
     let Some(volume) = volumes.get(name) else { return Ok(None) };
     let top = rustix::fs::open(&volume.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(&top, path, flags, Mode::empty(), resolve) {
+    let file = match beneath::open(&top, path, flags, resolve) {
         Err(Errno::NOENT) => return Ok(None),
         opened => fs::File::from(opened?),
     };
@@ -228,8 +229,7 @@ pub fn make_beneath(root: &Path, sub: &Path) -> Result<(), Cause> {
     let failed = |error: Errno| file("make subPath in", root)(error.into());
     let top = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let mode = Mode::from_raw_mode(rustix::fs::fstat(&top).map_err(failed)?.st_mode & 0o3777);
-    let open =
-        |path: &Path| rustix::fs::openat2(&top, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT);
+    let open = |path: &Path| beneath::open(&top, path, OFlags::PATH, ResolveFlags::IN_ROOT);
     let mut done = PathBuf::from(".");
     for part in sub.components() {
         let parent = open(&done).map_err(failed)?;

@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use podholder::beneath;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
@@ -48,9 +49,9 @@ pub fn give(root: &Path, gid: u32, policy: Policy) -> Result<(), Cause> {
 }
 
 fn give_one(dir: BorrowedFd<'_>, name: &std::ffi::CStr, gid: u32) -> rustix::io::Result<FileType> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let fd = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?;
+    let fd = beneath::open(dir, name, flags, resolve)?;
     let stat = rustix::fs::fstat(&fd)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind == FileType::Symlink {

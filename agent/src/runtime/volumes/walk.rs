@@ -4,7 +4,8 @@
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+use podholder::beneath;
+use rustix::fs::{Dir, FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -47,9 +48,9 @@ pub fn walk(top: BorrowedFd<'_>, visit: Visit<'_>) -> rustix::io::Result<()> {
 
 /// A folder that lies in this one, to be read: no link, nobody's mount.
 pub fn open_in(dir: BorrowedFd<'_>, name: impl Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+    beneath::open(dir, name, flags, resolve)
 }
 
 #[cfg(test)]
@@ -57,7 +58,7 @@ pub fn open_in(dir: BorrowedFd<'_>, name: impl Arg) -> rustix::io::Result<OwnedF
 mod tests {
     use std::os::fd::AsFd as _;
 
-    use rustix::fs::{AtFlags, CWD};
+    use rustix::fs::{AtFlags, CWD, Mode};
 
     use super::*;
 
