@@ -90,6 +90,19 @@ fn a_sidecar_does_not_keep_a_job_alive() {
 }
 
 #[test]
+fn of_a_pod_that_completed_nothing_is_left_once_it_is_deleted() {
+    let node = NodeBox::start();
+    let before = node.snapshot();
+    let volumes = "volumes: [{name: data, emptyDir: {}}]";
+    let job = node.put(&pod("job").spec("restartPolicy: Never").spec(volumes).runs("main", "exit 0"));
+    job.becomes("Succeeded");
+    node.remove("job.yaml");
+    job.is_gone();
+    let of_pods = |fact: &String| fact.contains("/pods/") || fact.contains("cgroup");
+    assert_eq!(node.snapshot().since(&before).into_iter().filter(of_pods).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
 fn restart_policies_decide_what_an_end_means() {
     let node = quick();
     let manifest = |name: &str, policy: &str, words: &str| {

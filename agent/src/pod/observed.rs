@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Observed {
     /// Its namespaces and address.
     pub sandbox: Sandbox,
+    /// It isn't known that nothing of it is left: volumes, logs and what it said outlive its sandbox.
+    pub remains: bool,
     /// Every container that the spec names, and those that ran under an earlier spec.
     pub containers: BTreeMap<String, Container>,
     /// Set once the pod is to end.
@@ -34,6 +36,7 @@ impl Default for Observed {
     fn default() -> Self {
         Self {
             sandbox: Sandbox::Absent,
+            remains: true,
             containers: BTreeMap::new(),
             ending: None,
             failure: None,

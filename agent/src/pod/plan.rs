@@ -397,7 +397,11 @@ impl Planner<'_> {
     fn end(&mut self) {
         let deadline = self.observed.ending.as_ref().map(|e| e.deadline);
         if self.stop_all(deadline) && self.sandbox_down() {
-            self.plan.over = true;
+            if self.observed.remains {
+                self.plan.actions.push(Action::RemoveSandbox);
+            } else {
+                self.plan.over = true;
+            }
         }
     }
 

@@ -176,6 +176,9 @@ fn a_pod_that_ended_is_over_once_its_sandbox_is_gone() {
     observed.ending = Some(Ending { since: at(0), deadline: at(30), then: Then::Gone });
     assert!(!next(two(), &observed).over);
     observed.sandbox = Sandbox::Absent;
+    // What it wrote outlived its sandbox: it had completed before.
+    assert_eq!(words(&next(two(), &observed)), ["remove"]);
+    observed.remains = false;
     assert!(next(two(), &observed).over);
 }
 

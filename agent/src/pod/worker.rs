@@ -106,7 +106,7 @@ pub type LiveRef = Arc<Mutex<Live>>;
 enum Outcome {
     Allocated { since: Timestamp, result: Result<(), String> },
     Sandbox(Result<(Sandbox, Vec<IpAddr>), String>),
-    Removed(Result<(), String>),
+    Removed { ends: Ends, result: Result<(), String> },
     Image { name: String, reference: String, took: Duration, pulled: bool, result: Result<image::Image, image::Error> },
     Started { name: String, note: Note, number: u32, result: Result<runtime::Started, runtime::Error> },
     Told { name: String, result: Result<(), String> },
@@ -685,7 +685,7 @@ impl Worker {
         let ends = Ends::of(&self.pod, &self.observed);
         self.outcomes.push(Box::pin(async move {
             let _turn = volumes.take().await;
-            Outcome::Removed(node.remove_sandbox(&pod, sandbox, ends).await)
+            Outcome::Removed { ends, result: node.remove_sandbox(&pod, sandbox, ends).await }
         }));
     }
 
@@ -844,7 +844,7 @@ impl Worker {
         match outcome {
             Outcome::Allocated { since, result } => self.allocated(since, result),
             Outcome::Sandbox(result) => self.sandbox_made(result),
-            Outcome::Removed(result) => self.sandbox_removed(result),
+            Outcome::Removed { ends, result } => self.sandbox_removed(ends, result),
             // Of an image that an edit has replaced since, nobody wants to know any more.
             Outcome::Image { name, reference, .. } if self.image_of(&name) != reference => {}
             Outcome::Image { name, took, pulled, result, .. } => self.image_came(&name, took, pulled, result),
@@ -898,16 +898,19 @@ impl Worker {
         }
     }
 
-    fn sandbox_removed(&mut self, result: Result<(), String>) {
+    fn sandbox_removed(&mut self, ends: Ends, result: Result<(), String>) {
         match result {
-            Ok(()) => self.observed.sandbox = SandboxState::Absent,
+            Ok(()) => {
+                self.observed.sandbox = SandboxState::Absent;
+                self.observed.remains = ends != Ends::Pod;
+            }
             Err(error) => {
                 // Goes on until clean: something may still be busy.
                 self.say(None, Level::Warning, "FailedKillPod", &format!("error killing pod: {error}"));
                 let (node, pod, ends) = (self.node.clone(), self.pod.clone(), Ends::of(&self.pod, &self.observed));
                 self.outcomes.push(Box::pin(async move {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    Outcome::Removed(node.remove_sandbox(&pod, None, ends).await)
+                    Outcome::Removed { ends, result: node.remove_sandbox(&pod, None, ends).await }
                 }));
             }
         }
