@@ -143,19 +143,32 @@ fn attach_joins_what_a_container_writes() {
 #[test]
 fn port_forward_carries_many_connections_while_one_is_stuck() {
     let node = node();
-    for (transport, port) in [("true", "18080"), ("false", "18081")] {
+    let doors = node.put(&pod("doors").runs("lively", "serve --quiet").runs("stuck", "serve --port 9000"));
+    doors.is_ready();
+    // Of a connection inside the pod the kernel keeps little.
+    let pid = doors.container("stuck").host_pid().to_string();
+    let small = ["net.ipv4.tcp_wmem=4096 16384 65536", "net.ipv4.tcp_rmem=4096 16384 65536"];
+    node.inside("nsenter", &[&["--target", &pid, "--net", "sysctl", "--write"], &small[..]].concat()).ok();
+    let signal = |name: &str| node.inside("kill", &[name, &pid]).ok();
+    for (transport, port, stuck) in [("true", "18080", "19000"), ("false", "18081", "19001")] {
         let variable = format!("KUBECTL_PORT_FORWARD_WEBSOCKETS={transport}");
-        let mut forward = Running::start(&mut by(&node, &variable, &["port-forward", "web", &format!("{port}:8080")]));
-        forward.says("Forwarding from 127.0.0.1");
-        // One says nothing and reads nothing, to the end.
-        let stuck = Running::start(node.command("bash").args(["-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}; sleep 1000")]));
+        let ports = [format!("{port}:8080"), format!("{stuck}:9000")];
+        let mut forward = Running::start(&mut by(&node, &variable, &["port-forward", "doors", &ports[0], &ports[1]]));
+        forward.says(&format!("Forwarding from 127.0.0.1:{stuck}"));
+        signal("-STOP");
+        // One says nothing and reads nothing, to the end. To another, more is sent than the kernel keeps.
+        let idle = Running::start(node.command("bash").args(["-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}; sleep 1000")]));
+        let floods = Running::start(
+            node.command("bash").args(["-c", &format!("head -c 3M /dev/zero >/dev/tcp/127.0.0.1/{stuck}; sleep 1000")]),
+        );
         let url = format!("http://127.0.0.1:{port}/json");
         let script = format!(
-            "for i in $(seq 30); do curl -sf --max-time 20 {url} -o /dev/null & p=\"$p $!\"; done; for q in $p; do wait $q || exit 1; done"
+            "for i in $(seq 30); do curl -sSf --max-time 20 {url} -o /dev/null & p=\"$p $!\"; done; for q in $p; do wait $q || exit 1; done"
         );
-        node.inside("sh", &["-c", &script]).ok();
-        assert!(forward.is_alive(), "{}", forward.output());
-        drop(stuck);
+        let asked = node.inside("sh", &["-c", &script]).result();
+        assert!(asked.is_ok() && forward.is_alive(), "{asked:?}\n{}", forward.output());
+        signal("-CONT");
+        drop((idle, floods));
     }
 }
 

@@ -24,7 +24,7 @@ use crate::pod::node::Node;
 /// WebSocket protocol: SPDY in binary messages.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
-/// How long the other connections wait for one whose server in the pod doesn't read.
+/// How long the other connections wait for one whose server in the pod doesn't read, once megabytes of it wait.
 const STUCK: Patience = Patience::Until(Duration::from_secs(30));
 /// In which a connection's second stream must follow the first.
 const PAIRING: Duration = Duration::from_secs(30);

@@ -3,8 +3,9 @@
 //!
 //! # Memory
 //! Those clients never send WINDOW_UPDATE and pay no heed to ours, so there are no windows here: a stream holds [`BACKLOG`] pieces
-//! of at most [`PIECE`] bytes until they are taken, then the whole connection waits. [`Patience`] says for how long. All that a
-//! connection can have us keep is [`MEMORY`].
+//! of at most [`PIECE`] bytes until they are taken, and where streams have nothing to do with each other, more of those that the
+//! connection has in [`COMMON`], at most [`DEEPEST`]. Then the whole connection waits; [`Patience`] says for how long. All that a connection can
+//! have us keep is [`MEMORY`].
 
 mod dictionary;
 mod frame;
@@ -23,15 +24,19 @@ use frame::{FIN, FrameError, HEADER, Header, Kind, Packer, Reset, Unpacker, cont
 
 /// Bytes that travel in one piece.
 pub const PIECE: usize = 16 * 1024;
-/// Pieces of a stream that wait to be taken.
+/// Pieces of a stream that wait to be taken, whatever other streams keep.
 const BACKLOG: usize = 4;
+/// Pieces beyond that of all streams of a connection.
+const COMMON: usize = 1024;
+/// Pieces of a stream, all in all.
+const DEEPEST: usize = 256;
 /// Frames that wait to be sent.
 const UNSENT: usize = 16;
 /// Streams at a time. A forwarded connection has two.
 const STREAMS: usize = 512;
 /// Bytes that one connection's streams keep at most, with what they were opened with.
-const MEMORY: usize = STREAMS * (BACKLOG * PIECE + frame::HEADERS_LIMIT);
-const _: () = assert!(MEMORY <= 48 << 20);
+const MEMORY: usize = STREAMS * (BACKLOG * PIECE + frame::HEADERS_LIMIT) + COMMON * PIECE;
+const _: () = assert!(MEMORY <= 64 << 20);
 /// New streams that nobody has taken yet.
 const UNTAKEN: usize = 64;
 
@@ -40,7 +45,7 @@ const UNTAKEN: usize = 64;
 pub enum Patience {
     /// As long as it takes: they belong together, as those of an exec.
     Endless,
-    /// Then that stream is reset and the others go on.
+    /// Until it has taken nothing for so long: that stream is reset and the others go on.
     Until(Duration),
 }
 
@@ -137,6 +142,7 @@ where
             open: HashMap::new(),
             last: 0,
             places: Arc::new(Semaphore::new(STREAMS)),
+            common: Arc::new(Semaphore::new(if patience == Patience::Endless { 0 } else { COMMON })),
             streams: streams.clone(),
             frames: frames.downgrade(),
             patience,
@@ -177,6 +183,8 @@ struct Reader<S> {
     open: HashMap<u32, Open>,
     last: u32,
     places: Arc<Semaphore>,
+    /// Of [`COMMON`].
+    common: Arc<Semaphore>,
     streams: mpsc::Sender<Stream>,
     frames: mpsc::WeakSender<Bytes>,
     patience: Patience,
@@ -184,9 +192,35 @@ struct Reader<S> {
 
 struct Open {
     sender: Option<mpsc::Sender<Bytes>>,
+    /// Of [`BACKLOG`].
+    backlog: Arc<Semaphore>,
     reset: CancellationToken,
     /// Held by the stream's [`Sender`]: gone when that is.
     place: Weak<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    /// A piece's place in the stream's backlog, or in the common one as long as that has any.
+    async fn place(&self, common: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        for backlog in [&self.backlog, common] {
+            if let Ok(place) = backlog.clone().try_acquire_owned() {
+                return Some(place);
+            }
+        }
+        self.backlog.clone().acquire_owned().await.ok()
+    }
+}
+
+/// Bytes that have their place until whoever takes them is done with them.
+struct Piece {
+    bytes: BytesMut,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl<S: AsyncRead> Reader<S> {
@@ -217,7 +251,7 @@ impl<S: AsyncRead> Reader<S> {
             let mut piece = BytesMut::zeroed(left.min(PIECE));
             self.from.read_exact(&mut piece).await?;
             left -= piece.len();
-            self.deliver(id, piece.freeze()).await;
+            self.deliver(id, piece).await;
         }
         if header.flags & FIN != 0
             && let Some(open) = self.open.get_mut(&id)
@@ -227,12 +261,16 @@ impl<S: AsyncRead> Reader<S> {
         Ok(())
     }
 
-    async fn deliver(&mut self, id: u32, piece: Bytes) {
+    async fn deliver(&mut self, id: u32, bytes: BytesMut) {
         let Some(open) = self.open.get_mut(&id) else { return };
         let Some(sender) = &open.sender else { return };
+        let sent = async {
+            let _place = open.place(&self.common).await;
+            sender.send(Bytes::from_owner(Piece { bytes, _place })).await
+        };
         let taken = match self.patience {
-            Patience::Endless => Ok(sender.send(piece).await),
-            Patience::Until(limit) => tokio::time::timeout(limit, sender.send(piece)).await,
+            Patience::Endless => Ok(sent.await),
+            Patience::Until(limit) => tokio::time::timeout(limit, sent).await,
         };
         match taken {
             Ok(Ok(())) => {}
@@ -277,14 +315,15 @@ impl<S: AsyncRead> Reader<S> {
             self.say(frame::reset(id, Reset::Refused)).await;
             return Ok(());
         };
-        let (sender, incoming) = mpsc::channel(BACKLOG);
+        let (sender, incoming) = mpsc::channel(DEEPEST);
+        let backlog = Arc::new(Semaphore::new(BACKLOG));
         let reset = CancellationToken::new();
         let _ = frames.send(self.packer.reply(id)?).await;
         let place = Arc::new(place);
         // What is left of streams that are over.
         self.open.retain(|_, open| open.place.strong_count() > 0);
         let sender = (flags & FIN == 0).then_some(sender);
-        self.open.insert(id, Open { sender, reset: reset.clone(), place: Arc::downgrade(&place) });
+        self.open.insert(id, Open { sender, backlog, reset: reset.clone(), place: Arc::downgrade(&place) });
         let stream = Stream { headers, incoming, outgoing: Sender { id, frames, reset, _place: place } };
         if self.streams.send(stream).await.is_err() {
             self.open.remove(&id);

@@ -132,11 +132,55 @@ async fn a_stuck_stream_is_reset_and_the_others_go_on() {
     let (mut lively, _lively) = streams.recv().await.unwrap().split();
     client.is_told(control::SYN_REPLY).await;
     client.is_told(control::SYN_REPLY).await;
-    client.data(1, 0, &vec![0; PIECE * (BACKLOG + 1)]).await;
+    client.data(1, 0, &vec![0; PIECE * (DEEPEST + 1)]).await;
     client.data(3, 0, b"still here").await;
     assert_eq!(lively.recv().await.unwrap(), "still here");
     assert_eq!(client.is_told(control::RST_STREAM).await[..4], [0, 0, 0, 1]);
     assert_eq!(stuck.split().1.send(b"late").await, Err(Gone));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_stuck_stream_as_long_as_there_is_room_for_what_it_is_sent() {
+    let (mut client, mut streams, _connection) = Client::connect(Patience::Until(Duration::MAX));
+    client.open(1, "a", "stuck").await;
+    client.open(3, "a", "lively").await;
+    let (mut stuck, _stuck) = streams.recv().await.unwrap().split();
+    let (mut lively, _lively) = streams.recv().await.unwrap().split();
+    for _ in 0..DEEPEST {
+        client.data(1, 0, &[1; PIECE]).await;
+        client.data(3, 0, b"still here").await;
+        assert_eq!(lively.recv().await.unwrap(), "still here");
+    }
+    // Nothing of it is lost, and its room is free again.
+    for _ in 0..DEEPEST {
+        assert_eq!(stuck.recv().await.unwrap().len(), PIECE);
+    }
+    client.data(1, 0, &[1; PIECE]).await;
+    assert_eq!(stuck.recv().await.unwrap().len(), PIECE);
+}
+
+#[tokio::test]
+async fn each_stream_has_room_of_its_own_however_many_are_stuck() {
+    let (mut client, mut streams, _connection) = Client::connect(Patience::Until(Duration::MAX));
+    let mut stuck = Vec::new();
+    for number in 0..COMMON / (DEEPEST - BACKLOG) + 2 {
+        client.open(number as u32 * 2 + 1, "a", "stuck").await;
+        client.is_told(control::SYN_REPLY).await;
+        stuck.push(streams.recv().await.unwrap());
+    }
+    let mut left = COMMON;
+    for number in 0..stuck.len() {
+        let common = left.min(DEEPEST - BACKLOG);
+        left -= common;
+        client.data(number as u32 * 2 + 1, 0, &vec![1; PIECE * (BACKLOG + common)]).await;
+    }
+    assert_eq!(left, 0);
+    client.open(9999, "a", "lively").await;
+    let (mut lively, _lively) = streams.recv().await.unwrap().split();
+    for _ in 0..2 * COMMON {
+        client.data(9999, 0, &[1; PIECE]).await;
+        assert_eq!(lively.recv().await.unwrap().len(), PIECE);
+    }
 }
 
 #[tokio::test]
