@@ -1,17 +1,18 @@
 //! Whether a pod can be here at all: by what the machine has left, by what its kernel can do, by what it suffers from. The kubelet's
 //! checks, reasons and sentences. The ledger is the only state: what each pod that may run has been promised.
 
-mod affinity;
+mod place;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSelector};
 use tokio::sync::watch;
 
 use crate::eviction::Condition;
-use crate::model::{PodUid, SYSTEM_CRITICAL, ValidPod};
+use crate::model::{Origin, PodUid, SYSTEM_CRITICAL, ValidPod};
 use crate::plugin::device::Devices;
 use crate::plugin::device::ledger::Refusal;
 use crate::runtime::recipe::{label, sandbox};
@@ -19,7 +20,8 @@ use crate::runtime::resources::{Qos, Totals};
 use crate::runtime::{Settings, hugepages};
 use crate::shutdown;
 
-pub use affinity::Labels;
+pub use place::Labels;
+use place::Place;
 
 /// What can be promised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Pressure {
 pub struct Admission {
     room: Room,
     labels: Labels,
+    /// What others have made of the node; nothing: it is no cluster's, or not known yet.
+    place: Mutex<Option<Arc<Place>>>,
     devices: Arc<Devices>,
     ledger: Mutex<Ledger>,
     pressures: Mutex<Vec<Pressure>>,
@@ -144,6 +148,7 @@ impl Admission {
         Arc::new(Self {
             room,
             labels,
+            place: Mutex::default(),
             devices,
             ledger: Mutex::default(),
             pressures: Mutex::new(pressures.into()),
@@ -152,7 +157,34 @@ impl Admission {
         })
     }
 
-    /// What the node is called, by selectors.
+    /// The Node object as the API server has it.
+    pub fn node_is(&self, node: &NodeObject) {
+        let new = Some(Arc::new(Place::of(node)));
+        let old = std::mem::replace(&mut *self.place.lock().unwrap_or_else(PoisonError::into_inner), new.clone());
+        if old != new {
+            self.better.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    fn place(&self) -> Option<Arc<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the node is the pod's place, as far as is known: whoever sent a pod of the API server knew it better.
+    pub fn is_place_of(&self, pod: &ValidPod) -> Result<(), Rejection> {
+        match self.place() {
+            Some(place) => place.permits(pod),
+            None if *pod.origin() == Origin::Api => Ok(()),
+            None => place::permits(&self.labels, pod),
+        }
+    }
+
+    /// Whether a selector of an object of the API server names this node.
+    pub fn is_among(&self, nodes: &NodeSelector) -> bool {
+        self.place().is_none_or(|place| place.labels().match_any(nodes))
+    }
+
+    /// What the node calls itself, by selectors.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
@@ -168,10 +200,7 @@ impl Admission {
             return Err(Rejection::new(shutdown::REFUSED, shutdown::REFUSED_MESSAGE));
         }
         system_permits(pod)?;
-        if !self.labels.permit(pod.spec()) {
-            let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
-            return Err(Rejection::new("NodeAffinity", message));
-        }
+        self.is_place_of(pod)?;
         self.pressure_permits(pod)?;
         machine_permits(pod, settings)?;
         let mut ledger = self.lock();

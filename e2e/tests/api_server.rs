@@ -52,6 +52,51 @@ fn says(node: &NodeBox, words: &str) {
     });
 }
 
+#[test]
+fn labels_and_taints_that_others_gave_the_node_count() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let taints = json!([{"key": "flood", "effect": "NoExecute"}]);
+    server.put(NODE, json!({"metadata": {"name": "node", "labels": {"disk": "ssd"}}, "spec": {"taints": taints}}));
+    let wants = |name: &str, label: Value, tolerations: Value| {
+        let mut pod = a_pod(name);
+        (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) = (label, tolerations);
+        server.put(&path(name), pod);
+    };
+    let fails = |name: &str, reason: &str| {
+        eventually(&format!("{name} has failed"), || match server.get(&path(name)) {
+            Some(pod) if pod["status"]["phase"] == "Failed" && pod["status"]["reason"] == reason => Ok(()),
+            pod => Err(format!("{pod:?}")),
+        });
+    };
+    let all = json!([{"operator": "Exists"}]);
+    wants("fast", json!({"disk": "ssd"}), all.clone());
+    wants("slow", json!({"disk": "hdd"}), all.clone());
+    wants("dry", json!({}), json!([]));
+    join(&node, &server);
+    is_told(&server, "fast");
+    fails("slow", "NodeAffinity");
+    fails("dry", "TaintToleration");
+    // Files' pods are here whatever the taints.
+    node.put(&pod("ours").spec("nodeSelector: {disk: ssd}").runs("main", "sleep")).is_ready();
+
+    // This server tells nobody that the Node has changed: it is looked at when a pod comes for a label that isn't known.
+    let mut labelled = server.get(NODE).expect("the Node is there");
+    labelled["metadata"]["labels"]["gpu"] = json!("yes");
+    server.put(NODE, labelled);
+    wants("late", json!({"gpu": "yes"}), all);
+    is_told(&server, "late");
+    // What runs is left alone when a label goes.
+    let mut bare = server.get(NODE).expect("the Node is there");
+    bare["metadata"]["labels"] = json!({});
+    server.put(NODE, bare);
+    let id = node.pod("late").container("main").id();
+    node.kill_agent();
+    join(&node, &server);
+    is_told(&server, "late");
+    assert_eq!(node.pod("late").container("main").id(), id);
+}
+
 #[rstest]
 #[case::who_are_you(Trouble::Status(401), "scripted: Unauthorized (401)")]
 #[case::you_may_not(Trouble::Status(403), "scripted: Forbidden (403)")]

@@ -60,6 +60,7 @@ async fn join(cluster: &Cluster, node: &Agent, object: &NodeNow) -> Told {
     let registered = claim(cluster, node, object).await;
     tell_reboot(node, &registered, &object());
     cluster.registered(&registered);
+    see(cluster, node, &registered);
     cluster.stand(Standing::Member);
     tracing::info!(node = cluster.node_name, "registered with the API server");
     Told { status: None, at: Instant::now(), lease: None }
@@ -96,22 +97,37 @@ pub(super) async fn pod_cidrs(cluster: &Cluster, labels: BTreeMap<String, String
     }
 }
 
-/// Follows the Node until it has ranges, and others than these.
-pub(super) async fn other_pod_cidrs(cluster: &Cluster, than: &[String]) -> Vec<String> {
+/// Follows the Node object, to which others give ranges, labels and taints; never returns.
+pub(super) async fn follow(cluster: &Cluster, agent: &Agent) {
+    cluster.member().await;
     let nodes: Api<Node> = Api::all(cluster.client());
     let mut failures = 0;
     loop {
         let mut stream = watch_object(nodes.clone(), &cluster.node_name).boxed();
         while let Some(Ok(there)) = stream.next().await {
             failures = 0;
-            let given = there.and_then(|node| node.spec?.pod_cidrs).unwrap_or_default();
-            if !given.is_empty() && given != than {
-                return given;
+            if let Some(there) = there {
+                see(cluster, agent, &there);
             }
         }
         failures += 1;
         tokio::time::sleep(pause(failures)).await;
     }
+}
+
+/// Looks at the Node object now: what is followed may come later than what was done because of it.
+pub(super) async fn look(cluster: &Cluster, agent: &Agent) {
+    let nodes: Api<Node> = Api::all(cluster.client());
+    match answer(nodes.get(&cluster.node_name)).await {
+        Ok(there) => see(cluster, agent, &there),
+        Err(failure) => tracing::debug!(node = cluster.node_name, %failure, "the Node object could not be looked at"),
+    }
+}
+
+fn see(cluster: &Cluster, agent: &Agent, there: &Node) {
+    agent.admission.node_is(there);
+    let given = there.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
+    cluster.ranges.send_if_modified(|now| std::mem::replace(now, given.clone()) != given);
 }
 
 /// Tries until the node is this machine.

@@ -55,6 +55,8 @@ pub struct Cluster {
     instance: String,
     standing: watch::Sender<Standing>,
     node_uid: watch::Sender<String>,
+    /// Those of the Node object; none: it has none yet.
+    ranges: watch::Sender<Vec<String>>,
     pub(crate) mirrors: mirror::Mirrors,
     /// Pods of which the API server has said something.
     heard: broadcast::Sender<PodUid>,
@@ -129,6 +131,7 @@ impl Cluster {
             instance,
             standing,
             node_uid,
+            ranges: watch::Sender::default(),
             mirrors,
             heard: broadcast::Sender::new(1024),
             listings,
@@ -173,6 +176,7 @@ impl Cluster {
             self.identity.renew(&self.client, &self.transport, &self.clock),
             self.keep_serving(),
             membership::keep(self, node, object),
+            membership::follow(self, node),
         );
     }
 
@@ -187,8 +191,17 @@ impl Cluster {
 
     /// Waits until the cluster gives the node's pods ranges, and others than these.
     pub async fn other_pod_cidrs(&self, than: &[String]) -> Vec<String> {
-        self.member().await;
-        membership::other_pod_cidrs(self, than).await
+        let mut ranges = self.ranges.subscribe();
+        match ranges.wait_for(|given| !given.is_empty() && given != than).await {
+            Ok(given) => given.clone(),
+            // The cluster's own end.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Looks at the Node object now.
+    pub(crate) async fn look_at_node(&self, node: &Node) {
+        membership::look(self, node).await;
     }
 
     async fn keep_serving(&self) {

@@ -42,6 +42,8 @@ pub(super) struct Resolved {
     pub pod: ValidPod,
     /// Volumes that no container may write, whatever its mount says.
     pub read_only: Vec<String>,
+    /// Folders of the node's own disks that a pod may write: they are given to its fsGroup.
+    pub disks: Vec<String>,
     /// Volumes that CSI drivers mount, by their names in the pod.
     pub csi: BTreeMap<String, Wanted>,
 }
@@ -50,10 +52,11 @@ impl Node {
     /// What a pod's claims stand for.
     pub(super) fn resolve_claims(&self, pod: &ValidPod) -> Result<Resolved, runtime::Error> {
         let mut read_only = Vec::new();
+        let mut disks = Vec::new();
         let mut csi = super::csi::inline(pod);
         let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         if *pod.origin() != Origin::Api || !pod.spec().volumes.iter().flatten().any(claims) {
-            return Ok(Resolved { pod: pod.clone(), read_only, csi });
+            return Ok(Resolved { pod: pod.clone(), read_only, disks, csi });
         }
         let mut object = k8s_openapi::api::core::v1::Pod::clone(pod.object());
         for volume in object.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten()) {
@@ -70,13 +73,27 @@ impl Node {
             if only_read {
                 read_only.push(volume.name.clone());
             }
+            self.check_place(&of).map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
+            if is_folder_of_a_disk(&of) && !only_read {
+                disks.push(volume.name.clone());
+            }
             if let Some(mut wanted) = Wanted::persistent(&of) {
                 wanted.read_only |= only_read;
                 csi.insert(volume.name.clone(), wanted);
             }
             *volume = made_of(&volume.name, &of).map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
         }
-        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only, csi })
+        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only, disks, csi })
+    }
+
+    /// A volume that only other nodes can reach is no volume here, whoever bound its claim.
+    fn check_place(&self, of: &PersistentVolume) -> Result<(), String> {
+        let required = of.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref()?.required.as_ref());
+        if required.is_none_or(|nodes| self.admission.is_among(nodes)) {
+            return Ok(());
+        }
+        let name = of.metadata.name.as_deref().unwrap_or_default();
+        Err(format!("PersistentVolume {name} is not for this node: no matching NodeSelectorTerms in its nodeAffinity"))
     }
 }
 
@@ -101,6 +118,11 @@ fn of_pod(found: Bound, pod: &ValidPod) -> Result<Bound, String> {
     }
     let name = metadata.name.as_deref().unwrap_or_default();
     Err(format!("PVC {}/{name} was not created for pod {}/{} (pod is not owner)", pod.namespace(), pod.namespace(), pod.name()))
+}
+
+/// A folder of a disk of the node's own.
+fn is_folder_of_a_disk(of: &PersistentVolume) -> bool {
+    Mode::of(of) == Mode::Filesystem && of.spec.as_ref().is_some_and(|spec| spec.local.is_some())
 }
 
 /// A device can't be mounted, a folder be no device.

@@ -36,7 +36,7 @@ impl Node {
             return Ok(Volumes::new());
         }
         let turn = turn.take().await;
-        let Resolved { pod, read_only, csi } = self.resolve_claims(pod)?;
+        let Resolved { pod, read_only, disks, csi } = self.resolve_claims(pod)?;
         let images = self.attach_volumes(&pod).await?;
         let mounted = self.mount_all(&pod, csi).await?;
         let (node, pod_ips) = (self.clone(), pod_ips.to_vec());
@@ -44,7 +44,7 @@ impl Node {
         let made = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let objects = node.objects.of(&pod);
-            let input = Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted };
+            let input = Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted, disks: &disks };
             let mut volumes = node.runtime.prepare_volumes(input)?;
             for name in read_only {
                 volumes.entry(name).and_modify(|volume| volume.read_only = true);
@@ -62,7 +62,8 @@ impl Node {
             let _turn = turn;
             let (images, mounted) = (BTreeMap::new(), BTreeMap::new());
             let objects = self.objects.of(&pod);
-            self.runtime.refresh_volumes(Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted })
+            let input = Input { pod: &pod, pod_ips: &pod_ips, objects, images: &images, mounted: &mounted, disks: &[] };
+            self.runtime.refresh_volumes(input)
         });
         refreshed.await.unwrap_or_else(|error| vec![runtime::Error::pod(place, format!("refreshing its volumes: {error}"))])
     }

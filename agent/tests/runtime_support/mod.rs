@@ -91,7 +91,14 @@ impl Node {
 
 /// The pod's volumes, of which none is made of objects or images.
 pub fn volumes(runtime: &Runtime, pod: &ValidPod) -> Result<Volumes, Error> {
-    runtime.prepare_volumes(Input { pod, pod_ips: &[], objects: &NoObjects, images: &BTreeMap::new(), mounted: &BTreeMap::new() })
+    runtime.prepare_volumes(Input {
+        pod,
+        pod_ips: &[],
+        objects: &NoObjects,
+        images: &BTreeMap::new(),
+        mounted: &BTreeMap::new(),
+        disks: &[],
+    })
 }
 
 async fn start(runtime: &Runtime, node: &Node, sandbox: &Sandbox, name: &str) -> Result<Started, Error> {

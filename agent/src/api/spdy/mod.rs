@@ -265,8 +265,8 @@ impl<S: AsyncRead> Reader<S> {
         let Some(open) = self.open.get_mut(&id) else { return };
         let Some(sender) = &open.sender else { return };
         let sent = async {
-            let _place = open.place(&self.common).await;
-            sender.send(Bytes::from_owner(Piece { bytes, _place })).await
+            let place = open.place(&self.common).await;
+            sender.send(Bytes::from_owner(Piece { bytes, _place: place })).await
         };
         let taken = match self.patience {
             Patience::Endless => Ok(sent.await),

@@ -46,16 +46,16 @@ fn make(pod: &ValidPod, settings: &Settings, path: &Path, access: Access) -> Res
         }
         super::own(path, None, 0o777)?;
     }
-    match fs_group(pod) {
-        // Whoever only reads changes no owners, as in Kubernetes.
-        Some(gid) if access == Access::ReadWrite => give_once(pod, settings, path, gid),
-        _ => Ok(()),
+    // Whoever only reads changes no owners, as in Kubernetes.
+    if access == Access::ReadOnly {
+        return Ok(());
     }
+    give(pod, settings, &path.file_name().unwrap_or_default().to_string_lossy(), path)
 }
 
-/// Once for a sandbox, as the kubelet: a volume may be large, and containers restart often.
-fn give_once(pod: &ValidPod, settings: &Settings, path: &Path, gid: u32) -> Result<(), Cause> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+/// Gives a folder to the pod's fsGroup, if it has one: once for a sandbox, as the kubelet. A volume may be large, and containers restart often.
+pub fn give(pod: &ValidPod, settings: &Settings, name: &str, path: &Path) -> Result<(), Cause> {
+    let Some(gid) = fs_group(pod) else { return Ok(()) };
     let mark = settings.pod_run(pod.uid()).join(format!("fs-group.{name}"));
     if mark.exists() {
         return Ok(());

@@ -68,6 +68,8 @@ pub struct Input<'a> {
     pub images: &'a BTreeMap<String, Vec<PathBuf>>,
     /// Where drivers have mounted volumes, by the volumes' names.
     pub mounted: &'a BTreeMap<String, PathBuf>,
+    /// hostPaths that are disks of the pod's own, by the volumes' names.
+    pub disks: &'a [String],
 }
 
 /// Makes, or finds, all volumes of a pod. May be repeated.
@@ -107,7 +109,11 @@ fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBu
     }
     if let Some(source) = &volume.host_path {
         host_path::check(source)?;
-        return Ok((source.path.clone().into(), false));
+        let path = PathBuf::from(&source.path);
+        if input.disks.contains(&volume.name) {
+            claim::give(pod, settings, &volume.name, &path)?;
+        }
+        return Ok((path, false));
     }
     if let Some(source) = &volume.csi {
         let path = input.mounted.get(&volume.name).ok_or_else(|| ConfigError::new("it is not mounted (yet)"))?;

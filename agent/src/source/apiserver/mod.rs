@@ -302,18 +302,28 @@ impl Source<'_> {
             return self.begin(pod).await;
         }
         let asked = self.needs.want(&pod);
+        let misplaced = self.node.admission.is_place_of(&pod).is_err();
         if before.is_some() && !self.waiting.contains_key(uid) {
             // What it refers to is known, or comes when it comes.
             return self.begin(pod).await;
         }
         // One that runs already, a file's so far, is to miss nothing.
         let runs = self.node.store.pod(uid).is_some() || self.has_holder(uid);
-        if !runs && only_containers_need(&pod) {
+        if !runs && !misplaced && only_containers_need(&pod) {
             self.ask_ahead(uid, asked);
             return self.begin(pod).await;
         }
         self.waiting.insert(uid.clone(), pod);
-        self.fetch(uid, asked);
+        let (cluster, node) = (self.cluster.clone(), self.node.clone());
+        self.fetch(uid, async move {
+            // A pod may come before the label that it came for.
+            let look = async {
+                if misplaced {
+                    cluster.look_at_node(&node).await;
+                }
+            };
+            futures::future::join(asked, look).await;
+        });
         Ok(())
     }
 
