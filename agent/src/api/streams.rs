@@ -24,7 +24,10 @@ pub const PORT_FORWARD: &str = "portforward.k8s.io";
 
 /// What a stream is, in the header `streamtype`.
 pub const TYPE: &str = "streamtype";
-const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+/// In the header `Upgrade`.
+pub const SPDY: &str = "SPDY/3.1";
+/// The header in which a protocol is offered, and chosen.
+pub const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 /// In which the client must have opened all streams.
 const OPENING: Duration = Duration::from_secs(30);
 /// The longest word about a window.
@@ -32,7 +35,7 @@ const SIZE_LIMIT: usize = 4 * 1024;
 
 /// Whether a request asks for SPDY.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"spdy/3.1"))
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(SPDY.as_bytes()))
 }
 
 /// The answer to a handshake, and the byte stream that follows.
@@ -51,7 +54,7 @@ pub fn accept(
     let headers = response.headers_mut();
     headers.clear();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+    headers.insert(UPGRADE, HeaderValue::from_static(SPDY));
     headers.insert(PROTOCOL, HeaderValue::from_static(protocol));
     let upgraded = hyper::upgrade::on(request);
     Ok((response, async move { Ok(TokioIo::new(upgraded.await?)) }))

@@ -272,7 +272,7 @@ async fn answer(shared: Arc<Shared>, chain: &[CertificateDer<'_>], request: Requ
         Ok(_) => route::answer(&shared, request, place).await,
         Err(refusal) => refused(&refusal),
     };
-    shared.requests.end(&labels, begun.elapsed());
+    shared.requests.end(&labels, &response, begun.elapsed());
     response
 }
 

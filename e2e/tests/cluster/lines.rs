@@ -1,6 +1,7 @@
 //! kubectl through the API servers of this line and of an older one: everything that is streamed, and what moves pods about. v1.34's server
-//! and kubectl speak SPDY to the node, v1.37's WebSocket.
+//! speaks SPDY to the node, whatever kubectl asks it by; v1.37's hands on what it gets, since the node declares that it takes WebSockets.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use e2e::{ControlPlane, NodeBox, Running, eventually, run};
@@ -58,23 +59,49 @@ impl Lab<'_> {
     fn shell(&self, script: &str) -> String {
         run(self.node.outside().command("sh").args(["-c", script])).ok()
     }
+
+    /// A page of the node's monitoring, as the API server gets it.
+    fn metrics(&self, page: &str) -> String {
+        self.plane.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics{page}", self.node.name())]).ok()
+    }
+
+    /// What was streamed to the node so far, and in which words.
+    fn streams(&self) -> BTreeSet<String> {
+        let page = self.metrics("");
+        let series = page.lines().filter_map(|line| line.strip_prefix("nodeagent_streams_total{"));
+        // path="exec",transport="spdy",protocol="v4.channel.k8s.io"} 3
+        let labels = series.map(|labels| labels.split('"').skip(1).step_by(2).collect::<Vec<_>>().join(" "));
+        labels.collect()
+    }
 }
 
+/// Streams by WebSocket: path, transport, protocol.
+const WEBSOCKETS: [&str; 3] = [
+    "attach websocket v5.channel.k8s.io",
+    "exec websocket v5.channel.k8s.io",
+    "portForward websocket SPDY/3.1+portforward.k8s.io",
+];
+/// And by SPDY.
+const SPDY: [&str; 3] = ["attach spdy v4.channel.k8s.io", "exec spdy v4.channel.k8s.io", "portForward spdy portforward.k8s.io"];
+
 #[rstest]
-#[case::of_this_line(&[])]
-#[case::of_v1_34(&["--line", "v1.34"])]
-fn kubectl_works_through_an_api_server(#[case] line: &[&str]) {
+#[case::of_this_line(&[], WEBSOCKETS)]
+#[case::of_v1_34(&["--line", "v1.34"], SPDY)]
+fn kubectl_works_through_an_api_server(#[case] line: &[&str], #[case] by_websockets: [&str; 3]) {
     let node = super::builder().with_registry().config(CONFIGURATION).start();
     let plane = ControlPlane::with(&node, line);
     plane.joins(&node);
     plane.apply(PODS);
     plane.until("pod", "box", "runs", runs);
     let lab = Lab { node: &node, plane };
-    for websockets in [true, false] {
+    let mut spoken = BTreeSet::new();
+    for (websockets, protocols) in [(true, by_websockets), (false, SPDY)] {
         commands_end_as_they_should(&lab, websockets);
         a_terminal_has_a_size(&lab, websockets);
         what_is_typed_reaches_who_is_attached(&lab, websockets);
         many_connections_pass_one_that_is_stuck(&lab, websockets);
+        spoken.extend(protocols.map(str::to_owned));
+        assert_eq!(lab.streams(), spoken, "kubectl asked by WebSockets: {websockets}");
     }
     files_come_and_go(&lab);
     logs_are_followed(&lab);
@@ -152,8 +179,7 @@ fn logs_are_followed(lab: &Lab<'_>) {
 
 /// What metrics-server asks of a node for `kubectl top`.
 fn metrics_are_told(lab: &Lab<'_>) {
-    let path = format!("/api/v1/nodes/{}/proxy/metrics/resource", lab.node.name());
-    let told = lab.plane.kubectl(&["get", "--raw", &path]).ok();
+    let told = lab.metrics("/resource");
     for series in ["node_cpu_usage_seconds_total", "container_memory_working_set_bytes{container=\"talks\""] {
         assert!(told.contains(series), "{series} in {told}");
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hyper::Method;
+use hyper::header::{HeaderName, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use k8s_openapi::api::core::v1::ContainerState;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::family::{Families, Labels};
+use crate::api::{Response, streams};
 use crate::pod::node::Node;
 
 /// A kind of request.
@@ -23,18 +25,34 @@ pub struct Request {
     long_running: &'static str,
 }
 
+/// A stream that was opened, as node and client have agreed: what is in it, and how it came.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stream {
+    path: &'static str,
+    /// `websocket` or `spdy`.
+    transport: &'static str,
+    /// Such as `v5.channel.k8s.io`; nothing: that of clients who name none.
+    protocol: String,
+}
+
 /// Requests to the kubelet API.
 #[derive(Debug)]
 pub struct Requests {
     all: Family<Request, Counter>,
     now: Family<Request, Gauge>,
     seconds: Family<Request, Histogram>,
+    streams: Family<Stream, Counter>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
         let buckets = || Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
-        Self { all: Family::default(), now: Family::default(), seconds: Family::new_with_constructor(buckets) }
+        Self {
+            all: Family::default(),
+            now: Family::default(),
+            seconds: Family::new_with_constructor(buckets),
+            streams: Family::default(),
+        }
     }
 }
 
@@ -50,9 +68,12 @@ impl Requests {
     }
 
     /// It has its answer.
-    pub fn end(&self, request: &Request, took: Duration) {
+    pub fn end(&self, request: &Request, answer: &Response, took: Duration) {
         self.now.get_or_create(request).dec();
         self.seconds.get_or_create(request).observe(took.as_secs_f64());
+        if let Some(stream) = opened(request.path, answer) {
+            self.streams.get_or_create(&stream).inc();
+        }
     }
 
     /// Part of `/metrics`.
@@ -68,7 +89,23 @@ impl Requests {
             "Duration in seconds to serve http requests",
             self.seconds.clone(),
         );
+        registry.register(
+            "nodeagent_streams",
+            "Streams of exec, attach and port-forward, by the protocol that the API server or another client spoke",
+            self.streams.clone(),
+        );
     }
+}
+
+/// The stream that an answer opens. Its protocol is one of those that this node offers, never a client's own word.
+fn opened(path: &'static str, answer: &Response) -> Option<Stream> {
+    let said = |name: &HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (transport, protocol) = match said(&UPGRADE) {
+        "websocket" => ("websocket", said(&SEC_WEBSOCKET_PROTOCOL)),
+        streams::SPDY => ("spdy", said(&streams::PROTOCOL)),
+        _ => return None,
+    };
+    Some(Stream { path, transport, protocol: protocol.to_owned() })
 }
 
 fn known(method: &Method) -> &'static str {
@@ -197,5 +234,19 @@ mod tests {
     #[case("/../../x", "other")]
     fn paths_are_few(#[case] path: &str, #[case] expected: &str) {
         assert_eq!(bucket(path), expected);
+    }
+
+    #[rstest]
+    #[case(&[("upgrade", "websocket"), ("sec-websocket-protocol", "v5.channel.k8s.io")], Some(("websocket", "v5.channel.k8s.io")))]
+    #[case(&[("upgrade", "websocket")], Some(("websocket", "")))]
+    #[case(&[("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "v4.channel.k8s.io")], Some(("spdy", "v4.channel.k8s.io")))]
+    #[case(&[("sec-websocket-protocol", "v5.channel.k8s.io")], None)]
+    fn a_stream_is_what_was_agreed(#[case] headers: &[(&str, &str)], #[case] expected: Option<(&str, &str)>) {
+        let mut answer = Response::default();
+        for (name, value) in headers {
+            answer.headers_mut().insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        let found = opened("exec", &answer);
+        assert_eq!(found.as_ref().map(|stream| (stream.transport, stream.protocol.as_str())), expected);
     }
 }
