@@ -96,6 +96,20 @@ impl<'a> ControlPlane<'a> {
         Running::start(&mut command)
     }
 
+    /// From now on nothing that a node sends to the API server arrives, and nobody tells it so.
+    #[track_caller]
+    pub fn falls_silent(&self) {
+        let chain = "add chain inet silent in { type filter hook input priority 0; }";
+        let rule = "add rule inet silent in iifname != lo tcp dport 6443 drop";
+        run(self.node.outside().command("nft").arg(format!("add table inet silent; {chain}; {rule}"))).ok();
+    }
+
+    /// It is as it was before it fell silent.
+    #[track_caller]
+    pub fn is_heard_again(&self) {
+        run(self.node.outside().command("nft").args(["delete", "table", "inet", "silent"])).ok();
+    }
+
     /// Where the cluster keeps its files.
     pub fn folder(&self) -> &Path {
         &self.folder

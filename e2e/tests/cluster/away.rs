@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use e2e::{ControlPlane, NodeBox, eventually};
+use rstest::rstest;
 
 use super::{node, runs, uid};
 
@@ -94,8 +95,35 @@ fn pods_run_on_and_restart_without_the_api_server_also_under_another_agent() {
     assert_eq!(side.restarts(), 1);
 }
 
-#[test]
-fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need() {
+/// What becomes of the node's connections to the API server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Away {
+    /// Nobody listens there.
+    Refused,
+    /// They are never answered.
+    Silent,
+}
+
+impl Away {
+    fn begins(self, plane: &ControlPlane<'_>) {
+        match self {
+            Self::Refused => drop(plane.script(&["stop", "kube-apiserver"]).ok()),
+            Self::Silent => plane.falls_silent(),
+        }
+    }
+
+    fn ends(self, plane: &ControlPlane<'_>) {
+        match self {
+            Self::Refused => drop(plane.script(&["start", "kube-apiserver"]).ok()),
+            Self::Silent => plane.is_heard_again(),
+        }
+    }
+}
+
+#[rstest]
+#[case(Away::Refused)]
+#[case(Away::Silent)]
+fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need(#[case] away: Away) {
     let node = node();
     let (plane, uid) = with_vault(&node);
     // Whoever isn't root gets no further than the folders.
@@ -113,11 +141,14 @@ fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need(
     let found = e2e::run(&mut grep).stdout;
     assert!(!found.is_empty() && found.lines().all(|path| path.contains("/checkpoints/objects/")), "{found}");
 
-    plane.script(&["stop", "kube-apiserver"]).ok();
+    away.begins(&plane);
     node.reboot();
     plane.starts(&node);
     let pod = node.pod("vault");
     pod.is_ready();
+    // They wait a moment for an answer, not until the question is given up.
+    let given_up = || node.agent_output().contains("the node could not be registered with the API server");
+    assert!(away == Away::Refused || !given_up(), "{}", node.agent_output());
     assert_eq!(pod.uid(), uid);
     let main = pod.container("main");
     assert_eq!(main.demo("read /keys/door"), "open sesame");
@@ -126,7 +157,8 @@ fn after_a_reboot_without_the_api_server_its_pods_start_with_all_that_they_need(
     assert!(main.demo("read /var/run/secrets/kubernetes.io/serviceaccount/token").starts_with("ey"));
     let pid = main.host_pid();
 
-    plane.script(&["start", "kube-apiserver"]).ok();
+    eventually("the agent says that the API server is away", || if given_up() { Ok(()) } else { Err(node.agent_output()) });
+    away.ends(&plane);
     let id = main.id();
     plane.until("pod", "vault", "shows what runs", |pod| {
         runs(pod)?;
