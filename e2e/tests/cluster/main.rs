@@ -9,6 +9,7 @@ mod disks;
 mod join;
 mod kind;
 mod lines;
+mod local;
 mod logins;
 mod mirror;
 mod ranges;
