@@ -65,7 +65,7 @@ helm: ## helm, from its Go module, in target/e2e/bin; minutes, once
 cluster: packages tools build controlplane plugins helm ## The tests with what Go builds, which make test leaves out: a real control plane, real plugins
 	cargo test -p e2e --features cluster --test cluster --test csi --test devices
 
-soak: packages build controlplane ## 300 pods that come and go while the API server dies, and two nodes whose pods talk: minutes
+soak: packages build controlplane ## 300 pods that come and go while the API server dies, and two nodes whose pods talk: minutes; ROUNDS=1 is shorter
 	cargo test -p e2e --features cluster --test soak -- --test-threads 1 --nocapture
 
 conformance: packages build controlplane ## Kubernetes' own node tests with this agent as the node: builds in ten minutes, runs as long

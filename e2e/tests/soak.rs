@@ -9,8 +9,10 @@ use serde_json::Value;
 
 const MANY: u64 = 300;
 const FEW: u64 = 40;
-/// How often the Deployment goes from few to many and back.
-const ROUNDS: usize = 3;
+/// How often the Deployment goes from few to many and back; `ROUNDS` says otherwise.
+fn rounds() -> usize {
+    std::env::var("ROUNDS").map_or(3, |text| text.parse().expect("ROUNDS is a number"))
+}
 
 const CONFIGURATION: &str = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nserverTLSBootstrap: true\nmaxPods: 400\n\
                              masqueradeExcept: [10.244.0.0/16]\n";
@@ -69,20 +71,20 @@ fn pods(plane: &ControlPlane<'_>) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
-/// Scales, and kills the API server in the middle of what follows.
-fn scale(plane: &ControlPlane<'_>, node: &NodeBox, replicas: u64) {
+/// Scales, and ends the API server in the middle of what follows: `stop` by SIGTERM, so that it says goodbye to its watches, `kill` by SIGKILL.
+fn scale(plane: &ControlPlane<'_>, node: &NodeBox, replicas: u64, end: &str) {
     let began = Instant::now();
     plane.kubectl(&["scale", "deployment", "web", &format!("--replicas={replicas}")]).ok();
     let before = pods(plane).len();
     eventually("pods come or go", || if pods(plane).len() == before { Err(before.to_string()) } else { Ok(()) });
-    plane.script(&["stop", "kube-apiserver"]).ok();
+    plane.script(&[end, "kube-apiserver"]).ok();
     plane.script(&["start", "kube-apiserver"]).ok();
     while_it_goes_on("pods that are ready", || ready(plane), replicas);
     while_it_goes_on("pods", || pods(plane).len() as u64, replicas);
     let memory = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid())).unwrap();
     let resident = memory.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim();
     println!(
-        "{replicas} pods after {:.0} s, with the API server killed meanwhile; the agent has {resident}",
+        "{replicas} pods after {:.0} s, with the API server ended meanwhile ({end}); the agent has {resident}",
         began.elapsed().as_secs_f32()
     );
 }
@@ -94,17 +96,17 @@ fn three_hundred_pods_come_and_go_while_the_api_server_dies() {
     plane.joins(&node);
     let _proxy = plane.proxies(&node);
     plane.apply(WEB);
-    scale(&plane, &node, FEW);
+    scale(&plane, &node, FEW, "stop");
     let survivors: BTreeSet<String> = uids(&plane);
-    for _ in 0..ROUNDS {
-        scale(&plane, &node, MANY);
+    for _ in 0..rounds() {
+        scale(&plane, &node, MANY, "kill");
         balanced(&node, &plane);
         for pod in pods(&plane) {
             let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
             assert_eq!(restarts, 0, "{} was restarted", pod["metadata"]["name"]);
             assert!(is_true(&pod, "Ready"), "{pod:#}");
         }
-        scale(&plane, &node, FEW);
+        scale(&plane, &node, FEW, "stop");
     }
     println!("{} of the first {} pods are still there", uids(&plane).intersection(&survivors).count(), survivors.len());
     plane.kubectl(&["delete", "deployment/web", "service/web"]).ok();
