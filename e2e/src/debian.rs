@@ -39,11 +39,11 @@ impl Debian {
     }
 }
 
-/// The agent's package, made in this folder.
+/// The agent's package, made in this folder, of the program that the tests run.
 #[track_caller]
 pub fn package(folder: &Path) -> PathBuf {
     let mut command = Command::new(paths::workspace().join("agent/packaging/deb"));
-    run(command.arg(paths::binary("nodeagent")).arg(folder).arg("--fast")).ok();
+    run(command.arg("--dynamic").arg(paths::binary("nodeagent")).arg(folder).arg("--fast")).ok();
     let files = std::fs::read_dir(folder).expect("the folder is there").filter_map(|entry| Some(entry.ok()?.path()));
     files.into_iter().find(|path| path.extension().is_some_and(|e| e == "deb")).expect("cargo-deb makes a .deb")
 }

@@ -1,7 +1,9 @@
 //! The Debian package, made by cargo-deb and installed into a system that debootstrap makes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use e2e::{Debian, package};
+use std::process::Command;
+
+use e2e::{Debian, binary, package, run, workspace};
 
 #[test]
 fn it_installs_runs_upgrades_and_goes() {
@@ -42,4 +44,14 @@ fn it_installs_runs_upgrades_and_goes() {
     debian.run(&["dpkg", "--purge", "nodeagent"]).ok();
     assert!(!debian.path("/etc/nodeagent/config.yaml").exists() && !debian.path("/var/lib/nodeagent/images").exists());
     assert!(debian.path("/var/lib/nodeagent/claims/default/data").exists());
+}
+
+/// A package is for every Debian, whatever libc that has: `make deb` packs a static program, or nothing.
+#[test]
+fn a_program_that_needs_a_libc_is_not_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let said =
+        run(Command::new(workspace().join("agent/packaging/deb")).arg(binary("nodeagent")).arg(folder.path())).fails_with(1);
+    assert!(said.contains("nodeagent is not static: it needs /lib"), "{said}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
