@@ -4,20 +4,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use e2e::{ApiServer, Asked, NodeBox, Trouble, eventually, pod};
+use e2e::{ApiServer, Asked, Builder, NodeBox, Trouble, eventually, pod};
 use rstest::rstest;
 use serde_json::{Value, json};
 
 const NODE: &str = "/api/v1/nodes/node";
 
 fn node() -> NodeBox {
-    NodeBox::builder()
-        .argument("--network")
-        .argument("bridge")
-        .argument("--pod-cidr")
-        .argument("10.85.0.0/16")
-        .without_agent()
-        .start()
+    builder().start()
+}
+
+fn builder() -> Builder {
+    NodeBox::builder().argument("--network").argument("bridge").argument("--pod-cidr").argument("10.85.0.0/16").without_agent()
 }
 
 /// Starts the agent as a node of that cluster.
@@ -503,4 +501,58 @@ fn a_start_is_told_in_the_kubelets_words_also_of_a_files_pod() {
     let mirror = eventually("the mirror is there", || server.get(&path("ours-node")).ok_or_else(|| node.agent_output()));
     let version = &mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"];
     assert!(all("ours-node").iter().all(|(_, _, uid)| version == uid.as_str()), "{version}");
+}
+
+/// How often the node has said that it is alive.
+fn renewals(server: &ApiServer) -> usize {
+    server.asked().iter().filter(|asked| renews(asked)).count()
+}
+
+fn renews(asked: &Asked) -> bool {
+    asked.is("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node")
+}
+
+#[test]
+fn a_start_is_told_in_few_words_and_an_idle_node_says_no_more_than_that_it_is_alive() {
+    let node = builder().with_registry().start();
+    let server = ApiServer::beside(&node);
+    let names: Vec<String> = (0..10).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        server.put(&path(name), with_token(name));
+    }
+    join(&node, &server);
+    for name in &names {
+        is_told(&server, name);
+    }
+    let wait = |more: usize| {
+        let until = renewals(&server) + more;
+        eventually("the lease is renewed", || if renewals(&server) >= until { Ok(()) } else { Err(node.agent_output()) });
+    };
+    // Until events and what the node has found out of itself are told.
+    wait(2);
+    let before = server.asked().len();
+    wait(3);
+    let asked = server.asked().split_off(before);
+    let others = |asked: &[Asked]| -> Vec<String> {
+        asked.iter().filter(|asked| !renews(asked)).map(|asked| format!("{} {}", asked.method, asked.path)).collect()
+    };
+    assert_eq!(others(&asked), [""; 0], "the node and its pods are as they were");
+
+    // What is new of the node is told, once.
+    let before = server.asked().len();
+    node.run(&["image", "pull", "busybox"]).ok();
+    wait(2);
+    let asked = server.asked().split_off(before);
+    let states: Vec<&Asked> = asked.iter().filter(|asked| asked.is("PATCH", "/api/v1/nodes/node/status")).collect();
+    assert_eq!(states.len(), 1, "{:?}", others(&asked));
+    assert!(states[0].body["status"]["images"].to_string().contains("busybox"), "{}", states[0].body);
+
+    for name in &names {
+        let patches = server.asked().into_iter().filter(|asked| asked.is("PATCH", &path(name)));
+        let told: Vec<Value> = patches.map(|asked| asked.body["status"].clone()).collect();
+        // That it begins, and that it has an address, where these take a moment; that it runs.
+        let phases: Vec<&Value> = told.iter().map(|status| &status["phase"]).collect();
+        assert!(phases.len() <= 3 && phases.iter().filter(|phase| ***phase == "Running").count() == 1, "{name}: {told:#?}");
+        assert!(told.iter().all(|status| told.iter().filter(|other| *other == status).count() == 1), "{name}: {told:#?}");
+    }
 }
