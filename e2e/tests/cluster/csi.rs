@@ -1,4 +1,10 @@
 //! Volumes of a CSI driver that the cluster knows: claims, attachments, CSINode. The driver is e2e/plugins/csi.
+//!
+//! It is not the one that Kubernetes tests with (github.com/kubernetes-csi/csi-driver-host-path), since these tests take what they build from
+//! the Go module proxy alone, and that has no version of this module for us: `go list -m -versions` of it ends with 403. From a checkout
+//! (1f2b2e64, with its vendor folder) `CGO_ENABLED=0 go build ./cmd/hostpathplugin` takes a minute. Made so, and registered by hand, it was
+//! tried once with this node, in November 2026: a mounted volume, a raw one and an inline one, with fsGroup, were staged and published, kept by
+//! a second agent, and taken back.
 
 use e2e::{ControlPlane, Running, eventually};
 
