@@ -11,11 +11,12 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use e2e::{ApiServer, ControlPlane, NodeBox, Running, eventually};
+use e2e::{ApiServer, Builder, ControlPlane, NodeBox, Running, eventually, is_true, run};
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 20;
@@ -27,32 +28,20 @@ const SETTLED: Duration = Duration::from_secs(5);
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 /// With a network that the agent makes, whatever add-on's configuration lies on this machine.
-fn node() -> NodeBox {
-    NodeBox::builder()
-        .argument("--network")
-        .argument("bridge")
-        .argument("--pod-cidr")
-        .argument("10.85.0.0/16")
-        .without_agent()
-        .start()
+fn builder() -> Builder {
+    NodeBox::builder().argument("--network").argument("bridge").argument("--pod-cidr").argument("10.85.0.0/16").without_agent()
 }
 
+/// The API server asks no kubelet API whose certificate the cluster hasn't signed.
+const CONFIGURATION: &str = "apiVersion: nodeagent.dev/v1\nkind: NodeAgentConfiguration\nserverTLSBootstrap: true\n";
+
 fn main() {
-    let node = node();
+    let node = builder().config(CONFIGURATION).start();
     let plane = ControlPlane::beside(&node);
-    let kubeconfig = plane.node_kubeconfig("node");
-    let mut command = node.agent_command();
-    command.arg("--kubeconfig").arg(kubeconfig);
-    node.start_agent_with(command, "");
+    plane.joins(&node);
     let bench = Bench { node: &node, socket: node.folder().join("proxy.sock") };
-    let mut proxy = node.outside().command(e2e::workspace().join("target/e2e/controlplane/kubectl").to_str().unwrap());
-    proxy.arg("--kubeconfig").arg(plane.folder().join("admin.kubeconfig")).arg("proxy").arg("--unix-socket").arg(&bench.socket);
-    let _proxy = Running::start(&mut proxy);
-    eventually("the node is Ready", || {
-        let (_, object) = bench.ask("GET", "/api/v1/nodes/node", &Value::Null)?;
-        let ready = object["status"]["conditions"].to_string().contains("KubeletReady");
-        if ready { Ok(()) } else { Err(object.to_string()) }
-    });
+    let _proxy = Running::start(kubectl(&node, &plane).arg("proxy").arg("--unix-socket").arg(&bench.socket));
+    eventually("the proxy answers", || bench.ask("GET", "/api/v1/nodes/node", &Value::Null));
 
     let mut took = [Vec::new(), Vec::new()];
     for round in 0..=ROUNDS {
@@ -70,6 +59,9 @@ fn main() {
     tell("created → Running seen by a watch", "40 ms", with, |took| took.seen);
     tell("created → Running seen by a watch, without a token", "40 ms", without, |took| took.seen);
     tell("deleted with grace 0 → nothing left", "60 ms", with, |took| took.gone);
+    let execs = bench.execs(&plane);
+    tell("kubectl exec, to its exit code", "–", &execs, |exec| exec.exec);
+    tell("the same over a kubectl that asks the API server as often", "10 ms", &execs, |exec| exec.exec - exec.asks);
     let at_once = bench.many();
     println!("| {MANY} pods at once, all commands run | 2000 ms | {at_once:.0} ms |");
     let memory = || resident(node.agent_pid()) as f64 / 1e6;
@@ -81,8 +73,18 @@ fn main() {
     println!("| requests in an idle minute, {MANY} pods | 8 | {} |", idle_requests());
 }
 
-fn tell(what: &str, budget: &str, pods: &[Took], of: impl Fn(&Took) -> f64) {
-    let mut samples: Vec<f64> = pods.iter().map(of).collect();
+/// The administrator's, with no script between.
+fn kubectl(node: &NodeBox, plane: &ControlPlane<'_>) -> Command {
+    let program = e2e::workspace().join("target/e2e/controlplane/kubectl");
+    let mut command = node.outside().command(program.to_str().expect("a path in UTF-8"));
+    command.arg("--kubeconfig").arg(plane.folder().join("admin.kubeconfig"));
+    // What it learns of the API goes with the node.
+    command.arg("--cache-dir").arg(node.folder().join("kubectl"));
+    command
+}
+
+fn tell<T>(what: &str, budget: &str, all: &[T], of: impl Fn(&T) -> f64) {
+    let mut samples: Vec<f64> = all.iter().map(of).collect();
     samples.sort_by(f64::total_cmp);
     let at = |share: f64| samples[((samples.len() - 1) as f64 * share) as usize];
     println!("| {what} | {budget} | p50 {:.1} ms, p90 {:.1} ms |", at(0.5), at(0.9));
@@ -124,6 +126,14 @@ struct Took {
     gone: f64,
 }
 
+/// Milliseconds of two commands, one after the other.
+struct Exec {
+    /// `kubectl exec`.
+    exec: f64,
+    /// kubectl's start, its certificates and its two questions, without the exec.
+    asks: f64,
+}
+
 struct Bench<'a> {
     node: &'a NodeBox,
     socket: PathBuf,
@@ -156,6 +166,12 @@ impl Bench<'_> {
         made["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
+    fn delete(&self, name: &str) {
+        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
+        let (code, answer) = self.ask("DELETE", &format!("{PODS}/{name}"), &options).expect("an answer");
+        assert_eq!(code, 200, "{answer}");
+    }
+
     /// A pod of two containers, from its creation to its end.
     fn one(&self, name: &str, account: Account) -> Took {
         let watching = self.watch(name);
@@ -165,9 +181,7 @@ impl Bench<'_> {
         let seen = watching.join().expect("it watched").duration_since(clock);
         let last = self.stamps(&HashSet::from([uid.clone()]), 2);
         let began_end = Instant::now();
-        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
-        let (code, answer) = self.ask("DELETE", &format!("{PODS}/{name}"), &options).expect("an answer");
-        assert_eq!(code, 200, "{answer}");
+        self.delete(name);
         let traces = ["run/nodeagent/pods", "var/lib/nodeagent/pods"].map(|folder| self.node.root().join(folder).join(&uid));
         while traces.iter().any(|trace| trace.exists()) {
             assert!(began_end.elapsed() < Duration::from_secs(60), "{traces:?} are left: {}", self.node.agent_output());
@@ -213,6 +227,29 @@ impl Bench<'_> {
         })
     }
 
+    /// `kubectl exec` asks for the pod, then for the exec. The same program, asked for two objects, does all of that but what is beyond the
+    /// API server's answer: a connection of its own for the stream, the way to the node, and the command.
+    fn execs(&self, plane: &ControlPlane<'_>) -> Vec<Exec> {
+        self.create("exec", 1, Account::Token);
+        plane.until("pod", "exec", "is ready", |pod| is_true(pod, "Ready").then_some(()));
+        let took = |words: &[&str]| {
+            let mut command = kubectl(self.node, plane);
+            let began = Instant::now();
+            run(command.args(words)).ok();
+            began.elapsed().as_secs_f64() * 1e3
+        };
+        let round = |_| {
+            thread::sleep(PAUSE);
+            let asks = took(&["get", "pod/exec", "node/node", "-o", "name"]);
+            thread::sleep(PAUSE);
+            Exec { exec: took(&["exec", "exec", "--", "/demo", "exit", "0"]), asks }
+        };
+        // The first fills caches.
+        let all: Vec<Exec> = (0..=ROUNDS).map(round).skip(1).collect();
+        self.delete("exec");
+        all
+    }
+
     fn many(&self) -> f64 {
         let uids = Mutex::new(HashSet::new());
         let began = now();
@@ -234,7 +271,7 @@ impl Bench<'_> {
 
 /// What a node with many pods that do nothing asks in a minute, of a server that counts.
 fn idle_requests() -> usize {
-    let node = node();
+    let node = builder().start();
     let server = ApiServer::beside(&node);
     for number in 0..MANY {
         let name = format!("idle-{number}");
