@@ -968,9 +968,7 @@ impl Worker {
         let now = Timestamp::now();
         let error = match result {
             Ok(started) => {
-                let forget = container.previous.take();
-                container.previous = container.last.take();
-                container.last = Some(Attempt {
+                let attempt = Attempt {
                     id: started.id,
                     number,
                     generation,
@@ -978,10 +976,8 @@ impl Worker {
                     pid: started.pid,
                     started_at: timestamp(started.started_at),
                     finish: None,
-                });
-                if let Some(old) = forget {
-                    self.forget(name, &old);
-                }
+                };
+                self.attempted(name, attempt);
                 self.post_start(name);
                 self.catch_up(name);
                 return;
@@ -992,23 +988,15 @@ impl Worker {
         match error.reason() {
             // The command couldn't be executed: a run that ended at once.
             "StartError" => {
-                let code = error.exit_code();
-                container.previous = container.last.take();
-                container.last = Some(Attempt {
-                    id: String::new(),
-                    number,
-                    generation,
-                    note,
-                    pid: 0,
-                    started_at: now,
-                    finish: Some(Finish {
-                        code,
-                        signal: None,
-                        at: now,
-                        reason: "StartError".into(),
-                        message: Some(message.clone()),
-                    }),
-                });
+                let finish = Finish {
+                    code: error.exit_code(),
+                    signal: None,
+                    at: now,
+                    reason: "StartError".into(),
+                    message: Some(message.clone()),
+                };
+                let id = String::new();
+                self.attempted(name, Attempt { id, number, generation, note, pid: 0, started_at: now, finish: Some(finish) });
             }
             // It couldn't even be tried.
             reason => {
@@ -1060,6 +1048,15 @@ impl Worker {
             if let (Ok(()), false) = (&result, id.is_empty()) {
                 result = sandbox.holder.forget(&id).await.map_err(|e| e.to_string());
             }
+    /// A container has run once more, or was tried to. Of its runs two are known, and of all before nothing is kept.
+    fn attempted(&mut self, name: &str, attempt: Attempt) {
+        let container = self.observed.containers.entry(name.to_owned()).or_default();
+        let before = container.last.replace(attempt);
+        if let Some(old) = std::mem::replace(&mut container.previous, before) {
+            self.forget(name, &old);
+        }
+    }
+
             Outcome::Told { name, result }
         }));
     }

@@ -15,13 +15,16 @@ use crate::model::PodUid;
 const DYING: Duration = Duration::from_secs(5);
 
 impl Runtime {
-    /// Frees what one run of a container had: its cgroup and its file system. Its log stays.
+    /// Frees what one run of a container had: its cgroup and its file system. Its log stays. No ID: it never came to run.
     pub async fn remove_container(&self, sandbox: &Sandbox, container: &str, attempt: u32, id: &str) -> Result<(), Error> {
         let group = sandbox.group.child(id);
         let mut errors: Vec<Cause> = Vec::new();
-        // What the first process left behind when it ended (a daemon in the pod's shared PID namespace).
-        errors.extend(group.kill().err().map(Cause::from));
-        errors.extend(group.remove().await.err().map(Cause::from));
+        if !id.is_empty() {
+            let group = sandbox.group.child(id);
+            // What the first process left behind when it ended (a daemon in the pod's shared PID namespace).
+            errors.extend(group.kill().err().map(Cause::from));
+            errors.extend(group.remove().await.err().map(Cause::from));
+        }
         let dir = self.settings.container_dir(sandbox.pod.uid(), container, attempt);
         errors.extend(delete(self.settings.process_json(sandbox.pod.uid(), container, attempt)).await.err());
         errors.extend(delete(dir).await.err());
