@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -40,6 +41,9 @@ struct Record {
 
 /// Durable: written, synced, renamed. Writing the same again costs a read.
 pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
+    /// Unset: standard input, or the API server.
+    #[serde(default)]
+    file: Option<PathBuf>,
     let folder = runtime.settings().pod_lib(completed.pod.uid());
     let record = Record {
         pod: Pod::clone(completed.pod.object()),
@@ -51,6 +55,10 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
     let path = folder.join(FILE);
     if std::fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(());
+        file: match completed.pod.origin() {
+            Origin::File { path, .. } => Some(path.clone()),
+            Origin::Stdin | Origin::Api => None,
+        },
     }
     std::fs::create_dir_all(&folder)?;
     durable::write(&path, &bytes)
@@ -61,9 +69,10 @@ pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
     let bytes = std::fs::read(runtime.settings().pod_lib(uid).join(FILE)).ok()?;
     let record: Record = serde_json::from_slice(&bytes).ok()?;
     Some(Completed {
-        pod: ValidPod::trusted(record.pod, Origin::Stdin),
+        pod: ValidPod::trusted(record.pod, origin),
         start_time: record.start_time,
         attempts: record.attempts,
         failure: record.failure,
+    let origin = record.file.map_or(Origin::Stdin, |path| Origin::File { path, line: 0 });
     })
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::Node;
+use super::completed;
 use super::node::Edit;
 use super::observed::Then;
 use super::recorder::Level;
@@ -118,7 +119,7 @@ pub struct Manager {
     clearing: HashSet<PodUid>,
     /// Files that are wrong now.
     faults: HashSet<PathBuf>,
-    /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on.
+    /// Pods of an agent before this one that no source named while a file was wrong: perhaps it is theirs. They run on, or stay completed.
     in_doubt: HashSet<PodUid>,
     /// Claims that were deleted and ask that their data go too, as soon as no pod uses them.
     reclaim: Vec<ObjectRef>,
@@ -245,7 +246,6 @@ impl Manager {
         }
         if self.node.is_stopped(&uid) {
             if !edited {
-                self.adopted.remove(&uid);
                 return;
             }
             self.node.stopped(&uid, false);
@@ -360,12 +360,14 @@ impl Manager {
         self.tell(&uid, Command::End { grace, then: Then::Gone });
     }
 
-    /// The sources, but those awaited, have named all that they want: what else runs is to end.
+    /// The sources, but those awaited, have named all that they want: what else runs is to end. So is what was told to stay stopped, where
+    /// an agent before this one didn't see to it.
     fn forget_unwanted(&mut self, awaited: &HashSet<Whose>) {
         let whose = |pod: &ValidPod| self.node.adoptions.whose(pod.uid()).unwrap_or_else(|| Whose::of(pod));
         let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !awaited.contains(&whose(pod)));
         let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
-            self.adopted.drain().filter(|(uid, _)| !self.wanted.contains_key(uid)).partition(|(_, a)| theirs(a));
+        let adopted = std::mem::take(&mut self.adopted);
+            adopted.into_iter().filter(|(uid, _)| !self.is_to_run(uid)).partition(|(_, a)| theirs(a));
         self.adopted = others;
         for orphan in orphans.into_values() {
             match orphan {
@@ -380,17 +382,32 @@ impl Manager {
             return;
         }
         for uid in self.node.runtime.leftovers().into_iter().chain(self.node.csi.pods()) {
-            let known = self.wanted.contains_key(&uid) || self.running.contains_key(&uid) || self.clearing.contains(&uid);
-            if !known {
-                self.clear(uid);
+            let known = self.is_to_run(&uid) || self.running.contains_key(&uid) || self.clearing.contains(&uid);
+            if known {
+                continue;
             }
         }
+            match completed::read(&self.node.runtime, &uid).filter(|completed| self.is_in_doubt(&completed.pod)) {
+                Some(completed) => {
+                    self.in_doubt.insert(uid);
+                    self.begin(completed.pod);
+                }
+                None => self.clear(uid),
+            }
+        }
+        // What a file that is wrong now, or is not asked any more, says of its pods may hold again.
+        if self.faults.is_empty() && !self.draining {
+            self.node.forget_stopped(|uid| self.wanted.contains_key(uid));
         self.node.retain(self.running.keys());
     }
 
     /// The file that it is of is wrong now.
+    fn is_to_run(&self, uid: &PodUid) -> bool {
+        self.wanted.contains_key(uid) && !self.node.is_stopped(uid)
+    }
+
     fn is_in_doubt(&self, pod: &ValidPod) -> bool {
-        matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path))
+        matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path)) && !self.node.is_stopped(pod.uid())
     }
 
     fn end_orphan(&mut self, orphan: Adopted, grace: Option<i64>) {
@@ -531,7 +548,7 @@ impl Manager {
         self.node.store.remove_pod(&uid);
         self.reclaim_unused();
         // Made again while it ended.
-        if let Some(pod) = self.wanted.get(&uid).filter(|_| !self.draining && !self.node.is_stopped(&uid)).cloned() {
+        if let Some(pod) = self.wanted.get(&uid).filter(|_| !self.draining && self.is_to_run(&uid)).cloned() {
             self.begin(pod);
         }
     }

@@ -299,6 +299,13 @@ impl Node {
     pub fn live(&self, uid: &PodUid) -> Option<worker::Live> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.clone();
         Some(live.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    /// Of pods that nobody has any more nothing is remembered: one of the same name that comes later runs.
+    fn forget_stopped(&self, has: impl Fn(&PodUid) -> bool) {
+        let marks = std::fs::read_dir(&self.stopped_dir).into_iter().flatten().flatten();
+        let uids = marks.filter_map(|mark| Some(PodUid::new(mark.file_name().to_str()?)));
+        uids.filter(|uid| !has(uid)).for_each(|uid| self.stopped(&uid, false));
+    }
+
     }
 
     /// A pod that is a file's, not the API server's.
