@@ -556,3 +556,119 @@ fn a_start_is_told_in_few_words_and_an_idle_node_says_no_more_than_that_it_is_al
         assert!(told.iter().all(|status| told.iter().filter(|other| *other == status).count() == 1), "{name}: {told:#?}");
     }
 }
+
+/// Waits until the API server has heard that it is over, and gives what it was told.
+fn is_over(node: &NodeBox, server: &ApiServer, name: &str, phase: &str) -> Value {
+    eventually(&format!("the API server knows that {name} is {phase}"), || match server.get(&path(name)) {
+        Some(pod) if pod["status"]["phase"] == phase => Ok(pod["status"].clone()),
+        pod => Err(format!("{pod:?}\n{}", node.agent_output())),
+    })
+}
+
+#[test]
+fn a_pod_of_the_api_server_is_not_stopped_here() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    join(&node, &server);
+    is_told(&server, "web");
+    let refused = node.run(&["stop", "web"]).fails_with(1);
+    assert!(refused.contains("is the API server's"), "{refused}");
+    is_told(&server, "web");
+    assert_eq!(node.pod("web").container("main").restarts(), 0);
+}
+
+/// A phase that a pod of the API server stays in: a controller has made another in its place.
+#[test]
+fn a_pod_that_was_turned_away_has_failed_for_good() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    let greedy = |name: &str| {
+        let mut pod = a_pod(name);
+        let half = std::thread::available_parallelism().expect("a number").get() * 600;
+        pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": format!("{half}m")}});
+        pod
+    };
+    server.put(&path("first"), greedy("first"));
+    join(&node, &server);
+    is_told(&server, "first");
+    server.put(&path("second"), greedy("second"));
+    let told = is_over(&node, &server, "second", "Failed");
+    assert_eq!(told["reason"], "OutOfcpu", "{told}");
+    let mut end = greedy("first");
+    end["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    end["metadata"]["deletionGracePeriodSeconds"] = json!(1);
+    server.put(&path("first"), end);
+    node.pod("first").is_gone();
+    // There is room for another by now.
+    server.put(&path("third"), greedy("third"));
+    is_told(&server, "third");
+    assert_eq!(is_over(&node, &server, "second", "Failed"), told);
+    node.kill_agent();
+    join(&node, &server);
+    is_told(&server, "third");
+    server.put(&path("more"), a_pod("more"));
+    is_told(&server, "more");
+    assert_eq!(is_over(&node, &server, "second", "Failed"), told);
+    assert_eq!(node.pod("second").get().expect("it is there")["status"]["reason"], "OutOfcpu");
+    let mut end = greedy("second");
+    end["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    end["metadata"]["deletionGracePeriodSeconds"] = json!(1);
+    server.put(&path("second"), end);
+    eventually("it is gone from the API server", || server.get(&path("second")).map_or(Ok(()), |pod| Err(pod.to_string())));
+    let left = node.root().join("var/lib/nodeagent/pods/uid-of-second");
+    eventually("nothing is left of it", || if left.exists() { Err(left.display().to_string()) } else { Ok(()) });
+}
+
+fn never(name: &str, words: &Value) -> Value {
+    let mut pod = a_pod(name);
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["containers"][0]["args"] = words.clone();
+    pod
+}
+
+#[test]
+fn what_has_completed_is_no_more_run_whatever_becomes_of_its_image() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("job"), never("job", &json!(["exit", "0"])));
+    join(&node, &server);
+    let told = is_over(&node, &server, "job", "Succeeded");
+    let mut pod = server.get(&path("job")).expect("it is there");
+    pod["spec"]["containers"][0]["image"] = json!("localhost/other:latest");
+    server.put(&path("job"), pod);
+    for agent in ["this", "another"] {
+        // Whoever has heard of this pod has heard of that edit.
+        server.put(&path(agent), a_pod(agent));
+        is_told(&server, agent);
+        let status = is_over(&node, &server, "job", "Succeeded");
+        assert_eq!(status["containerStatuses"][0]["state"], told["containerStatuses"][0]["state"]);
+        assert_eq!(node.pod("job").container("main").restarts(), 0);
+        if agent == "this" {
+            node.kill_agent();
+            join(&node, &server);
+        }
+    }
+}
+
+#[test]
+fn what_never_restarts_has_failed_when_its_machine_went_down() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("never"), never("never", &json!(["sleep"])));
+    server.put(&path("always"), a_pod("always"));
+    join(&node, &server);
+    is_told(&server, "never");
+    is_told(&server, "always");
+    node.reboot();
+    join(&node, &server);
+    let told = is_over(&node, &server, "never", "Failed");
+    let status = &told["containerStatuses"][0];
+    let end = &status["state"]["terminated"];
+    assert_eq!(
+        (&end["reason"], &end["exitCode"], &status["restartCount"]),
+        (&json!("ContainerStatusUnknown"), &json!(137), &json!(0))
+    );
+    node.pod("always").container("main").was_restarted(1);
+    is_told(&server, "always");
+}

@@ -261,7 +261,10 @@ impl node::Node for Handle {
 
     fn stop<'a>(&'a self, uid: &'a PodUid) -> Answer<'a, ()> {
         async move {
-            self.live(uid)?;
+            if !self.live(uid)?.of_file {
+                let message = "the pod is the API server's, to which a pod that has ended never begins again: delete it there";
+                return Err(NodeError::Conflict(message.into()));
+            }
             if let Some(owner) = self.node.store.pod(uid).as_deref().and_then(controller) {
                 let (kind, name) = (&owner.kind, &owner.name);
                 let message = format!(

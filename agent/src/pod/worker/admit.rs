@@ -1,10 +1,11 @@
-//! A pod asks to be here: admitted, it has a lease of the node; turned away, it has failed as the kubelet's would have, and asks again
-//! as soon as something became better, since here no scheduler makes another in its place.
+//! A pod asks to be here: admitted, it has a lease of the node; turned away, it has failed as the kubelet's would have. A file's asks again
+//! as soon as something became better, since no scheduler makes another in its place; one of the API server's has failed for good.
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::admission::{Lease, Rejection, unexpected};
+use crate::model::Origin;
 use crate::plugin::device::ledger;
 use crate::pod::manager::controller;
 use crate::runtime::recipe::label;
@@ -12,9 +13,9 @@ use crate::runtime::recipe::label;
 use super::{Failure, Level, Observed, Outcome, Worker};
 
 impl Worker {
-    /// Asks; a pod that has completed needs nothing.
+    /// Asks; a pod that has completed, or is to end, needs nothing.
     pub(super) fn admit(&mut self) {
-        if super::plan::is_complete(&self.pod, &self.observed) {
+        if self.observed.ending.is_some() || super::plan::is_complete(&self.pod, &self.observed) {
             return;
         }
         // Asked for before the answer, so that nothing that becomes better in between is missed.
@@ -65,7 +66,7 @@ impl Worker {
         let message = format!("Pod was rejected: {}", rejection.message);
         let (reason, deadline) = (rejection.reason.into(), Timestamp::now());
         self.observed.failure = Some(Failure { reason, message, deadline, disrupted: false });
-        self.turned_away = Some(better);
+        self.turned_away = (*self.pod.origin() != Origin::Api).then_some(better);
     }
 
     /// Something became better. An event is told only when it is of use.
