@@ -1,7 +1,8 @@
 //! Disk pressure, in a program of its own: a small disk is filled, and who filled it goes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use e2e::{NodeBox, pod};
+use e2e::{Manifest, NodeBox, SHARED, pod};
+use rstest::rstest;
 
 const CONFIGURATION: &str = "apiVersion: nodeagent.dev/v1
 kind: NodeAgentConfiguration
@@ -11,12 +12,17 @@ evictionHard: {nodefs.available: 30Mi}
 containerLogMaxSize: 200Mi
 ";
 
-#[test]
-fn disk_pressure_evicts_who_filled_the_disk_and_ends_with_it() {
-    let node = NodeBox::builder().disk(96).config(CONFIGURATION).start();
+const FILL: &str = "command: [sh, -c, 'head -c 70000000 /dev/zero > /shared/x; sleep 1000']";
+
+/// Fills the disk with its log, or its volume.
+#[rstest]
+#[case::log(pod("filler").runs("main", "spam 70000000"))]
+#[case::volume(pod("filler").shares_a_folder().image("main", "busybox:1", &format!("{FILL}\n{SHARED}")))]
+fn disk_pressure_evicts_who_filled_the_disk_and_ends_with_it(#[case] filler: Manifest) {
+    let node = NodeBox::builder().with_registry().disk(96).config(CONFIGURATION).start();
     let calm = node.put(&pod("calm").runs("main", "sleep"));
     calm.becomes("Running");
-    let filler = node.put(&pod("filler").runs("main", "spam 70000000"));
+    let filler = node.put(&filler);
     filler.until("is evicted", |object| {
         let status = &object["status"];
         let message = status["message"].as_str().unwrap_or_default();
@@ -27,7 +33,7 @@ fn disk_pressure_evicts_who_filled_the_disk_and_ends_with_it() {
     assert_eq!(node.condition("DiskPressure"), "True KubeletHasDiskPressure");
     let late = node.put(&pod("late").runs("main", "sleep"));
     late.is_rejected("Evicted", "DiskPressure");
-    // The logs of a pod that is over go before another pod does; with them the pressure, and who waited comes in.
+    // What a pod that is over left goes before another pod does; with it the pressure, and who waited comes in.
     late.becomes("Running");
     assert_eq!(node.condition("DiskPressure"), "False KubeletHasNoDiskPressure");
     calm.container("main").is_running();

@@ -25,6 +25,8 @@ pub struct Completed {
     pub start_time: Timestamp,
     /// How each container ended.
     pub attempts: BTreeMap<String, Attempt>,
+    /// How it had ended the time before.
+    pub previous: BTreeMap<String, Attempt>,
     /// Why the pod as a whole failed.
     pub failure: Option<Failure>,
 }
@@ -36,29 +38,32 @@ struct Record {
     start_time: Timestamp,
     attempts: BTreeMap<String, Attempt>,
     #[serde(default)]
+    previous: BTreeMap<String, Attempt>,
+    #[serde(default)]
     failure: Option<Failure>,
+    /// Unset: standard input, or the API server.
+    #[serde(default)]
+    file: Option<PathBuf>,
 }
 
 /// Durable: written, synced, renamed. Writing the same again costs a read.
 pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
-    /// Unset: standard input, or the API server.
-    #[serde(default)]
-    file: Option<PathBuf>,
     let folder = runtime.settings().pod_lib(completed.pod.uid());
     let record = Record {
         pod: Pod::clone(completed.pod.object()),
         start_time: completed.start_time,
         attempts: completed.attempts.clone(),
+        previous: completed.previous.clone(),
         failure: completed.failure.clone(),
+        file: match completed.pod.origin() {
+            Origin::File { path, .. } => Some(path.clone()),
+            Origin::Stdin | Origin::Api => None,
+        },
     };
     let bytes = serde_json::to_vec(&record)?;
     let path = folder.join(FILE);
     if std::fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(());
-        file: match completed.pod.origin() {
-            Origin::File { path, .. } => Some(path.clone()),
-            Origin::Stdin | Origin::Api => None,
-        },
     }
     std::fs::create_dir_all(&folder)?;
     durable::write(&path, &bytes)
@@ -68,11 +73,12 @@ pub fn write(runtime: &Runtime, completed: &Completed) -> io::Result<()> {
 pub fn read(runtime: &Runtime, uid: &PodUid) -> Option<Completed> {
     let bytes = std::fs::read(runtime.settings().pod_lib(uid).join(FILE)).ok()?;
     let record: Record = serde_json::from_slice(&bytes).ok()?;
+    let origin = record.file.map_or(Origin::Stdin, |path| Origin::File { path, line: 0 });
     Some(Completed {
         pod: ValidPod::trusted(record.pod, origin),
         start_time: record.start_time,
         attempts: record.attempts,
+        previous: record.previous,
         failure: record.failure,
-    let origin = record.file.map_or(Origin::Stdin, |path| Origin::File { path, line: 0 });
     })
 }

@@ -274,7 +274,7 @@ impl Manager {
                 let _ = commands.send(Command::Update(pod.clone()));
                 Worker::adopt(node, old.unwrap_or(pod), live.clone(), sandbox, &state)
             }
-            Some(Adopted { sandbox: Err(error), .. }) => {
+            Some(Adopted { pod: old, sandbox: Err(error), .. }) => {
                 self.node.recorder.pod(
                     &pod,
                     None,
@@ -282,7 +282,7 @@ impl Manager {
                     "SandboxChanged",
                     &format!("Pod sandbox changed, it will be killed and re-created: {error}"),
                 );
-                Worker::begin(node, pod, live.clone())
+                Worker::bereft(node, old.unwrap_or_else(|| pod.clone()), pod, live.clone())
             }
             None => Worker::begin(node, pod, live.clone()),
         };
@@ -365,8 +365,8 @@ impl Manager {
     fn forget_unwanted(&mut self, awaited: &HashSet<Whose>) {
         let whose = |pod: &ValidPod| self.node.adoptions.whose(pod.uid()).unwrap_or_else(|| Whose::of(pod));
         let theirs = |a: &Adopted| a.pod.as_ref().is_none_or(|pod| !awaited.contains(&whose(pod)));
-        let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
         let adopted = std::mem::take(&mut self.adopted);
+        let (orphans, others): (HashMap<_, _>, HashMap<_, _>) =
             adopted.into_iter().filter(|(uid, _)| !self.is_to_run(uid)).partition(|(_, a)| theirs(a));
         self.adopted = others;
         for orphan in orphans.into_values() {
@@ -386,7 +386,6 @@ impl Manager {
             if known {
                 continue;
             }
-        }
             match completed::read(&self.node.runtime, &uid).filter(|completed| self.is_in_doubt(&completed.pod)) {
                 Some(completed) => {
                     self.in_doubt.insert(uid);
@@ -398,14 +397,15 @@ impl Manager {
         // What a file that is wrong now, or is not asked any more, says of its pods may hold again.
         if self.faults.is_empty() && !self.draining {
             self.node.forget_stopped(|uid| self.wanted.contains_key(uid));
+        }
         self.node.retain(self.running.keys());
     }
 
-    /// The file that it is of is wrong now.
     fn is_to_run(&self, uid: &PodUid) -> bool {
         self.wanted.contains_key(uid) && !self.node.is_stopped(uid)
     }
 
+    /// The file that it is of is wrong now.
     fn is_in_doubt(&self, pod: &ValidPod) -> bool {
         matches!(pod.origin(), Origin::File { path, .. } if self.faults.contains(path)) && !self.node.is_stopped(pod.uid())
     }
@@ -427,7 +427,7 @@ impl Manager {
         let candidate = Candidate::of(&pod);
         let worker = match sandbox {
             Ok((sandbox, state)) => Worker::adopt(self.node.clone(), pod, live.clone(), sandbox, &state),
-            Err(_) => Worker::begin(self.node.clone(), pod, live.clone()),
+            Err(_) => Worker::bereft(self.node.clone(), pod.clone(), pod, live.clone()),
         };
         first.into_iter().for_each(|command| drop(commands.send(command)));
         self.spawn(candidate, worker, live, commands, inbox);

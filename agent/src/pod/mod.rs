@@ -44,6 +44,7 @@ pub mod recorder;
 pub mod resize;
 pub mod restart;
 pub mod shutdown;
+pub mod since;
 pub mod status;
 pub mod store;
 pub mod trace;
@@ -110,7 +111,7 @@ pub struct Node {
 enum Ends {
     /// Nothing else: the pod gets another one.
     Sandbox,
-    /// The pod has completed. What it wrote and said stays; others may have its storage.
+    /// The pod has completed. What it wrote to its disk and said stays; others may have its storage, and the memory of its volumes.
     Work,
     /// All of the pod.
     Pod,
@@ -250,10 +251,13 @@ impl Node {
             Ends::Work | Ends::Sandbox => self.runtime.remove_sandbox(pod.uid(), sandbox.as_ref()).await,
         };
         errors.extend(removed.err().map(|e| e.to_string()));
+        if ends == Ends::Work && errors.is_empty() {
+            errors.extend(self.runtime.let_go(pod.uid()).err().map(|e| e.to_string()));
+        }
         if ends != Ends::Sandbox && errors.is_empty() {
             errors.extend(self.csi.unmount(pod.uid()).await.err());
         }
-        if ends == Ends::Pod && errors.is_empty() {
+        if ends != Ends::Sandbox && errors.is_empty() {
             let resolved = self.resolve_claims(pod).map_or_else(|_| pod.clone(), |resolved| resolved.pod);
             errors.extend(self.runtime.detach_volumes(&resolved).await.err().map(|e| e.to_string()));
             self.release_images(pod.uid());
@@ -295,10 +299,6 @@ impl Node {
         }
     }
 
-    /// The worker of a pod, as the API sees it.
-    pub fn live(&self, uid: &PodUid) -> Option<worker::Live> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.clone();
-        Some(live.lock().unwrap_or_else(PoisonError::into_inner).clone())
     /// Of pods that nobody has any more nothing is remembered: one of the same name that comes later runs.
     fn forget_stopped(&self, has: impl Fn(&PodUid) -> bool) {
         let marks = std::fs::read_dir(&self.stopped_dir).into_iter().flatten().flatten();
@@ -306,6 +306,10 @@ impl Node {
         uids.filter(|uid| !has(uid)).for_each(|uid| self.stopped(&uid, false));
     }
 
+    /// The worker of a pod, as the API sees it.
+    pub fn live(&self, uid: &PodUid) -> Option<worker::Live> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.clone();
+        Some(live.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// A pod that is a file's, not the API server's.

@@ -321,6 +321,9 @@ pub struct Note {
     /// What its hook and probes have said so far.
     #[serde(skip_serializing_if = "Health::is_fine")]
     pub health: Health,
+    /// When they said that, if it wasn't so from its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub told: Option<Timestamp>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own way")]

@@ -81,8 +81,8 @@ fn event(pressure: Pressure) -> &'static str {
 /// What pods that are over left, and unused images, go before any pod does; as the kubelet's containers and images.
 async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
     let asked = node.clone();
-    if let Err(error) = tokio::task::spawn_blocking(move || remove_logs_of_the_dead(&asked)).await {
-        tracing::warn!(%error, "disk is scarce, and the logs of pods that are over could not be removed");
+    if let Err(error) = tokio::task::spawn_blocking(move || remove_what_the_dead_left(&asked)).await {
+        tracing::warn!(%error, "disk is scarce, and what pods that are over left could not be removed");
     }
     match node.images.prune_unused().await {
         Ok(freed) => {
@@ -93,8 +93,8 @@ async fn reclaim(node: &Arc<Node>, control: &mut Control) -> Step {
     look(node, control).await
 }
 
-/// Without containers that could write to them: their layers went when they ended.
-fn remove_logs_of_the_dead(node: &Node) {
+/// Logs and volumes, without containers that could write to them: their layers went when they ended.
+fn remove_what_the_dead_left(node: &Node) {
     let over = |object: &k8s::Pod| {
         let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
@@ -103,6 +103,7 @@ fn remove_logs_of_the_dead(node: &Node) {
         let pod = ValidPod::trusted(k8s::Pod::clone(object), Origin::Stdin);
         if !node.admission.has(pod.uid()) {
             node.runtime.clear_logs(&pod);
+            node.runtime.clear_volumes(&pod);
         }
     }
 }

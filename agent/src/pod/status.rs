@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::observed::{Attempt, Container, Image, Observed, Sandbox, Then};
 use super::plan::{init_failed, is_complete, scheduling_gates};
 use super::restart::{self, has_ended};
+use super::since::since;
 use super::{resize, whole};
 use crate::model::ValidPod;
 use crate::runtime::resources::is_sidecar;
@@ -31,7 +32,7 @@ pub struct Context<'a> {
 pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: Option<&k8s::PodStatus>) -> k8s::PodStatus {
     if scheduling_gates(pod).is_some() {
         let mut status = gated(pod, context);
-        keep_times(&mut status, old, context.now);
+        keep_times(&mut status, old, |_| context.now);
         return status;
     }
     let spec = pod.spec();
@@ -83,7 +84,8 @@ pub fn status(pod: &ValidPod, observed: &Observed, context: &Context<'_>, old: O
         start_time: Some(Time(context.start_time)),
         ..k8s::PodStatus::default()
     };
-    keep_times(&mut status, old, context.now);
+    let first = |condition: &k8s::PodCondition| since(condition, pod, observed, context.start_time).min(context.now);
+    keep_times(&mut status, old, |condition| if old.is_none() { first(condition) } else { context.now });
     status
 }
 
@@ -152,14 +154,15 @@ fn shorten_messages(status: &mut k8s::ContainerStatus, share: usize) {
     }
 }
 
-fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, now: Timestamp) {
+fn keep_times(status: &mut k8s::PodStatus, old: Option<&k8s::PodStatus>, else_since: impl Fn(&k8s::PodCondition) -> Timestamp) {
     let old: &[k8s::PodCondition] = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
     for condition in status.conditions.iter_mut().flatten() {
         let before = old.iter().find(|o| o.type_ == condition.type_ && o.status == condition.status);
         if is_others(&condition.type_) && condition.last_transition_time.is_some() {
             continue;
         }
-        condition.last_transition_time = before.and_then(|o| o.last_transition_time.clone()).or(Some(Time(now)));
+        let before = before.and_then(|o| o.last_transition_time.clone());
+        condition.last_transition_time = before.or_else(|| Some(Time(else_since(condition))));
     }
 }
 

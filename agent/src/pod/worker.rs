@@ -203,12 +203,29 @@ impl Worker {
     /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.
     pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
-        worker.recall();
-        worker.admit();
-        if worker.node.has_leftovers(worker.pod.uid()) {
-            worker.remove_sandbox();
+        match completed::read(&worker.node.runtime, worker.pod.uid()) {
+            Some(record) => worker.recall(record),
+            // A file's comes back with the machine, since nobody makes another in its place.
+            None if *worker.pod.origin() == Origin::Api => worker.assume_ends(),
+            None => {}
         }
-        worker
+        worker.begun()
+    }
+
+    /// A pod whose holder has ended while no agent looked. `new` is what it shall be now.
+    pub fn bereft(node: Arc<Node>, pod: ValidPod, new: ValidPod, live: LiveRef) -> Self {
+        let mut worker = Self::new(node, pod, live);
+        worker.assume_ends();
+        worker.update(new);
+        worker.begun()
+    }
+
+    fn begun(mut self) -> Self {
+        self.admit();
+        if self.node.has_leftovers(self.pod.uid()) {
+            self.remove_sandbox();
+        }
+        self
     }
 
     /// A pod that an agent before this one left running.
@@ -256,16 +273,31 @@ impl Worker {
         });
     }
 
-    /// A pod that had completed stays so, also over a reboot.
-    fn recall(&mut self) {
-        let Some(record) = completed::read(&self.node.runtime, self.pod.uid()) else { return };
-        if matches!(change::between(&record.pod, &self.pod), change::Change::Keep) {
-            self.start_time = record.start_time;
-            self.observed.failure = record.failure;
-            for (name, last) in record.attempts {
-                self.observed.containers.insert(name, Container { last: Some(last), ..Container::default() });
-            }
+    /// A pod that had completed stays so, also over a reboot. What it shall be by now is an edit like any other.
+    fn recall(&mut self, record: Completed) {
+        let old = ValidPod::trusted(k8s::Pod::clone(record.pod.object()), self.pod.origin().clone());
+        let new = std::mem::replace(&mut self.pod, old);
+        self.start_time = record.start_time;
+        self.observed.failure = record.failure;
+        let mut previous = record.previous;
+        for (name, last) in record.attempts {
+            let previous = previous.remove(&name);
+            self.observed.containers.insert(name, Container { last: Some(last), previous, ..Container::default() });
         }
+        self.update(new);
+    }
+
+    /// What ran once, by its logs, runs no more, and nobody saw its end: what follows from that is the same as if somebody had.
+    fn assume_ends(&mut self) {
+        let now = Timestamp::now();
+        let ran = |container: &k8s::Container| {
+            let number = self.node.runtime.next_attempt(&self.pod, &container.name).checked_sub(1)?;
+            let note = Note { image: container.image.clone().unwrap_or_default(), ..Note::default() };
+            let (finish, id) = (unseen_end(now), String::new());
+            let attempt = Attempt { id, number, generation: 0, note, pid: 0, started_at: now, finish: Some(finish) };
+            Some((container.name.clone(), Container { last: Some(attempt), ..Container::default() }))
+        };
+        self.observed.containers = self.pod.all_containers().chain(self.pod.ephemeral()).filter_map(ran).collect();
     }
 
     /// The pod's life. Returns once nothing is left of the pod.
@@ -359,7 +391,12 @@ impl Worker {
             self.pod = new;
             return;
         }
-        match self.change_to(&new) {
+        let change = match self.change_to(&new) {
+            // Of what has completed nothing can be restarted.
+            change::Change::RestartContainers(_) if self.begins_anew() => change::Change::Recreate,
+            change => change,
+        };
+        match change {
             change::Change::Recreate => {
                 self.pending = Some(declared);
                 self.end(None, Then::Again);
@@ -383,6 +420,11 @@ impl Worker {
                 self.refresh_volumes();
             }
         }
+    }
+
+    /// It has completed, and nobody else makes another in its place when its manifest is another.
+    fn begins_anew(&self) -> bool {
+        *self.pod.origin() != Origin::Api && self.turned_away.is_none() && plan::is_complete(&self.pod, &self.observed)
     }
 
     /// Whatever is known of their old images is nothing to the new ones. The old ones stay pinned while they run.
@@ -509,9 +551,9 @@ impl Worker {
         }));
     }
 
-    /// The pod as a whole has failed.
+    /// The pod as a whole has failed. One that has completed meanwhile has not.
     fn evict(&mut self, message: String, grace: Duration, disrupted: bool) {
-        if self.observed.failure.is_some() || self.observed.ending.is_some() {
+        if self.observed.ending.is_some() || plan::is_complete(&self.pod, &self.observed) {
             return;
         }
         self.say(None, Level::Warning, "Evicted", &message);
@@ -595,13 +637,7 @@ impl Worker {
         for container in self.observed.containers.values_mut() {
             container.stopping = None;
             if let Some(attempt) = container.last.as_mut().filter(|a| a.finish.is_none()) {
-                attempt.finish = Some(Finish {
-                    code: 137,
-                    signal: Some(9),
-                    at: now,
-                    reason: "ContainerStatusUnknown".into(),
-                    message: Some("The pod's holder ended, and its containers with it.".into()),
-                });
+                attempt.finish = Some(unseen_end(now));
             }
         }
         self.say(
@@ -744,6 +780,7 @@ impl Worker {
             pod_resources: self.observed.pod_resources(self.pod.spec()).cloned(),
             resets: self.observed.resets,
             health: Health::at_start(&container),
+            told: None,
         };
         let ips = match &self.observed.sandbox {
             SandboxState::Ready { ips, .. } => ips.clone(),
@@ -1011,6 +1048,15 @@ impl Worker {
         }
     }
 
+    /// A container has run once more, or was tried to. Of its runs two are known, and of all before nothing is kept.
+    fn attempted(&mut self, name: &str, attempt: Attempt) {
+        let container = self.observed.containers.entry(name.to_owned()).or_default();
+        let before = container.last.replace(attempt);
+        if let Some(old) = std::mem::replace(&mut container.previous, before) {
+            self.forget(name, &old);
+        }
+    }
+
     /// A start in the kubelet's words, once it is known how it went: it waits for none of them.
     fn tell_start(&mut self, name: &str, error: Option<&runtime::Error>) {
         if error.is_some_and(|error| error.event() == "FailedMount") {
@@ -1048,15 +1094,6 @@ impl Worker {
             if let (Ok(()), false) = (&result, id.is_empty()) {
                 result = sandbox.holder.forget(&id).await.map_err(|e| e.to_string());
             }
-    /// A container has run once more, or was tried to. Of its runs two are known, and of all before nothing is kept.
-    fn attempted(&mut self, name: &str, attempt: Attempt) {
-        let container = self.observed.containers.entry(name.to_owned()).or_default();
-        let before = container.last.replace(attempt);
-        if let Some(old) = std::mem::replace(&mut container.previous, before) {
-            self.forget(name, &old);
-        }
-    }
-
             Outcome::Told { name, result }
         }));
     }
@@ -1068,9 +1105,16 @@ impl Worker {
     }
 
     fn remember_completion(&mut self) {
-        let attempts = self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.last.clone()?))).collect();
-        let record =
-            Completed { pod: self.pod.clone(), start_time: self.start_time, attempts, failure: self.observed.failure.clone() };
+        let of = |which: fn(&Container) -> Option<&Attempt>| {
+            self.observed.containers.iter().filter_map(|(n, c)| Some((n.clone(), which(c)?.clone()))).collect()
+        };
+        let record = Completed {
+            pod: self.pod.clone(),
+            start_time: self.start_time,
+            attempts: of(|container| container.last.as_ref()),
+            previous: of(|container| container.previous.as_ref()),
+            failure: self.observed.failure.clone(),
+        };
         if let Err(error) = completed::write(&self.node.runtime, &record) {
             tracing::warn!(pod = %self.pod, %error, "the pod's completion could not be noted: it would run again after a reboot");
         }
@@ -1163,6 +1207,17 @@ const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 /// Attempts of which the log is kept: the present one, the one before.
 const KEPT: u32 = 2;
+
+/// Of a container that ended with its pod's holder.
+fn unseen_end(at: Timestamp) -> Finish {
+    Finish {
+        code: 137,
+        signal: Some(9),
+        at,
+        reason: "ContainerStatusUnknown".into(),
+        message: Some("The pod's holder ended, and its containers with it.".into()),
+    }
+}
 
 /// A sandbox's number: when it was made.
 fn generation(since: Timestamp) -> u64 {

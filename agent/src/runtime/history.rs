@@ -1,4 +1,4 @@
-//! What ended containers left: their logs, by which attempts are counted over a reboot, and their last words.
+//! What ended containers left: their logs, by which attempts are counted over a reboot, their last words, their volumes.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::log_folder::LogFolder;
 use super::readers::Reading;
+use super::remove::remove_tree;
 use super::run::Runtime;
 use crate::model::{PodUid, ValidPod};
 
@@ -50,6 +51,16 @@ impl Runtime {
     pub fn clear_logs(&self, pod: &ValidPod) {
         for container in pod.all_containers() {
             self.remove_logs(pod, &container.name, |_| true);
+        }
+    }
+
+    /// Removes what is in its emptyDirs: the pod is over and the disk is scarce.
+    pub fn clear_volumes(&self, pod: &ValidPod) {
+        for volume in pod.spec().volumes.iter().flatten().filter(|volume| volume.empty_dir.is_some()) {
+            let folder = self.settings.volume_dir(pod.uid(), "empty-dir", &volume.name);
+            if let Err(error) = remove_tree(&folder) {
+                tracing::warn!("removing the volume {}: {error}", folder.display());
+            }
         }
     }
 

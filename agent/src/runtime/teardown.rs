@@ -17,7 +17,6 @@ const DYING: Duration = Duration::from_secs(5);
 impl Runtime {
     /// Frees what one run of a container had: its cgroup and its file system. Its log stays. No ID: it never came to run.
     pub async fn remove_container(&self, sandbox: &Sandbox, container: &str, attempt: u32, id: &str) -> Result<(), Error> {
-        let group = sandbox.group.child(id);
         let mut errors: Vec<Cause> = Vec::new();
         if !id.is_empty() {
             let group = sandbox.group.child(id);
@@ -69,6 +68,15 @@ impl Runtime {
             errors.extend(delete(self.settings.pod_run(uid)).await.err());
         }
         finish(sandbox.map_or_else(|| Place::pod(uid), |s| Place::pod(&s.pod)), errors)
+    }
+
+    /// Takes back what a pod that has completed needs no more: its range of host IDs, its share of the processors, and what is mounted of
+    /// its volumes (what lives in memory, such as Secrets, images, other machines' folders).
+    pub fn let_go(&self, uid: &PodUid) -> Result<(), Error> {
+        let mut errors = volumes::unmount_below(&self.settings.pod_lib(uid));
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        errors.extend(self.weigh_burstable().err());
+        finish(Place::pod(uid), errors)
     }
 
     /// Whether there is something of an earlier sandbox: after a reboot, or after a crash between two steps.

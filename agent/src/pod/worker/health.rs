@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{Level, Outcome, SandboxState, Worker};
@@ -100,6 +101,7 @@ impl Worker {
                 return;
             }
         }
+        attempt.note.told = Some(Timestamp::now());
         self.remember(&name);
     }
 

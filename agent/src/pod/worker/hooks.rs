@@ -70,6 +70,7 @@ impl Worker {
         match (moment, result) {
             (Moment::PostStart, Ok(())) => {
                 attempt.note.health.hooked = true;
+                attempt.note.told = Some(Timestamp::now());
                 self.remember(name);
                 self.probe(name);
             }
