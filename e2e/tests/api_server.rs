@@ -672,3 +672,52 @@ fn what_never_restarts_has_failed_when_its_machine_went_down() {
     node.pod("always").container("main").was_restarted(1);
     is_told(&server, "always");
 }
+
+#[test]
+fn what_has_not_changed_is_not_told_again_by_another_agent() {
+    let node = node();
+    let server = ApiServer::beside(&node);
+    server.put(&path("web"), a_pod("web"));
+    server.put(&path("job"), never("job", &json!(["exit", "3"])));
+    join(&node, &server);
+    is_told(&server, "web");
+    is_over(&node, &server, "job", "Failed");
+    let ready = |name: &str| {
+        eventually("it is told whether it is ready", || {
+            let pod = server.get(&path(name)).ok_or("it is gone")?;
+            let over = pod["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Ready" && (c["status"] == "True" || c["reason"] == "PodFailed"));
+            if over { Ok(()) } else { Err(pod.to_string()) }
+        });
+    };
+    ready("web");
+    ready("job");
+    let told = || -> Vec<Value> {
+        let patches = server.asked().into_iter().filter(|asked| asked.method == "PATCH" && asked.path.contains("/pods/"));
+        patches.filter(|asked| !asked.path.contains("/more")).map(|asked| asked.body).collect()
+    };
+    let before = told().len();
+    node.kill_agent();
+    join(&node, &server);
+    server.put(&path("more"), a_pod("more"));
+    is_told(&server, "more");
+    assert_eq!(told().split_off(before), Vec::<Value>::new());
+    // What is told next has the times of before.
+    let scheduled = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let of = conditions.into_iter().find(|c| c["type"] == "PodScheduled").unwrap_or_default();
+        of["lastTransitionTime"].as_str().and_then(|time| time.parse::<jiff::Timestamp>().ok()).expect("a time")
+    };
+    let was = scheduled(&server.get(&path("web")).expect("it is there"));
+    let pid = node.pod("web").container("main").host_pid().to_string();
+    node.inside("kill", &["-KILL", &pid]).ok();
+    let is = eventually("its restart is told", || {
+        let pod = server.get(&path("web")).ok_or("it is gone")?;
+        let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+        if restarts >= Some(1) { Ok(scheduled(&pod)) } else { Err(pod.to_string()) }
+    });
+    assert!(is.duration_since(was).abs() <= jiff::SignedDuration::from_secs(1), "{was} is {is}");
+}

@@ -274,3 +274,39 @@ fn what_has_completed_stays_so_while_its_file_is_wrong() {
     node.pod("other").is_gone();
     nothing_is_left(&node);
 }
+
+/// Something of it can't be removed yet, and the agent dies over it.
+#[rstest]
+#[case::by_itself("restartPolicy: Never", "await /shared/go", "Succeeded")]
+#[case::evicted("restartPolicy: Always", "count --into /shared/x", "Failed")]
+fn what_is_over_does_not_run_again_when_the_agent_dies_as_it_clears_up(
+    #[case] policy: &str,
+    #[case] words: &str,
+    #[case] phase: &str,
+) {
+    let node = NodeBox::start();
+    let volumes = "volumes: [{name: shared, emptyDir: {}}, {name: small, emptyDir: {sizeLimit: 1}}]";
+    let mounts = "volumeMounts: [{name: shared, mountPath: /shared}, {name: small, mountPath: /small}]";
+    let job = node.put(&pod("job").spec(policy).spec(volumes).runs_with("main", words, mounts));
+    job.becomes("Running");
+    let busy = node.root().join("var/lib/nodeagent/pods").join(job.uid()).join("containers/busy");
+    std::fs::create_dir(&busy).unwrap();
+    let busy = busy.to_str().unwrap();
+    node.inside("mount", &["-t", "tmpfs", "busy", busy]).ok();
+    let end = if phase == "Succeeded" { "/shared/go" } else { "/small/x" };
+    job.container("main").demo(&format!("write {end} now"));
+    job.tells(&["FailedKillPod", "busy"]);
+    job.becomes(phase);
+    let before = status(&job);
+    node.kill_agent();
+    node.inside("umount", &[busy]).ok();
+    node.start_agent();
+    job.becomes(phase);
+    let after = status(&job);
+    for field in ["containerStatuses", "reason", "message"] {
+        assert_eq!(after[field], before[field], "{field}");
+    }
+    node.remove("job.yaml");
+    job.is_gone();
+    nothing_is_left(&node);
+}

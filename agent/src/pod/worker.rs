@@ -203,11 +203,9 @@ impl Worker {
     /// A pod that no sandbox was found for: new, completed, or cut short by a crash or reboot.
     pub fn begin(node: Arc<Node>, pod: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
-        match completed::read(&worker.node.runtime, worker.pod.uid()) {
-            Some(record) => worker.recall(record),
-            // A file's comes back with the machine, since nobody makes another in its place.
-            None if *worker.pod.origin() == Origin::Api => worker.assume_ends(),
-            None => {}
+        // A file's comes back with the machine, since nobody makes another in its place.
+        if !worker.recall() && *worker.pod.origin() == Origin::Api {
+            worker.assume_ends();
         }
         worker.begun()
     }
@@ -215,7 +213,9 @@ impl Worker {
     /// A pod whose holder has ended while no agent looked. `new` is what it shall be now.
     pub fn bereft(node: Arc<Node>, pod: ValidPod, new: ValidPod, live: LiveRef) -> Self {
         let mut worker = Self::new(node, pod, live);
-        worker.assume_ends();
+        if !worker.recall() {
+            worker.assume_ends();
+        }
         worker.update(new);
         worker.begun()
     }
@@ -252,6 +252,8 @@ impl Worker {
         for container in &state.containers {
             worker.adopt_container(container, generation);
         }
+        // It was to end, whatever has become of its containers since.
+        worker.observed.failure = completed::read(&worker.node.runtime, worker.pod.uid()).and_then(|record| record.failure);
         worker.recall_resets();
         worker.probe_all();
         worker
@@ -273,18 +275,22 @@ impl Worker {
         });
     }
 
-    /// A pod that had completed stays so, also over a reboot. What it shall be by now is an edit like any other.
-    fn recall(&mut self, record: Completed) {
+    /// A pod that had completed stays so, also over a reboot. What it shall be by now is an edit like any other. Says whether it had.
+    fn recall(&mut self) -> bool {
+        let Some(record) = completed::read(&self.node.runtime, self.pod.uid()) else { return false };
         let old = ValidPod::trusted(k8s::Pod::clone(record.pod.object()), self.pod.origin().clone());
         let new = std::mem::replace(&mut self.pod, old);
         self.start_time = record.start_time;
         self.observed.failure = record.failure;
         let mut previous = record.previous;
-        for (name, last) in record.attempts {
+        for (name, mut last) in record.attempts {
             let previous = previous.remove(&name);
+            // The machine went down as it was being ended.
+            last.finish.get_or_insert_with(|| unseen_end(Timestamp::now()));
             self.observed.containers.insert(name, Container { last: Some(last), previous, ..Container::default() });
         }
         self.update(new);
+        true
     }
 
     /// What ran once, by its logs, runs no more, and nobody saw its end: what follows from that is the same as if somebody had.
@@ -559,6 +565,7 @@ impl Worker {
         self.say(None, Level::Warning, "Evicted", &message);
         let deadline = Timestamp::now().checked_add(grace).unwrap_or(Timestamp::MAX);
         self.observed.failure = Some(Failure { reason: "Evicted".into(), message, deadline, disrupted });
+        self.remember_completion();
     }
 
     /// The pod ends with the node, and as a pod of a file comes back with it. The API server's are their controllers' to replace.
@@ -719,6 +726,10 @@ impl Worker {
         self.events = None;
         let (node, pod, volumes) = (self.node.clone(), self.pod.clone(), self.volumes.clone());
         let ends = Ends::of(&self.pod, &self.observed);
+        if ends == Ends::Work && self.has_completed() {
+            // While the holder still knows it: an agent that dies meanwhile is followed by one that asks nobody else.
+            self.remember_completion();
+        }
         self.outcomes.push(Box::pin(async move {
             let _turn = volumes.take().await;
             Outcome::Removed { ends, result: node.remove_sandbox(&pod, sandbox, ends).await }
