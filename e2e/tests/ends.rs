@@ -295,7 +295,7 @@ fn what_is_over_does_not_run_again_when_the_agent_dies_as_it_clears_up(
     node.inside("mount", &["-t", "tmpfs", "busy", busy]).ok();
     let end = if phase == "Succeeded" { "/shared/go" } else { "/small/x" };
     job.container("main").demo(&format!("write {end} now"));
-    job.tells(&["FailedKillPod", "busy"]);
+    job.tells(&["FailedKillPod", "containers"]);
     job.becomes(phase);
     let before = status(&job);
     node.kill_agent();

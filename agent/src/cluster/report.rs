@@ -289,7 +289,7 @@ async fn tell(cluster: Arc<Cluster>, uid: PodUid, news: News, patch: Option<Valu
     Done { uid, news, result }
 }
 
-/// Whether the API server knows all of `new`. What others tell of a pod is theirs.
+/// Whether the API server knows all of `new`, as it is written: there, times have no parts of seconds. What others tell of a pod is theirs.
 pub(super) fn same(told: &PodStatus, new: &PodStatus) -> bool {
     let ours = |status: &PodStatus| {
         let mut status = status.clone();
@@ -301,7 +301,7 @@ pub(super) fn same(told: &PodStatus, new: &PodStatus) -> bool {
                 c.last_probe_time = None;
             });
         }
-        status
+        json!(status)
     };
     ours(told) == ours(new)
 }
