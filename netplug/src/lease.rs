@@ -4,6 +4,7 @@
 //! links or rules.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -54,6 +55,10 @@ impl Lease {
 pub(crate) struct LeaseDir {
     dir: PathBuf,
     released: u64,
+    /// How long addresses rest.
+    reuse_after: Duration,
+    /// Files of addresses that rest, and since when; the longest first.
+    resting: VecDeque<(SystemTime, PathBuf)>,
 }
 
 /// What a new process finds.
@@ -71,13 +76,14 @@ const BROKEN: &str = "broken";
 impl LeaseDir {
     pub(crate) fn open(dir: &Path) -> Result<LeaseDir, Error> {
         fs::create_dir_all(dir).map_err(state("create the lease directory", dir))?;
-        Ok(LeaseDir { dir: dir.to_owned(), released: 0 })
+        Ok(LeaseDir { dir: dir.to_owned(), released: 0, reuse_after: Duration::ZERO, resting: VecDeque::new() })
     }
 
     /// Reads all, and removes what a crash left half-written and what has rested long enough.
     pub(crate) fn load(&mut self, reuse_after: Duration) -> Result<Found, Error> {
         let mut found = Found::default();
-        let now = SystemTime::now();
+        let (now, mut resting) = (SystemTime::now(), Vec::new());
+        self.reuse_after = reuse_after;
         for entry in fs::read_dir(&self.dir).map_err(state("read the lease directory", &self.dir))? {
             let path = entry.map_err(state("read the lease directory", &self.dir))?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
@@ -85,6 +91,7 @@ impl LeaseDir {
                 Some(RELEASED) => match age(&path, now) {
                     Ok(age) if age < reuse_after => {
                         found.resting.extend(read(&path)?.into_iter().flat_map(|lease| lease.ips).map(|ip| (ip, age)));
+                        resting.push((now.checked_sub(age).unwrap_or(now), path));
                     }
                     _ => remove(&path)?,
                 },
@@ -94,6 +101,8 @@ impl LeaseDir {
         }
         found.leases.sort_by(|a, b| a.uid.cmp(&b.uid));
         found.resting.sort_by_key(|(_, age)| std::cmp::Reverse(*age));
+        resting.sort();
+        self.resting = resting.into();
         Ok(found)
     }
 
@@ -118,10 +127,28 @@ impl LeaseDir {
             let rested = self.dir.join(format!("{}.{RELEASED}", self.released));
             match rustix::fs::renameat_with(rustix::fs::CWD, &path, rustix::fs::CWD, &rested, rustix::fs::RenameFlags::NOREPLACE)
             {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+                Ok(()) => {
+                    self.rests(rested);
+                    return Ok(());
+                }
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
                 Err(rustix::io::Errno::EXIST) => {}
                 Err(errno) => return Err(state("release the lease", &path)(errno.into())),
             }
+        }
+    }
+
+    /// One more file of an address that rests; those that have rested long enough go.
+    fn rests(&mut self, file: PathBuf) {
+        let now = SystemTime::now();
+        self.resting.push_back((now, file));
+        while let Some((since, file)) = self.resting.front() {
+            if now.duration_since(*since).unwrap_or_default() < self.reuse_after {
+                break;
+            }
+            // Who can't remove it now does so when it reads the directory again.
+            let _ = fs::remove_file(file);
+            self.resting.pop_front();
         }
     }
 
@@ -209,4 +236,43 @@ fn remove(path: &Path) -> Result<(), Error> {
 fn state(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::State { action, path, source }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Lease, LeaseDir};
+
+    fn lease(uid: &str) -> Lease {
+        let ips = vec!["10.88.0.2".parse().unwrap()];
+        let (pod, host_if) = (format!("default/{uid}"), "veth0".into());
+        Lease { uid: uid.into(), pod, ips, host_if, ports: Vec::new(), bandwidth: None, mac: None }
+    }
+
+    fn files(folder: &std::path::Path) -> usize {
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn what_has_rested_long_enough_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut leases = LeaseDir::open(folder.path()).unwrap();
+        leases.load(Duration::from_secs(3600)).unwrap();
+        for uid in ["a", "b"] {
+            leases.write(&lease(uid)).unwrap();
+            leases.release(uid).unwrap();
+        }
+        assert_eq!(files(folder.path()), 2, "they rest");
+        // Those that an agent before this one released are looked after, too.
+        let mut leases = LeaseDir::open(folder.path()).unwrap();
+        assert_eq!(leases.load(Duration::from_secs(3600)).unwrap().resting.len(), 2);
+        leases.reuse_after = Duration::ZERO;
+        for number in 0..100 {
+            leases.write(&lease(&number.to_string())).unwrap();
+            leases.release(&number.to_string()).unwrap();
+        }
+        assert_eq!(files(folder.path()), 0);
+    }
 }
