@@ -1,6 +1,9 @@
 //! Volumes that are the node's own disks: PersistentVolumes of the kind `local`, which the scheduler sends their pods after.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use e2e::{ControlPlane, eventually};
+use serde_json::json;
 
 use super::{node, runs};
 
@@ -41,6 +44,7 @@ kind: Pod
 metadata: {{name: {name}}}
 spec:
   terminationGracePeriodSeconds: 1
+  securityContext: {{fsGroup: 4242}}
   containers:
   - name: main
     image: localhost/nodeagent-demo:latest
@@ -69,6 +73,7 @@ fn a_local_disk_is_its_pods_and_one_that_is_missing_is_told_and_waited_for() {
     assert_eq!(main.demo("read /data/row"), "zero");
     main.demo("write /data/row one");
     assert_eq!(std::fs::read_to_string(fast.join("row")).unwrap().trim(), "one");
+    assert_eq!(std::fs::metadata(fast.join("row")).unwrap().gid(), 4242);
     plane.until("pvc", "fast", "is bound", |claim| (claim["status"]["phase"] == "Bound").then_some(()));
 
     // A disk that isn't plugged in is not made up.
@@ -81,6 +86,13 @@ fn a_local_disk_is_its_pods_and_one_that_is_missing_is_told_and_waited_for() {
         let scheduled = pod["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "PodScheduled")?;
         (scheduled["status"] == "False" && pod["spec"]["nodeName"].is_null()).then_some(())
     });
+    // Nor is a folder here taken for it when somebody sends the pod all the same.
+    let names = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "elsewhere"}, "target": {"kind": "Node", "name": "node"}});
+    let binding = node.folder().join("binding.json");
+    std::fs::write(&binding, names.to_string()).unwrap();
+    let path = "/api/v1/namespaces/default/pods/elsewhere/binding";
+    plane.kubectl(&["create", "--raw", path, "-f", binding.to_str().unwrap()]).ok();
+    node.pod("elsewhere").tells(&["FailedMount", "PersistentVolume elsewhere is not for this node"]);
 
     // What is on it stays, for the next pod too.
     plane.kubectl(&["delete", "pod", "fast", "absent", "elsewhere"]).ok();
