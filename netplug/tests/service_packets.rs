@@ -86,6 +86,22 @@ impl Shop {
     }
 }
 
+/// The kernel sends nothing that is from ::1 by another link: who asks is told, and tries 127.0.0.1.
+#[test]
+fn the_hosts_ipv6_loopback_refuses_at_once() {
+    let shop = shop();
+    let c = Pod::new("c").port("8088:80/TCP");
+    c.attach(&shop.network).unwrap();
+    enforce(&shop.network, vec![Service { node_port: Some(30080), ..service(8080, &endpoints(&[&shop.a_net])) }]);
+    for port in [8088, 30080] {
+        let refused = shop.lab.node.ask(Tcp, &format!("[::1]:{port}")).unwrap_err();
+        assert!(refused.contains("refused"), "{refused}");
+    }
+    shop.lab.node.ask(Tcp, "127.0.0.1:30080").unwrap();
+    let _own = shop.lab.node.serve(Tcp, "[::1]:30080", "node");
+    assert!(shop.lab.node.ask(Tcp, "[::1]:30080").unwrap().starts_with("node "));
+}
+
 #[rstest]
 fn a_service_is_balanced_and_its_endpoints_see_who_calls(#[values("0", "1")] br_netfilter: &'static str) {
     let shop = shop_with(br_netfilter);

@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -199,6 +199,12 @@ impl Rule {
     /// `ip daddr 127.0.0.0/8`
     pub(crate) fn loopback_destination(self) -> Rule {
         self.payload(BASE_NETWORK, Family::V4.destination_offset(), 1, R1).compare(CMP_EQ, &[127])
+    }
+
+    /// `ip6 daddr ::1`
+    pub(crate) fn loopback6_destination(self) -> Rule {
+        let own = Ipv6Addr::LOCALHOST.octets();
+        self.payload(BASE_NETWORK, Family::V6.destination_offset(), Family::V6.address_len(), R1).compare(CMP_EQ, &own)
     }
 
     /// `ip saddr @set`

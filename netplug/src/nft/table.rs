@@ -269,7 +269,9 @@ impl Table {
         let services = Family::BOTH
             .map(|family| Rule::new("services").family(family).service_decides(family, &named("services", family)))
             .into_iter();
-        services.chain([Rule::new("host ports").local_destination().then(Verdict::Jump("ports"))]).collect()
+        // What is from ::1 leaves by no other link, as 127.0.0.1 does by route_localnet: redirected, it would be lost without a word.
+        let own = Rule::new("::1 leads to nobody but the host").family(Family::V6).loopback6_destination().then(Verdict::Accept);
+        services.chain([own, Rule::new("host ports").local_destination().then(Verdict::Jump("ports"))]).collect()
     }
 
     fn ports() -> Vec<Rule> {
