@@ -91,6 +91,10 @@ fn a_trace_says_what_packets_do() {
     assert!(trace("192.0.2.1:30080").contains("node port of service default/web:http"));
     assert!(trace("203.0.113.9:443").contains("what leaves the node gets the node's address"));
     assert!(trace("10.85.0.1:53").contains("this node's own"));
+    assert!(trace("0.0.0.0:80").contains("is the pod's own"), "{}", trace("0.0.0.0:80"));
+    assert!(trace("10.85.99.99:80").contains("no pod has 10.85.99.99"), "{}", trace("10.85.99.99:80"));
+    node.inside("ip", &["address", "add", "198.51.100.7/32", "dev", "lo"]).ok();
+    assert!(trace("198.51.100.7:80").contains("this node's own"), "an address that came later: {}", trace("198.51.100.7:80"));
     let data: Value = serde_json::from_str(&node.run(&["net", "trace", "client", "web:80", "-o", "json"]).ok()).unwrap();
     assert_eq!(data["ways"][0][0]["verdict"], "rewrite", "{data}");
 

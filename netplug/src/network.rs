@@ -251,9 +251,10 @@ impl Network {
         self.run(move |engine| engine.enforce(rules)).await?
     }
 
-    /// What would become of a connection of a pod: the steps of each way that it could go. `host`: the node's own addresses.
+    /// What would become of a connection of a pod: the steps of each way that it could go. `host`: addresses of the node
+    /// beside those that its links have now.
     pub async fn trace(&self, flow: Flow, host: Vec<IpAddr>) -> Result<Vec<Vec<Step>>, Error> {
-        self.run(move |engine| engine.trace(flow, &host)).await
+        self.run(move |engine| engine.trace(flow, host)).await?
     }
 
     /// What there is: links, addresses, pods.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -98,6 +98,10 @@ fn at_address(flow: Flow) -> impl Fn(&Service) -> bool {
     move |service| service.port == flow.destination.port() && service.addresses.contains(&flow.destination.ip())
 }
 
+fn at_node_port(flow: Flow) -> impl Fn(&Service) -> bool {
+    move |service| service.node_port == Some(flow.destination.port())
+}
+
 fn in_words(what: &str, service: &Service, targets: &[SocketAddr]) -> String {
     format!("{what} {}, {} of its endpoints", service.name, one_of(targets.len()))
 }
@@ -118,10 +122,15 @@ impl World<'_> {
         service.affinity.is_none().then(|| (in_words("service", service, &targets), targets))
     }
 
-    /// The first service of a flow's protocol that fits, and its endpoints of the flow's family, if it has any.
+    /// Of a flow's protocol, the service that fits; of several, who has it in the table: the first by name.
+    fn claimant(&self, flow: Flow, fits: impl Fn(&Service) -> bool) -> Option<&Service> {
+        let services = self.rules.services.iter().map(Arc::as_ref).filter(|service| service.protocol == flow.protocol);
+        services.filter(|service| fits(service)).min_by(|a, b| a.name.cmp(&b.name))
+    }
+
+    /// That service, and its endpoints of the flow's family, if it has any.
     fn service(&self, flow: Flow, fits: impl Fn(&Service) -> bool) -> Option<(&Service, Vec<SocketAddr>)> {
-        let mut services = self.rules.services.iter().filter(|service| service.protocol == flow.protocol);
-        let service = services.find(|service| fits(service))?;
+        let service = self.claimant(flow, fits)?;
         let same_family = |end: &&SocketAddr| end.is_ipv4() == flow.destination.is_ipv4();
         let targets: Vec<SocketAddr> = service.endpoints.iter().filter(same_family).copied().collect();
         (!targets.is_empty()).then_some((service, targets))
@@ -130,9 +139,14 @@ impl World<'_> {
     /// What becomes of packets.
     fn onward(&self, flow: Flow) -> Vec<Vec<Step>> {
         let destination = flow.destination.ip();
-        if !self.is_host(flow.source) && (destination.is_loopback() || destination == flow.source) {
+        let own = destination.is_loopback() || destination.is_unspecified() || destination == flow.source;
+        if !self.is_host(flow.source) && own {
             let reason = format!("{destination} is the pod's own: it never leaves the pod's network namespace");
             return vec![vec![Step { chain: "loopback".into(), verdict: Verdict::Accept, reason }]];
+        }
+        if !self.is_host(flow.source) && !self.has_pod(flow.source) {
+            let reason = format!("no pod has {} any more: nothing comes from there", flow.source);
+            return vec![vec![Step { chain: "guard".into(), verdict: Verdict::Drop, reason }]];
         }
         if self.goes_directly(flow) {
             let reason =
@@ -159,18 +173,21 @@ impl World<'_> {
         ip.is_loopback() || self.host.contains(&ip)
     }
 
+    fn has_pod(&self, ip: IpAddr) -> bool {
+        self.leases.iter().any(|lease| lease.ips.contains(&ip))
+    }
+
     /// Services and host ports: what is rewritten, and to what.
     fn entrance(&self, flow: Flow) -> (Option<String>, Vec<SocketAddr>) {
         let destination = flow.destination;
         if let Some((service, targets)) = self.service(flow, at_address(flow)) {
             return (Some(in_words("service", service, &targets)), targets);
         }
-        if self.is_host(destination.ip()) {
+        if self.is_host(destination.ip()) && destination.ip() != Ipv6Addr::LOCALHOST {
             if let Some((pod, target)) = self.host_port(flow) {
                 return (Some(format!("host port {} of pod {pod}", destination.port())), vec![target]);
             }
-            let at_port = |service: &Service| service.node_port == Some(destination.port());
-            if let Some((service, targets)) = self.service(flow, at_port) {
+            if let Some((service, targets)) = self.service(flow, at_node_port(flow)) {
                 return (Some(in_words("node port of service", service, &targets)), targets);
             }
         }
@@ -199,21 +216,18 @@ impl World<'_> {
             steps.push(step(entrance, Verdict::Rewrite, format!("{} is {reason}: to {target}", flow.destination)));
         }
         if self.is_host(target.ip()) {
-            steps.push(step("input", Verdict::Accept, format!("{target} is this node's own: no rule of ours has a say")));
+            let but = self.unserved(flow).filter(|_| !redirected).unwrap_or_default();
+            let reason = format!("{target} is this node's own: no rule of ours has a say{but}");
+            steps.push(step("input", Verdict::Accept, reason));
             return steps;
         }
-        let known = self.leases.iter().any(|lease| lease.ips.contains(&target.ip()));
+        let known = self.has_pod(target.ip());
         if self.settings.isolation == Isolation::Pods && known && !by_host {
             steps.push(step("forward", Verdict::Drop, "pods are isolated from each other".into()));
             return steps;
         }
         if self.rules.service_ranges.iter().any(|range| range.contains(target.ip())) {
             let reason = format!("{target} is a service's address, but no service with a ready endpoint has it at that port");
-            steps.push(step(gate, Verdict::Reject, reason));
-            return steps;
-        }
-        if !known && self.settings.ranges.iter().any(|range| range.subnet.contains(target.ip())) {
-            let reason = format!("no pod has {}: the node answers that it can't be reached", target.ip());
             steps.push(step(gate, Verdict::Reject, reason));
             return steps;
         }
@@ -232,8 +246,23 @@ impl World<'_> {
                 "the node itself reaches its pods and the world, whatever policies say".into(),
             ));
         }
+        if !known && self.settings.ranges.iter().any(|range| range.subnet.contains(target.ip())) {
+            let reason =
+                format!("no pod has {}: unless a machine in the bridge answers for it, it can't be reached", target.ip());
+            steps.push(step("neighbour", Verdict::Reject, reason));
+            return steps;
+        }
         steps.extend(self.leaving(flow, target, redirected, known));
         steps
+    }
+
+    /// Why what is asked for leads to the node alone, though it looks like more.
+    fn unserved(&self, flow: Flow) -> Option<String> {
+        if flow.destination.ip() == Ipv6Addr::LOCALHOST {
+            return Some(", and from ::1 nothing comes to a pod: host ports and node ports are at its other addresses".into());
+        }
+        let service = self.claimant(flow, at_node_port(flow))?;
+        Some(format!(", nor is anybody behind this node port: service {} has no ready endpoint", service.name))
     }
 
     fn judge(
@@ -362,12 +391,17 @@ mod tests {
     #[case("10.88.0.2", "127.0.0.1:80", "loopback accept")]
     #[case("10.88.0.3", "10.88.0.3:80", "loopback accept")]
     #[case("10.88.0.2", "10.88.0.1:53", "input accept")]
-    #[case("10.88.0.2", "10.88.0.99:80", "forward reject")]
+    #[case("10.88.0.2", "10.88.0.99:80", "egress accept, ingress accept, neighbour reject")]
+    #[case("192.0.2.1", "10.88.0.99:80", "output accept, neighbour reject")]
+    #[case("10.88.0.2", "0.0.0.0:80", "loopback accept")]
+    #[case("10.88.0.9", "10.88.0.3:80", "guard drop")]
+    #[case("10.88.0.9", "10.96.0.1:80", "guard drop")]
     #[case("192.0.2.1", "10.96.0.1:80", "output rewrite, output accept")]
     #[case("192.0.2.1", "10.96.0.1:81", "local reject")]
     #[case("192.0.2.1", "10.88.0.4:5433", "output accept")]
     #[case("127.0.0.1", "127.0.0.1:8080", "output rewrite, output accept, postrouting rewrite")]
     #[case("127.0.0.1", "127.0.0.1:22", "input accept")]
+    #[case("192.0.2.1", "[::1]:8080", "input accept")]
     fn ways(#[case] source: &str, #[case] destination: &str, #[case] expected: &str) {
         let direct = ["10.88.0.2", "10.88.0.5"].map(|ip| (ip.parse().unwrap(), Care::None)).into();
         let shortcuts = Shortcuts { direct, ..Shortcuts::default() };
@@ -387,6 +421,40 @@ mod tests {
         let direct = cares.map(|(ip, care)| (ip.parse().unwrap(), care)).into();
         let shortcuts = Shortcuts { direct, led: ["10.88.0.2".parse().unwrap()].into() };
         assert_eq!(way(&shortcuts, protocol, source, destination), expected);
+    }
+
+    /// Services and pods of the agent's, in its order: namespace, name, port.
+    #[test]
+    fn of_several_that_want_the_same_who_has_it_in_the_table_is_named() {
+        let (settings, leases, mut rules) = world();
+        let second = Service {
+            name: "default/web-2:http".into(),
+            endpoints: vec!["10.88.0.4:80".parse().unwrap()],
+            ..Service::clone(&rules.services[0])
+        };
+        rules.services.push(Arc::new(second));
+        let reason = |destination: &str| {
+            let source = "10.88.0.2".parse().unwrap();
+            let flow = Flow { source, destination: destination.parse().unwrap(), protocol: Protocol::Tcp };
+            let host = ["192.0.2.1".parse().unwrap()];
+            trace(&settings, &leases, &rules, &Shortcuts::default(), &host, flow)[0][0].reason.clone()
+        };
+        for destination in ["10.96.0.1:80", "192.0.2.1:30080"] {
+            assert!(reason(destination).contains("default/web-2:http"), "{}", reason(destination));
+        }
+    }
+
+    #[test]
+    fn a_node_port_that_leads_to_nobody_is_told_as_such() {
+        let (settings, leases, mut rules) = world();
+        rules.services = vec![Arc::new(Service { endpoints: Vec::new(), ..Service::clone(&rules.services[0]) })];
+        let flow = Flow {
+            source: "10.88.0.2".parse().unwrap(),
+            destination: "192.0.2.1:30080".parse().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        let ways = trace(&settings, &leases, &rules, &Shortcuts::default(), &["192.0.2.1".parse().unwrap()], flow);
+        assert!(ways[0][0].reason.contains("service default/web:http has no ready endpoint"), "{ways:?}");
     }
 
     fn way(shortcuts: &Shortcuts, protocol: Protocol, source: &str, destination: &str) -> String {

@@ -12,7 +12,7 @@ use std::{
 
 use lab::{Lab, NODE, NODE6, OUTSIDE, Pod, Server, eventually, wait};
 use netplug::{
-    Allow, Attached, Isolation, Network, Peers, Policy, Ports,
+    Allow, Attached, Flow, Isolation, Network, Peers, Policy, Ports,
     Protocol::{self, Sctp, Tcp, Udp},
     Remove, Rules, Service, Settings,
 };
@@ -84,6 +84,28 @@ impl Shop {
         }
         counts
     }
+}
+
+/// Of an address that the node got later, and of two services that want the same one.
+#[test]
+fn a_trace_is_of_what_the_kernel_has() {
+    let shop = shop();
+    let trace = |to: &str| {
+        let flow = Flow { source: shop.client_net.ips[0], destination: to.parse().unwrap(), protocol: Tcp };
+        wait(shop.network.trace(flow, Vec::new())).unwrap().remove(0)
+    };
+    shop.lab.node.ip("address add 198.51.100.7/32 dev lo");
+    let late = shop.lab.node.serve(Tcp, "198.51.100.7:80", "node");
+    assert!(shop.client.netns.ask(Tcp, "198.51.100.7:80").unwrap().starts_with("node "));
+    let way = trace("198.51.100.7:80");
+    assert_eq!(way.iter().map(|step| step.chain.as_str()).collect::<Vec<_>>(), ["input"], "{way:?}");
+    drop(late);
+    shop.lab.node.ip("address delete 198.51.100.7/32 dev lo");
+    let second = Service { name: "default/web-2:8080".into(), ..service(8080, &endpoints(&[&shop.b_net])) };
+    enforce(&shop.network, vec![service(8080, &endpoints(&[&shop.a_net])), second]);
+    let vip = format!("{VIP}:8080");
+    assert!(shop.client.netns.ask(Tcp, &vip).unwrap().starts_with("b "));
+    assert!(trace(&vip)[0].reason.contains("default/web-2:8080"), "{:?}", trace(&vip));
 }
 
 /// The kernel sends nothing that is from ::1 by another link: who asks is told, and tries 127.0.0.1.

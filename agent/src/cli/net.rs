@@ -235,7 +235,7 @@ fn word(verdict: Verdict) -> &'static str {
 fn outcome(last: Option<Verdict>) -> &'static str {
     match last {
         Some(Verdict::Drop) => "⇒ dropped: the caller waits in vain",
-        Some(Verdict::Reject) => "⇒ refused: the caller is told at once",
+        Some(Verdict::Reject) => "⇒ refused: the caller is told",
         _ => "⇒ passes",
     }
 }

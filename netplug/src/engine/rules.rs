@@ -11,7 +11,7 @@ use crate::{
     direct::{Care, Hindrance, Watched},
     error::{Doing, Error},
     lease::Lease,
-    links,
+    links::{self, Address},
     nft::{
         fragment::Fragment,
         rule::Family,
@@ -192,11 +192,13 @@ impl Engine {
         Ok(())
     }
 
-    /// What would become of a connection.
-    pub(crate) fn trace(&self, flow: Flow, host: &[IpAddr]) -> Vec<Vec<Step>> {
+    /// What would become of a connection. `host`: addresses of the node beside those that its links have now.
+    pub(crate) fn trace(&mut self, flow: Flow, mut host: Vec<IpAddr>) -> Result<Vec<Vec<Step>>, Error> {
+        let found = self.wire.dump(&self.route, links::all_addresses).doing(|| "list addresses".into())?;
+        host.extend(Address::all(&found).map(|address| address.ip));
         let (settings, leases, rules) = (&self.settings, self.attached(), &self.standing.rules);
         let shortcuts = Shortcuts { direct: self.direct.cares().collect(), led: self.led().collect() };
-        trace::trace(settings, &leases, rules, &shortcuts, host, flow)
+        Ok(trace::trace(settings, &leases, rules, &shortcuts, &host, flow))
     }
 
     /// The rules that stand.
