@@ -23,7 +23,7 @@ use netplug::{
 use rstest::rstest;
 use simple_dns::{
     CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord,
-    rdata::{A, OPT, RData},
+    rdata::{A, OPT, OPTCode, RData},
 };
 
 const TYPE_A: u16 = 1;
@@ -78,7 +78,8 @@ fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// A resolver that knows the world: `N.ttlT.example.org` has N addresses, for T seconds. It counts who asks.
+/// A resolver that knows the world: `N.ttlT.example.org` has N addresses, for T seconds; `none.…` isn't there, of `silent.…` it says
+/// nothing, and `failed.…` it can't find. What EDNS brings goes back. It counts who asks.
 struct World {
     asked: Arc<Mutex<Vec<(Protocol, String)>>>,
     sockets: Vec<OwnedFd>,
@@ -95,7 +96,10 @@ impl World {
         let datagrams = move || {
             let mut buffer = [0; 4096];
             while let Ok((length @ 1.., client)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(&answer(&buffer[..length], Udp, &by_udp), client);
+                let answer = answer(&buffer[..length], Udp, &by_udp);
+                if !answer.is_empty() {
+                    let _ = udp.send_to(&answer, client);
+                }
             }
         };
         let connections = move || {
@@ -137,6 +141,17 @@ fn answer(query: &[u8], protocol: Protocol, asked: &Mutex<Vec<(Protocol, String)
     let ttl = labels.next().and_then(|label| label.strip_prefix("ttl")?.parse().ok()).unwrap_or(60);
     let mut reply = Packet::new_reply(query.id());
     reply.questions.clone_from(&query.questions);
+    *reply.opt_mut() = query.opt().cloned();
+    let code = match name.split('.').next() {
+        Some("silent") => return Vec::new(),
+        Some("none") => RCODE::NameError,
+        Some("failed") => RCODE::ServerFailure,
+        _ => RCODE::NoError,
+    };
+    if code != RCODE::NoError {
+        *reply.rcode_mut() = code;
+        return reply.build_bytes_vec().unwrap();
+    }
     let [a, b, c, d] = WORLD.parse::<std::net::Ipv4Addr>().unwrap().octets();
     let records = (0..count).map(|n| u32::from_be_bytes([a, b, c, d.wrapping_add(n)])).map(|address| RData::A(A { address }));
     let own = query.questions[0].qname.clone();
@@ -176,7 +191,7 @@ impl House {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let own: Vec<IpAddr> = GATEWAYS.iter().map(|ip| ip.parse().unwrap()).collect();
             let clients = vec!["10.88.0.0/24".parse().unwrap(), "fd00:88::/64".parse().unwrap()];
-            let resolver = runtime.block_on(async { Resolver::start(&own, clients, file) }).unwrap();
+            let resolver = runtime.block_on(async { Resolver::start(&own, clients, "cluster.local", file) }).unwrap();
             (runtime, resolver)
         });
         House { lab, pod, resolver, conf, _runtime: runtime, _network: network }
@@ -382,6 +397,125 @@ fn of_several_resolvers_the_next_is_asked(#[case] first: &str, #[case] silent: b
     let world = World::at(&house.lab.outside, OUTSIDE);
     assert_eq!(house.addresses(Udp, "1.example.org"), [WORLD]);
     assert_eq!(world.asked().len(), 1);
+}
+
+/// As the host's own programs have it (glibc's res_send): who can't tell has another tell.
+#[test]
+fn of_several_resolvers_the_next_is_asked_where_one_fails() {
+    let house = House::new(&format!("{}nameserver {OUTSIDE}\n", nameserver("127.0.0.53")));
+    let _cut_off = World::at(&house.lab.node, "127.0.0.53");
+    let world = World::at(&house.lab.outside, OUTSIDE);
+    for protocol in [Udp, Tcp] {
+        assert_eq!(house.ask(protocol, "failed.example.org", TYPE_A, None).code, RCODE::ServerFailure);
+    }
+    assert_eq!(world.count("failed.example.org"), 2, "once by each way");
+    assert_eq!(house.ask(Udp, "none.example.org", TYPE_A, None).code, RCODE::NameError);
+    assert_eq!(world.count("none.example.org"), 0, "that there is no such name is an answer");
+}
+
+/// A client drops an answer with a cookie that isn't its own (RFC 7873, section 5.3).
+#[test]
+fn what_edns_brings_is_nobody_elses() {
+    let house = House::new(&nameserver(OUTSIDE));
+    let world = World::at(&house.lab.outside, OUTSIDE);
+    for cookie in *b"aba" {
+        let mut packet = Packet::new_query(77);
+        packet.questions.push(Question::new(
+            Name::new("1.example.org").unwrap(),
+            QTYPE::TYPE(TYPE_A.into()),
+            CLASS::IN.into(),
+            false,
+        ));
+        let cookie = OPTCode { code: 10, data: vec![cookie; 8].into() };
+        *packet.opt_mut() = Some(OPT { opt_codes: vec![cookie.clone()], udp_packet_size: 1232, version: 0 });
+        let query = packet.build_bytes_vec().unwrap();
+        let bytes = exchange(&house.pod.netns, Udp, GATEWAYS[0], query, Duration::from_secs(5)).unwrap();
+        assert_eq!(Packet::parse(&bytes).unwrap().opt().unwrap().opt_codes, [cookie]);
+    }
+    assert_eq!(world.asked().len(), 2, "its own is kept");
+}
+
+#[test]
+fn an_alias_is_as_well_as_what_it_leads_to() {
+    let house = House::new(&nameserver(OUTSIDE));
+    let _world = World::at(&house.lab.outside, OUTSIDE);
+    let aliases = [
+        ("far", "100.example.org"),
+        ("nobody", "none.example.org"),
+        ("broken", "failed.example.org"),
+        ("deaf", "silent.example.org"),
+        ("lost", "lost.shop.svc.cluster.local.example"),
+        ("gone", "nope.shop.svc.cluster.local"),
+        ("round", "and-round.shop.svc.cluster.local"),
+        ("and-round", "round.shop.svc.cluster.local"),
+    ];
+    let entry = |(name, to): (&str, &str)| (("shop".to_owned(), name.to_owned()), Entry::External(to.into()));
+    let services = aliases.into_iter().map(entry).collect();
+    house.resolver.set(Zone { domain: "cluster.local".into(), services, ..Zone::default() });
+    for (name, code) in [
+        ("nobody", RCODE::NameError),
+        ("gone", RCODE::NameError),
+        ("broken", RCODE::ServerFailure),
+        ("deaf", RCODE::ServerFailure),
+        ("round", RCODE::ServerFailure),
+    ] {
+        let answer = house.ask(Udp, &format!("{name}.shop.svc.cluster.local"), TYPE_A, None);
+        assert_eq!(answer.code, code, "{name}: {answer:?}");
+    }
+    let whole = house.ask(Tcp, "far.shop.svc.cluster.local", TYPE_A, None);
+    assert_eq!(whole.records.len(), 101, "though it is too long for UDP");
+}
+
+#[test]
+fn names_of_ours_are_told_while_the_world_is_silent() {
+    let house = House::new(&nameserver(OUTSIDE));
+    house.resolver.set(Zone { domain: "cluster.local".into(), ..Zone::default() });
+    let _deaf = house.lab.outside.run(|| UdpSocket::bind((OUTSIDE, 53)).unwrap());
+    house.pod.netns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for number in 0..2000u16 {
+            socket.send_to(&question(number, &format!("{number}.example.org"), TYPE_A, None), (GATEWAYS[0], 53)).unwrap();
+            // So many at once wouldn't fit the socket.
+            if number % 50 == 0 {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    assert_eq!(house.ask(Udp, "cluster.local", TYPE_A, None).code, RCODE::NoError);
+}
+
+/// Of a process that starts again while pods run.
+#[test]
+fn names_of_ours_are_waited_for_until_they_are_told() {
+    let house = House::new(&nameserver(OUTSIDE));
+    let world = World::at(&house.lab.outside, OUTSIDE);
+    let resolver = house.resolver.clone();
+    let teller = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        let services = [(("shop".into(), "web".into()), Entry::Cluster(vec!["10.96.0.5".parse().unwrap()], Vec::new()))].into();
+        resolver.set(Zone { domain: "cluster.local".into(), services, ..Zone::default() });
+    });
+    assert_eq!(house.addresses(Udp, "1.example.org"), [WORLD], "others aren't");
+    assert_eq!(house.addresses(Udp, "Web.shop.svc.cluster.local"), ["10.96.0.5"]);
+    teller.join().unwrap();
+    assert_eq!(world.asked().len(), 1, "no name of ours is asked elsewhere");
+}
+
+/// Pods' names may be longer than a label (Kubernetes allows 253 characters), and have dots.
+#[test]
+fn names_that_do_not_fit_are_answered_all_the_same() {
+    let house = House::new(&nameserver(OUTSIDE));
+    let long = "x".repeat(64);
+    let key = |name: &str| ("shop".to_owned(), name.to_owned());
+    house.resolver.set(Zone {
+        domain: "cluster.local".into(),
+        services: [(key("alias"), Entry::External(format!("{long}.example.org")))].into(),
+        pods: [(key("web.v1"), vec!["10.88.0.9".parse().unwrap()])].into(),
+        reverse: [("10.88.0.3".parse().unwrap(), format!("{long}.shop.svc.cluster.local"))].into(),
+    });
+    assert_eq!(house.ask(Udp, "3.0.88.10.in-addr.arpa", TYPE_PTR, None).code, RCODE::ServerFailure);
+    assert_eq!(house.ask(Udp, "alias.shop.svc.cluster.local", TYPE_A, None).code, RCODE::ServerFailure);
+    assert_eq!(house.addresses(Udp, "web.v1.shop.svc.cluster.local"), ["10.88.0.9"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netplug::Cidr;
-use netplug::dns::Resolver;
+use netplug::dns::{Resolver, Zone};
 
 use crate::config::Settings;
 use crate::pod::recorder::{Level, Recorder};
@@ -26,6 +26,10 @@ pub(super) fn parts(
     let ranges: Vec<Cidr> = settings.network.service_cidrs.clone();
     let Some(network) = network else { return (Services::foreign(), None) };
     if ranges.is_empty() {
+        // No name is ours: nobody shall wait for any.
+        if let Some(resolver) = resolver {
+            resolver.set(Zone::default());
+        }
         return (Services::default(), None);
     }
     let addresses = Addresses::open(ranges.clone(), settings.paths.lib().join("services.json"));
@@ -53,7 +57,8 @@ pub(super) fn resolver(settings: &Settings, network: Option<&netplug::Network>, 
         return None;
     }
     let clients = settings.network.pod_ranges.iter().map(|range| range.subnet).collect();
-    match Resolver::start(&gateways(settings), clients, settings.resolv_conf.clone()) {
+    let domain = &settings.security.cluster_domain;
+    match Resolver::start(&gateways(settings), clients, domain, settings.resolv_conf.clone()) {
         Ok(resolver) => Some(resolver),
         Err(error) => {
             let message = format!(

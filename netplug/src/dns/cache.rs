@@ -66,7 +66,7 @@ mod tests {
     fn an_answer_ages_and_is_forgotten() {
         let query = message::question(1, "a.b", 1).unwrap();
         let answer = Answer { exists: true, records: vec![Record::Address([1, 2, 3, 4].into())], additional: Vec::new() };
-        let bytes = message::Query::parse(&query).unwrap().answer("b", &answer, &[]).unwrap();
+        let bytes = message::Query::parse(&query).unwrap().answer("b", &answer, &message::Behind::default()).unwrap();
         let key = message::cache_key(&query).unwrap();
         let (mut cache, now) = (Cache::default(), Instant::now());
         cache.put(key.clone(), &bytes, now);

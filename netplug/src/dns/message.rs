@@ -21,6 +21,25 @@ const TYPE_OPT: u16 = 41;
 const TYPE_SOA: u16 = 6;
 const FLAG_TRUNCATED: u8 = 0x02;
 const FLAG_RESPONSE: u8 = 0x80;
+const SERVER_FAILURE: u8 = 2;
+const NAME_ERROR: u8 = 3;
+const NOT_IMPLEMENTED: u8 = 4;
+const REFUSED: u8 = 5;
+
+/// What an alias leads to.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    /// Whether there is such a name (RFC 6604: the last of a chain decides).
+    pub(crate) exists: bool,
+    /// With the names that they are of.
+    pub(crate) records: Vec<(String, Record)>,
+}
+
+impl Default for Behind {
+    fn default() -> Behind {
+        Behind { exists: true, records: Vec::new() }
+    }
+}
 
 /// A question that can be answered.
 #[derive(Debug)]
@@ -58,15 +77,15 @@ impl<'a> Query<'a> {
         self.packet.opt().map_or(OLD_UDP_SIZE, |opt| usize::from(opt.udp_packet_size).clamp(OLD_UDP_SIZE, 4096))
     }
 
-    /// An answer of the zone, with what an alias in it leads to.
-    pub(crate) fn answer(&self, domain: &str, answer: &Answer, behind: &[(String, Record)]) -> Option<Vec<u8>> {
-        let mut reply = self.reply(if answer.exists { RCODE::NoError } else { RCODE::NameError });
+    /// An answer of the zone, with what an alias in it leads to. None: a name in it is none that a message can have.
+    pub(crate) fn answer(&self, domain: &str, answer: &Answer, behind: &Behind) -> Option<Vec<u8>> {
+        let mut reply = self.reply(if answer.exists && behind.exists { RCODE::NoError } else { RCODE::NameError });
         reply.set_flags(PacketFlag::AUTHORITATIVE_ANSWER);
         let own = self.packet.questions.first()?.qname.clone();
         for record in &answer.records {
             reply.answers.push(ResourceRecord::new(own.clone(), CLASS::IN, TTL, data(record)?));
         }
-        for (name, record) in behind {
+        for (name, record) in &behind.records {
             reply.answers.push(ResourceRecord::new(Name::new(name).ok()?, CLASS::IN, TTL, data(record)?));
         }
         for (name, record) in &answer.additional {
@@ -162,6 +181,25 @@ pub(crate) fn is_truncated(answer: &[u8]) -> bool {
     answer.get(2).is_some_and(|flags| flags & FLAG_TRUNCATED != 0)
 }
 
+/// Whether who answers couldn't find out, which says nothing about the name.
+pub(crate) fn fails(answer: &[u8]) -> bool {
+    !matches!(code(answer), Some(0 | NAME_ERROR))
+}
+
+/// Whether another resolver may well know: what glibc's goes on to the next for.
+pub(crate) fn passes_on(answer: &[u8]) -> bool {
+    matches!(code(answer), Some(SERVER_FAILURE | NOT_IMPLEMENTED | REFUSED))
+}
+
+/// Whether the name is one.
+pub(crate) fn exists(answer: &[u8]) -> bool {
+    code(answer) != Some(NAME_ERROR)
+}
+
+fn code(answer: &[u8]) -> Option<u8> {
+    answer.get(3).map(|flags| flags & 0x0f)
+}
+
 /// Whether an answer is one to this question.
 pub(crate) fn answers(answer: &[u8], query: &[u8]) -> bool {
     let question = |message: &[u8]| {
@@ -182,7 +220,8 @@ pub(crate) fn address(answer: &mut [u8], query: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// What tells questions apart: the question, case apart, and what the flags and EDNS ask for beside it.
+/// What tells questions apart: the question, case apart, and what the flags and EDNS ask for beside it. A cookie (RFC 7873) is its client's
+/// alone, who takes no answer with another's.
 pub(crate) fn cache_key(query: &[u8]) -> Option<Vec<u8>> {
     let end = questions_end(query)?;
     let mut key = query[HEADER..end].to_ascii_lowercase();
@@ -190,14 +229,14 @@ pub(crate) fn cache_key(query: &[u8]) -> Option<Vec<u8>> {
     if let Some(opt) = records(query)?.into_iter().find(|record| record.kind == TYPE_OPT) {
         // DO, as part of what is a record's time to live.
         key.extend([1, query.get(opt.ttl + 2).copied().unwrap_or_default() & 0x80]);
+        key.extend(query.get(opt.ttl + 6..opt.end)?);
     }
     Some(key)
 }
 
 /// How long an answer may be kept, and where the times to live stand in it. Only what is there and what surely isn't is worth keeping.
 pub(crate) fn lifetime(answer: &[u8]) -> Option<(u32, Vec<usize>)> {
-    let code = answer.get(3)? & 0x0f;
-    if !matches!(code, 0 | 3) || is_truncated(answer) {
+    if fails(answer) || is_truncated(answer) {
         return None;
     }
     let records = records(answer)?;
@@ -269,7 +308,7 @@ mod tests {
         let parsed = Query::parse(&query).unwrap();
         assert_eq!((parsed.name.as_str(), parsed.kind), ("web.shop.svc.cluster.local", 1));
         let answer = Answer { exists: true, records: vec![Record::Address([10, 96, 0, 5].into())], additional: Vec::new() };
-        let bytes = parsed.answer("cluster.local", &answer, &[]).unwrap();
+        let bytes = parsed.answer("cluster.local", &answer, &Behind::default()).unwrap();
         assert!(answers(&bytes, &query));
         assert_eq!(addresses(&bytes), [("Web.shop.svc.cluster.local".to_owned(), answer.records[0].clone())]);
         assert_eq!(lifetime(&bytes).unwrap().0, TTL);
@@ -280,7 +319,7 @@ mod tests {
     #[test]
     fn what_is_not_there_may_be_kept_too() {
         let query = question(7, "nope.cluster.local", 28).unwrap();
-        let bytes = Query::parse(&query).unwrap().answer("cluster.local", &Answer::default(), &[]).unwrap();
+        let bytes = Query::parse(&query).unwrap().answer("cluster.local", &Answer::default(), &Behind::default()).unwrap();
         assert_eq!(bytes[3] & 0x0f, 3);
         assert_eq!(lifetime(&bytes).unwrap().0, TTL);
     }

@@ -5,20 +5,20 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::timeout,
 };
 
 use super::{
     cache::Cache,
-    message::{self, Query},
+    message::{self, Behind, Query},
     upstream::{self, Transport, Upstream},
     zone::{Record, Zone},
 };
@@ -27,10 +27,12 @@ use crate::cidr::Cidr;
 const PORT: u16 = 53;
 /// Clients that wait to be accepted.
 const BACKLOG: i32 = 1024;
-/// Questions that wait for others' answers, and TCP connections, at once; what is beyond isn't heard.
+/// Questions that wait for others' answers at once, and TCP connections; what is beyond isn't heard.
 const AT_ONCE: usize = 1024;
 /// A TCP client's time between two questions.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long the zone is waited for: clients ask again after 5 s.
+const UNTOLD: Duration = Duration::from_secs(4);
 /// Aliases that lead to aliases.
 const ALIASES: usize = 8;
 
@@ -42,24 +44,31 @@ pub struct Resolver {
 
 #[derive(Debug)]
 struct Shared {
-    zone: RwLock<Arc<Zone>>,
+    domain: String,
+    /// None: it wasn't told yet.
+    zone: watch::Sender<Option<Arc<Zone>>>,
     cache: Mutex<Cache>,
     upstream: Upstream,
     clients: Vec<Cidr>,
-    room: Arc<Semaphore>,
+    /// For questions that others answer. Names of ours need none: while the world is silent, they are told.
+    room: Semaphore,
+    connections: Arc<Semaphore>,
 }
 
 impl Resolver {
     /// Listens on port 53 of these addresses, by UDP and TCP, in the calling thread's network namespace and tokio's
     /// runtime. The addresses needn't be there yet. `clients`: who is answered beside
-    /// the host. `resolv_conf`: where the host's resolvers are read from, whenever one is needed.
-    pub fn start(addresses: &[IpAddr], clients: Vec<Cidr>, resolv_conf: PathBuf) -> io::Result<Resolver> {
+    /// the host. `domain`: whose names are waited for until [`Resolver::set`] tells them. `resolv_conf`: where the host's resolvers
+    /// are read from, whenever one is needed.
+    pub fn start(addresses: &[IpAddr], clients: Vec<Cidr>, domain: &str, resolv_conf: PathBuf) -> io::Result<Resolver> {
         let shared = Arc::new(Shared {
-            zone: RwLock::default(),
+            domain: domain.to_ascii_lowercase(),
+            zone: watch::Sender::new(None),
             cache: Mutex::default(),
             upstream: Upstream { file: resolv_conf, own: addresses.to_vec() },
             clients,
-            room: Arc::new(Semaphore::new(AT_ONCE)),
+            room: Semaphore::new(AT_ONCE),
+            connections: Arc::new(Semaphore::new(AT_ONCE)),
         });
         let mut sockets = Vec::new();
         for ip in addresses {
@@ -75,7 +84,7 @@ impl Resolver {
 
     /// Names as they are from now on.
     pub fn set(&self, zone: Zone) {
-        *self.shared.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
+        self.shared.zone.send_replace(Some(Arc::new(zone)));
     }
 }
 
@@ -104,7 +113,6 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
     loop {
         // A client that has gone before its answer came (ECONNREFUSED) is no reason to stop.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let Ok(room) = shared.room.clone().try_acquire_owned() else { continue };
         if !shared.serves(client) {
             continue;
         }
@@ -113,7 +121,6 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
             if let Some(answer) = shared.answer(&query, Transport::Udp).await {
                 let _ = socket.send_to(&answer, client).await;
             }
-            drop(room);
         });
     }
 }
@@ -125,7 +132,7 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(room) = shared.room.clone().try_acquire_owned() else { continue };
+        let Ok(room) = shared.connections.clone().try_acquire_owned() else { continue };
         if shared.serves(client) {
             let shared = shared.clone();
             tokio::spawn(async move {
@@ -158,44 +165,67 @@ impl Shared {
             Ok(query) => query,
             Err(refusal) => return refusal,
         };
-        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let answer = match zone.answer(&query.name, query.kind) {
+        let Some(zone) = self.zone(&query.name).await else { return query.failed() };
+        let answered = match zone.answer(&query.name, query.kind) {
             Some(found) => {
-                let behind = self.behind(&zone, &found.records, query.kind).await;
-                query.answer(&zone.domain, &found, &behind)
+                self.behind(&zone, &found.records, query.kind).await.map(|behind| query.answer(&zone.domain, &found, &behind))
             }
-            None => match self.ask(bytes, transport).await {
-                Ok(answer) => Some(answer),
-                Err(error) => {
-                    tracing::debug!(name = query.name, %error, "the host's resolvers don't answer");
-                    query.failed()
-                }
-            },
-        }?;
+            None => self.ask(bytes, transport).await.map(Some),
+        };
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return None,
+            Err(error) => {
+                tracing::debug!(name = query.name, %error, "the host's resolvers don't answer");
+                None
+            }
+        };
+        let answer = answer.or_else(|| query.failed())?;
         if transport == Transport::Udp && answer.len() > query.room() { message::truncated(answer) } else { Some(answer) }
     }
 
-    /// What an alias leads to: clients don't ask again.
-    async fn behind(&self, zone: &Zone, records: &[Record], kind: u16) -> Vec<(String, Record)> {
-        let mut found = Vec::new();
+    /// The zone, for who asks for this name. One of ours is waited for until the zone is told, for the world would say that there is no such
+    /// name: who starts again while pods run knows them a moment later than he is asked.
+    async fn zone(&self, name: &str) -> Option<Arc<Zone>> {
+        let mut told = self.zone.subscribe();
+        let known = told.borrow().clone();
+        if known.is_some() || !name.strip_suffix(&self.domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) {
+            return known.or_else(|| Some(Arc::default()));
+        }
+        let _room = self.room.try_acquire().ok()?;
+        timeout(UNTOLD, told.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+    }
+
+    /// What an alias leads to: clients don't ask again. An error where that can't be found out, for the alias alone would say that there is
+    /// nothing.
+    async fn behind(&self, zone: &Zone, records: &[Record], kind: u16) -> io::Result<Behind> {
+        let mut behind = Behind::default();
         let mut next = match records {
             [Record::Alias(name)] if kind != super::zone::CNAME => Some(name.to_ascii_lowercase()),
             _ => None,
         };
         for _ in 0..ALIASES {
-            let Some(name) = next.take() else { break };
+            let Some(name) = next.take() else { return Ok(behind) };
             if let Some(answer) = zone.answer(name.trim_end_matches('.'), kind) {
                 if let [Record::Alias(further)] = answer.records.as_slice() {
                     next = Some(further.to_ascii_lowercase());
                 }
-                found.extend(answer.records.into_iter().map(|record| (name.clone(), record)));
+                behind.exists = answer.exists;
+                behind.records.extend(answer.records.into_iter().map(|record| (name.clone(), record)));
             } else {
-                let Some(question) = message::question(0, &name, kind) else { break };
-                let answer = self.ask(&question, Transport::Udp).await.unwrap_or_default();
-                found.extend(message::addresses(&answer));
+                let question = message::question(0, &name, kind).ok_or(io::ErrorKind::InvalidData)?;
+                let mut answer = self.ask(&question, Transport::Udp).await?;
+                if message::is_truncated(&answer) {
+                    answer = self.ask(&question, Transport::Tcp).await?;
+                }
+                if message::fails(&answer) {
+                    return Err(io::Error::other(format!("{name}: a resolver of the host can't tell")));
+                }
+                behind.exists = message::exists(&answer);
+                behind.records.extend(message::addresses(&answer));
             }
         }
-        found
+        Err(io::Error::other("aliases that lead to aliases, round and round"))
     }
 
     async fn ask(&self, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
@@ -204,6 +234,7 @@ impl Shared {
         if let Some(answer) = kept {
             return Ok(answer);
         }
+        let _room = self.room.try_acquire().map_err(|_| io::ErrorKind::ResourceBusy)?;
         let answer = self.upstream.ask(query, transport).await?;
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, &answer, Instant::now());
         Ok(answer)

@@ -36,15 +36,23 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Asks one after the other. The question goes as it came but for its ID, so EDNS and all flags reach who can follow them.
+    /// Asks one after the other, until one knows; who says that it can't tell is asked once. The question goes as it came but for its ID, so
+    /// EDNS and all flags reach who can follow them.
     pub(crate) async fn ask(&self, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
         let servers = self.servers();
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{} names no resolver", self.file.display()));
-        for server in servers.iter().cycle().take(servers.len() * ROUNDS) {
-            match timeout(PATIENCE, exchange(*server, query, transport)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{server} does not answer")),
+        for _ in 0..ROUNDS {
+            let mut refusal = None;
+            for server in &servers {
+                match timeout(PATIENCE, exchange(*server, query, transport)).await {
+                    Ok(Ok(answer)) if message::passes_on(&answer) => refusal = refusal.or(Some(answer)),
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{server} does not answer")),
+                }
+            }
+            if let Some(refusal) = refusal {
+                return Ok(refusal);
             }
         }
         Err(last)

@@ -137,7 +137,7 @@ impl Zone {
 
     /// `_port._protocol.service`, `hostname.service`.
     fn below(&self, namespace: &str, service: &str, rest: &[&str], kind: u16) -> Answer {
-        let Some(entry) = self.entry(namespace, service) else { return Answer::default() };
+        let Some(entry) = self.entry(namespace, service) else { return self.dotted(namespace, service, rest, kind) };
         let whole = format!("{service}.{namespace}.svc.{}", self.domain);
         match (rest, entry) {
             ([protocol, port], _) if protocol.starts_with('_') && port.starts_with('_') => {
@@ -151,6 +151,15 @@ impl Zone {
             // Where names of ports are.
             ([protocol], _) if matches!(*protocol, "_tcp" | "_udp" | "_sctp") => Answer { exists: true, ..Answer::default() },
             _ => Answer::default(),
+        }
+    }
+
+    /// A pod's name may have dots. `last`, then `rest`: its labels, from the last on.
+    fn dotted(&self, namespace: &str, last: &str, rest: &[&str], kind: u16) -> Answer {
+        let labels: Vec<&str> = rest.iter().rev().copied().chain([last]).collect();
+        match self.pods.get(&(namespace.to_owned(), labels.join("."))) {
+            Some(ips) => only(kind, ips.iter().copied().map(Record::Address).collect()),
+            None => Answer::default(),
         }
     }
 
