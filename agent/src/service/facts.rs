@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use netplug::Protocol;
 
 /// See the module's page.
@@ -37,10 +37,13 @@ pub struct Facts {
 
 impl Facts {
     /// Of a pod as the API shows it.
-    pub fn of(pod: &Pod) -> Self {
+    pub fn of<'a>(pod: &'a Pod) -> Self {
         let (meta, status) = (&pod.metadata, pod.status.as_ref());
         let spec = pod.spec.as_ref();
-        let containers = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+        // A port of an init container that ends is nobody's whom a Service could mean.
+        let stays = |init: &&Container| init.restart_policy.as_deref() == Some("Always");
+        let sidecars = |s: &'a PodSpec| s.init_containers.iter().flatten().filter(stays);
+        let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(sidecars(s)));
         let conditions = status.into_iter().flat_map(|s| s.conditions.iter().flatten());
         let set = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
         Self {
@@ -77,4 +80,20 @@ pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
 /// A protocol as manifests write it; TCP unless they do.
 pub fn protocol(text: Option<&str>) -> Protocol {
     text.and_then(|text| text.parse().ok()).unwrap_or(Protocol::Tcp)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_named_port_is_of_who_stays() {
+        let container = |name: &str, port: u16, more: &str| json!({"name": name, "image": "i", "ports": [{"name": "http", "containerPort": port}], "restartPolicy": more});
+        let init = [container("setup", 1, "Never"), container("proxy", 2, "Always")];
+        let pod = json!({"metadata": {}, "spec": {"initContainers": init, "containers": [{"name": "app", "ports": [{"name": "http", "containerPort": 3}]}]}});
+        let ports: Vec<u16> = Facts::of(&serde_json::from_value(pod).unwrap()).ports.iter().map(|(_, _, port)| *port).collect();
+        assert_eq!(ports, [3, 2]);
+    }
 }
