@@ -15,7 +15,9 @@ pub fn zone<'a>(domain: &str, services: impl Iterator<Item = (&'a Service, &'a [
     for pod in pods.values().flatten().filter(|pod| pod.reachable() && !pod.host_network) {
         zone.pods.insert((pod.namespace.clone(), pod.name.clone()), pod.ips.clone());
         let name = format!("{}.{}.svc.{domain}", pod.name, pod.namespace);
-        zone.reverse.extend(pod.ips.iter().map(|ip| (*ip, name.clone())));
+        if is_name(&name) {
+            zone.reverse.extend(pod.ips.iter().map(|ip| (*ip, name.clone())));
+        }
     }
     for (service, endpoints) in services {
         let Some(spec) = &service.spec else { continue };
@@ -42,10 +44,33 @@ pub fn zone<'a>(domain: &str, services: impl Iterator<Item = (&'a Service, &'a [
     zone
 }
 
+/// Whether a message can have it (RFC 1035, 2.3.4): a pod's name, which may have 253 characters, isn't one for that.
+fn is_name(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()))
+}
+
 fn target(endpoint: &Endpoint, service: &str, zone: &mut Zone) -> Target {
     if let Some(hostname) = &endpoint.hostname {
         zone.reverse.insert(endpoint.ip, format!("{hostname}.{service}"));
     }
     let ports = endpoint.ports.iter().filter(|(name, ..)| !name.is_empty()).cloned().collect();
     Target { ip: endpoint.ip, hostname: endpoint.hostname.clone(), ports }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::service::facts::Facts;
+
+    #[test]
+    fn a_pod_has_a_reverse_name_if_it_can() {
+        let pod = |name: String, last: u8| {
+            Arc::new(Facts { namespace: "shop".into(), name, ips: vec![[10, 85, 0, last].into()], ..Facts::default() })
+        };
+        let pods: Pods = [("shop".to_owned(), vec![pod("web.v1".into(), 2), pod("x".repeat(64), 3)])].into();
+        let zone = zone("cluster.local", std::iter::empty(), &pods);
+        assert_eq!(zone.reverse, [([10, 85, 0, 2].into(), "web.v1.shop.svc.cluster.local".to_owned())].into());
+    }
 }
