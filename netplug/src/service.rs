@@ -258,10 +258,13 @@ fn of_family(service: &Service, family: Family) -> Service {
     service
 }
 
-/// A service without endpoints has nothing here: the rule about `virtual` addresses refuses its connections.
+/// Of a service without endpoints, connections are refused. (At addresses of the services' ranges they are whatever port they are for.)
 fn fragment(service: &Service, id: u32, family: Family) -> Fragment {
     let mut fragment = Fragment::default();
     if service.endpoints.is_empty() {
+        for ip in &service.addresses {
+            fragment.add(&named("unserved", family), set::service_key(*ip, service.protocol, service.port), Value::None);
+        }
         return fragment;
     }
     let chain = chain_name(&format!("service{}-{id}/", family.digit()), &service.name);

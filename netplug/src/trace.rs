@@ -226,7 +226,8 @@ impl World<'_> {
             steps.push(step("forward", Verdict::Drop, "pods are isolated from each other".into()));
             return steps;
         }
-        if self.rules.service_ranges.iter().any(|range| range.contains(target.ip())) {
+        let unserved = self.claimant(flow, at_address(flow)).is_some() && !redirected;
+        if unserved || self.rules.service_ranges.iter().any(|range| range.contains(target.ip())) {
             let reason = format!("{target} is a service's address, but no service with a ready endpoint has it at that port");
             steps.push(step(gate, Verdict::Reject, reason));
             return steps;

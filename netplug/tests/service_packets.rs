@@ -124,6 +124,40 @@ fn the_hosts_ipv6_loopback_refuses_at_once() {
     assert!(shop.lab.node.ask(Tcp, "[::1]:30080").unwrap().starts_with("node "));
 }
 
+/// `externalIPs` are from no range of Services: who comes for one must not go on to where such addresses are routed, which may well be
+/// back to here.
+#[test]
+fn an_address_of_no_range_is_refused_where_no_endpoint_serves_it() {
+    let shop = shop();
+    let addresses = ["203.0.113.77", "2001:db8:77::1"];
+    shop.lab.outside.ip(&format!("route add {} via {NODE}", addresses[0]));
+    shop.lab.outside.ip(&format!("route add {} via {NODE6}", addresses[1]));
+    let addresses = addresses.map(|ip| ip.parse::<IpAddr>().unwrap());
+    let of = |endpoints: &[SocketAddr]| Service { addresses: addresses.to_vec(), ..service(8080, endpoints) };
+    let udp = |endpoints: &[SocketAddr]| Service { protocol: Udp, ..of(endpoints) };
+    enforce(&shop.network, vec![of(&[]), udp(&[])]);
+    for ip in addresses {
+        let address = SocketAddr::new(ip, 8080).to_string();
+        // Not from outside by UDP: that its way on is its way back is told first, which counts against the kernel's rate of ICMP.
+        let (pod, host, outside) = (&shop.client.netns, &shop.lab.node, &shop.lab.outside);
+        for (netns, who, protocol) in [(pod, "pod", Tcp), (pod, "pod", Udp), (host, "host", Tcp), (outside, "outside", Tcp)] {
+            let refused = netns.ask(protocol, &address).unwrap_err();
+            assert!(refused.contains("refused"), "{who} {protocol}: {refused}");
+        }
+        let flow = Flow {
+            source: shop.client_net.ips[usize::from(ip.is_ipv6())],
+            destination: SocketAddr::new(ip, 8080),
+            protocol: Tcp,
+        };
+        let way = wait(shop.network.trace(flow, Vec::new())).unwrap().remove(0);
+        assert_eq!(way.iter().map(|step| step.chain.as_str()).collect::<Vec<_>>(), ["forward"], "{way:?}");
+    }
+    enforce(&shop.network, vec![of(&endpoints(&[&shop.a_net])), udp(&[])]);
+    for ip in addresses {
+        assert!(shop.lab.outside.ask(Tcp, &SocketAddr::new(ip, 8080).to_string()).unwrap().starts_with("a "));
+    }
+}
+
 #[rstest]
 fn a_service_is_balanced_and_its_endpoints_see_who_calls(#[values("0", "1")] br_netfilter: &'static str) {
     let shop = shop_with(br_netfilter);

@@ -173,6 +173,7 @@ impl Table {
                 ("pods", Kind::Intervals(family)),
                 ("unmasked", Kind::Intervals(family)),
                 ("virtual", Kind::Intervals(family)),
+                ("unserved", Kind::Endpoints(family)),
                 ("ports", Kind::Ports(family)),
                 ("ports_at", Kind::PortsAt(family)),
                 ("selves", Kind::Pairs(family)),
@@ -214,11 +215,15 @@ impl Table {
             chain.push(Self::known());
         }
         for family in Family::BOTH {
-            let dead = Rule::new("a service without endpoints, or none").family(family);
-            let dead = dead.destination(family, Is::In, &named("virtual", family));
-            for rule in [dead.clone().protocol(Protocol::Tcp).reset(), dead.reject()] {
-                forward.push(rule.clone());
-                local.push(rule);
+            let none = Rule::new("a service without endpoints, or none").family(family);
+            let none = none.destination(family, Is::In, &named("virtual", family));
+            let dead =
+                Rule::new("a service without endpoints").family(family).destination_port(family, &named("unserved", family));
+            for dead in [none, dead] {
+                for rule in [dead.clone().protocol(Protocol::Tcp).reset(), dead.reject()] {
+                    forward.push(rule.clone());
+                    local.push(rule);
+                }
             }
         }
         BTreeMap::from([
