@@ -151,6 +151,38 @@ fn what_is_wrong_with_a_service_is_told_with_its_place() {
 }
 
 #[test]
+fn a_service_gets_what_another_one_lets_go() {
+    let node = NodeBox::start();
+    let wants = |name: &str, port: u16| {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: NAME}\nspec: {type: NodePort, ports: [{port: 80, nodePort: PORT}]}\n";
+        node.apply(&format!("{name}.yaml"), &text.replace("NAME", name).replace("PORT", &port.to_string()));
+    };
+    let has = |name: &str, port: u16| {
+        eventually(&format!("{name} has {port}"), || {
+            let service = node.run(&["get", "service", name, "-o", "json"]).result()?;
+            let service: serde_json::Value = serde_json::from_str(&service).map_err(|e| e.to_string())?;
+            if service["spec"]["ports"][0]["nodePort"] == port { Ok(()) } else { Err(service.to_string()) }
+        });
+    };
+    wants("first", 30081);
+    has("first", 30081);
+    wants("second", 30081);
+    node.tells(&["InvalidService", "default/second", "nodePort 30081: provided port is already allocated"]);
+    // By an edit, also one that asks for what the other has; and by its end.
+    wants("first", 30082);
+    has("second", 30081);
+    has("first", 30082);
+    wants("second", 30082);
+    node.tells(&["InvalidService", "default/second", "nodePort 30082: provided port is already allocated"]);
+    wants("first", 30081);
+    has("first", 30081);
+    has("second", 30082);
+    wants("second", 30081);
+    node.remove("first.yaml");
+    has("second", 30081);
+}
+
+#[test]
 fn a_pod_has_the_address_that_it_asks_for() {
     let node = NodeBox::start();
     let fixed = node.put(&pod("fixed").metadata("annotations: {nodeagent.dev/ips: 10.85.7.7}").runs("main", "sleep"));

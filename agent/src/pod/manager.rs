@@ -191,12 +191,13 @@ impl Manager {
                     self.node.recorder.node(Level::Warning, "InvalidService", &wrong);
                 }
                 self.reclaim.retain(|claim| claim != object.key());
-                self.node.store.put_object(&object);
-                self.node.objects.files.put(object);
+                self.put(object);
+                self.serve_again();
             }
             source::Event::DeleteObject(key) => {
                 self.node.services.forget(&key);
                 self.node.store.remove_object(&key);
+                self.serve_again();
                 if self.node.objects.files.remove(&key).is_some_and(|old| asks_deletion(&old)) {
                     self.reclaim.push(key);
                     self.reclaim_unused();
@@ -205,6 +206,7 @@ impl Manager {
             source::Event::InitDone => {
                 self.told(Whose::Files);
                 self.node.services.all_told();
+                self.serve_again();
             }
             source::Event::Listed => self.told(Whose::Cluster),
             source::Event::End { pod, grace } => self.end(pod, grace),
@@ -231,6 +233,18 @@ impl Manager {
                 }
                 self.node.recorder.node(Level::Normal, "ManifestMended", &format!("{} is as it should be again", file.display()));
             }
+        }
+    }
+
+    fn put(&self, object: ValidObject) {
+        self.node.store.put_object(&object);
+        self.node.objects.files.put(object);
+    }
+
+    /// Addresses and node ports that somebody let go are others' who ask for them.
+    fn serve_again(&self) {
+        for service in self.node.services.again() {
+            self.put(service);
         }
     }
 

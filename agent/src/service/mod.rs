@@ -9,6 +9,7 @@ pub mod facts;
 pub mod policies;
 pub mod zone;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use addresses::Addresses;
 use facts::Facts;
 
-use crate::model::{Body, ObjectKind, ObjectRef, ValidObject, ValidPod};
+use crate::model::{Body, ObjectKind, ObjectRef, Origin, ValidObject, ValidPod};
 
 /// What the rest of the agent has of services: cheap to ask, and silent where services are off.
 #[derive(Debug, Default)]
@@ -32,10 +33,14 @@ pub struct Services {
 #[derive(Debug)]
 struct On {
     addresses: Mutex<Addresses>,
+    /// Services that don't have all that they ask for, as they ask, and what stands in the way.
+    refused: Mutex<BTreeMap<ObjectRef, Refused>>,
     /// Whether any NetworkPolicy is in force: then a pod waits for it before it begins.
     guarded: Arc<AtomicBool>,
     messages: mpsc::UnboundedSender<Message>,
 }
+
+type Refused = (Arc<Service>, Origin, Vec<String>);
 
 /// What the controller is told beside changes in the store.
 #[derive(Debug)]
@@ -58,7 +63,7 @@ impl Services {
     pub fn new(addresses: Addresses) -> (Self, Inbox) {
         let (sender, messages) = mpsc::unbounded_channel();
         let guarded = Arc::new(AtomicBool::new(false));
-        let on = On { addresses: Mutex::new(addresses), guarded: guarded.clone(), messages: sender };
+        let on = On { addresses: Mutex::new(addresses), refused: Mutex::default(), guarded: guarded.clone(), messages: sender };
         (Self { on: Some(on), foreign: false }, Inbox { messages, guarded })
     }
 
@@ -80,13 +85,38 @@ impl Services {
         let (Some(on), Body::Service(service)) = (&self.on, object.body()) else { return (object, Vec::new()) };
         let mut given = Service::clone(service);
         let wrong = on.lock().assign(&mut given);
-        (ValidObject::trusted(Body::Service(Arc::new(given)), object.origin().clone()), wrong)
+        let origin = object.origin().clone();
+        let mut refused = on.refused();
+        if wrong.is_empty() {
+            refused.remove(object.key());
+        } else {
+            refused.insert(object.key().clone(), (service.clone(), origin.clone(), wrong.clone()));
+        }
+        (ValidObject::trusted(Body::Service(Arc::new(given)), origin), wrong)
+    }
+
+    /// Services that get now what they were refused: who had it has let it go.
+    pub fn again(&self) -> Vec<ValidObject> {
+        let Some(on) = &self.on else { return Vec::new() };
+        let (mut addresses, mut refused) = (on.lock(), on.refused());
+        let mut better = Vec::new();
+        for (service, origin, before) in refused.values_mut() {
+            let mut given = Service::clone(service);
+            let wrong = addresses.assign(&mut given);
+            if wrong != *before {
+                better.push(ValidObject::trusted(Body::Service(Arc::new(given)), origin.clone()));
+                *before = wrong;
+            }
+        }
+        refused.retain(|_, (.., wrong)| !wrong.is_empty());
+        better
     }
 
     /// The object is gone: its addresses are free.
     pub fn forget(&self, key: &ObjectRef) {
         if let (Some(on), ObjectKind::Service) = (&self.on, key.kind) {
             on.lock().release(key);
+            on.refused().remove(key);
         }
     }
 
@@ -116,6 +146,10 @@ impl Services {
 impl On {
     fn lock(&self) -> std::sync::MutexGuard<'_, Addresses> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectRef, Refused>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
