@@ -2,8 +2,8 @@
 //! change costs nothing: a pod that became ready concerns the Services that select it alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -136,7 +136,7 @@ impl Controller {
         inbox.guarded.store(!state.policies.is_empty(), Ordering::Release);
         state.in_force &= !changed && !others && state.waiting.is_empty();
         if state.told && state.missing.is_empty() && !state.in_force {
-            self.tell(state).await;
+            self.tell(state, inbox).await;
             state.in_force = !state.failed;
         }
     }
@@ -180,11 +180,13 @@ impl Controller {
         }
     }
 
-    async fn tell(&self, state: &mut State) {
+    async fn tell(&self, state: &mut State, inbox: &Inbox) {
         self.enforce(state).await;
+        let services = state.computed.values().map(|computed| (&*computed.service, computed.endpoints.as_slice()));
+        let zone = Arc::new(zone::zone(&self.domain, services, &state.pods));
+        *inbox.names.write().unwrap_or_else(PoisonError::into_inner) = zone.clone();
         if let Some(resolver) = &self.resolver {
-            let services = state.computed.values().map(|computed| (&*computed.service, computed.endpoints.as_slice()));
-            resolver.set(zone::zone(&self.domain, services, &state.pods));
+            resolver.set(zone);
         }
     }
 

@@ -12,9 +12,10 @@ pub mod zone;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use k8s_openapi::api::core::v1::Service;
+use netplug::dns::Zone;
 use tokio::sync::{mpsc, oneshot};
 
 pub use addresses::Addresses;
@@ -37,6 +38,7 @@ struct On {
     refused: Mutex<BTreeMap<ObjectRef, Refused>>,
     /// Whether any NetworkPolicy is in force: then a pod waits for it before it begins.
     guarded: Arc<AtomicBool>,
+    names: Arc<RwLock<Arc<Zone>>>,
     messages: mpsc::UnboundedSender<Message>,
 }
 
@@ -56,6 +58,7 @@ pub(crate) enum Message {
 pub struct Inbox {
     pub(crate) messages: mpsc::UnboundedReceiver<Message>,
     pub(crate) guarded: Arc<AtomicBool>,
+    pub(crate) names: Arc<RwLock<Arc<Zone>>>,
 }
 
 impl Services {
@@ -63,8 +66,10 @@ impl Services {
     pub fn new(addresses: Addresses) -> (Self, Inbox) {
         let (sender, messages) = mpsc::unbounded_channel();
         let guarded = Arc::new(AtomicBool::new(false));
-        let on = On { addresses: Mutex::new(addresses), refused: Mutex::default(), guarded: guarded.clone(), messages: sender };
-        (Self { on: Some(on), foreign: false }, Inbox { messages, guarded })
+        let names = Arc::<RwLock<Arc<Zone>>>::default();
+        let inbox = Inbox { messages, guarded: guarded.clone(), names: names.clone() };
+        let on = On { addresses: Mutex::new(addresses), refused: Mutex::default(), guarded, names, messages: sender };
+        (Self { on: Some(on), foreign: false }, inbox)
     }
 
     /// CNI plugins wire the pods: Services and policies of files have no effect, and whoever writes one is told.
@@ -110,6 +115,11 @@ impl Services {
         }
         refused.retain(|_, (.., wrong)| !wrong.is_empty());
         better
+    }
+
+    /// The names that pods' questions are answered from, now.
+    pub fn names(&self) -> Arc<Zone> {
+        self.on.as_ref().map(|on| on.names.read().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// The object is gone: its addresses are free.

@@ -83,8 +83,8 @@ impl Resolver {
     }
 
     /// Names as they are from now on.
-    pub fn set(&self, zone: Zone) {
-        self.shared.zone.send_replace(Some(Arc::new(zone)));
+    pub fn set(&self, zone: impl Into<Arc<Zone>>) {
+        self.shared.zone.send_replace(Some(zone.into()));
     }
 }
 

@@ -2,15 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use netplug::{Flow, Hook, Protocol, Step};
 
-use super::target::Target;
+use super::target::{Found, Target, find};
 use super::view::{NetworkView, PodView, TraceView};
 use crate::model::namespaced_name;
 use crate::pod::Node;
 use crate::pod::node::NodeError;
 use crate::service::facts::addresses;
+
+/// Aliases that lead to aliases, as far as the resolver goes.
+const ALIASES: usize = 8;
 
 /// The whole network.
 pub async fn view(node: &Node) -> Result<NetworkView, NodeError> {
@@ -81,14 +84,25 @@ fn passes(way: &[Step], hook: Hook) -> bool {
 
 /// Names of this node first, as the pods' resolver has it, then those of the world.
 async fn resolve(node: &Node, pod: &Pod, target: &Target<'_>) -> Result<Vec<IpAddr>, NodeError> {
-    let (services, pods) = (node.store.workloads::<Service>().objects, node.store.pods().objects);
-    let services: Vec<&Service> = services.iter().map(|service| &**service).collect();
-    let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    if let Some(known) = target.known(namespace, &node.runtime.settings().cluster_domain, &services, &pods) {
-        return Ok(known);
+    if let Some(ip) = target.address() {
+        return Ok(vec![ip]);
     }
-    let found = tokio::net::lookup_host((target.host, target.port)).await;
+    let zone = node.services.names();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let names = target.names(namespace, &node.runtime.settings().cluster_domain);
+    let mut found = names.iter().find_map(|name| find(&zone, name));
+    let mut world = target.host.to_owned();
+    for _ in 0..ALIASES {
+        match found {
+            Some(Found::Addresses(ips)) => return Ok(ips),
+            Some(Found::Alias(other)) => {
+                found = find(&zone, &other);
+                world = other;
+            }
+            None => break,
+        }
+    }
+    let found = tokio::net::lookup_host((world.as_str(), target.port)).await;
     let why = |e: std::io::Error| NodeError::NotFound(format!("{}: no Service or pod of that name here, and {e}", target.host));
     Ok(found.map_err(why)?.map(|address| address.ip()).collect())
 }

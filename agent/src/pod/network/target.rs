@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use netplug::dns::{Record, Zone};
 
-use crate::service::facts::addresses;
+/// Types of records (RFC 1035, RFC 3596).
+const A: u16 = 1;
+const AAAA: u16 = 28;
 
 /// A place to call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,46 +31,47 @@ impl<'a> Target<'a> {
         if host.is_empty() { Err(wrong()) } else { Ok(Self { host, port }) }
     }
 
-    /// The addresses of a name that a pod of that namespace calls: a Service's, or another pod's. None: no such name here.
-    pub fn known(&self, namespace: &str, domain: &str, services: &[&Service], pods: &[&Pod]) -> Option<Vec<IpAddr>> {
-        if let Ok(ip) = self.host.parse() {
-            return Some(vec![ip]);
-        }
-        let host = self.host.trim_end_matches('.');
-        let host = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.')).unwrap_or(host);
-        let host = host.strip_suffix(".svc").unwrap_or(host);
-        let (name, namespace) = match host.split('.').collect::<Vec<_>>().as_slice() {
-            [name] => (*name, namespace),
-            [name, namespace] => (*name, *namespace),
-            _ => return None,
-        };
-        let is = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
-            meta.name.as_deref() == Some(name) && meta.namespace.as_deref().unwrap_or("default") == namespace
-        };
-        let service = services.iter().find(|service| is(&service.metadata)).and_then(|service| service.spec.as_ref());
-        let cluster: Vec<IpAddr> =
-            service.into_iter().flat_map(|spec| spec.cluster_ips.iter().flatten()).filter_map(|ip| ip.parse().ok()).collect();
-        if !cluster.is_empty() {
-            return Some(cluster);
-        }
-        // A headless one's pods each have a way of their own; the first stands for all.
-        let selector = service.and_then(|spec| spec.selector.as_ref()).filter(|selector| !selector.is_empty());
-        let has = |pod: &Pod, key, value| pod.metadata.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value);
-        let fits = |pod: &&&Pod| match selector {
-            Some(selector) => {
-                pod.metadata.namespace.as_deref() == Some(namespace) && selector.iter().all(|(key, value)| has(pod, key, value))
-            }
-            None => is(&pod.metadata),
-        };
-        let ips = addresses(pods.iter().find(fits)?);
-        if ips.is_empty() { None } else { Some(ips) }
+    /// Its address, if it is one.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok().map(|ip: IpAddr| ip.to_canonical())
     }
+
+    /// The names that a pod of that namespace asks for in turn, in the form that the zone has them: a cluster's search list, and the name as it is.
+    /// <https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/#namespaces-of-services>
+    pub fn names(&self, namespace: &str, domain: &str) -> Vec<String> {
+        let host = self.host.to_ascii_lowercase();
+        if let Some(whole) = host.strip_suffix('.') {
+            return vec![whole.to_owned()];
+        }
+        vec![format!("{host}.{namespace}.svc.{domain}"), format!("{host}.svc.{domain}"), format!("{host}.{domain}"), host]
+    }
+}
+
+/// What a name of this node is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Of one family or of both.
+    Addresses(Vec<IpAddr>),
+    /// Another name, which may be the world's.
+    Alias(String),
+}
+
+/// None: no such name here, or one without an address.
+pub fn find(zone: &Zone, name: &str) -> Option<Found> {
+    let records: Vec<Record> =
+        [A, AAAA].iter().filter_map(|kind| zone.answer(name, *kind)).flat_map(|answer| answer.records).collect();
+    if let Some(Record::Alias(other)) = records.first() {
+        return Some(Found::Alias(other.to_ascii_lowercase().trim_end_matches('.').to_owned()));
+    }
+    let ips: Vec<IpAddr> =
+        records.iter().filter_map(|record| if let Record::Address(ip) = record { Some(*ip) } else { None }).collect();
+    if ips.is_empty() { None } else { Some(Found::Addresses(ips)) }
 }
 
 #[cfg(test)]
 mod tests {
+    use netplug::dns::Entry;
     use rstest::rstest;
-    use serde_json::json;
 
     use super::*;
 
@@ -88,27 +91,30 @@ mod tests {
     }
 
     #[rstest]
-    #[case("web", &["10.96.0.1"])]
-    #[case("web.shop", &["10.96.0.1"])]
-    #[case("web.shop.svc", &["10.96.0.1"])]
-    #[case("web.shop.svc.cluster.local.", &["10.96.0.1"])]
-    #[case("each", &["10.85.0.2"])]
-    #[case("db", &["10.85.0.2"])]
-    #[case("10.1.2.3", &["10.1.2.3"])]
-    #[case("web.other", &[])]
-    #[case("example.com.", &[])]
-    fn names(#[case] host: &str, #[case] expected: &[&str]) {
-        let service = |name: &str, spec: serde_json::Value| -> Service {
-            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})).unwrap()
-        };
-        let web = service("web", json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"]}));
-        let each = service("each", json!({"clusterIP": "None", "clusterIPs": ["None"], "selector": {"app": "db"}}));
-        let db = json!({
-            "metadata": {"name": "db", "namespace": "shop", "labels": {"app": "db"}}, "status": {"podIPs": [{"ip": "10.85.0.2"}]},
-        });
-        let db: Pod = serde_json::from_value(db).unwrap();
-        let found = Target { host, port: 80 }.known("shop", "cluster.local", &[&web, &each], &[&db]);
-        let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().unwrap()).collect();
-        assert_eq!(found.unwrap_or_default(), expected);
+    #[case("Web", &["web.shop.svc.cluster.local", "web.svc.cluster.local", "web.cluster.local", "web"])]
+    #[case("Example.com.", &["example.com"])]
+    fn a_name_is_asked_for_as_pods_do(#[case] host: &str, #[case] names: &[&str]) {
+        assert_eq!(Target { host, port: 80 }.names("shop", "cluster.local"), names);
+    }
+
+    #[rstest]
+    #[case("10.1.2.3", Some("10.1.2.3"))]
+    #[case("::ffff:10.1.2.3", Some("10.1.2.3"))]
+    #[case("fd00::7", Some("fd00::7"))]
+    #[case("web", None)]
+    fn an_address_is_one(#[case] host: &str, #[case] ip: Option<&str>) {
+        assert_eq!(Target { host, port: 80 }.address(), ip.map(|ip| ip.parse().unwrap()));
+    }
+
+    #[test]
+    fn names_lead_to_addresses_or_to_other_names() {
+        let ips: Vec<IpAddr> = ["10.85.0.2", "fd00::2"].map(|ip| ip.parse().unwrap()).into();
+        let mut zone = Zone { domain: "cluster.local".into(), ..Zone::default() };
+        zone.pods.insert(("shop".into(), "db".into()), ips.clone());
+        zone.services.insert(("shop".into(), "out".into()), Entry::External("Example.com".into()));
+        assert_eq!(find(&zone, "db.shop.svc.cluster.local"), Some(Found::Addresses(ips)));
+        assert_eq!(find(&zone, "out.shop.svc.cluster.local"), Some(Found::Alias("example.com".into())));
+        assert_eq!(find(&zone, "no.shop.svc.cluster.local"), None);
+        assert_eq!(find(&zone, "example.com"), None);
     }
 }
