@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::{Cluster, Failure, answer, mirror};
@@ -29,10 +29,10 @@ const PACE: Rate = Rate { burst: 100, refill: Duration::from_millis(20) };
 /// Events that wait to be told; further ones are dropped.
 const KEPT: usize = 1024;
 
-/// Follows the events; never returns.
-pub(super) async fn follow(cluster: &Cluster, node: &Node) {
+/// Follows the events; never returns. `used` hears whenever all of them are told.
+pub(super) async fn follow(cluster: &Cluster, node: &Node, used: &Notify) {
     let (waiting, events) = mpsc::channel(KEPT);
-    tokio::join!(collect(cluster, node, waiting), tell_all(cluster, events));
+    tokio::join!(collect(cluster, node, waiting), tell_all(cluster, events, used));
 }
 
 /// Those that the API server is to know, what happened before it knew the node among them.
@@ -58,7 +58,7 @@ async fn collect(cluster: &Cluster, node: &Node, waiting: mpsc::Sender<Event>) {
     }
 }
 
-async fn tell_all(cluster: &Cluster, mut events: mpsc::Receiver<Event>) {
+async fn tell_all(cluster: &Cluster, mut events: mpsc::Receiver<Event>, used: &Notify) {
     let mut pace = Budget::full(PACE, Instant::now());
     while let Some(first) = events.recv().await {
         tokio::time::sleep(AFTER).await;
@@ -70,6 +70,7 @@ async fn tell_all(cluster: &Cluster, mut events: mpsc::Receiver<Event>) {
             tell(cluster, event).await;
             next = events.try_recv().ok();
         }
+        used.notify_one();
     }
 }
 

@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, NodeSpec, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, Client};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 pub(crate) use accounts::Token;
 use clock::Clock;
@@ -156,12 +156,13 @@ impl Cluster {
     }
 
     /// Until the agent ends: the node is registered and its lease renewed, its pods told to the manager and their state to the API server.
-    pub async fn run(self: Arc<Self>, node: Arc<Node>, object: NodeNow, manager: mpsc::Sender<source::Event>) {
+    /// `used` hears of work that leaves memory behind.
+    pub async fn run(self: Arc<Self>, node: Arc<Node>, object: NodeNow, manager: mpsc::Sender<source::Event>, used: Arc<Notify>) {
         tokio::join!(
             self.be_known(&node, &object),
             source::apiserver::watch(&self, &node, &manager),
             report::follow(&self, &node),
-            events::follow(&self, &node),
+            events::follow(&self, &node, &used),
             mirror::follow(&self, &node),
             csi_node::follow(&self, &node),
             clock::follow(&self, &node),

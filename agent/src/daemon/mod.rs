@@ -170,7 +170,8 @@ pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     let ended = CancellationToken::new();
     let access = cluster.as_deref().map(|cluster| kubelet::of_cluster(&settings, &node.host_ips, cluster)).transpose()?;
     kubelet::serve(&settings, handle.clone(), &node.host_ips, access, ended.clone()).await?;
-    tokio::spawn(memory::tidy(node.store.pods().changes, server.used()));
+    let used = server.used();
+    tokio::spawn(memory::tidy(node.store.pods().changes, used.clone()));
     let serving = tokio::spawn(server.serve(ended.clone()));
     if let Some((controller, inbox)) = services {
         tokio::spawn(controller.run(inbox));
@@ -188,7 +189,7 @@ pub async fn run(mut settings: Settings) -> Result<Ending, DaemonError> {
     let other_ranges = ranges::follow(given, cluster.clone(), node.clone());
     if let Some(cluster) = cluster {
         let object = machine_object(&settings, &node);
-        tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone()));
+        tokio::spawn(cluster.run(node.clone(), Box::new(object), pods.clone(), used));
     }
     let controlling = tokio::spawn(workloads.run(told, pods));
     let mut managing = tokio::spawn(manager.run(wanted, inbox));
