@@ -61,20 +61,14 @@ fn labels_and_taints_that_others_gave_the_node_count() {
         (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) = (label, tolerations);
         server.put(&path(name), pod);
     };
-    let fails = |name: &str, reason: &str| {
-        eventually(&format!("{name} has failed"), || match server.get(&path(name)) {
-            Some(pod) if pod["status"]["phase"] == "Failed" && pod["status"]["reason"] == reason => Ok(()),
-            pod => Err(format!("{pod:?}")),
-        });
-    };
     let all = json!([{"operator": "Exists"}]);
     wants("fast", json!({"disk": "ssd"}), all.clone());
     wants("slow", json!({"disk": "hdd"}), all.clone());
     wants("dry", json!({}), json!([]));
     join(&node, &server);
     is_told(&server, "fast");
-    fails("slow", "NodeAffinity");
-    fails("dry", "TaintToleration");
+    assert_eq!(is_over(&node, &server, "slow", "Failed")["reason"], "NodeAffinity");
+    assert_eq!(is_over(&node, &server, "dry", "Failed")["reason"], "TaintToleration");
     // Files' pods are here whatever the taints.
     node.put(&pod("ours").spec("nodeSelector: {disk: ssd}").runs("main", "sleep")).is_ready();
 
@@ -199,10 +193,14 @@ fn a_newer_api_servers_fields_do_no_harm() {
 
 /// The pod as somebody has asked it to end.
 fn ending(name: &str, finalizers: &Value) -> Value {
-    let mut pod = a_pod(name);
+    let mut pod = asked_to_end(a_pod(name));
+    pod["metadata"]["finalizers"] = finalizers.clone();
+    pod
+}
+
+fn asked_to_end(mut pod: Value) -> Value {
     pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     pod["metadata"]["deletionGracePeriodSeconds"] = json!(1);
-    pod["metadata"]["finalizers"] = finalizers.clone();
     pod
 }
 
@@ -595,10 +593,7 @@ fn a_pod_that_was_turned_away_has_failed_for_good() {
     server.put(&path("second"), greedy("second"));
     let told = is_over(&node, &server, "second", "Failed");
     assert_eq!(told["reason"], "OutOfcpu", "{told}");
-    let mut end = greedy("first");
-    end["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    end["metadata"]["deletionGracePeriodSeconds"] = json!(1);
-    server.put(&path("first"), end);
+    server.put(&path("first"), asked_to_end(greedy("first")));
     node.pod("first").is_gone();
     // There is room for another by now.
     server.put(&path("third"), greedy("third"));
@@ -611,10 +606,7 @@ fn a_pod_that_was_turned_away_has_failed_for_good() {
     is_told(&server, "more");
     assert_eq!(is_over(&node, &server, "second", "Failed"), told);
     assert_eq!(node.pod("second").get().expect("it is there")["status"]["reason"], "OutOfcpu");
-    let mut end = greedy("second");
-    end["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    end["metadata"]["deletionGracePeriodSeconds"] = json!(1);
-    server.put(&path("second"), end);
+    server.put(&path("second"), asked_to_end(greedy("second")));
     eventually("it is gone from the API server", || server.get(&path("second")).map_or(Ok(()), |pod| Err(pod.to_string())));
     let left = node.root().join("var/lib/nodeagent/pods/uid-of-second");
     eventually("nothing is left of it", || if left.exists() { Err(left.display().to_string()) } else { Ok(()) });

@@ -44,6 +44,8 @@ pub(super) struct Resolved {
     pub read_only: Vec<String>,
     /// Folders of the node's own disks that a pod may write: they are given to its fsGroup.
     pub disks: Vec<String>,
+    /// Why a volume must not be mounted here: what is mounted already is taken back all the same.
+    pub elsewhere: Option<runtime::Error>,
     /// Volumes that CSI drivers mount, by their names in the pod.
     pub csi: BTreeMap<String, Wanted>,
 }
@@ -52,11 +54,11 @@ impl Node {
     /// What a pod's claims stand for.
     pub(super) fn resolve_claims(&self, pod: &ValidPod) -> Result<Resolved, runtime::Error> {
         let mut read_only = Vec::new();
-        let mut disks = Vec::new();
+        let (mut disks, mut elsewhere) = (Vec::new(), None);
         let mut csi = super::csi::inline(pod);
         let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         if *pod.origin() != Origin::Api || !pod.spec().volumes.iter().flatten().any(claims) {
-            return Ok(Resolved { pod: pod.clone(), read_only, disks, csi });
+            return Ok(Resolved { pod: pod.clone(), read_only, disks, elsewhere, csi });
         }
         let mut object = k8s_openapi::api::core::v1::Pod::clone(pod.object());
         for volume in object.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten()) {
@@ -73,7 +75,9 @@ impl Node {
             if only_read {
                 read_only.push(volume.name.clone());
             }
-            self.check_place(&of).map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
+            if let Err(message) = self.check_place(&of) {
+                elsewhere.get_or_insert_with(|| runtime::Error::volume(pod, &volume.name, message));
+            }
             if is_folder_of_a_disk(&of) && !only_read {
                 disks.push(volume.name.clone());
             }
@@ -83,7 +87,7 @@ impl Node {
             }
             *volume = made_of(&volume.name, &of).map_err(|message| runtime::Error::volume(pod, &volume.name, message))?;
         }
-        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only, disks, csi })
+        Ok(Resolved { pod: ValidPod::trusted(object, Origin::Api), read_only, disks, elsewhere, csi })
     }
 
     /// A volume that only other nodes can reach is no volume here, whoever bound its claim.

@@ -314,9 +314,7 @@ impl Node {
 
     /// A pod that is a file's, not the API server's.
     pub(crate) fn files_pod(&self, uid: &PodUid) -> Option<Arc<k8s::Pod>> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.clone();
-        let of_file = live.lock().unwrap_or_else(PoisonError::into_inner).of_file;
-        if of_file { self.store.pod(uid) } else { None }
+        if self.live(uid)?.of_file { self.store.pod(uid) } else { None }
     }
 }
 

@@ -258,7 +258,7 @@ impl Seen {
             let claim = volume.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone());
             let place = match (&claim, &volume.empty_dir) {
                 (Some(claim), _) => settings.claims.join(pod.namespace()).join(claim),
-                (None, Some(_)) => settings.volume_dir(pod.uid(), "empty-dir", &volume.name),
+                (None, Some(_)) => settings.empty_dir(pod.uid(), &volume.name),
                 _ => return None,
             };
             let used = usage::used(&place).ok()?;

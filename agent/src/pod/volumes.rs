@@ -36,7 +36,10 @@ impl Node {
             return Ok(Volumes::new());
         }
         let turn = turn.take().await;
-        let Resolved { pod, read_only, disks, csi } = self.resolve_claims(pod)?;
+        let Resolved { pod, read_only, disks, elsewhere, csi } = self.resolve_claims(pod)?;
+        if let Some(error) = elsewhere {
+            return Err(error);
+        }
         let images = self.attach_volumes(&pod).await?;
         let mounted = self.mount_all(&pod, csi).await?;
         let (node, pod_ips) = (self.clone(), pod_ips.to_vec());

@@ -1073,18 +1073,14 @@ impl Worker {
         if error.is_some_and(|error| error.event() == "FailedMount") {
             return;
         }
-        let mut told = Vec::new();
         if !self.pulled.remove(name) {
-            told.push(("Pulled", words::present(self.image_of(name))));
+            self.say(Some(name), Level::Normal, "Pulled", &words::present(self.image_of(name)));
         }
         if error.is_none_or(|error| error.reason() == "StartError") {
-            told.push(("Created", words::CREATED.to_owned()));
+            self.say(Some(name), Level::Normal, "Created", words::CREATED);
         }
         if error.is_none() {
-            told.push(("Started", words::STARTED.to_owned()));
-        }
-        for (reason, message) in told {
-            self.say(Some(name), Level::Normal, reason, &message);
+            self.say(Some(name), Level::Normal, "Started", words::STARTED);
         }
     }
 

@@ -57,7 +57,7 @@ impl Runtime {
     /// Removes what is in its emptyDirs: the pod is over and the disk is scarce.
     pub fn clear_volumes(&self, pod: &ValidPod) {
         for volume in pod.spec().volumes.iter().flatten().filter(|volume| volume.empty_dir.is_some()) {
-            let folder = self.settings.volume_dir(pod.uid(), "empty-dir", &volume.name);
+            let folder = self.settings.empty_dir(pod.uid(), &volume.name);
             if let Err(error) = remove_tree(&folder) {
                 tracing::warn!("removing the volume {}: {error}", folder.display());
             }

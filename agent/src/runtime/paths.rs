@@ -48,6 +48,11 @@ impl Settings {
         self.pod_lib(uid).join("volumes").join(kind).join(name)
     }
 
+    /// An emptyDir, among the pod's volumes.
+    pub fn empty_dir(&self, uid: &PodUid, name: &str) -> PathBuf {
+        self.volume_dir(uid, "empty-dir", name)
+    }
+
     /// The folder of a PersistentVolumeClaim.
     pub fn claim_dir(&self, namespace: &str, name: &str) -> PathBuf {
         self.claims.join(namespace).join(name)

@@ -15,4 +15,4 @@ mod upstream;
 mod zone;
 
 pub use server::Resolver;
-pub use zone::{Answer, Entry, Record, Target, Zone};
+pub use zone::{A, AAAA, Answer, Entry, Record, Target, Zone};

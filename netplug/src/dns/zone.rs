@@ -5,12 +5,14 @@ use std::{collections::HashMap, net::IpAddr};
 
 use crate::settings::Protocol;
 
-/// The type numbers that the zone has records of.
-pub(crate) const A: u16 = 1;
+/// The type of records of an IPv4 address (RFC 1035).
+pub const A: u16 = 1;
+/// Of an IPv6 address (RFC 3596).
+pub const AAAA: u16 = 28;
+// Others that the zone has records of.
 pub(crate) const CNAME: u16 = 5;
 pub(crate) const PTR: u16 = 12;
 pub(crate) const TXT: u16 = 16;
-pub(crate) const AAAA: u16 = 28;
 pub(crate) const SRV: u16 = 33;
 pub(crate) const ANY: u16 = 255;
 

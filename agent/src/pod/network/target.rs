@@ -2,11 +2,7 @@
 
 use std::net::IpAddr;
 
-use netplug::dns::{Record, Zone};
-
-/// Types of records (RFC 1035, RFC 3596).
-const A: u16 = 1;
-const AAAA: u16 = 28;
+use netplug::dns::{A, AAAA, Record, Zone};
 
 /// A place to call.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -103,7 +103,7 @@ pub fn refresh(input: Input<'_>, settings: &Settings) -> Vec<Cause> {
 fn one(input: Input<'_>, settings: &Settings, volume: &Volume) -> Result<(PathBuf, bool), Cause> {
     let pod = input.pod;
     if let Some(source) = &volume.empty_dir {
-        let path = settings.volume_dir(pod.uid(), "empty-dir", &volume.name);
+        let path = settings.empty_dir(pod.uid(), &volume.name);
         empty_dir::make(pod, settings, source, &path)?;
         return Ok((path, false));
     }

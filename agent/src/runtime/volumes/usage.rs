@@ -55,7 +55,7 @@ impl std::ops::Add for Used {
 /// The kubelet's sentence about the first limit that is exceeded: of a volume, of the pod as a whole, of a container.
 pub fn over_limit(pod: &ValidPod, settings: &Settings) -> Option<String> {
     let too_large = limits(pod).find_map(|(name, limit, written)| {
-        let used = used(&settings.volume_dir(pod.uid(), "empty-dir", name)).unwrap_or_default().bytes;
+        let used = used(&settings.empty_dir(pod.uid(), name)).unwrap_or_default().bytes;
         (used > limit).then(|| format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{written}\". "))
     });
     if too_large.is_some() || pod.all_containers().all(|c| limit(c).is_none()) {
@@ -89,7 +89,7 @@ fn of_volumes(pod: &ValidPod, settings: &Settings) -> Used {
         .iter()
         .flatten()
         .filter(|v| v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or_default().is_empty()));
-    let each = on_disk.map(|v| used(&settings.volume_dir(pod.uid(), "empty-dir", &v.name)).unwrap_or_default());
+    let each = on_disk.map(|v| used(&settings.empty_dir(pod.uid(), &v.name)).unwrap_or_default());
     each.fold(Used::default(), std::ops::Add::add)
 }
 

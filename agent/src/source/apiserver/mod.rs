@@ -302,11 +302,11 @@ impl Source<'_> {
             return self.begin(pod).await;
         }
         let asked = self.needs.want(&pod);
-        let misplaced = self.node.admission.is_place_of(&pod).is_err();
         if before.is_some() && !self.waiting.contains_key(uid) {
             // What it refers to is known, or comes when it comes.
             return self.begin(pod).await;
         }
+        let misplaced = self.node.admission.is_place_of(&pod).is_err();
         // One that runs already, a file's so far, is to miss nothing.
         let runs = self.node.store.pod(uid).is_some() || self.has_holder(uid);
         if !runs && !misplaced && only_containers_need(&pod) {
